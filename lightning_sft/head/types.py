@@ -1,0 +1,62 @@
+"""What goes into a head and what comes out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightning_sft.scores import TokenScores
+
+
+@dataclass(frozen=True)
+class Unembedding:
+    """How a model turns a hidden state into logits: ``softcap(scale * (h @ weight.T + bias))``.
+
+    Attributes:
+        weight: (vocab, dim).
+        bias: (vocab,) or None.
+        scale: factor on the logits (Cohere's ``logit_scale``, 1 / Granite's ``logits_scaling``).
+        softcap: c of ``c * tanh(logits / c)`` (Gemma 2's ``final_logit_softcapping``), or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+@dataclass(frozen=True)
+class HeadInput:
+    """The supervised positions of one micro-batch.
+
+    Attributes:
+        hidden: hidden states that predict the targets, (tokens, dim).
+        targets: target ids, (tokens,), int64.
+        row: sequence of each token, (tokens,), int64, or None.
+        source: data source of each token, (tokens,), int64, or None.
+        reference_hidden: the reference model's hidden states, (tokens, dim), without gradient, or None.
+        reference: the reference model's unembedding; None means the model's own.
+    """
+
+    hidden: Tensor
+    targets: Tensor
+    row: Tensor | None = None
+    source: Tensor | None = None
+    reference_hidden: Tensor | None = None
+    reference: Unembedding | None = None
+
+
+@dataclass(frozen=True)
+class HeadOutput:
+    """What a head returns.
+
+    Attributes:
+        loss_sum: sum of the losses, scalar, fp32 (float64 for float64 inputs); carries the gradient.
+        losses: the losses, (tokens,), detached.
+        scores: the scores, detached, with ``hit`` and without rows of logits.
+    """
+
+    loss_sum: Tensor
+    losses: Tensor
+    scores: TokenScores

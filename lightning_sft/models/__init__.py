@@ -1,0 +1,1 @@
+"""Loading, adapting and looking into causal language models."""

@@ -1,0 +1,101 @@
+"""One small accessor: where a causal language model keeps its parts, whoever wrapped it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lightning_sft.errors import UserError
+from lightning_sft.head.types import Unembedding
+
+
+def find_causal_lm(module: nn.Module) -> PreTrainedModel:
+    """Return the Hugging Face causal language model inside any module, such as a stranger's LightningModule.
+
+    Adapters of peft and wrappers (DDP, compile) are looked through; what comes back is the transformers model with
+    its output embeddings.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    found = [m for m in _outermost(module) if m.get_output_embeddings() is not None]
+    if len(found) == 1:
+        return found[0]
+    what = "no Hugging Face model with output embeddings" if not found else f"{len(found)} Hugging Face models"
+    raise UserError(
+        f"{type(module).__name__} holds {what}; exactly one is needed. Pass the model explicitly, for example "
+        "`model=module.student`."
+    )
+
+
+def _outermost(module: nn.Module) -> Iterator[PreTrainedModel]:
+    """Yield the transformers models in ``module`` that are not inside another one."""
+    if isinstance(module, PreTrainedModel):
+        yield module
+        return
+    for child in module.children():
+        yield from _outermost(child)
+
+
+def find_tokenizer(module: nn.Module) -> PreTrainedTokenizerBase:
+    """Return the tokenizer that a LightningModule or its data module carries as ``tokenizer``.
+
+    Raises:
+        UserError: neither has one.
+    """
+    trainer = getattr(module, "_trainer", None) or getattr(module, "_fabric", None)
+    for owner in (module, getattr(trainer, "datamodule", None)):
+        tokenizer = getattr(owner, "tokenizer", None)
+        if isinstance(tokenizer, PreTrainedTokenizerBase):
+            return tokenizer
+    raise UserError(
+        f"{type(module).__name__} has no attribute `tokenizer`, and neither has its data module. Give it one, or pass "
+        "`tokenizer=` explicitly."
+    )
+
+
+def backbone(model: PreTrainedModel) -> nn.Module:
+    """Return the decoder whose ``last_hidden_state`` feeds the output embeddings."""
+    base = model.base_model
+    if base is model:
+        raise UserError(
+            f"{type(model).__name__} does not keep its decoder apart from its head (base_model_prefix "
+            f"{model.base_model_prefix!r}). Use head: reference."
+        )
+    return base
+
+
+def text_config(model: PreTrainedModel) -> object:
+    """Return the configuration of the language part."""
+    return model.config.get_text_config(decoder=True)
+
+
+def unembedding(model: PreTrainedModel) -> Unembedding:
+    """Return how ``model`` turns hidden states into logits, as far as its configuration says.
+
+    Whether this is the whole truth is checked once at start against the model's own logits.
+    """
+    layer = model.get_output_embeddings()
+    config = text_config(model)
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    return Unembedding(
+        weight=layer.weight,
+        bias=getattr(layer, "bias", None),
+        scale=scale,
+        softcap=getattr(config, "final_logit_softcapping", None),
+    )
+
+
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """Return the number of rows of the output embeddings, which may exceed the tokenizer's length."""
+    return int(model.get_output_embeddings().weight.shape[0])
+
+
+def input_embeddings(model: PreTrainedModel) -> torch.Tensor:
+    """Return the input embedding matrix, (vocab, dim)."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
