@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self, override
 
+from lightning_sft.errors import UserError
 from lightning_sft.scores import TokenScores
 
 Reads = Literal["logp", "row", "batch"]
 Reference = Literal["none", "logp", "logits"]
+Denominator = Literal["all", "kept"]
 
 
 @dataclass(frozen=True)
@@ -23,11 +27,17 @@ class RunFacts:
         sources: names of the data sources; ``TokenScores.source`` indexes them.
         total_steps: optimizer steps of the whole run; None if unknown (a run that ends by time, or validation).
         has_reference: whether the run can score tokens under a reference model.
+        denominator: what the run divides by: all supervised tokens, or those of :meth:`Objective.kept`.
+        vocabulary: number of rows of the model's unembedding; None if unknown.
+        training: whether optimizer steps follow. A run that only validates knows no ``total_steps`` and needs none.
     """
 
     sources: tuple[str, ...] = ()
     total_steps: int | None = None
     has_reference: bool = False
+    denominator: Denominator = "all"
+    vocabulary: int | None = None
+    training: bool = True
 
 
 class Objective(nn.Module, ABC):
@@ -35,7 +45,13 @@ class Objective(nn.Module, ABC):
 
     The head calls ``forward`` chunk by chunk, micro-batch by micro-batch, and in self-checks: it must be pure. What
     an objective remembers changes in :meth:`update` alone, once per optimizer step, from sums over every
-    micro-batch and rank of that step, and lives in buffers so that checkpoints hold it.
+    micro-batch and rank of that step, and lives in buffers so that checkpoints hold it. An objective has no
+    trainable parameters: the fused gradient would miss them.
+
+    Order of calls in a run: :meth:`prepare`; if :meth:`needs_seed` says so (a fresh run, not a resumed one), the
+    micro-batches of the first optimizer step are scored without gradient, their :meth:`statistics` summed and given
+    to :meth:`seed`; then, for every optimizer step, ``forward`` on its micro-batches, and :meth:`update` with the
+    sums of their statistics.
 
     Class attributes (an instance may set its own, as wrappers do):
         reads: what a token's loss depends on. ``"logp"``: its own log-probability alone (fastest: the gradient on
@@ -51,11 +67,29 @@ class Objective(nn.Module, ABC):
     def prepare(self, facts: RunFacts) -> None:
         """Check at the start of a run that the objective can work in it, and take what it needs of the facts.
 
-        Wrappers pass the call on to the objectives they wrap.
+        Wrappers pass the call on to the objectives they wrap. Calling it again, with other facts, is allowed. The
+        default refuses a run without the reference model that ``reference`` asks for.
 
         Raises:
             UserError: the run cannot give what the objective needs.
         """
+        if self.reference != "none" and not facts.has_reference:
+            raise UserError(
+                f"{type(self).__name__} compares the model with a reference model (its {self.reference}), and this run "
+                "has none. Train an adapter (the base model with the adapter off is the reference), or give the run a "
+                "frozen reference copy."
+            )
+
+    @override
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # A module cast to half precision would round the state of its objective; buffers keep their precision.
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        for name, buffer in before.items():
+            moved = self._buffers[name]
+            if buffer is not None and moved is not None and moved.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
 
     @abstractmethod
     def forward(self, scores: TokenScores) -> Tensor:
@@ -68,12 +102,31 @@ class Objective(nn.Module, ABC):
         """
         return torch.ones_like(scores.logp, dtype=torch.bool)
 
+    def mask(self) -> str:
+        """Return in words which tokens :meth:`kept` keeps, such as ``"p >= 0.1"``; ``"all"`` without a mask.
+
+        Objectives that are mixed under ``denominator="kept"`` must give the same answer, as all gradients of a step
+        are divided by one number.
+        """
+        return "all"
+
     def statistics(self, scores: TokenScores) -> dict[str, Tensor]:
         """Return sums over the tokens (any shape, the same keys and shapes on every call) that ``update`` needs.
 
         ``scores`` are those that the head returned for the whole micro-batch: detached, without rows of logits.
         """
         return {}
+
+    def needs_seed(self) -> bool:
+        """Return whether :meth:`seed` must be called before the first optimizer step is trained on."""
+        return False
+
+    def seed(self, sums: dict[str, Tensor]) -> None:
+        """Take a first state from the first optimizer step's own ``statistics``, before it is trained on.
+
+        Args:
+            sums: as in :meth:`update`. Not a step of its own: ``update`` follows with the same step's sums.
+        """
 
     def update(self, sums: dict[str, Tensor]) -> None:
         """Change the state, once per optimizer step, from ``statistics`` summed over the step's tokens.
