@@ -10,9 +10,17 @@ from lightning_sft.scores import TokenScores
 
 
 class NLL(Objective):
-    """Negative log likelihood, ``-logp``: every token pulls with the same strength, s(p) = 1.
+    """Negative log likelihood: every token pulls with the same strength.
 
-    The right choice where the model knows little of the task; see the capability continuum in the docs.
+    Formula:
+        ``-log p``; s(p) = 1.
+
+    When:
+        The default, and the right choice where the model knows little of the task. Its weak side is a strong model:
+        the tokens it holds for unlikely, noise among them, then make most of the loss.
+
+    Source:
+        Maximum likelihood; the yardstick of every other objective here.
     """
 
     @override

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_sft.errors import UserError
 from lightning_sft.objectives.base import Objective
+from lightning_sft.objectives.checks import in_range
 from lightning_sft.scores import TokenScores
+
+# below it, (1 - p^alpha) / alpha and -log p differ by less than fp32 can tell, and 1 / alpha may overflow
+NEARLY_NLL = 1e-12
 
 
 class PowerFamily(Objective):
-    """The power family ``(1 - p^alpha) / alpha``, s(p) = p^alpha.
+    """The power family: one number leads from NLL to -p and beyond.
 
-    ``alpha = 0`` is NLL, ``alpha = 1`` is ``1 - p`` ("-p"), ``alpha = 10`` has the gradient direction of "-p^10".
-    Equal to generalized cross entropy with q = alpha. Source: Li et al., "Beyond Log Likelihood", arXiv 2510.00526,
-    section 3; Zhang and Sabuncu, arXiv 1805.07836.
+    Formula:
+        ``(1 - p^alpha) / alpha``; s(p) = p^alpha. ``alpha = 0`` is NLL, ``alpha = 1`` is ``1 - p`` ("-p"),
+        ``alpha = 10`` has the gradient direction of "-p^10". W(p) peaks at p = alpha / (1 + alpha).
+
+    When:
+        ``alpha = 1`` or more where the model is strong on the task before training, a small one (0.1) or 0 where it is
+        weak; the choice to sweep first.
+
+    Source:
+        Li et al., "Beyond Log Likelihood", arXiv 2510.00526, section 3; equal to the generalized cross entropy of
+        Zhang and Sabuncu, arXiv 1805.07836, with q = alpha.
 
     Args:
         alpha: the exponent, >= 0. Larger values lean more on what the model already believes.
@@ -29,16 +38,32 @@ class PowerFamily(Objective):
 
     def __init__(self, alpha: float = 1.0) -> None:
         super().__init__()
-        if not math.isfinite(alpha) or alpha < 0:
-            raise UserError(f"PowerFamily got alpha={alpha}. Allowed: a finite number >= 0 (0 is NLL, 1 is -p).")
-        self.alpha = float(alpha)
+        self.alpha = in_range(self, "alpha", alpha, 0)
 
     @override
     def forward(self, scores: TokenScores) -> Tensor:
-        if self.alpha == 0:
+        if self.alpha < NEARLY_NLL:
             return -scores.logp
+        # expm1: 1 - exp(x) would cancel near p = 1
         return -torch.expm1(self.alpha * scores.logp) / self.alpha
 
     @override
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}"
+
+
+class Convexity(PowerFamily):
+    """Another name of the power family, for configurations that come from the reference code.
+
+    Formula:
+        ``(1 - p^alpha) / alpha``; s(p) = p^alpha: the gradient of ``-p^alpha / alpha``.
+
+    When:
+        As the power family.
+
+    Source:
+        The code of Li et al., arXiv 2510.00526, where the loss lacks the constant ``1 / alpha``.
+
+    Args:
+        alpha: the exponent, >= 0.
+    """
