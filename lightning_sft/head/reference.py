@@ -1,10 +1,11 @@
-"""The ground truth: plain logits, plain autograd, one screen. It shares no code with the fused head."""
+"""The ground truth: plain logits, plain autograd, one screen. It shares no code with the fused head but the checks."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from lightning_sft.head.checks import call_objective, check_call, check_finite, check_objective
 from lightning_sft.head.types import HeadInput, HeadOutput, Unembedding
 from lightning_sft.objectives.base import Objective
 from lightning_sft.scores import TokenScores
@@ -23,16 +24,34 @@ def plain_logits(hidden: Tensor, unembedding: Unembedding) -> Tensor:
 
 def reference_head(inputs: HeadInput, unembedding: Unembedding, objective: Objective) -> HeadOutput:
     """Score the supervised tokens and sum their losses through the whole (tokens, vocab) matrix of logits."""
-    logits = plain_logits(inputs.hidden, unembedding)
-    target = inputs.targets[:, None]
-    logp = logits.log_softmax(-1).gather(-1, target)[:, 0]
-    reference_logits = reference_logp = None
+    check_call(inputs, unembedding, objective)
+    reference = None
     if inputs.reference_hidden is not None:
         with torch.no_grad():
-            reference_logits = plain_logits(inputs.reference_hidden, inputs.reference or unembedding)
-            reference_logp = reference_logits.log_softmax(-1).gather(-1, target)[:, 0]
+            reference = plain_logits(inputs.reference_hidden, inputs.reference or unembedding)
+    return reference_from_logits(plain_logits(inputs.hidden, unembedding), inputs, objective, reference)
+
+
+def reference_from_logits(
+    logits: Tensor, inputs: HeadInput, objective: Objective, reference_logits: Tensor | None = None
+) -> HeadOutput:
+    """Score the supervised tokens from logits at hand, such as a model's own, and sum their losses.
+
+    Args:
+        logits: (tokens, vocab), at the supervised positions.
+        inputs: targets, rows and sources are read; hidden states only to name the rows of those that are not finite.
+        objective: the objective.
+        reference_logits: the reference model's, (tokens, vocab), or None.
+    """
+    check_objective(objective, inputs.targets, logits.shape[-1])
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    target = inputs.targets[:, None]
+    reference_logp = None
+    if reference_logits is not None:
+        reference_logits = reference_logits.detach().to(logits.dtype)
+        reference_logp = reference_logits.log_softmax(-1).gather(-1, target)[:, 0]
     scores = TokenScores(
-        logp=logp,
+        logp=logits.log_softmax(-1).gather(-1, target)[:, 0],
         targets=inputs.targets,
         row=inputs.row,
         source=inputs.source,
@@ -41,5 +60,7 @@ def reference_head(inputs: HeadInput, unembedding: Unembedding, objective: Objec
         logits=logits if objective.reads == "row" else None,
         reference_logits=reference_logits if objective.reference == "logits" else None,
     )
-    losses = objective(scores)
-    return HeadOutput(losses.sum(), losses.detach(), scores.detached())
+    losses = call_objective(objective, scores)
+    loss_sum = losses.sum()
+    check_finite(loss_sum.detach(), losses.detach(), inputs)
+    return HeadOutput(loss_sum, losses.detach(), scores.detached())

@@ -1,0 +1,106 @@
+"""One call of the fused head: its tokens in chunks, its buffers, and what has been scored so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import fields, replace
+
+import torch
+from torch import Tensor
+
+from lightning_sft.head.gradients import Gradients
+from lightning_sft.head.tiles import Chunk, Projection, score_chunk
+from lightning_sft.head.types import HeadInput, Unembedding
+from lightning_sft.objectives.base import Objective
+from lightning_sft.scores import TokenScores
+
+CHUNK = 256  # tokens: fewer and the products lose speed, more and the buffer grows (docs/performance.md)
+TILE = 2048  # candidates: what the elementwise part works on should stay in the processor's cache
+
+
+class Run:
+    """Tokens, buffers and results of one call.
+
+    Args:
+        inputs: the supervised positions.
+        unembedding: the unembedding.
+        objective: the objective.
+        dtype: dtype of the products.
+        need: whether hidden states, weight and bias need a gradient.
+
+    Attributes:
+        logp: log-probabilities of the targets, (tokens,), filled chunk by chunk, as are ``hit`` and
+            ``reference_logp`` (None without a reference).
+        gradients: where they add up; None when nobody needs one.
+    """
+
+    def __init__(
+        self,
+        inputs: HeadInput,
+        unembedding: Unembedding,
+        objective: Objective,
+        dtype: torch.dtype,
+        need: tuple[bool, ...],
+    ) -> None:
+        self.inputs, self.objective = inputs, objective
+        self.hidden = inputs.hidden.detach()
+        self.exact = torch.promote_types(self.hidden.dtype, torch.float32)
+        self.projection = _project(unembedding, dtype, self.exact)
+        self.reference = None
+        if inputs.reference_hidden is not None:
+            self.reference = _project(inputs.reference or unembedding, dtype, self.exact)
+        tokens = len(inputs.targets)
+        self.logp = self.hidden.new_empty(tokens, dtype=self.exact)
+        self.hit = self.hidden.new_empty(tokens, dtype=torch.bool)
+        self.reference_logp = torch.empty_like(self.logp) if self.reference else None
+        self.gradients = Gradients(self.projection, self.hidden, need) if any(need) else None
+        self.chunk = math.ceil(tokens / max(1, math.ceil(tokens / CHUNK)))  # equal chunks, no small last one
+        self._storage = self.hidden.new_empty(0, dtype=dtype)
+
+    def spans(self) -> Iterator[slice]:
+        """Yield the chunks."""
+        tokens = len(self.inputs.targets)
+        for start in range(0, tokens, max(1, self.chunk)):
+            yield slice(start, min(start + self.chunk, tokens))
+
+    def scores(self, span: slice = slice(None), hit: Tensor | None = None) -> TokenScores:
+        """Return the scores of a chunk, as far as they are known."""
+        inputs = self.inputs
+        whole = TokenScores(self.logp, inputs.targets, inputs.row, inputs.source, hit, self.reference_logp)
+        values = {field.name: getattr(whole, field.name) for field in fields(whole)}
+        return TokenScores(**{name: None if value is None else value[span] for name, value in values.items()})
+
+    def tiles(self, vocab: int, rows: int, keep: bool) -> list[Tensor]:
+        """Return buffers, (rows, tile) each, that together cover the vocabulary.
+
+        One storage serves all chunks; if the tiles need not be kept, one place in it serves all tiles.
+        """
+        starts = range(0, vocab, TILE)
+        size = rows * (vocab if keep else min(TILE, vocab))
+        if self._storage.numel() < size:
+            self._storage = self._storage.new_empty(size)
+        result = []
+        for start in starts:
+            width = min(TILE, vocab - start)
+            offset = start * rows if keep else 0
+            result.append(self._storage[offset : offset + width * rows].view(rows, width))
+        return result
+
+    def score(self, span: slice, keep: bool) -> tuple[Chunk, list[Tensor]]:
+        """Score a chunk, the reference model's log-probabilities first; return it with its tiles."""
+        targets = self.inputs.targets[span]
+        if self.reference and self.inputs.reference_hidden is not None and self.reference_logp is not None:
+            tiles = self.tiles(self.reference.vocab, len(targets), keep=False)
+            other = self.inputs.reference_hidden.detach()[span]
+            self.reference_logp[span] = score_chunk(self.reference, other, targets, tiles, keep=False).logp
+        tiles = self.tiles(self.projection.vocab, len(targets), keep)
+        chunk = score_chunk(self.projection, self.hidden[span], targets, tiles, keep)
+        self.logp[span], self.hit[span] = chunk.logp, chunk.hit
+        return chunk, tiles
+
+
+def _project(unembedding: Unembedding, dtype: torch.dtype, exact: torch.dtype) -> Projection:
+    bias = None if unembedding.bias is None else unembedding.bias.detach()
+    given = replace(unembedding, weight=unembedding.weight.detach(), bias=bias)
+    return Projection(given, given.weight.to(dtype), exact)
