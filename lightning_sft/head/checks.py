@@ -32,7 +32,7 @@ def check_objective(objective: Objective, targets: Tensor, vocab: int) -> None:
     low, high = torch.stack(torch.aminmax(targets)).tolist()
     if low >= 0 and high < vocab:
         return
-    bad = targets[(targets < 0) | (targets >= vocab)].unique().tolist()
+    bad = sorted(set(targets[(targets < 0) | (targets >= vocab)].tolist()))
     raise UserError(
         f"Targets {_ids(bad)} are outside the vocabulary of {vocab} ids (0 to {vocab - 1}). Unsupervised positions "
         "must be left out before the head. Does the tokenizer belong to the model? If tokens were added, call "
@@ -102,7 +102,7 @@ def check_finite(loss_sum: Tensor, losses: Tensor, inputs: HeadInput, weight: Te
         return
     where = "tokens " + _ids(sick.nonzero()[:, 0].tolist())
     if inputs.row is not None:
-        where = f"rows {_ids(inputs.row[sick].unique().tolist())} of the micro-batch ({where})"
+        where = f"rows {_ids(sorted(set(inputs.row[sick].tolist())))} of the micro-batch ({where})"
     raise UserError(f"{what} are not finite (NaN or infinite) in {where}. {cure}.")
 
 

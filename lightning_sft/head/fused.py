@@ -23,7 +23,7 @@ from lightning_sft.objectives.base import Objective
 _PASSES = {"logp": logp_pass, "row": row_pass, "batch": batch_pass}
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def fused_head(inputs: HeadInput, unembedding: Unembedding, objective: Objective) -> HeadOutput:
     """Score the supervised tokens and sum their losses; same contract as ``reference_head``.
 
@@ -43,7 +43,7 @@ def fused_head(inputs: HeadInput, unembedding: Unembedding, objective: Objective
     need = tuple(torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in tensors)
     with torch.autocast(device, enabled=False):
         run = Run(inputs, unembedding, objective, dtype, need)
-        loss_sum, losses = _FusedHead.apply(*tensors, run)
+        loss_sum, losses = _FusedHead.apply(*tensors, run)  # type: ignore[no-untyped-call]
     check_finite(loss_sum.detach(), losses, inputs, unembedding.weight)
     return HeadOutput(loss_sum, losses, run.scores(hit=run.hit))
 
@@ -60,7 +60,7 @@ class _FusedHead(torch.autograd.Function):
         return losses.sum(), losses
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError(

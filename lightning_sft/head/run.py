@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -67,9 +67,18 @@ class Run:
     def scores(self, span: slice = slice(None), hit: Tensor | None = None) -> TokenScores:
         """Return the scores of a chunk, as far as they are known."""
         inputs = self.inputs
-        whole = TokenScores(self.logp, inputs.targets, inputs.row, inputs.source, hit, self.reference_logp)
-        values = {field.name: getattr(whole, field.name) for field in fields(whole)}
-        return TokenScores(**{name: None if value is None else value[span] for name, value in values.items()})
+
+        def cut(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[span]
+
+        return TokenScores(
+            logp=self.logp[span],
+            targets=inputs.targets[span],
+            row=cut(inputs.row),
+            source=cut(inputs.source),
+            hit=cut(hit),
+            reference_logp=cut(self.reference_logp),
+        )
 
     def tiles(self, vocab: int, rows: int, keep: bool) -> list[Tensor]:
         """Return buffers, (rows, tile) each, that together cover the vocabulary.

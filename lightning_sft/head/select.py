@@ -69,11 +69,11 @@ def _mismatch(own_logits: Callable[[], Tensor], parts: Callable[[], tuple[Tensor
     if own.shape != plain.shape:
         return f"its logits have shape {tuple(own.shape)}, hidden states times unembedding {tuple(plain.shape)}."
     size = own.square().mean().sqrt()
-    error = float((own - plain).square().mean().sqrt() / size.clamp_min(torch.finfo(own.dtype).tiny))
-    if error <= _TOLERANCE[coarsest]:  # written so that NaN is a mismatch
+    off = float((own - plain).square().mean().sqrt() / size.clamp_min(torch.finfo(own.dtype).tiny))
+    if off <= _TOLERANCE[coarsest]:  # written so that NaN is a mismatch
         return None
     return (
         f"its logits are not hidden states times unembedding (with the bias, scale and soft-capping that its "
-        f"configuration names): they differ by {error:.1e} of their size, allowed {_TOLERANCE[coarsest]:.0e} in "
+        f"configuration names): they differ by {off:.1e} of their size, allowed {_TOLERANCE[coarsest]:.0e} in "
         f"{str(coarsest).removeprefix('torch.')}."
     )
