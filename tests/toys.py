@@ -47,7 +47,9 @@ def toy_config(kind: str = "llama", **overrides: object) -> AutoConfig:
     return AutoConfig.for_model(kind, **{**sizes, "vocab_size": 263, **ids, **KINDS[kind], **overrides})
 
 
-def toy_model(kind: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: object) -> PreTrainedModel:
+def toy_model(
+    kind: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: object
+) -> PreTrainedModel:
     """A random two-layer causal LM of one architecture; its vocabulary is larger than the tokenizer's."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)

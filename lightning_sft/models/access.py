@@ -79,6 +79,11 @@ def unembedding(model: PreTrainedModel) -> Unembedding:
     Whether this is the whole truth is checked once at start against the model's own logits.
     """
     layer = model.get_output_embeddings()
+    if hasattr(layer, "base_layer"):
+        raise UserError(
+            f"the adapter on its output embeddings ({type(layer).__name__}) is no plain matrix; leave the output "
+            "embeddings out of target_modules, as target_modules: all-linear does."
+        )
     config = text_config(model)
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     return Unembedding(

@@ -1,0 +1,6 @@
+"""``python -m lightning_sft``, ``lightning`` and ``lightning-sft``: one program."""
+
+from lightning_sft.cli import main
+
+if __name__ == "__main__":
+    main()

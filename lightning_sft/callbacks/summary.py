@@ -1,0 +1,58 @@
+"""RunSummary: held-out readings before and after a fit, side by side."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from typing_extensions import override
+
+
+class RunSummary(Callback):
+    """Keep the first and the last validation of a fit and print them in a table at its end.
+
+    With ``trainer.num_sanity_val_steps: -1`` Lightning's sanity check runs the whole validation before the first
+    step; this callback then logs it at step 0, so that curves start where the model started, and the table says what
+    the fit changed. Otherwise the first validation of the run stands in the column ``first``.
+    """
+
+    def __init__(self) -> None:
+        self.before: dict[str, float] = {}
+        self.after: dict[str, float] = {}
+        self.before_step = 0
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking and trainer.num_sanity_val_steps != math.inf:
+            return
+        if trainer.state.fn != "fit":
+            return
+        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        self.after = values
+        if not self.before:
+            self.before, self.before_step = values, trainer.global_step
+            if trainer.sanity_checking:
+                for logger in trainer.loggers:
+                    logger.log_metrics(values, step=0)
+
+    @override
+    @rank_zero_only
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.barebones or not self.after:
+            return
+        head = "before" if self.before_step == 0 else f"step {self.before_step}"
+        print(f"\n{'held out':<24}{head:>12}{f'step {trainer.global_step}':>14}")
+        for key, value in sorted(self.after.items()):
+            print(f"{key:<24}{self.before.get(key, math.nan):>12.4f}{value:>14.4f}")
+        if trainer.log_dir:
+            print(f"\nLook at it: tensorboard --logdir {trainer.log_dir}")
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"before": self.before, "before_step": self.before_step}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.before, self.before_step = state_dict["before"], state_dict["before_step"]

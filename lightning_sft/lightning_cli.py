@@ -1,0 +1,135 @@
+"""LightningCLI with this package's classes, defaults, run folders and error messages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from typing_extensions import override
+
+from lightning_sft import runs
+from lightning_sft._lightning import ConfigurationWins
+from lightning_sft.callbacks import RunSummary
+from lightning_sft.data import SFTDataModule
+from lightning_sft.errors import UserError
+from lightning_sft.module import SFTModule
+
+
+class Parser(LightningArgumentParser):
+    """A parser whose errors say what was meant instead of printing the usage."""
+
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(explain(message, sorted(a.dest for a in self._actions))) from ex
+
+
+def explain(message: str, keys: list[str]) -> str:
+    """Return a parser's message with what is allowed and what to change.
+
+    Args:
+        message: jsonargparse's message.
+        keys: the settings that exist.
+    """
+    return message
+
+
+class RunConfig(SaveConfigCallback):
+    """Write config.yaml into the run's folder once training starts: a run that fails before leaves no folder."""
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write nothing yet."""
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.log_dir is None or not trainer.is_global_zero:
+            return
+        folder = Path(trainer.log_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, folder / self.config_filename, skip_none=False, overwrite=True, multifile=False)
+
+
+class SFTCLI(ConfigurationWins, LightningCLI):
+    """LightningCLI for :class:`SFTModule` and :class:`SFTDataModule`.
+
+    What it adds: ``best.ckpt`` by ``val/nll`` and ``last.ckpt`` at every validation, unless the configuration brings
+    a ModelCheckpoint; a table of the held-out readings before and after; ``--ckpt_path last`` and ``best`` across
+    runs, continued in their own folder; the configuration always beats what a checkpoint stored.
+    """
+
+    def __init__(self, args: ArgsType = None, **kwargs: Any) -> None:
+        super().__init__(
+            SFTModule,
+            SFTDataModule,
+            args=args,
+            auto_configure_optimizers=False,
+            seed_everything_default=42,
+            parser_class=Parser,
+            save_config_callback=RunConfig,
+            **kwargs,
+        )
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        # without the warning about sys.argv: args are always given here
+        self.config = parser.parse_args(cast("list[str] | None", args))
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        if self.subcommand is None:
+            return
+        config = self.config[self.subcommand]
+        loggers = _versioned_loggers(config.trainer)
+        which = config.get("ckpt_path")
+        if not which:
+            return
+        root, extra = _run_root(config.trainer, loggers), _checkpoint_folders(config.trainer)
+        found = runs.find_checkpoint(str(which), root, extra)
+        config.ckpt_path = str(found.path)
+        for logger in loggers:
+            if found.version is not None and logger.init_args.version is None:
+                logger.init_args.version = found.version
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self.config_init[self.subcommand] if self.subcommand else self.config_init
+        given = config.trainer.callbacks or []
+        callbacks: list[Callback] = list(given) if isinstance(given, list) else [given]
+        if config.trainer.enable_checkpointing is not False and not config.trainer.barebones:
+            callbacks += [] if any(isinstance(c, Checkpoint) for c in callbacks) else _default_checkpoints()
+        if not any(isinstance(c, RunSummary) for c in callbacks):
+            callbacks.append(RunSummary())
+        return super().instantiate_trainer(**{"callbacks": callbacks, **kwargs})
+
+
+def _default_checkpoints() -> list[Callback]:
+    best = ModelCheckpoint(filename="best", monitor="val/nll", mode="min", enable_version_counter=False)
+    last = ModelCheckpoint(filename="last", enable_version_counter=False)
+    return [best, last]
+
+
+def _versioned_loggers(trainer: Namespace) -> list[Namespace]:
+    """Return the configurations of the loggers that keep versions; Lightning's default logger is spelled out."""
+    if trainer.logger is True or (trainer.logger is None and not (trainer.fast_dev_run or trainer.barebones)):
+        arguments = Namespace(save_dir=trainer.default_root_dir or ".", name="lightning_logs", version=None)
+        arguments.default_hp_metric = False
+        trainer.logger = Namespace(class_path=runs.VERSIONED[0], init_args=arguments)
+    loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+    return [x for x in loggers if isinstance(x, Namespace) and x.class_path in runs.VERSIONED]
+
+
+def _run_root(trainer: Namespace, loggers: list[Namespace]) -> Path:
+    if not loggers:
+        return Path(trainer.default_root_dir or ".")
+    first = loggers[0].init_args
+    return Path(first.save_dir) / (first.name or "")
+
+
+def _checkpoint_folders(trainer: Namespace) -> list[Path]:
+    callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+    arguments = [c.init_args for c in callbacks if isinstance(c, Namespace) and "init_args" in c]
+    return [Path(a.dirpath) for a in arguments if a.get("dirpath")]

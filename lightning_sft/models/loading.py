@@ -1,0 +1,166 @@
+"""Any Hugging Face causal language model, by hub name, folder, GGUF file or installed Python package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from lightning_sft.errors import UserError
+from lightning_sft.models.gguf import PACKAGE_SCHEME, converted_folder, package_file, quiet_progress
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+Init = Literal["pretrained", "random"]
+
+
+def resolve(model_name_or_path: str) -> str:
+    """Return a folder or a hub name that transformers loads, converting a GGUF file on the way.
+
+    Raises:
+        UserError: a path that does not exist, or that is not a model.
+    """
+    if model_name_or_path.startswith(PACKAGE_SCHEME):
+        return str(converted_folder(package_file(model_name_or_path)))
+    path = Path(model_name_or_path).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"There is no GGUF file {model_name_or_path!r} (looked from {Path.cwd()}).")
+        return str(converted_folder(path))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(
+                f"The folder {model_name_or_path!r} has no config.json, so it is no Hugging Face model. It holds: "
+                f"{sorted(p.name for p in path.iterdir())[:10]}."
+            )
+        return str(path)
+    if model_name_or_path.startswith((".", "/", "~")) or model_name_or_path.count("/") > 1:
+        raise UserError(
+            f"There is no model folder {model_name_or_path!r} (looked from {Path.cwd()}). Allowed: a hub name such as "
+            "'Qwen/Qwen3-0.6B', a local folder, a .gguf file, or pkg://package/file.gguf."
+        )
+    return model_name_or_path
+
+
+def load_tokenizer(
+    name_or_path: str,
+    *,
+    chat_template: str | None = None,
+    add_special_tokens: tuple[str, ...] = (),
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model.
+
+    Args:
+        name_or_path: as for models.
+        chat_template: a Jinja template, or the path of a file that holds one; None keeps the tokenizer's own.
+        add_special_tokens: special tokens to add; the model's embeddings are resized to hold them.
+        revision: revision of a hub name.
+        trust_remote_code: run code that a hub repository brings along.
+
+    Raises:
+        UserError: there is no such tokenizer.
+    """
+    source = resolve(name_or_path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"No tokenizer could be loaded from {name_or_path!r}: {_first_line(error)}") from error
+    if chat_template is not None:
+        path = Path(chat_template).expanduser()
+        looks_like_path = "{" not in chat_template
+        if looks_like_path and not path.is_file():
+            raise UserError(f"chat_template is {chat_template!r}, which is neither a Jinja template nor a file.")
+        tokenizer.chat_template = path.read_text(encoding="utf-8") if looks_like_path else chat_template
+    if add_special_tokens:
+        tokenizer.add_special_tokens({"additional_special_tokens": list(add_special_tokens)})
+    if tokenizer.pad_token is None:
+        # Only generation needs one; masks are made of lengths and spans, never of the pad token's id.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    return tokenizer
+
+
+def load_causal_lm(
+    name_or_path: str,
+    *,
+    init: Init = "pretrained",
+    dtype: Dtype = "float32",
+    config_overrides: dict[str, Any] | None = None,
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    vocabulary: int | None = None,
+) -> PreTrainedModel:
+    """Load a causal language model, or make one with random weights from its configuration.
+
+    Args:
+        name_or_path: hub name, local folder, GGUF file or ``pkg://package/file.gguf``.
+        init: ``"pretrained"`` weights, or ``"random"`` ones (pretraining from scratch).
+        dtype: dtype of the weights; ``"auto"`` is the checkpoint's own.
+        config_overrides: fields of the model's configuration to change, such as ``{"attention_dropout": 0.1}``.
+        attn_implementation: ``"sdpa"``, ``"eager"``, ``"flash_attention_2"``, ...; None is transformers' choice.
+        revision: revision of a hub name.
+        trust_remote_code: run code that a hub repository brings along.
+        vocabulary: number of token ids the embeddings must hold; they grow if they are smaller.
+
+    Raises:
+        UserError: no such model, not a causal language model, or a configuration field that does not exist.
+    """
+    source = resolve(name_or_path)
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"No model could be loaded from {name_or_path!r}: {_first_line(error)}") from error
+    for field, value in (config_overrides or {}).items():
+        if not hasattr(config, field):
+            raise UserError(
+                f"config_overrides names {field!r}, which {type(config).__name__} does not have. Its fields: "
+                f"{', '.join(sorted(k for k in config.to_dict() if not k.startswith('_')))}."
+            )
+        setattr(config, field, value)
+    config.use_cache = False  # training never uses it, and some architectures pay for it; generation asks for it
+    _require_causal(config, name_or_path)
+    # Lightning calls this under its own device and dtype contexts; from_pretrained refuses the meta device.
+    kwargs: dict[str, Any] = {"trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation}
+    with torch.device("cpu"), quiet_progress():
+        if init == "random":
+            weights = torch.float32 if dtype == "auto" else getattr(torch, dtype)
+            model = AutoModelForCausalLM.from_config(config, dtype=weights, **kwargs)
+        else:
+            model = _from_pretrained(source, name_or_path, config=config, dtype=dtype, revision=revision, **kwargs)
+        if vocabulary is not None and vocabulary > model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(vocabulary, mean_resizing=init == "pretrained")
+    # from_pretrained leaves the model in eval mode, and Lightning keeps the mode it finds: dropout would stay off.
+    model.train()
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def _from_pretrained(source: str, name: str, **kwargs: Any) -> PreTrainedModel:
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, **kwargs)
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise UserError(f"The weights of {name!r} could not be loaded: {_first_line(error)}") from error
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def _require_causal(config: Any, name: str) -> None:
+    known = type(config) in AutoModelForCausalLM._model_mapping
+    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    architectures = [a for a in (getattr(config, "architectures", None) or []) if isinstance(a, str)]
+    other = [a for a in architectures if not a.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))]
+    if (known or remote) and not (other and len(other) == len(architectures)):
+        return
+    raise UserError(
+        f"{name!r} is a {config.model_type!r} model ({', '.join(architectures) or 'no architecture named'}), not a "
+        "causal language model. Allowed: models that transformers.AutoModelForCausalLM loads, such as Llama, Qwen, "
+        "Gemma, GPT-2, GPT-NeoX or OPT."
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,109 @@
+"""TokenScorer: the module whose forward holds both the decoder and the head."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from typing_extensions import override
+
+from lightning_sft.head import HeadInput, HeadKind, HeadOutput, fused_head, reference_from_logits
+from lightning_sft.models.access import backbone, find_causal_lm, unembedding
+from lightning_sft.models.mode import eval_mode
+from lightning_sft.objectives import Objective
+
+IGNORED = -100  # the label of a position without supervision, as in Hugging Face
+
+
+class TokenScorer(nn.Module):
+    """A causal language model that scores its labels and sums an objective over them.
+
+    Decoder and head run inside one forward, so that a strategy that shards this module as a root finds the
+    unembedding whole when the head reads it.
+
+    Args:
+        model: a transformers causal LM, or a peft model around one.
+        head: ``"fused"``: the chunked head on the decoder's hidden states; ``"reference"``: the model's own logits.
+        frozen_reference: a frozen copy that objectives with a reference compare with; None means the model itself
+            with its adapters switched off.
+    """
+
+    def __init__(self, model: nn.Module, head: HeadKind = "fused", frozen_reference: nn.Module | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.head: HeadKind = head
+        self._reference = [frozen_reference]  # in a list: neither a submodule nor in the state dict
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The transformers model inside."""
+        return find_causal_lm(self.model)
+
+    @override
+    def forward(self, batch: Mapping[str, Tensor], objective: Objective) -> HeadOutput:
+        """Score the labels of a micro-batch.
+
+        Args:
+            batch: ``input_ids``, ``attention_mask`` and ``labels``, (batch, length), int64, labels unshifted and -100
+                where untrained; optionally ``position_ids``, (batch, length), and ``source``, (batch,).
+            objective: the losses to sum.
+
+        Returns:
+            The losses and scores of the supervised tokens, in the order of the batch.
+        """
+        targets = batch["labels"][:, 1:]
+        at = targets != IGNORED
+        rows = torch.arange(targets.shape[0], device=targets.device)[:, None].expand_as(targets)
+        source = batch.get("source")
+        facts: dict[str, Any] = {
+            "targets": targets[at],
+            "row": rows[at],
+            "source": None if source is None else source[:, None].expand_as(targets)[at],
+        }
+        causal_lm = self.causal_lm
+        compares = objective.reference != "none"
+        if self.head == "reference":
+            logits = _logits(causal_lm, batch, at)
+            with self._reference_model(batch) if compares else contextlib.nullcontext() as model:
+                reference_logits = None if model is None else _logits(model, batch, at)
+            return reference_from_logits(logits, HeadInput(logits, **facts), objective, reference_logits)
+        with self._reference_model(batch) if compares else contextlib.nullcontext() as model:
+            if model is not None:
+                facts |= {"reference_hidden": _hidden(model, batch, at), "reference": unembedding(model)}
+        output = fused_head(HeadInput(_hidden(causal_lm, batch, at), **facts), unembedding(causal_lm), objective)
+        assert isinstance(output, HeadOutput)
+        return output
+
+    @contextlib.contextmanager
+    def _reference_model(self, batch: Mapping[str, Tensor]) -> Iterator[PreTrainedModel]:
+        """Give the reference model, in eval mode and without gradients, where the batch is."""
+        frozen = self._reference[0]
+        switched_off: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if frozen is None:
+            switched_off = self.model.disable_adapter()  # type: ignore[operator]  # peft models have it
+        model = self.causal_lm if frozen is None else find_causal_lm(frozen.to(batch["input_ids"].device))
+        with torch.no_grad(), switched_off, eval_mode(model):
+            yield model
+
+
+def _hidden(model: PreTrainedModel, batch: Mapping[str, Tensor], at: Tensor) -> Tensor:
+    """Return the hidden states that predict the supervised labels, (tokens, dim)."""
+    hidden = backbone(model)(**_decoder_inputs(batch)).last_hidden_state[:, :-1][at]
+    assert isinstance(hidden, Tensor)
+    return hidden
+
+
+def _logits(model: PreTrainedModel, batch: Mapping[str, Tensor], at: Tensor) -> Tensor:
+    """Return the model's own logits at the positions that predict the supervised labels, (tokens, vocab)."""
+    logits = model(**_decoder_inputs(batch)).logits[:, :-1][at]
+    assert isinstance(logits, Tensor)
+    return logits
+
+
+def _decoder_inputs(batch: Mapping[str, Tensor]) -> dict[str, Any]:
+    inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids") if k in batch}
+    return {**inputs, "use_cache": False}

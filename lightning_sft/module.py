@@ -1,0 +1,340 @@
+"""SFTModule: wiring between a causal language model, a head, an objective and Lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from peft import PeftConfig
+from torch import Tensor
+from torch.optim import Optimizer
+from transformers import PreTrainedTokenizerBase
+from typing_extensions import override
+
+from lightning_sft import checkpointing
+from lightning_sft._lightning import all_gather, attached_trainer, callbacks_of, made_by_cli
+from lightning_sft.accumulation import (
+    SCALE,
+    Denominator,
+    StepTotals,
+    Window,
+    micro_batch_sums,
+    multiply_gradients,
+    scaled_loss,
+)
+from lightning_sft.errors import UserError
+from lightning_sft.generation import generate
+from lightning_sft.head import HeadKind, HeadOutput
+from lightning_sft.metrics import TokenAverages
+from lightning_sft.models.build import ModelSettings, build_scorer
+from lightning_sft.models.loading import Dtype, Init, load_tokenizer
+from lightning_sft.objectives import NLL, Objective, RunFacts
+from lightning_sft.optim import ScheduleName, parameter_groups, schedule, warmup_length
+
+Batch = dict[str, Tensor]
+
+
+class SFTModule(LightningModule):
+    """Fine-tune a Hugging Face causal language model under a swappable objective.
+
+    The loss is delegated: decoder -> head -> :class:`TokenScores` -> objective. Gradients are those of (sum of the
+    losses over every micro-batch and rank of an optimizer step) / (denominator), however the step is split. The
+    model is built in ``configure_model``.
+
+    Args:
+        model_name_or_path: hub name, local folder, GGUF file, or ``pkg://package/file.gguf``.
+        objective: the loss of a token; :class:`NLL` by default.
+        adapter: a peft configuration of an adapter that acts inside modules, such as ``peft.LoraConfig``.
+        optimizer: makes the optimizer from parameter groups.
+        lr_scheduler: ``"constant"``, ``"linear"``, ``"cosine"``, or a callable that makes a scheduler; stepped once
+            per optimizer step.
+        warmup_steps: steps of linear warm-up; beats ``warmup_ratio``.
+        warmup_ratio: warm-up as a share of all optimizer steps.
+        denominator: ``"all"``: gradients are divided by the supervised tokens of the optimizer step; ``"kept"``: by
+            those that the objective keeps.
+        head: ``"auto"``: the chunked head if its logits equal the model's own, else the model's own logits with a
+            warning; ``"fused"``: the chunked head or an error; ``"reference"``: the model's own logits.
+        init: ``"pretrained"``, or ``"random"`` weights from the model's configuration.
+        dtype: dtype of the model's weights (adapters stay in fp32); ``"auto"`` is the checkpoint's own.
+        config_overrides: fields of the model's configuration to change, such as ``{"attention_dropout": 0.1}``.
+        attn_implementation: transformers' attention implementation; None is transformers' choice.
+        gradient_checkpointing: recompute the decoder's activations in the backward pass.
+        torch_compile: compile the decoder.
+        neftune_noise_alpha: scale of NEFTune's uniform noise on the input embeddings in training; None is off.
+        trust_remote_code: run code that a hub repository brings along.
+        revision: revision of a hub name.
+        tokenizer_name_or_path: another tokenizer than the model's own.
+        chat_template: a Jinja chat template, or a file that holds one, in place of the tokenizer's own.
+        add_special_tokens: special tokens to add; the embeddings grow to hold them.
+        max_new_tokens: longest answer of ``predict``.
+
+    Raises:
+        UserError: on settings that cannot work, as early as they are known.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        objective: Objective | None = None,
+        adapter: PeftConfig | None = None,
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=2e-5),
+        lr_scheduler: LRSchedulerCallable | ScheduleName = "linear",
+        warmup_steps: int | None = None,
+        warmup_ratio: float = 0.0,
+        denominator: Denominator = "all",
+        head: HeadKind = "auto",
+        init: Init = "pretrained",
+        dtype: Dtype = "float32",
+        config_overrides: dict[str, Any] | None = None,
+        attn_implementation: str | None = None,
+        gradient_checkpointing: bool = False,
+        torch_compile: bool = False,
+        neftune_noise_alpha: float | None = None,
+        trust_remote_code: bool = False,
+        revision: str | None = None,
+        tokenizer_name_or_path: str | None = None,
+        chat_template: str | None = None,
+        add_special_tokens: list[str] | None = None,
+        max_new_tokens: int = 256,
+    ) -> None:
+        super().__init__()
+        given = {k: v for k, v in locals().items() if k not in {"self", "__class__"}}
+        # Objects in a checkpoint would break weights_only loading. LightningCLI hands over plain data instead.
+        objects = [] if made_by_cli() else [k for k, v in given.items() if not _is_plain(v)]
+        self.save_hyperparameters(ignore=objects, logger=False)
+        self.settings = ModelSettings(
+            model_name_or_path,
+            adapter=adapter,
+            head=head,
+            init=init,
+            dtype=dtype,
+            config_overrides=config_overrides,
+            attn_implementation=attn_implementation,
+            gradient_checkpointing=gradient_checkpointing,
+            torch_compile=torch_compile,
+            neftune_noise_alpha=neftune_noise_alpha,
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+        )
+        self.tokenizer_name_or_path = tokenizer_name_or_path or model_name_or_path
+        self.chat_template = chat_template
+        self.add_special_tokens = tuple(add_special_tokens or ())
+        self.objective = NLL() if objective is None else objective
+        self.make_optimizer = optimizer
+        self.make_lr_scheduler: Callable[[Optimizer], Any] | ScheduleName = lr_scheduler
+        self.warmup_steps = warmup_steps
+        self.warmup_ratio = warmup_ratio
+        self.denominator: Denominator = denominator
+        self.max_new_tokens = max_new_tokens
+        self.averages = TokenAverages()
+        self.skipped_steps = 0
+        self.step_totals = StepTotals()
+        self._window = Window()
+        self._step_is_complete = False
+        self._rng_to_restore: dict[str, Any] | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    # ------------------------------------------------------------------ model, tokenizer, optimizer
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, loaded when first asked for."""
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(
+                self.tokenizer_name_or_path,
+                chat_template=self.chat_template,
+                add_special_tokens=self.add_special_tokens,
+                revision=self.settings.revision if self.tokenizer_name_or_path == self.settings.name else None,
+                trust_remote_code=self.settings.trust_remote_code,
+            )
+        return self._tokenizer
+
+    @override
+    def configure_model(self) -> None:
+        if not hasattr(self, "scorer"):
+            self.scorer = build_scorer(self.settings, self.objective, len(self.tokenizer))
+            self.strict_loading = self.settings.adapter is None
+
+    @override
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        total = self.trainer.estimated_stepping_batches
+        optimizer = self.make_optimizer(parameter_groups(self.scorer))
+        warmup = warmup_length(total, self.warmup_steps, self.warmup_ratio)
+        scheduler = schedule(optimizer, self.make_lr_scheduler, total, warmup)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @override
+    def configure_callbacks(self) -> list[Callback]:
+        from lightning_sft.callbacks import GenerationMonitor, Readings
+
+        defaults: list[Callback] = [] if self.trainer.barebones else [Readings(), GenerationMonitor()]
+        given = callbacks_of(self.trainer)
+        return [c for c in defaults if not any(isinstance(g, type(c)) for g in given)]
+
+    @override
+    def setup(self, stage: str) -> None:
+        total = self.trainer.estimated_stepping_batches if stage == "fit" else None
+        self.objective.prepare(
+            RunFacts(
+                sources=tuple(getattr(getattr(self.trainer, "datamodule", None), "source_names", ())),
+                total_steps=int(total) if total is not None and total != float("inf") else None,
+                has_reference=True,  # the adapters switched off, or a frozen copy that build_scorer makes
+            )
+        )
+
+    # ------------------------------------------------------------------ training
+
+    @override
+    def forward(self, batch: Batch) -> HeadOutput:
+        """Score the labels of a batch under the objective; see :meth:`TokenScorer.forward`."""
+        output = self.scorer(batch, self.objective)
+        assert isinstance(output, HeadOutput)
+        return output
+
+    @override
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        output = self(batch)
+        self._window.add(micro_batch_sums(output, self.objective, batch["attention_mask"]))
+        accumulate = self.trainer.accumulate_grad_batches
+        self._step_is_complete = (batch_idx + 1) % accumulate == 0 or self.trainer.is_last_batch
+        return {"loss": scaled_loss(output, accumulate), "losses": output.losses, "scores": output.scores}
+
+    @override
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        # After the strategy's own gradient reduction, and before on_after_backward, on_before_optimizer_step and
+        # clipping: nobody sees a gradient of a complete step that is not exact.
+        super().backward(loss, *args, **kwargs)
+        if self._step_is_complete:
+            self._normalise()
+
+    def _normalise(self) -> None:
+        self.step_totals = self._window.close(lambda sums: self.trainer.strategy.reduce(sums, reduce_op="sum"))
+        denominator = self.step_totals.denominator(self.denominator)
+        # Lightning divided every micro-batch's loss by `accumulate`, and the strategy averaged over its ranks.
+        divisions = SCALE * self.trainer.accumulate_grad_batches * self._averaged_ranks()
+        trainable = (p for p in self.scorer.parameters() if p.requires_grad)
+        multiply_gradients(trainable, divisions / denominator if denominator else 0.0)
+
+    def _averaged_ranks(self) -> int:
+        sharding = self.trainer.distributed_sampler_kwargs
+        return int(sharding["num_replicas"]) if sharding else 1
+
+    @override
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        assert optimizer_closure is not None
+        result = optimizer_closure()
+        if not self.step_totals.denominator(self.denominator):
+            # No token to learn from: no update, no weight decay, no moment decay; counted and logged.
+            self.skipped_steps += 1
+            return
+        super().optimizer_step(epoch, batch_idx, optimizer, lambda: result)
+        self.objective.update(self.step_totals.objective())
+
+    # ------------------------------------------------------------------ evaluation
+
+    @override
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        return self._evaluate(batch)
+
+    @override
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        return self._evaluate(batch)
+
+    def _evaluate(self, batch: Batch) -> dict[str, Any]:
+        output = self(batch)
+        self.averages.update(output.losses, output.scores)
+        return {"losses": output.losses, "scores": output.scores}
+
+    @override
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        if not hasattr(datamodule, "generation_rows"):
+            raise UserError(
+                f"predict needs a data module with generation_rows, such as SFTDataModule; got {datamodule}."
+            )
+        wanted = set(batch["row"].tolist())
+        rows = [row for row in datamodule.generation_rows("predict", None) if row.index in wanted]
+        answers = generate(
+            self.scorer.causal_lm, self.tokenizer, [r.prompt_ids for r in rows], max_new_tokens=self.max_new_tokens
+        )
+        return [
+            {
+                "index": row.index,
+                "source": datamodule.source_names[row.source],
+                "prompt": row.prompt_text,
+                "completion": answer,
+                "reference": row.reference,
+                "score": datamodule.score(row, answer),
+            }
+            for row, answer in zip(rows, answers, strict=True)
+        ]
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        self._log_averages("val")
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self._log_averages("test")
+
+    def _log_averages(self, stage: str) -> None:
+        values = {f"{stage}/{k}": v.to(torch.float32) for k, v in self.averages.compute().items()}
+        self.averages.reset()
+        self.log_dict(values, prog_bar=False)
+        self.log(f"{stage}/nll", values[f"{stage}/nll"], prog_bar=True)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _facts(self) -> dict[str, Any]:
+        return {"world_size": self.trainer.world_size, "accumulate_grad_batches": self.trainer.accumulate_grad_batches}
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.settings.adapter is not None:
+            checkpoint["state_dict"] = checkpointing.without_frozen(checkpoint["state_dict"], self)
+        checkpoint[checkpointing.KEY] = {
+            "facts": self._facts(),
+            "model": self.settings.describe(),
+            "objective": f"{type(self.objective).__module__}.{type(self.objective).__qualname__}",
+            "rng": checkpointing.gather_rng_states(self.trainer.world_size, all_gather(self)),
+            "skipped_steps": self.skipped_steps,
+        }
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint.get(checkpointing.KEY, {})
+        here = self.settings.describe()
+        checkpointing.check_weights(checkpoint["state_dict"], self, saved.get("model", "another model"), here)
+        trainer = attached_trainer(self)
+        if trainer is None or trainer.state.fn != "fit" or not saved:
+            return
+        checkpointing.check_resume(saved["facts"], self._facts())
+        self.skipped_steps = saved["skipped_steps"]
+        self._rng_to_restore = saved["rng"][trainer.global_rank]
+
+    @override
+    def on_train_start(self) -> None:
+        if self._rng_to_restore is not None:
+            checkpointing.set_rng_state(self._rng_to_restore)
+            self._rng_to_restore = None
+            rank_zero_info(f"Resumed at step {self.trainer.global_step} from {self.trainer.ckpt_path}")
+
+
+def _is_plain(value: object) -> bool:
+    """Return whether a setting can stand in a checkpoint as data."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    return value is None or isinstance(value, str | int | float | bool)

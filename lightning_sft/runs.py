@@ -1,0 +1,70 @@
+"""Run folders: where the last run and its checkpoints are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_sft.errors import UserError
+
+#: Loggers that keep a run in ``save_dir/name/version``.
+VERSIONED = ("lightning.pytorch.loggers.TensorBoardLogger", "lightning.pytorch.loggers.CSVLogger")
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class RunCheckpoint:
+    """A checkpoint and the run it belongs to.
+
+    Attributes:
+        path: the checkpoint, a file or a sharded folder.
+        version: name of the run's folder, such as ``version_3``; None for a checkpoint outside a run folder.
+    """
+
+    path: Path
+    version: str | None
+
+
+def find_checkpoint(which: str, root: Path, extra: list[Path]) -> RunCheckpoint:
+    """Return the checkpoint that ``--ckpt_path`` means.
+
+    Args:
+        which: ``"last"``: the newest checkpoint of the newest run; ``"best"``: the best one of that run; or a path.
+        root: the folder of the runs, each with its ``checkpoints`` folder.
+        extra: further checkpoint folders, such as a ModelCheckpoint's ``dirpath``.
+
+    Raises:
+        UserError: there is none; says where was looked.
+    """
+    if which not in ("last", "best"):
+        path = Path(which).expanduser()
+        if not path.exists():
+            raise UserError(f"--ckpt_path is {which!r}, which does not exist. Allowed: a checkpoint, 'last' or 'best'.")
+        inside = path.parent.name == CHECKPOINTS and path.parent.parent.parent.resolve() == root.resolve()
+        return RunCheckpoint(path, path.parent.parent.name if inside else None)
+    found = [p for folder in (*root.glob(f"*/{CHECKPOINTS}"), *extra) for p in folder.glob("*.ckpt")]
+    if not found:
+        raise UserError(
+            f"--ckpt_path {which}: no run with a checkpoint was found in {str(root)!r}. Start a run without "
+            "--ckpt_path, or give the path of a checkpoint."
+        )
+    newest = max(found, key=lambda p: p.stat().st_mtime_ns)
+    version = newest.parent.parent.name if newest.parent.name == CHECKPOINTS else None
+    return RunCheckpoint(newest if which == "last" else _best(newest), version)
+
+
+def _best(checkpoint: Path) -> Path:
+    """Return the best checkpoint of a run, as the state of its ModelCheckpoint says."""
+    import torch
+
+    states: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["callbacks"]
+    monitoring = [s for k, s in states.items() if k.startswith("ModelCheckpoint") and s.get("monitor")]
+    for state in monitoring:
+        best = Path(state["best_model_path"])
+        for path in (best, checkpoint.parent / best.name):  # the folder may have been moved
+            if path.is_file():
+                return path
+    raise UserError(
+        f"--ckpt_path best: the run of {str(checkpoint)!r} kept no best checkpoint. Use 'last', or give a path."
+    )

@@ -1,0 +1,42 @@
+"""Hygiene for every test: no network, no rank or process group left behind, one cache for converted models."""
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.toys import save_toy
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture(autouse=True)
+def _hygiene(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Each test starts from the same seeds, in an empty folder, and leaves environment and process groups clean."""
+    before = dict(os.environ)
+    monkeypatch.chdir(tmp_path)
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    yield
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    for name in {*RANK_VARIABLES, *(set(os.environ) - set(before))}:
+        if name in before:
+            os.environ[name] = before[name]
+        elif not name.startswith("PYTEST_"):
+            os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder with a toy Llama and its tokenizer."""
+    return save_toy(tmp_path_factory.mktemp("toy"))
