@@ -69,16 +69,16 @@ class Scheduled(Composite):
                 "Give an earlier begin_step."
             )
 
-    def weight(self) -> Tensor:
+    def weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return w, the share of ``end``, scalar in [0, 1]."""
         last = self.last if self.planned is None else torch.as_tensor(self.planned, device=self.step.device)
-        length = (last - self.begin_step).clamp(min=0)
-        # a switch, length 0, happens at begin_step itself
-        return ((self.step - self.begin_step + (length == 0)) / length.clamp(min=1)).clamp(0.0, 1.0)
+        # a switch, where both steps are one, happens at that step itself
+        done = (self.step - self.begin_step + (last == self.begin_step)).to(dtype)
+        return (done / (last - self.begin_step).clamp(min=1)).clamp(0.0, 1.0)
 
     @override
     def forward(self, scores: TokenScores) -> Tensor:
-        weight = self.weight()
+        weight = self.weight(scores.logp.dtype)
         losses: Tensor = (1.0 - weight) * self.parts[0](scores) + weight * self.parts[1](scores)
         return losses
 

@@ -1,0 +1,204 @@
+"""One tester for all objectives: every row of the table, through both heads, in every precision."""
+
+import inspect
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_sft import objectives as ours
+from lightning_sft.head.fused import fused_head
+from lightning_sft.head.reference import reference_head
+from lightning_sft.objectives import Objective
+from tests.objectives.batch import FACTS, TOKENS, Batch, logits_batch, make_batch, scores_of, started
+from tests.objectives.rows import ROWS, Row
+
+HEADS = {"reference": reference_head, "fused": fused_head}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
+
+each_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+each_head = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+
+
+def objective_names() -> set[str]:
+    """Return the concrete objectives that the package exports."""
+    exported = ((name, getattr(ours, name)) for name in ours.__all__)
+    return {n for n, o in exported if inspect.isclass(o) and issubclass(o, Objective) and not inspect.isabstract(o)}
+
+
+def test_every_objective_has_a_row():
+    assert objective_names() == {type(row.make()).__name__ for row in ROWS.values()}
+
+
+def losses_and_gradients(row: Row, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the formula's losses and its gradients on hidden states and unembedding, all in float64."""
+    losses = row.formula(batch.truth())
+    return losses.detach(), *torch.autograd.grad(losses.sum(), (batch.hidden, batch.weight))
+
+
+def relative(value: Tensor, truth: Tensor) -> float:
+    return ((value.double() - truth.double()).norm() / truth.double().norm()).item()
+
+
+@each_dtype
+@each_head
+@each_row
+def test_agrees_with_the_formula(row, head, dtype):
+    batch = make_batch(dtype)
+    exact = replace(batch, **{n: getattr(batch, n).detach().double().requires_grad_() for n in ("hidden", "weight")})
+    truth = losses_and_gradients(row, exact)
+    out = head(*batch.inputs(), started(row.make(), batch))
+    out.loss_sum.backward()
+    ours = (out.losses, batch.hidden.grad, batch.weight.grad)
+    assert out.losses.dtype == torch.promote_types(dtype, torch.float32)
+    if dtype == torch.bfloat16:
+        # as far off as the same formula on logits that were rounded once, plus one rounding of the result
+        rounded = logits_rounded_to_bf16(row, exact)
+        bounds = [2 * relative(r, t) + 2**-7 for r, t in zip(rounded, truth, strict=True)]
+    else:
+        bounds = [row.exact if dtype == torch.float64 else 1e-5] * 3
+    for value, true, bound in zip(ours, truth, bounds, strict=True):
+        assert relative(value, true) <= bound
+
+
+def logits_rounded_to_bf16(row: Row, exact: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    truth = exact.truth()
+    z = truth.z.detach().bfloat16().double().requires_grad_()
+    losses = row.formula(replace(truth, z=z, reference=truth.reference.bfloat16().double()))
+    (slope,) = torch.autograd.grad(losses.sum(), z)
+    return losses.detach(), slope @ exact.weight.detach(), slope.T @ exact.hidden.detach()
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.strength is not None])
+@each_head
+def test_pulls_on_the_logits_with_its_strength(name, head):
+    row = ROWS[name]
+    z = make_batch().truth().z.detach().requires_grad_()
+    batch = logits_batch(z, make_batch())
+    head(*batch.inputs(), started(row.make(), batch)).loss_sum.backward()
+    softmax = z.detach().softmax(-1)
+    p = softmax.gather(-1, batch.targets[:, None])[:, 0]
+    onehot = torch.nn.functional.one_hot(batch.targets, z.shape[-1])
+    expected = -row.strength(p)[:, None] * (onehot - softmax)
+    torch.testing.assert_close(z.grad, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if not row.detaches])
+def test_gradient_is_the_slope_of_the_loss(name):
+    like = make_batch()
+    objective = started(ROWS[name].make(), like)
+    z = like.truth().z.detach()[:6].requires_grad_()
+    reference = like.truth().reference[:6]
+
+    def loss(z: Tensor) -> Tensor:
+        return reference_head(*logits_batch(z, like, reference).inputs(), objective).loss_sum
+
+    assert torch.autograd.gradcheck(loss, (z,))
+
+
+@each_dtype
+@each_head
+@each_row
+@pytest.mark.parametrize("gap", [0.0, 20.0, 100.0, 1e4])
+def test_certain_and_impossible_tokens_stay_finite(row, head, dtype, gap):
+    like = make_batch()
+    z = torch.zeros(TOKENS, 29, dtype=dtype)
+    sign = torch.tensor([1.0, -1.0]).repeat_interleave(2).repeat(TOKENS // 4)
+    z[torch.arange(TOKENS), like.targets] = (gap * sign).to(dtype)
+    batch = logits_batch(z.requires_grad_(), like, reference=-z.detach())
+    out = head(*batch.inputs(), started(row.make(), batch))
+    out.loss_sum.backward()
+    assert out.losses.isfinite().all()
+    assert z.grad.isfinite().all()
+
+
+@each_head
+@each_row
+def test_batch_without_a_supervised_token(row, head):
+    full, objective = make_batch(), row.make()
+    batch = full.part(torch.zeros(TOKENS, dtype=torch.bool))
+    started(objective, full)
+    # a schedule counts this step too; every measured state stays as it is
+    before = {k: v.clone() for k, v in objective.state_dict().items() if not k.endswith(("step", "last"))}
+    out = head(*batch.inputs(), objective)
+    out.loss_sum.backward()
+    assert out.loss_sum == 0
+    assert len(out.losses) == 0
+    assert not batch.weight.grad.any()
+    assert objective.kept(out.scores).shape == (0,)
+    sums, whole = objective.statistics(out.scores), objective.statistics(scores_of(full))
+    assert {key: value.shape for key, value in sums.items()} == {key: value.shape for key, value in whole.items()}
+    objective.update(sums)
+    after = objective.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+@each_row
+def test_forward_changes_nothing(row):
+    batch = make_batch()
+    objective = started(row.make(), batch)
+    state = {key: value.clone() for key, value in objective.state_dict().items()}
+    random = torch.random.get_rng_state()
+    outs = [reference_head(*batch.inputs(), objective) for _ in range(2)]
+    first, second = (objective.statistics(out.scores) for out in outs)
+    objective.kept(outs[0].scores)
+    objective.logged()
+    assert torch.equal(outs[0].losses, outs[1].losses)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert torch.equal(random, torch.random.get_rng_state())
+    assert all(torch.equal(value, state[key]) for key, value in objective.state_dict().items())
+    assert not list(objective.parameters())
+
+
+@each_head
+@each_row
+def test_splitting_the_batch_changes_nothing(row, head):
+    batch = make_batch()
+    objective = started(row.make(), batch)
+    whole = head(*batch.inputs(), objective)
+    # objectives of the batch may see other tokens of the same sequence, so sequences stay whole
+    place = batch.row if objective.reads == "batch" else torch.arange(TOKENS) // 7
+    parts = [place == value for value in place.unique()]
+    outs = [head(*batch.part(part).inputs(), objective) for part in parts]
+    for part, out in zip(parts, outs, strict=True):
+        torch.testing.assert_close(out.losses, whole.losses[part], rtol=1e-12, atol=1e-12)
+    by_sequence = [batch.row == value for value in batch.row.unique()]
+    sums = [objective.statistics(scores_of(batch.part(part))) for part in by_sequence]
+    for key, value in objective.statistics(whole.scores).items():
+        torch.testing.assert_close(sum(s[key] for s in sums), value, rtol=1e-12, atol=1e-12)
+
+
+@each_row
+@pytest.mark.parametrize("prepared", [True, False], ids=["into a prepared one", "before prepare"])
+def test_state_survives_a_checkpoint(row, prepared, tmp_path):
+    batch = make_batch()
+    objective = started(row.make(), batch)
+    for _ in range(2):
+        objective.update(objective.statistics(scores_of(batch)))
+    torch.save(objective.state_dict(), tmp_path / "state.pt")
+    restored = row.make()
+    if prepared:
+        restored.prepare(FACTS)
+    restored.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    restored.prepare(FACTS)
+    assert not restored.needs_seed()
+    expected = reference_head(*batch.inputs(), objective).losses
+    assert torch.equal(reference_head(*batch.inputs(), restored).losses, expected)
+    restored.update(restored.statistics(scores_of(batch)))
+    objective.update(objective.statistics(scores_of(batch)))
+    assert restored.logged() == objective.logged()
+    for key, value in objective.state_dict().items():
+        assert torch.equal(restored.state_dict()[key], value)
+
+
+@each_row
+def test_half_precision_leaves_the_state_alone(row):
+    batch = make_batch()
+    objective = started(row.make(), batch)
+    state = {key: value.clone() for key, value in objective.state_dict().items()}
+    objective.to(torch.bfloat16)
+    for key, value in objective.state_dict().items():
+        assert value.dtype == state[key].dtype
+        assert torch.equal(value, state[key])
