@@ -1,0 +1,221 @@
+"""What the probe callbacks share: when to read, one forward pass for all of them, and where scalars go."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing_extensions import override
+
+from lightning_sft.errors import UserError
+from lightning_sft.models.access import find_causal_lm, find_tokenizer
+from lightning_sft.probes.encode import EncodedProbes, encode_probes
+from lightning_sft.probes.files import load_probes
+from lightning_sft.probes.forward import ProbeReading, read_probes, within_shards
+from lightning_sft.probes.probe import Probe
+
+# The last forward pass of a run, so that two callbacks with the same probes share it.
+_latest: WeakKeyDictionary[Trainer, tuple[object, ProbeReading]] = WeakKeyDictionary()
+
+
+class ProbeCallback(Callback):
+    """Reads probes before the first and after every n-th optimizer step, and after the last.
+
+    The forward pass runs on every rank, in evaluation mode, without gradient, in the run's own precision; training
+    modes and random states are restored, so a run with the callback follows the same trajectory as one without.
+    Aggregated values are logged through the module (for checkpoint and early-stopping monitors) and, like those of
+    single probes, straight to the loggers at every reading, whatever ``log_every_n_steps`` says.
+
+    Args:
+        probes: ``"library"``, ``"library:train"``, ``"library:test"``, a YAML or JSON-lines file, or probes.
+        every_n_steps: optimizer steps between readings.
+        name: tells two instances apart: part of their log keys, their files and their state in checkpoints.
+        log_per_probe: log the scalars of every probe, beside the aggregated ones.
+        model: the module that holds the language model; None looks for it in the LightningModule.
+        tokenizer: the tokenizer; None looks for an attribute ``tokenizer`` of the LightningModule or its data module.
+    """
+
+    area = ""  # the first part of the log keys
+
+    def __init__(
+        self,
+        probes: str | Sequence[Probe] = "library",
+        every_n_steps: int = 10,
+        name: str = "",
+        log_per_probe: bool = True,
+        model: nn.Module | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        if every_n_steps < 1:
+            raise UserError(f"every_n_steps is {every_n_steps}; it must be at least 1.")
+        self.probes = load_probes(probes)
+        self.every_n_steps = every_n_steps
+        self.name = name
+        self.log_per_probe = log_per_probe
+        self._model = model
+        self._tokenizer = tokenizer
+        self._encoded: EncodedProbes | None = None
+        self._plain: bool | None = None
+        self.steps: list[int] = []
+        self._losses = torch.zeros(2)  # sum and number of the micro-batches' losses since the last reading
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(name=self.name, every_n_steps=self.every_n_steps)
+
+    # ------------------------------------------------------------------ what a subclass says
+
+    @abstractmethod
+    def read(
+        self, model: PreTrainedModel, encoded: EncodedProbes, reading: ProbeReading, *, repeated: bool
+    ) -> Mapping[str, Tensor]:
+        """Take one reading into the history and return scalars a probe, each (probes,).
+
+        Args:
+            model: the language model; under FSDP2 its own parameters are gathered, and all ranks are here.
+            encoded: the probes on the model's device.
+            reading: what it said.
+            repeated: the history ends with this very step (a resumed run): take it in without adding to the history.
+        """
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Empty the history."""
+
+    # ------------------------------------------------------------------ hooks
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.barebones:
+            tokenizer = self._tokenizer or find_tokenizer(pl_module)
+            self._encoded = encode_probes(self.probes, tokenizer)
+            self._plain = None
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.barebones:
+            return
+        if self.steps and self.steps[-1] > trainer.global_step:
+            self.steps = []
+            self.forget()
+        self._losses = torch.zeros(2, device=pl_module.device)
+        self.take_reading(trainer, pl_module)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.barebones:
+            return
+        loss = batch_loss(outputs, trainer.accumulate_grad_batches)
+        if loss is not None:
+            self._losses += torch.stack([loss, torch.ones_like(loss)]).to(self._losses)
+        n = self.every_n_steps
+        if trainer.global_step // n > self.steps[-1] // n:
+            values = self.take_reading(trainer, pl_module)
+            pl_module.log_dict(values, logger=False, on_step=True, on_epoch=False, batch_size=1)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.barebones and trainer.global_step != self.steps[-1]:
+            self.take_reading(trainer, pl_module)
+
+    # ------------------------------------------------------------------ reading
+
+    def take_reading(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        """Read all probes now, log, and return the aggregated values by log key."""
+        assert self._encoded is not None
+        model = find_causal_lm(pl_module if self._model is None else self._model)
+        _refuse_prompt_learning(pl_module)
+        step = trainer.global_step
+        repeated = bool(self.steps) and self.steps[-1] == step
+        if not repeated:
+            self.steps.append(step)
+        encoded = self._encoded = self._encoded.to(model.get_input_embeddings().weight.device)
+        result: dict[str, Tensor] = {}
+
+        def body() -> None:
+            reading = self._shared_forward(trainer, model, encoded)
+            result.update(self.read(model, encoded, reading, repeated=repeated))
+
+        within_shards(pl_module if self._model is None else self._model, model, body)
+        table = {key: value.tolist() for key, value in result.items()}
+        prefix = "/".join(filter(None, (self.area, self.name)))
+        values = {f"{prefix}/{key}": value for key, value in self.aggregate(table).items()}
+        single = {f"{prefix}/{p.name}/{k}": v[i] for i, p in enumerate(self.probes) for k, v in table.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(values | (single if self.log_per_probe else {}), step=step)
+        return values
+
+    def _shared_forward(self, trainer: Trainer, model: PreTrainedModel, encoded: EncodedProbes) -> ProbeReading:
+        moved = sum(p._version for p in model.parameters())
+        stamp = (id(model), trainer.global_step, moved, encoded.probes)
+        latest = _latest.get(trainer)
+        if latest is None or latest[0] != stamp:
+            with trainer.precision_plugin.forward_context():
+                reading = read_probes(model, encoded, plain=self._plain)
+            latest = _latest[trainer] = (stamp, reading)
+        self._plain = latest[1].plain
+        return latest[1]
+
+    def aggregate(self, table: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        """Return means over the near-synonym probes and, where there are some, over controls and over each split."""
+        groups = {
+            "": [i for i, p in enumerate(self.probes) if p.kind == "synonym"],
+            "control/": [i for i, p in enumerate(self.probes) if p.kind == "control"],
+            **{
+                f"{split}/": [i for i, p in enumerate(self.probes) if p.kind == "synonym" and p.split == split]
+                for split in ("train", "test")
+            },
+        }
+        return {
+            f"{group}{key}": sum(values[i] for i in members) / len(members)
+            for group, members in groups.items()
+            for key, values in table.items()
+            if members
+        }
+
+    def mean_batch_loss(self, trainer: Trainer) -> float | None:
+        """Return the mean loss of the micro-batches since the last call, over all ranks; None if there was none."""
+        total = trainer.strategy.reduce(self._losses.clone(), reduce_op="sum")
+        assert isinstance(total, Tensor)
+        self._losses.zero_()
+        return float(total[0] / total[1]) if total[1] else None
+
+    def folder(self, trainer: Trainer) -> Path | None:
+        """Return where files go, asked by all ranks; None where nothing is to be written."""
+        log_dir = trainer.log_dir
+        return None if log_dir is None or trainer.fast_dev_run else Path(log_dir)  # type: ignore[attr-defined]
+
+
+def batch_loss(outputs: Any, accumulate: int) -> Tensor | None:
+    """Return a micro-batch's mean loss in nats a token from what a training step gave back, or None.
+
+    With the token scores of :class:`lightning_sft.module.SFTModule` it is the negative log-likelihood; else the
+    step's own loss, which Lightning has divided by the number of accumulated batches.
+    """
+    if isinstance(outputs, Mapping):
+        logp = outputs["scores"].get("logp") if isinstance(outputs.get("scores"), Mapping) else None
+        if isinstance(logp, Tensor):
+            return -logp.mean() if logp.numel() else None
+        outputs = outputs.get("loss")
+    return outputs.detach().float().mean() * accumulate if isinstance(outputs, Tensor) else None
+
+
+def _refuse_prompt_learning(pl_module: nn.Module) -> None:
+    for module in pl_module.modules():
+        configs = getattr(module, "peft_config", None)
+        for config in configs.values() if isinstance(configs, dict) else ():
+            if getattr(config, "is_prompt_learning", False):
+                raise UserError(
+                    f"The adapter {type(config).__name__} acts on the prompt, not inside modules, so probes would be "
+                    "read without it. Use an adapter such as LoRA."
+                )

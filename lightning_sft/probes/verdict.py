@@ -1,0 +1,221 @@
+"""Verdicts: what a run did to a probe, from its readings alone.
+
+The failure modes are reconstructed from the abstract of arXiv 2606.07559; the thresholds are ours.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class VerdictSettings:
+    """Thresholds of the verdicts.
+
+    Attributes:
+        tau: kinematic: the signal S stayed below this all along.
+        delta: structural: the drag D ended more than this below its start.
+        fall: nats by which a probe's loss must have fallen before a run can have failed silently.
+        steep: the loss still falls steeply if its rate over the last quarter of the run is above this share of its
+            rate over the whole run.
+        jump_factor: a jump is a change of Phi above this many times the median change of the probe.
+        jump_floor: and above this.
+        phantom_share: a jump is phantom if the embeddings' share in it is below this, by the split and by the
+            counterfactual alike.
+    """
+
+    tau: float = 0.05
+    delta: float = 0.005
+    fall: float = 0.05
+    steep: float = 0.5
+    jump_factor: float = 10.0
+    jump_floor: float = 0.02
+    phantom_share: float = 0.05
+
+
+@dataclass
+class ProbeHistory:
+    """Readings of one probe, in order; lists of one length.
+
+    Attributes:
+        step: optimizer steps done.
+        p_correct: probability of the correct token.
+        p_competitor: probability of the competitor.
+        loss: cross-entropy of the correct token, nats.
+        phi: order parameter.
+        signal: S.
+        drag: D.
+        geometry_share: share of the embeddings in the change of Phi since the reading before, by the exact split; None
+            where unknown (the first reading of a run or of a resumed one).
+        counterfactual_share: the same by the counterfactual; None where it was not computed.
+    """
+
+    step: list[int] = field(default_factory=list)
+    p_correct: list[float] = field(default_factory=list)
+    p_competitor: list[float] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+    phi: list[float] = field(default_factory=list)
+    signal: list[float] = field(default_factory=list)
+    drag: list[float] = field(default_factory=list)
+    geometry_share: list[float | None] = field(default_factory=list)
+    counterfactual_share: list[float | None] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Jump:
+    """A sudden change of Phi.
+
+    Attributes:
+        step: optimizer step of the reading after it.
+        size: the change.
+        geometry_share: embeddings' share by the exact split; None if unknown.
+        counterfactual_share: embeddings' share by the counterfactual; None if not computed.
+        phantom: whether the embeddings had (nearly) no part in it; None if unknown.
+    """
+
+    step: int
+    size: float
+    geometry_share: float | None
+    counterfactual_share: float | None
+    phantom: bool | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a run did to a probe.
+
+    Attributes:
+        outcome: ``"flipped"``, ``"never behind"``, ``"stopped early"``, ``"failed"``, ``"loss did not fall"`` or
+            ``"diverged"``.
+        modes: of a failure: any of ``"kinematic"`` and ``"structural"``.
+        flip_step: first reading from which the correct token stayed above its competitor; None if it ended below.
+        jumps: sudden changes of Phi.
+        reason: one sentence with the figures behind the outcome.
+        advice: what to try next; empty where nothing is wrong.
+    """
+
+    outcome: str
+    modes: tuple[str, ...]
+    flip_step: int | None
+    jumps: tuple[Jump, ...]
+    reason: str
+    advice: str
+
+    @property
+    def title(self) -> str:
+        """The outcome in a few words."""
+        if self.outcome == "flipped":
+            return f"flipped at step {self.flip_step}"
+        return f"failed: {' and '.join(self.modes) or 'unclassified'}" if self.outcome == "failed" else self.outcome
+
+
+def find_jumps(history: ProbeHistory, settings: VerdictSettings) -> tuple[Jump, ...]:
+    """Return the changes of Phi that stand out of the probe's own."""
+    changes = [b - a for a, b in zip(history.phi, history.phi[1:], strict=False)]
+    if not changes:
+        return ()
+    least = max(settings.jump_factor * statistics.median(map(abs, changes)), settings.jump_floor)
+    jumps = []
+    for i, change in enumerate(changes, start=1):
+        if abs(change) <= least:
+            continue
+        shares = history.geometry_share[i], history.counterfactual_share[i]
+        known = [s for s in shares if s is not None]
+        phantom = all(s < settings.phantom_share for s in known) if known else None
+        jumps.append(Jump(history.step[i], change, *shares, phantom))
+    return tuple(jumps)
+
+
+def flip_step(history: ProbeHistory) -> int | None:
+    """Return the step of the first reading from which the correct token stayed above its competitor, or None."""
+    above = [c > s for c, s in zip(history.p_correct, history.p_competitor, strict=True)]
+    if not above or not above[-1]:
+        return None
+    first = len(above) - 1
+    while first and above[first - 1]:
+        first -= 1
+    return history.step[first]
+
+
+def judge(
+    history: ProbeHistory, others: Sequence[Sequence[float]] = (), settings: VerdictSettings | None = None
+) -> Verdict:
+    """Name what happened to a probe.
+
+    Args:
+        history: its readings, at least one.
+        others: other losses of the same run on the same steps, in nats a token: other probes' and, if known, the
+            training loss. Where one of them was below this probe's final loss by three quarters of the run, the run
+            had time enough, and a probe that is still behind has failed although its own loss still falls.
+        settings: thresholds; None is the defaults.
+    """
+    settings = settings or VerdictSettings()
+    jumps = find_jumps(history, settings)
+    flipped = flip_step(history)
+    if not math.isfinite(history.loss[-1]):
+        return Verdict("diverged", (), None, jumps, f"loss {history.loss[-1]}", "lower the learning rate, or clip")
+    start, end = history.loss[0], history.loss[-1]
+    losses = f"loss {start:.2f} -> {end:.2f} nats"
+    if flipped is not None:
+        return _above(history, flipped, jumps, losses)
+    fall = start - end
+    odds = f"p {history.p_correct[-1]:.3f} against {history.p_competitor[-1]:.3f}"
+    if fall <= settings.fall:
+        advice = "train on the probe's kind of token at all, or check its context; nothing was learned that could fail"
+        return Verdict("loss did not fall", (), None, jumps, f"{losses}; {odds}", advice)
+    steepness, overtaken = _steepness(history), _below_by_three_quarters(history, others, end)
+    if steepness > settings.steep and not overtaken:
+        reason = f"{losses}, still falling at {steepness:.0%} of its mean rate; {odds}"
+        return Verdict("stopped early", (), None, jumps, reason, "train longer; it is too early to speak of failure")
+    modes = []
+    if max(history.signal) < settings.tau:
+        modes.append("kinematic")
+    if history.drag[-1] < history.drag[0] - settings.delta:
+        modes.append("structural")
+    why = "other tokens of the run fell below it long ago" if overtaken else "its loss has settled"
+    lost = any(c > s for c, s in zip(history.p_correct, history.p_competitor, strict=True))
+    reason = (
+        f"{losses}{' (above ln 2)' if end > math.log(2) else ''}, {why}; {odds}; S at most {max(history.signal):+.3f}, "
+        f"D {history.drag[0]:+.3f} -> {history.drag[-1]:+.3f}{'; it was ahead for a while' if lost else ''}"
+    )
+    return Verdict("failed", tuple(modes), None, jumps, reason, _advice(modes))
+
+
+def _above(history: ProbeHistory, flipped: int, jumps: tuple[Jump, ...], losses: str) -> Verdict:
+    """Return the verdict on a probe whose correct token ended above its competitor."""
+    never = flipped == history.step[0]
+    odds = f"p {history.p_correct[-1]:.3f} against {history.p_competitor[-1]:.3f}"
+    negative = history.phi[-1] <= 0
+    reason = f"{losses}; {odds}{f'; Phi is still {history.phi[-1]:+.3f}: the drag outweighs S' if negative else ''}"
+    return Verdict("never behind" if never else "flipped", (), flipped, jumps, reason, "")
+
+
+def _steepness(history: ProbeHistory) -> float:
+    """Return the loss's rate of fall over the last quarter of the steps, as a share of its rate over all of them."""
+    first, last = history.step[0], history.step[-1]
+    if last == first:
+        return 0.0
+    cut = last - (last - first) / 4
+    i = max(i for i, step in enumerate(history.step) if step <= cut)
+    late = (history.loss[i] - history.loss[-1]) / (last - history.step[i])
+    mean = (history.loss[0] - history.loss[-1]) / (last - first)
+    return late / mean if mean > 0 else 0.0
+
+
+def _below_by_three_quarters(history: ProbeHistory, others: Sequence[Sequence[float]], loss: float) -> bool:
+    cut = history.step[-1] - (history.step[-1] - history.step[0]) / 4
+    i = max(i for i, step in enumerate(history.step) if step <= cut)
+    return any(other[0] > loss and other[i] < loss for other in others)
+
+
+def _advice(modes: Sequence[str]) -> str:
+    advice = {
+        "kinematic": "raise the learning rate (a sweep finds the critical one) or the number of steps, or weigh such "
+        "tokens more",
+        "structural": "the bulk of the vocabulary pulls the score down: hold the embeddings still (freeze or untie "
+        "them, or use LoRA), lower the learning rate, or mix in general data",
+    }
+    return "; ".join(advice[m] for m in modes) or "look at the curves: it was ahead once, so shorten or anneal the run"
