@@ -1,0 +1,149 @@
+"""Sources -> one encoded set with its report: the only place where rows are counted out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from lightning_sft.data.dataset import SetReport, TokenDataset
+from lightning_sft.data.encode import Encoder
+from lightning_sft.data.sources import DataSource
+from lightning_sft.data.truncate import Truncation, truncate
+from lightning_sft.data.types import BadRow, BadRowError, Encoded, Example
+from lightning_sft.errors import UserError
+
+OnBadRow = Literal["error", "skip"]
+
+
+@dataclass
+class RawSet:
+    """The rows of one set as examples, each with the index of its source."""
+
+    examples: list[Example]
+    sources: list[int]
+    rejected: list[BadRow]
+
+
+@dataclass
+class BuiltSet:
+    """One encoded set; ``examples[i]`` is row i."""
+
+    dataset: TokenDataset
+    examples: list[Example]
+    report: SetReport
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How rows become a set; see `SFTDataModule`."""
+
+    max_length: int | None = None
+    truncation: Truncation = "error"
+    on_bad_row: OnBadRow = "error"
+
+
+def read(sources: Sequence[DataSource], first: int, on_bad_row: OnBadRow, system: str | None = None) -> RawSet:
+    """Read every row of ``sources``.
+
+    Args:
+        sources: the sources of one set.
+        first: index of the first of them among all sources.
+        on_bad_row: ``error`` raises at the first bad row, ``skip`` sets it aside.
+        system: system prompt where neither row nor source has one.
+
+    Raises:
+        UserError: a bad row under ``error``, or a source without rows.
+    """
+    raw = RawSet([], [], [])
+    for number, source in enumerate(sources, first):
+        before, bad = len(raw.examples), len(raw.rejected)
+        for row in source.examples():
+            if isinstance(row, BadRow):
+                reject(row, raw.rejected, on_bad_row)
+            else:
+                raw.examples.append(row.with_system(source.system or system))
+                raw.sources.append(number)
+        if len(raw.examples) == before:
+            skipped = raw.rejected[bad:]
+            reason = (
+                f"all of its {len(skipped)} rows are bad, the first at {_line(skipped[0])}"
+                if skipped
+                else "it is empty"
+            )
+            raise UserError(f"The source {source.name!r} has no rows: {reason}. Check its path, format and columns.")
+    return raw
+
+
+def reject(row: BadRow, rejected: list[BadRow], on_bad_row: OnBadRow) -> None:
+    """Set a bad row aside, or raise."""
+    if on_bad_row == "error":
+        raise UserError(
+            f"{_line(row)}. Correct the row, or set data.on_bad_row: skip to leave out bad rows (they are counted, and "
+            "listed with their reasons in a file)."
+        )
+    rejected.append(row)
+
+
+def _line(row: BadRow) -> str:
+    text = row.text[:80] + ("..." if len(row.text) > 80 else "")
+    return f"{row.where}: {row.reason}" + (f" in {text!r}" if text else "")
+
+
+def build(raw: RawSet, names: Sequence[str], encoder: Encoder, options: BuildOptions, what: str) -> BuiltSet:
+    """Encode a set.
+
+    Args:
+        raw: the rows.
+        names: names of all sources, by index.
+        encoder: rows -> tokens.
+        options: see there.
+        what: name of the set, for messages.
+
+    Raises:
+        UserError: a row cannot be encoded under ``on_bad_row: error``, is too long under ``truncation: error``, or
+            nothing is left.
+    """
+    report = SetReport(rejected=list(raw.rejected))
+    encoded: list[Encoded] = []
+    kept: list[int] = []
+    too_long: list[tuple[int, str]] = []
+    first = encoder.tokenizer.bos_token_id
+    for i, example in enumerate(raw.examples):
+        try:
+            row = encoder(example)
+        except BadRowError as e:
+            reject(BadRow(example.where, str(e)), report.rejected, options.on_bad_row)
+            continue
+        if options.max_length is not None and len(row.ids) > options.max_length:
+            if options.truncation == "error":
+                too_long.append((len(row.ids), example.where))
+                continue
+            cut = truncate(row, options.max_length, options.truncation, first)
+            if cut is None:
+                report.dropped += 1
+                continue
+            report.truncated += 1
+            row = cut
+        encoded.append(row)
+        kept.append(i)
+    if too_long:
+        raise UserError(
+            f"{len(too_long)} of {len(raw.examples)} rows of {what} are longer than max_length={options.max_length}; "
+            f"longest: {max(too_long)[0]} tokens ({max(too_long)[1]}). Raise max_length, or set data.truncation: "
+            "drop, left, right or keep_completion."
+        )
+    if not encoded:
+        raise UserError(
+            f"No rows are left in {what}: of {len(raw.examples) + len(raw.rejected)} rows, {len(report.rejected)} were "
+            f"bad and {report.dropped} dropped by truncation: {options.truncation} at max_length={options.max_length}."
+            + (f" The first bad row: {_line(report.rejected[0])}" if report.rejected else "")
+        )
+    sources = [raw.sources[i] for i in kept]
+    report.rows = len(encoded)
+    report.lengths = np.array([len(row.ids) for row in encoded], np.int64)
+    report.trained = np.array([int(row.trained.sum()) for row in encoded], np.int64)
+    report.source_rows = {names[s]: sources.count(s) for s in dict.fromkeys(sources)}
+    return BuiltSet(TokenDataset(encoded, sources), [raw.examples[i] for i in kept], report)

@@ -1,0 +1,332 @@
+"""`SFTDataModule`: sources in, batches out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader
+from typing_extensions import override
+
+from lightning_sft.data.build import BuildOptions, BuiltSet, OnBadRow, RawSet, build, read
+from lightning_sft.data.collate import Collator
+from lightning_sft.data.dataset import SetReport
+from lightning_sft.data.encode import ApplyChatTemplate, Encoder, TrainOn
+from lightning_sft.data.loader import ResumableDataLoader
+from lightning_sft.data.sampler import EpochSampler
+from lightning_sft.data.sources import DataSource, as_sources
+from lightning_sft.data.truncate import Truncation
+from lightning_sft.data.types import Example, GenerationRow
+from lightning_sft.errors import UserError
+
+STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+
+
+class SFTDataModule(LightningDataModule):
+    """Rows of any usual format, tokenised, masked, padded and dealt to the ranks.
+
+    A batch is a dict of int64 tensors: ``input_ids``, ``attention_mask``, ``labels`` (batch, length), ``row`` (index
+    of the row in its set, -1 for a padding row) and ``source`` (index into `source_names`), (batch,).
+
+    Args:
+        train: what to train on: a path, a `DataSource`, or a list of them.
+        val: validation rows, the same way.
+        val_split: instead of ``val``: a fraction or a number of rows taken from ``train``, the same for one ``seed``.
+        test: test rows.
+        predict: rows to predict.
+        tokenizer: a tokenizer or the name or folder of one; default is the LightningModule's ``tokenizer``.
+        batch_size: rows of a batch on one rank.
+        val_batch_size: the same for the other loaders; default is ``batch_size``.
+        num_workers: processes that load. Rows are tokenised beforehand, so 0 is enough.
+        max_length: the most tokens of a row.
+        truncation: what becomes of longer rows: ``error``, ``drop``, ``left`` and ``right`` cut that side off,
+            ``keep_completion`` cuts the left, and drops a row rather than cut what is trained.
+        train_on: whose words are trained, see `Encoder`.
+        apply_chat_template: whether rows of plain strings are put into the chat template, see `Encoder`.
+        template_kwargs: variables for the chat template, such as ``{enable_thinking: false}``.
+        on_bad_row: ``error``, or ``skip``: count bad rows and list them in ``rejected_file``.
+        rejected_file: where to list them; default is ``rejected_rows.jsonl`` in the run's folder.
+        system: system prompt for conversations that bring none.
+        shuffle: whether to permute the rows of each epoch.
+        seed: seed of the order and of ``val_split``.
+        pad_to_multiple_of: round the length of a batch up to a multiple.
+    """
+
+    def __init__(
+        self,
+        train: DataSource | list[DataSource | str] | str | None = None,
+        val: DataSource | list[DataSource | str] | str | None = None,
+        val_split: int | float | None = None,
+        test: DataSource | list[DataSource | str] | str | None = None,
+        predict: DataSource | list[DataSource | str] | str | None = None,
+        tokenizer: Any = None,
+        batch_size: int = 8,
+        val_batch_size: int | None = None,
+        num_workers: int = 0,
+        max_length: int | None = None,
+        truncation: Truncation = "error",
+        train_on: TrainOn = "assistant",
+        apply_chat_template: ApplyChatTemplate = "auto",
+        template_kwargs: dict[str, Any] | None = None,
+        on_bad_row: OnBadRow = "error",
+        rejected_file: str | None = None,
+        system: str | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        pad_to_multiple_of: int | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("val_batch_size", val_batch_size), ("max_length", max_length)):
+            if value is not None and value < 1:
+                raise UserError(f"data.{name} is {value}; it must be at least 1.")
+        if seed < 0:
+            raise UserError(f"data.seed is {seed}; it must be at least 0.")
+        if val is not None and val_split is not None:
+            raise UserError(f"Both data.val and data.val_split={val_split} are given. Leave one of them out.")
+        self._sources: dict[str, list[DataSource]] = {
+            "train": as_sources(train, "train"),
+            "val": as_sources(val, "val"),
+            "test": as_sources(test, "test"),
+            "predict": as_sources(predict, "predict"),
+        }
+        self.val_split = val_split
+        self.batch_size = batch_size
+        self.val_batch_size = val_batch_size or batch_size
+        self.num_workers = num_workers
+        self.build_options = BuildOptions(max_length, truncation, on_bad_row)
+        self.encoder_options = (train_on, apply_chat_template, template_kwargs)
+        self.rejected_file = rejected_file
+        self.system = system
+        self.shuffle = shuffle
+        self.seed = seed
+        self.pad_to_multiple_of = pad_to_multiple_of
+        self.report: dict[str, SetReport] = {}
+        self._given_tokenizer = tokenizer
+        self._tokenizer: Any = None
+        self._encoder: Encoder | None = None
+        self._raw: dict[str, RawSet] = {}
+        self._built: dict[str, BuiltSet] = {}
+        self._fingerprint = ""
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """Name of each source by its index; rows of ``val_split`` keep the index of their train source."""
+        return tuple(source.name for source in self._all_sources())
+
+    def _all_sources(self) -> list[DataSource]:
+        return [source for sources in self._sources.values() for source in sources]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer in use; known after `setup`."""
+        return self._tokenizer
+
+    @override
+    def setup(self, stage: str) -> None:
+        """Read, tokenise and count the sets of ``stage``; what was built before is kept."""
+        if self._tokenizer is None:
+            self._tokenizer = self._find_tokenizer()
+            self._encoder = Encoder(self._tokenizer, *self.encoder_options)
+        for what in STAGES[stage]:
+            if what not in self._built and self._has(what):
+                self._build(what)
+
+    def _has(self, what: str) -> bool:
+        return bool(self._sources[what]) or (what == "val" and self.val_split is not None)
+
+    def _find_tokenizer(self) -> Any:
+        if isinstance(self._given_tokenizer, str):
+            from transformers import AutoTokenizer
+
+            return AutoTokenizer.from_pretrained(self._given_tokenizer)
+        if self._given_tokenizer is not None:
+            return self._given_tokenizer
+        tokenizer = getattr(self.trainer and self.trainer.lightning_module, "tokenizer", None)
+        if tokenizer is None:
+            raise UserError(
+                "SFTDataModule has no tokenizer: none was given, and the LightningModule has no attribute `tokenizer`. "
+                "Pass SFTDataModule(tokenizer=...), a tokenizer or its name."
+            )
+        return tokenizer
+
+    def _build(self, what: str) -> None:
+        assert self._encoder is not None
+        raw, leaked, dropped = self._without_leaks(what)
+        built = build(raw, self.source_names, self._encoder, self.build_options, what)
+        built.report.leaked, built.report.leaked_dropped = leaked, dropped
+        self._built[what] = built
+        self.report[what] = built.report
+        if what == "train":
+            self._fingerprint = hashlib.blake2b(b"".join(e.key for e in built.examples), digest_size=16).hexdigest()
+            built.examples.clear()
+        self._list_rejected(what)
+
+    def _read(self, what: str) -> RawSet:
+        """Return the rows of one set, with those of ``val_split`` taken out of train."""
+        if what not in self._raw:
+            names = list(self._sources)
+            first = sum(len(self._sources[name]) for name in names[: names.index(what)])
+            if what == "val" and self.val_split is not None:
+                self._read("train")
+            else:
+                self._raw[what] = read(self._sources[what], first, self.build_options.on_bad_row, self.system)
+            if what == "train" and self.val_split is not None:
+                self._raw["train"], self._raw["val"] = self._split(self._raw["train"], self.val_split)
+        return self._raw[what]
+
+    def _split(self, raw: RawSet, share: int | float) -> tuple[RawSet, RawSet]:
+        rows = len(raw.examples)
+        count = share if isinstance(share, int) else round(share * rows)
+        if not 0 < count < rows:
+            raise UserError(
+                f"data.val_split={share} takes {count} of {rows} rows; at least one must go to validation and one "
+                "stay. Give a fraction between 0 and 1 or a smaller number of rows."
+            )
+        held_out = np.zeros(rows, np.bool_)
+        held_out[np.random.default_rng([self.seed, rows]).permutation(rows)[:count]] = True
+
+        def part(mask: np.ndarray[Any, np.dtype[np.bool_]], rejected: bool) -> RawSet:
+            chosen = np.flatnonzero(mask).tolist()
+            return RawSet(
+                [raw.examples[i] for i in chosen], [raw.sources[i] for i in chosen], raw.rejected if rejected else []
+            )
+
+        return part(~held_out, True), part(held_out, False)
+
+    def _without_leaks(self, what: str) -> tuple[RawSet, int, int]:
+        """Return the rows of a set, how many of them stand in an earlier set, and how many were dropped for it."""
+        raw = self._read(what)
+        earlier = {"val": ("train",), "test": ("train", "val")}.get(what, ())
+        sources = self._all_sources()
+        drops = any(sources[s].drop_leaks for s in set(raw.sources))
+        known = [self._read(e) for e in earlier if self._has(e) and (drops or e in self._raw)]
+        keys = {example.key for other in known for example in other.examples}
+        prompts = {example.prompt_key for other in known for example in other.examples} if drops else set()
+        leaked = 0
+        kept: list[tuple[Example, int]] = []
+        for example, source in zip(raw.examples, raw.sources, strict=True):
+            is_leak = example.prompt_key in prompts if sources[source].drop_leaks else example.key in keys
+            leaked += is_leak
+            if not (is_leak and sources[source].drop_leaks):
+                kept.append((example, source))
+        dropped = len(raw.examples) - len(kept)
+        if not kept:
+            raise UserError(
+                f"All {len(raw.examples)} rows of {what} also stand in {' or '.join(earlier)} and were dropped. Give "
+                "the tasks different seeds, or make their range larger."
+            )
+        return RawSet([e for e, _ in kept], [s for _, s in kept], raw.rejected), leaked, dropped
+
+    def _list_rejected(self, what: str) -> None:
+        """Write the bad rows of a set to a file, on rank zero."""
+        rejected = self.report[what].rejected
+        if not rejected:
+            return
+        folder = None if self.trainer is None else self.trainer.log_dir or self.trainer.default_root_dir
+        path = Path(self.rejected_file or Path(folder or ".") / "rejected_rows.jsonl")
+        if self.trainer is None or self.trainer.is_global_zero:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                for row in rejected:
+                    line = {"set": what, "where": row.where, "reason": row.reason, "text": row.text}
+                    file.write(json.dumps(line) + "\n")
+        rank_zero_info(f"{what}: {len(rejected)} bad rows were skipped; their reasons are in {path}.")
+
+    def _ranks(self) -> tuple[int, int]:
+        """Return number of ranks over the data, and this process's."""
+        kwargs = (self.trainer.distributed_sampler_kwargs if self.trainer is not None else None) or {}
+        return kwargs.get("num_replicas", 1), kwargs.get("rank", 0)
+
+    def _collator(self) -> Collator:
+        ids = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id, 0)
+        return Collator(next(i for i in ids if i is not None), self.pad_to_multiple_of)
+
+    @override
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return the training loader."""
+        if "train" not in self._built:
+            raise UserError("There is nothing to train on: data.train is not set. Give a path or a DataSource.")
+        dataset = self._built["train"].dataset
+        if self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0:
+            # Lightning puts its own sequential sampler into loaders that shuffle, with a warning
+            return DataLoader(
+                dataset,
+                self.batch_size,
+                collate_fn=self._collator(),
+                num_workers=self.num_workers,
+                generator=torch.Generator(),
+            )
+        sources = self._all_sources()
+        numbers, counts = np.unique(dataset.sources, return_counts=True)
+        groups = [(int(count), sources[int(n)].weight) for n, count in zip(numbers, counts, strict=True)]
+        num_replicas, rank = self._ranks()
+        sampler = EpochSampler(dataset, groups, num_replicas, rank, self.shuffle, self.seed)
+        return ResumableDataLoader(
+            dataset,
+            sampler,
+            self._fingerprint,
+            batch_size=self.batch_size,
+            collate_fn=self._collator(),
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    @override
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Return the validation loader; none without ``val`` and ``val_split``."""
+        return self._loader("val")
+
+    @override
+    def test_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Return the test loader."""
+        return self._loader("test")
+
+    @override
+    def predict_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Return the predict loader."""
+        return self._loader("predict")
+
+    def _loader(self, what: str) -> DataLoader[Any] | list[Any]:
+        if what not in self._built:
+            if what == "val":
+                return []
+            raise UserError(f"There is nothing for {what}: data.{what} is not set. Give a path or a DataSource.")
+        dataset = self._built[what].dataset
+        num_replicas, rank = self._ranks()
+        return DataLoader(
+            dataset,
+            batch_size=self.val_batch_size,
+            sampler=EpochSampler(dataset, None, num_replicas, rank, shuffle=False),
+            num_workers=self.num_workers,
+            collate_fn=self._collator(),
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),
+        )
+
+    def generation_rows(
+        self, stage: Literal["val", "test", "predict"], limit: int | None = None
+    ) -> list[GenerationRow]:
+        """Return the first ``limit`` rows of a set as prompts to answer; rows of plain text have none."""
+        built = self._built.get(stage)
+        assert self._encoder is not None
+        rows: list[GenerationRow] = []
+        for index, example in enumerate(built.examples if built is not None else []):
+            if len(rows) == limit:
+                break
+            if example.reference is None:
+                continue
+            text, ids = self._encoder.prompt(example)
+            source = int(built.dataset.sources[index]) if built is not None else -1
+            rows.append(GenerationRow(index, source, ids, text, example.reference, stage))
+        return rows
+
+    def score(self, row: GenerationRow, answer: str) -> float | None:
+        """Return the score of an answer, 0 to 1; None where the row's source has no scorer."""
+        example = self._built[row.stage].examples[row.index]
+        return self._all_sources()[row.source].score(example, answer)

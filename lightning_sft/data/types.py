@@ -1,0 +1,142 @@
+"""What the rooms of the data path hand to each other: a read record, an example, its tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Message = dict[str, Any]
+"""One message of a conversation as chat templates read it: ``role``, ``content`` and, with tools, ``tool_calls``."""
+
+
+class BadRowError(ValueError):
+    """One row cannot be used; the message is the reason. Never leaves the data room."""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that was not used.
+
+    Args:
+        where: file and line, or source and index.
+        reason: what is wrong with it.
+        text: the beginning of the row.
+    """
+
+    where: str
+    reason: str
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row of a file as it was read, before anything is known about its format.
+
+    Args:
+        where: file and line, or source and index.
+        row: column name to value.
+    """
+
+    where: str
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training example, in one form for all formats.
+
+    Args:
+        messages: the conversation; empty for plain text.
+        flags: for each message its own train flag: ``True`` or ``False`` decides, ``None`` leaves it to ``train_on``.
+        prompt_messages: how many of the first messages are the prompt of a prompt/completion row.
+        tools: JSON schemas of the tools, for the chat template.
+        plain: prompt and completion as strings, for use without a chat template; ``("", text)`` for plain text,
+            ``None`` where the row is a conversation by nature.
+        where: file and line, or source and index.
+        item: whatever the source needs to score an answer.
+    """
+
+    messages: tuple[Message, ...]
+    flags: tuple[bool | None, ...] = ()
+    prompt_messages: int = 0
+    tools: tuple[dict[str, Any], ...] | None = None
+    plain: tuple[str, str] | None = None
+    where: str = ""
+    item: Any = None
+
+    @property
+    def reference(self) -> str | None:
+        """The text that the model should answer with: the last message, or the completion."""
+        if self.messages:
+            content = self.messages[-1].get("content")
+            return content if isinstance(content, str) else None
+        return self.plain[1] if self.plain and self.plain[0] else None
+
+    def with_system(self, system: str | None) -> Example:
+        """Return the example with a system prompt, where it is a conversation without one."""
+        if not system or not self.messages or self.messages[0]["role"] == "system":
+            return self
+        return replace(
+            self,
+            messages=({"role": "system", "content": system}, *self.messages),
+            flags=(None, *self.flags),
+            prompt_messages=self.prompt_messages + (self.prompt_messages > 0),
+        )
+
+    @cached_property
+    def key(self) -> bytes:
+        """A digest of what stands in the example; equal examples have equal keys wherever they were read."""
+        return _digest([self.messages, self.tools, None if self.messages else self.plain])
+
+    @cached_property
+    def prompt_key(self) -> bytes:
+        """A digest of everything before the last message (of the whole text, for plain text)."""
+        if self.messages:
+            return _digest([self.messages[:-1], self.tools])
+        assert self.plain is not None
+        return _digest(self.plain[0] or self.plain[1])
+
+
+def _digest(value: object) -> bytes:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One example as token ids.
+
+    Args:
+        ids: (length,) token ids.
+        trained: (length,) whether the loss reads the token as a target.
+    """
+
+    ids: NDArray[np.int32]
+    trained: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class GenerationRow:
+    """One row to generate an answer for.
+
+    Args:
+        index: index of the row in its dataset, as in ``batch["row"]``.
+        source: index into ``SFTDataModule.source_names``.
+        prompt_ids: token ids of the prompt, ending where the answer begins.
+        prompt_text: the same as text.
+        reference: the expected answer, where the row has one.
+        stage: ``val``, ``test`` or ``predict``.
+    """
+
+    index: int
+    source: int
+    prompt_ids: list[int]
+    prompt_text: str
+    reference: str | None
+    stage: str
