@@ -26,7 +26,7 @@ class PerSource(Composite):
         Mixtures of data. Each objective is evaluated on all tokens, so the cost is the sum of the parts'.
 
     Source:
-        Ours.
+        A combinator, of no paper.
 
     Args:
         objectives: the objectives, by the names that the data module gives its sources.

@@ -23,7 +23,7 @@ class Scheduled(Composite):
         The model is weak on the task at first and strong later: NLL first, then -p.
 
     Source:
-        Ours.
+        A combinator, of no paper.
 
     Args:
         start: the objective up to ``begin_step``.

@@ -22,7 +22,7 @@ class WeightedSum(Composite):
         To mix two ideas, such as NLL with a little of another objective.
 
     Source:
-        Ours.
+        A combinator, of no paper.
 
     Args:
         objectives: the objectives, by name.
