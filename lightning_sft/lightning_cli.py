@@ -5,17 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+import lightning.pytorch.callbacks
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from typing_extensions import override
 
+import lightning_sft.callbacks
+import lightning_sft.data
+import lightning_sft.objectives  # these rooms are imported so that short class names resolve in configurations
 from lightning_sft import runs
 from lightning_sft._lightning import ConfigurationWins
 from lightning_sft.callbacks import RunSummary
 from lightning_sft.data import SFTDataModule
 from lightning_sft.errors import UserError
+from lightning_sft.explain import explain
 from lightning_sft.module import SFTModule
 
 
@@ -24,17 +29,16 @@ class Parser(LightningArgumentParser):
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(explain(message, sorted(a.dest for a in self._actions))) from ex
+        subparsers = [p for a in self._actions if isinstance(a.choices, dict) for p in a.choices.values()]
+        keys = {action.dest for parser in (self, *subparsers) for action in parser._actions}
+        raise UserError(explain(message, keys, known_classes())) from ex
 
 
-def explain(message: str, keys: list[str]) -> str:
-    """Return a parser's message with what is allowed and what to change.
-
-    Args:
-        message: jsonargparse's message.
-        keys: the settings that exist.
-    """
-    return message
+def known_classes() -> dict[str, type]:
+    """Return the classes that configurations may name by their short names."""
+    rooms = (lightning_sft.objectives, lightning_sft.callbacks, lightning_sft.data, lightning.pytorch.callbacks)
+    named = ((name, getattr(room, name)) for room in rooms for name in room.__all__)
+    return {name: value for name, value in named if isinstance(value, type)}
 
 
 class RunConfig(SaveConfigCallback):
@@ -93,6 +97,15 @@ class SFTCLI(ConfigurationWins, LightningCLI):
         for logger in loggers:
             if found.version is not None and logger.init_args.version is None:
                 logger.init_args.version = found.version
+
+    @override
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:  # jsonargparse wraps what a constructor says
+            if isinstance(error, UserError):
+                raise
+            raise UserError(explain(str(error), (), known_classes())) from error
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

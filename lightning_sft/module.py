@@ -291,8 +291,8 @@ class SFTModule(LightningModule):
     def _log_averages(self, stage: str) -> None:
         values = {f"{stage}/{k}": v.to(torch.float32) for k, v in self.averages.compute().items()}
         self.averages.reset()
-        self.log_dict(values, prog_bar=False)
-        self.log(f"{stage}/nll", values[f"{stage}/nll"], prog_bar=True)
+        for key, value in values.items():
+            self.log(key, value, prog_bar=key.endswith("/nll"))
 
     # ------------------------------------------------------------------ checkpoints
 

@@ -61,10 +61,11 @@ class Readings(Callback):
         objective = getattr(pl_module, "objective", None)
         if objective is not None:
             values |= {f"train/objective/{k}": v for k, v in objective.logged().items()}
+        values["train/loss"] = totals.mean("loss")
+        values["perf/tokens_per_second"] = self._tokens / max(now - self._since, 1e-9)
         pl_module.log_dict(values, batch_size=1)
-        pl_module.log("train/loss", totals.mean("loss"), prog_bar=True, batch_size=1)
-        speed = self._tokens / max(now - self._since, 1e-9)
-        pl_module.log("perf/tokens_per_second", speed, prog_bar=True, batch_size=1)
+        short = {"loss": values["train/loss"], "tokens/s": values["perf/tokens_per_second"]}
+        pl_module.log_dict(short, prog_bar=True, logger=False, batch_size=1)
         self._since, self._tokens = now, 0.0
 
 

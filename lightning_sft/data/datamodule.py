@@ -60,11 +60,11 @@ class SFTDataModule(LightningDataModule):
 
     def __init__(
         self,
-        train: DataSource | list[DataSource | str] | str | None = None,
-        val: DataSource | list[DataSource | str] | str | None = None,
+        train: str | DataSource | list[str | DataSource] | None = None,
+        val: str | DataSource | list[str | DataSource] | None = None,
         val_split: int | float | None = None,
-        test: DataSource | list[DataSource | str] | str | None = None,
-        predict: DataSource | list[DataSource | str] | str | None = None,
+        test: str | DataSource | list[str | DataSource] | None = None,
+        predict: str | DataSource | list[str | DataSource] | None = None,
         tokenizer: Any = None,
         batch_size: int = 8,
         val_batch_size: int | None = None,
@@ -113,6 +113,9 @@ class SFTDataModule(LightningDataModule):
         self._raw: dict[str, RawSet] = {}
         self._built: dict[str, BuiltSet] = {}
         self._fingerprint = ""
+        if not self._has("val"):
+            # no validation is a hook that is not overridden; for an empty list Lightning would validate nothing
+            self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
 
     @property
     def source_names(self) -> tuple[str, ...]:
@@ -278,24 +281,22 @@ class SFTDataModule(LightningDataModule):
         )
 
     @override
-    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """Return the validation loader; none without ``val`` and ``val_split``."""
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return the validation loader."""
         return self._loader("val")
 
     @override
-    def test_dataloader(self) -> DataLoader[Any] | list[Any]:
+    def test_dataloader(self) -> DataLoader[Any]:
         """Return the test loader."""
         return self._loader("test")
 
     @override
-    def predict_dataloader(self) -> DataLoader[Any] | list[Any]:
+    def predict_dataloader(self) -> DataLoader[Any]:
         """Return the predict loader."""
         return self._loader("predict")
 
-    def _loader(self, what: str) -> DataLoader[Any] | list[Any]:
+    def _loader(self, what: str) -> DataLoader[Any]:
         if what not in self._built:
-            if what == "val":
-                return []
             raise UserError(f"There is nothing for {what}: data.{what} is not set. Give a path or a DataSource.")
         dataset = self._built[what].dataset
         num_replicas, rank = self._ranks()

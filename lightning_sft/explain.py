@@ -1,0 +1,74 @@
+"""Turn the parser's messages into: what was given, what is allowed, what to change."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterable
+
+_NOISE = re.compile(
+    r"Expected a <class 'NoneType'>|Does not validate|Subtypes:|Errors:|Given value|Expected a path but"
+)
+
+
+def explain(message: str, keys: Iterable[str], classes: dict[str, type]) -> str:
+    """Return a message of jsonargparse in the words of a user.
+
+    Args:
+        message: the parser's message.
+        keys: the settings that exist, such as ``model.objective``.
+        classes: short name to class, for every setting that takes a class.
+    """
+    keys = sorted(keys)
+    unknown = re.search(
+        r"unrecognized arguments: --(\S+?)(?:=|\s|$)|does not accept (?:option|nested key) '([^']+)'", message
+    )
+    if unknown:
+        return _unknown_key(unknown.group(1) or unknown.group(2), keys)
+    required = re.search(r"arguments are required: (.*)", message)
+    if required:
+        names = [re.sub(r"^(fit|validate|test|predict)\.", "", n) for n in required.group(1).split(", ")]
+        return f"Required but not given: {', '.join(names)}. Set them in a --config file or as --{names[0]} VALUE."
+    place = re.search(r'[Kk]ey "([^"]+)"', message)
+    at = f"{place.group(1)}: " if place else ""
+    option = re.search(r"Option '([^']+)' is not accepted", message)
+    if option:
+        return at + _unknown_option(option.group(1), message, classes)
+    name = re.search(r"Expected a dot import path string: (\S+)", message)
+    if name:
+        return at + _unknown_class(name.group(1), place.group(1) if place else "", classes)
+    kept = [line.strip(" -") for line in message.splitlines() if line.strip() and not _NOISE.search(line)]
+    kept = [re.sub(r'^Parser key "[^"]+":\s*', "", line) for line in kept]
+    return at + " ".join(dict.fromkeys(line for line in kept if line)) if kept else message
+
+
+def _unknown_key(key: str, keys: list[str]) -> str:
+    parent = key.rpartition(".")[0]
+    siblings = [k for k in keys if k.rpartition(".")[0] == parent] if parent else [k for k in keys if "." not in k]
+    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+    meant = f"; did you mean {close[0]!r}?" if close else "."
+    if close or not (parent and siblings):
+        return f"There is no setting {key!r}{meant}"
+    return f"There is no setting {key!r}. Settings of {parent!r}: {', '.join(k.rpartition('.')[2] for k in siblings)}."
+
+
+def _unknown_option(option: str, message: str, classes: dict[str, type]) -> str:
+    named = [c for n, c in classes.items() if re.search(rf"class_path['\"]?[:=]\s*['\"]?[\w.]*\b{n}\b", message)]
+    takers = named or list(classes.values())
+    names = sorted({p for c in takers for p in inspect.signature(c.__init__).parameters} - {"self", "args", "kwargs"})
+    close = difflib.get_close_matches(option, names, n=1)
+    meant = f"; did you mean {close[0]!r}?" if close else "."
+    listed = f" {named[0].__name__} takes: {', '.join(names) or 'nothing'}." if len(named) == 1 else ""
+    return f"there is no option {option!r}{meant}{listed}"
+
+
+def _unknown_class(name: str, key: str, classes: dict[str, type]) -> str:
+    kind = key.rpartition(".")[2].rstrip("s")
+    fitting = [n for n, c in classes.items() if any(kind in base.__name__.lower() for base in c.__mro__)] or [*classes]
+    close = difflib.get_close_matches(name, fitting, n=1)
+    meant = f"; did you mean {close[0]!r}?" if close else "."
+    return (
+        f"{name!r} is no class that can be imported{meant} Known: {', '.join(sorted(fitting))}. A class of your own "
+        "works by its full path, such as my_package.my_module.MyClass, when Python can import it from here."
+    )
