@@ -18,6 +18,7 @@ from lightning_sft.objectives.nll import NLL
 from lightning_sft.objectives.per_source import PerSource
 from lightning_sft.objectives.power import Convexity, PowerFamily
 from lightning_sft.objectives.profit import ProFiT
+from lightning_sft.objectives.runner_up_margin import RunnerUpMargin
 from lightning_sft.objectives.scheduled import Scheduled
 from lightning_sft.objectives.talr import TALR
 from lightning_sft.objectives.thresholded import Thresholded
@@ -45,6 +46,7 @@ __all__ = [
     "PowerFamily",
     "ProFiT",
     "RunFacts",
+    "RunnerUpMargin",
     "Scheduled",
     "Thresholded",
     "WeightedSum",

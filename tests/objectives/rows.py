@@ -48,6 +48,17 @@ def advanced(objective: Objective, steps: int) -> Objective:
     return objective
 
 
+PAIRS = [(a, b) for a in range(0, 20, 3) for b in (a + 1, a + 2)]
+
+
+def behind(t: Truth, pairs: list[tuple[int, int]] | None = None) -> Tensor:
+    """The strongest rival's logit minus the target's, (tokens,)."""
+    vocab = range(t.z.shape[-1])
+    competing = [[a != b if pairs is None else (a, b) in pairs or (b, a) in pairs for b in vocab] for a in vocab]
+    strongest = t.z.masked_fill(~torch.tensor(competing)[t.y], -math.inf).max(-1).values
+    return strongest - t.z[torch.arange(len(t.y)), t.y]
+
+
 FP32_STATE = 1e-6
 
 ROWS = {
@@ -104,6 +115,11 @@ ROWS = {
         lambda: ours.GEM(0.9, "log_sigmoid"), lambda t: f.gem(t.z, t.y, 0.9, sigmoid=True), detaches=True
     ),
     "IWSFT": Row(ours.IWSFT, lambda t: f.iwsft(t.z, t.y, t.reference, t.row), detaches=True),
+    "RunnerUpMargin": Row(ours.RunnerUpMargin, lambda t: f.nll(t.z, t.y) + 0.5 * torch.relu(1 + behind(t))),
+    "RunnerUpMargin-pairs": Row(
+        lambda: ours.RunnerUpMargin(ours.PowerFamily(1), 2.0, 0.3, PAIRS),
+        lambda t: f.power(t.z, t.y, 1) + 0.3 * torch.relu(2 + behind(t, PAIRS)),
+    ),
     "WeightedSum": Row(
         lambda: ours.WeightedSum({"a": ours.NLL(), "b.c": ours.PowerFamily(2)}, {"b.c": 3.0}),
         lambda t: f.nll(t.z, t.y) + 3 * f.power(t.z, t.y, 2),
