@@ -17,6 +17,7 @@ from lightning_sft.objectives import (
     Adaptive,
     PerSource,
     PowerFamily,
+    ProFiT,
     RunFacts,
     Scheduled,
     Thresholded,
@@ -49,6 +50,12 @@ def test_both_bounds_are_inclusive():
     scores = scores_from(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
     kept = {keep: Thresholded(keep=keep, threshold=0.5).kept(scores).tolist() for keep in ("top", "bottom")}
     assert kept == {"top": [False, True, True], "bottom": [True, True, False]}
+
+
+def test_profit_wants_more_than_its_threshold():
+    scores = scores_from(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
+    assert ProFiT(0.5)(scores).tolist() == [0, 0, -scores.logp[2].item()]
+    assert ProFiT(0.5).kept(scores).all()
 
 
 def test_masks_add_up_and_are_named():

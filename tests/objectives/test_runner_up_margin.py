@@ -1,0 +1,78 @@
+"""The margin over the strongest competitor: its force, whom it spares, what it refuses, and what it is for."""
+
+import pytest
+import torch
+
+from lightning_sft.errors import UserError
+from lightning_sft.head.reference import reference_head
+from lightning_sft.head.types import HeadInput, Unembedding
+from lightning_sft.objectives import IWSFT, NLL, Objective, RunFacts, RunnerUpMargin
+
+
+def pull(objective: Objective, logits: list[float], target: int) -> torch.Tensor:
+    """Return what a gradient step adds to the logits of one token."""
+    z = torch.tensor([logits], dtype=torch.float64, requires_grad=True)
+    inputs = HeadInput(z, torch.tensor([target]))
+    reference_head(inputs, Unembedding(torch.eye(len(logits), dtype=torch.float64)), objective).loss_sum.backward()
+    return -z.grad[0]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "logits", "expected"),
+    [
+        (None, [0.0, 2.0, 1.0, -1.0], [0.5, -0.5, 0.0, 0.0]),
+        (None, [2.0, 2.5, 1.0, -1.0], [0.5, -0.5, 0.0, 0.0]),
+        (None, [4.0, 2.0, 1.0, -1.0], [0.0, 0.0, 0.0, 0.0]),
+        ([(0, 2)], [0.0, 2.0, 1.0, -1.0], [0.5, 0.0, -0.5, 0.0]),
+        ([(2, 0), (3, 0)], [0.0, 2.0, -1.5, -0.5], [0.5, 0.0, 0.0, -0.5]),
+        ([(1, 2)], [0.0, 2.0, 1.0, -1.0], [0.0, 0.0, 0.0, 0.0]),
+        ([(2, 3)], [0.0, 2.0, 1.0, -1.0], [0.0, 0.0, 0.0, 0.0]),
+    ],
+)
+def test_force_beside_nll(pairs, logits, expected):
+    extra = pull(RunnerUpMargin(pairs=pairs), logits, 0) - pull(NLL(), logits, 0)
+    torch.testing.assert_close(extra, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_overtakes_the_competitor_that_nll_leaves_ahead():
+    """A hidden state that can hardly tell two words apart: NLL lifts both, the margin tells them apart."""
+
+    def gap_and_loss(objective: Objective, steps: int = 40) -> tuple[float, float]:
+        draw = torch.Generator().manual_seed(0)
+        weight = torch.randn(50, 16, generator=draw)
+        weight[1] = weight[0] + 0.15 * torch.randn(16, generator=draw)
+        weight[1] += 0.1 * weight[0]
+        hidden = (0.3 * weight[1] / weight[1].norm())[None].requires_grad_()
+        for _ in range(steps):
+            out = reference_head(HeadInput(hidden, torch.tensor([0])), Unembedding(weight), objective)
+            (grad,) = torch.autograd.grad(out.loss_sum, hidden)
+            hidden = (hidden - 0.02 * grad).detach().requires_grad_()
+        z = hidden.detach() @ weight.T
+        return (z[0, 0] - z[0, 1]).item(), -z.log_softmax(-1)[0, 0].item()
+
+    start, first_loss = gap_and_loss(NLL(), 0)
+    behind, loss = gap_and_loss(NLL())
+    ahead, _ = gap_and_loss(RunnerUpMargin(weight=4.0))
+    assert start < 0
+    assert loss < 0.7 * first_loss
+    assert behind < 0 < ahead
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RunnerUpMargin(margin=-1), "margin=-1"),
+        (lambda: RunnerUpMargin(weight=float("nan")), "weight=nan"),
+        (lambda: RunnerUpMargin(pairs=[]), "got no pair"),
+        (lambda: RunnerUpMargin(pairs=[(3, 3)]), r"pair \[3, 3\]. Allowed: two different token ids >= 0"),
+        (lambda: RunnerUpMargin(pairs=[(3, -1)]), r"pair \[3, -1\]"),
+        (lambda: RunnerUpMargin(IWSFT()), "one objective cannot do both"),
+        (
+            lambda: RunnerUpMargin(pairs=[(3, 100)]).prepare(RunFacts(vocabulary=100)),
+            "token id 100, but the ids of this model's vocabulary end at 99",
+        ),
+    ],
+)
+def test_refused(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
