@@ -45,7 +45,9 @@ class BuildOptions:
     on_bad_row: OnBadRow = "error"
 
 
-def read(sources: Sequence[DataSource], first: int, on_bad_row: OnBadRow, system: str | None = None) -> RawSet:
+def read(
+    sources: Sequence[DataSource], first: int, on_bad_row: OnBadRow, system: str | None = None, answers: bool = True
+) -> RawSet:
     """Read every row of ``sources``.
 
     Args:
@@ -53,6 +55,7 @@ def read(sources: Sequence[DataSource], first: int, on_bad_row: OnBadRow, system
         first: index of the first of them among all sources.
         on_bad_row: ``error`` raises at the first bad row, ``skip`` sets it aside.
         system: system prompt where neither row nor source has one.
+        answers: whether rows must have an answer.
 
     Raises:
         UserError: a bad row under ``error``, or a source without rows.
@@ -60,7 +63,7 @@ def read(sources: Sequence[DataSource], first: int, on_bad_row: OnBadRow, system
     raw = RawSet([], [], [])
     for number, source in enumerate(sources, first):
         before, bad = len(raw.examples), len(raw.rejected)
-        for row in source.examples():
+        for row in source.examples(answers):
             if isinstance(row, BadRow):
                 reject(row, raw.rejected, on_bad_row)
             else:

@@ -109,11 +109,16 @@ class ChatTemplate:
             return False
         return bool(self.end_of_turn) and self.end_of_turn in text.partition(one)[2].partition(two)[0]
 
-    def check(self, example: Example) -> None:
-        """Raise where the template would lose or garble part of ``example``.
+    @cached_property
+    def _keeps_system(self) -> bool:
+        messages = [{"role": role, "content": f"probe-{role}"} for role in ("system", "user", "assistant")]
+        return "probe-system" in self.render(messages, None, False)
+
+    def text(self, example: Example) -> str:
+        """Return the whole conversation as text.
 
         Raises:
-            BadRowError: a text contains a special token, or the template does not know tools.
+            BadRowError: a text contains a special token, or the template refuses or loses part of the conversation.
         """
         for i, message in enumerate(example.messages):
             found = next((token for token in self.special_tokens if token in message["content"]), None)
@@ -121,6 +126,12 @@ class ChatTemplate:
                 raise BadRowError(f"message {i} contains {found!r}, which the tokenizer would read as a special token")
         if example.tools and "tools" not in self.source:
             raise BadRowError("the row has tools, and the chat template does not use them")
+        text = self.render(example.messages, example.tools, False)
+        for i, message in enumerate(example.messages):
+            kept = message["content"].strip() in text and (message["role"] != "system" or self._keeps_system)
+            if message["role"] in ("system", "user") and not kept:
+                raise BadRowError(f"the chat template leaves out or changes message {i}, from {message['role']}")
+        return text
 
     def spans(self, example: Example, chosen: Sequence[int]) -> tuple[str, list[Span]]:
         """Return the rendered conversation and the spans of the ``chosen`` messages, each with its end of turn.
@@ -128,16 +139,10 @@ class ChatTemplate:
         Raises:
             BadRowError: the template cannot be followed exactly.
         """
-        text = self.render(example.messages, example.tools, False)
-        self._check_kept(example, text)
+        text = self.text(example)
         if self.has_markers and (spans := self._marked(example, chosen, text)) is not None:
             return text, spans
         return text, [self._by_prefix(example, i, text) for i in chosen]
-
-    def _check_kept(self, example: Example, text: str) -> None:
-        for i, message in enumerate(example.messages):
-            if message["role"] in ("system", "user") and message["content"].strip() not in text:
-                raise BadRowError(f"the chat template leaves out or changes message {i}, from {message['role']}")
 
     def _marked(self, example: Example, chosen: Sequence[int], text: str) -> list[Span] | None:
         """Return spans by the template's markers, or None where they cannot be told apart."""

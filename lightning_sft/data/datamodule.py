@@ -178,7 +178,9 @@ class SFTDataModule(LightningDataModule):
             if what == "val" and self.val_split is not None:
                 self._read("train")
             else:
-                self._raw[what] = read(self._sources[what], first, self.build_options.on_bad_row, self.system)
+                self._raw[what] = read(
+                    self._sources[what], first, self.build_options.on_bad_row, self.system, what != "predict"
+                )
             if what == "train" and self.val_split is not None:
                 self._raw["train"], self._raw["val"] = self._split(self._raw["train"], self.val_split)
         return self._raw[what]
@@ -320,7 +322,7 @@ class SFTDataModule(LightningDataModule):
         for index, example in enumerate(built.examples if built is not None else []):
             if len(rows) == limit:
                 break
-            if example.reference is None:
+            if not example.has_prompt:
                 continue
             text, ids = self._encoder.prompt(example)
             source = int(built.dataset.sources[index]) if built is not None else -1

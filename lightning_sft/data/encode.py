@@ -56,6 +56,9 @@ class Encoder:
             BadRowError: the row cannot be rendered or tokenised exactly, or nothing of it would be trained.
             UserError: the row is a conversation, and the tokenizer has no chat template.
         """
+        if not example.has_answer:
+            ids = self.prompt(example)[1]
+            return Encoded(np.array(ids, np.int32), np.zeros(len(ids), np.bool_))
         text, spans = self._templated(example) if self._is_templated(example) else self._plain(example)
         encoded = self._tokenize(text, spans)
         if not encoded.trained.any():
@@ -67,7 +70,8 @@ class Encoder:
     def prompt(self, example: Example) -> tuple[str, list[int]]:
         """Return text and ids of what stands before the answer."""
         if self._is_templated(example):
-            text = self.template.render(example.messages[:-1], example.tools, prompt=True)
+            before = example.messages[:-1] if example.has_answer else example.messages
+            text = self.template.render(before, example.tools, prompt=True)
         else:
             assert example.plain is not None
             text = self._bos() + example.plain[0]
@@ -81,9 +85,8 @@ class Encoder:
         return True
 
     def _templated(self, example: Example) -> tuple[str, list[Span]]:
-        self.template.check(example)
         if self.train_on == "all" and not any(flag is False for flag in example.flags):
-            text = self.template.render(example.messages, example.tools, prompt=False)
+            text = self.template.text(example)
             return self._ended(text, [(0, len(text))])
         chosen = [i for i in range(len(example.messages)) if self._is_trained(example, i)]
         text, spans = self.template.spans(example, chosen)

@@ -18,7 +18,8 @@ REQUIRED = {
     "alpaca": ("instruction", "output"),
     "text": ("text",),
 }
-"""Format -> the columns that it cannot do without; the order decides when a row has the columns of several."""
+"""Format -> the columns that it cannot do without; the order decides when a row has the columns of several. The first
+column alone makes a prompt without an answer."""
 
 SHAREGPT_ROLES = {
     "human": "user",
@@ -54,32 +55,38 @@ CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 """Control characters but for those that break lines and columns."""
 
 
-def detect(row: Mapping[str, object]) -> str | None:
+def needed(form: str, answers: bool) -> tuple[str, ...]:
+    """Return the columns that rows of a format need, with or without answers."""
+    return REQUIRED[form] if answers else REQUIRED[form][:1]
+
+
+def detect(row: Mapping[str, object], answers: bool = True) -> str | None:
     """Return the format whose columns ``row`` has, or None.
 
     >>> detect({"prompt": "1+1=", "completion": "2", "id": 7})
     'prompt_completion'
     """
-    for name, columns in REQUIRED.items():
-        if all(column in row for column in columns):
+    for name in REQUIRED:
+        if all(column in row for column in needed(name, answers)):
             return name
     return None
 
 
-def to_example(row: Mapping[str, Any], form: str, where: str = "") -> Example:
+def to_example(row: Mapping[str, Any], form: str, where: str = "", answers: bool = True) -> Example:
     """Turn one row into an example.
 
     Args:
         row: column name to value, under the names of `REQUIRED`.
         form: a key of `REQUIRED`.
         where: file and line.
+        answers: whether a row must have an answer; without, it may end with the user's words.
 
     Raises:
         BadRowError: the row breaks a rule.
     """
-    missing = [column for column in REQUIRED[form] if column not in row]
+    missing = [column for column in needed(form, answers) if column not in row]
     if missing:
-        other = detect(row)
+        other = detect(row, answers)
         hint = f" (it looks like format {other!r}: one file holds one format)" if other else ""
         raise BadRowError(
             f"missing column {', '.join(missing)}; the row has {', '.join(map(str, row)) or 'none'}{hint}"
@@ -88,22 +95,36 @@ def to_example(row: Mapping[str, Any], form: str, where: str = "") -> Example:
         return Example(messages=(), plain=("", _text(row["text"], "text")), where=where)
     tools = _tools(row.get("tools"))
     if form == "messages":
-        messages, flags = _conversation(row["messages"], "messages")
+        messages, flags = _conversation(row["messages"], "messages", answers)
         return _chat(messages, flags, 0, tools, where)
     if form == "sharegpt":
-        messages, flags = _conversation([_sharegpt(m) for m in _list(row["conversations"], "conversations")], form)
+        messages, flags = _conversation(
+            [_sharegpt(m) for m in _list(row["conversations"], "conversations")], form, answers
+        )
         return _chat(messages, flags, 0, tools, where, _optional(row, "system"))
     if form == "alpaca":
-        return _alpaca(row, where)
-    prompt, completion = row["prompt"], row["completion"]
+        return _alpaca(row, where, answers)
+    return _prompt_completion(row, tools, where, answers)
+
+
+def _prompt_completion(
+    row: Mapping[str, Any], tools: tuple[dict[str, Any], ...] | None, where: str, answers: bool
+) -> Example:
+    prompt, completion = row["prompt"], row.get("completion")
+    if completion is None and not answers:
+        if isinstance(prompt, str):
+            return _pair(_text(prompt, "prompt"), None, where, _optional(row, "system"))
+        messages, flags = _conversation(prompt, "prompt", answers)
+        return _chat(messages, flags, 0, tools, where)
     if isinstance(prompt, str) and isinstance(completion, str):
         return _pair(_text(prompt, "prompt"), _text(completion, "completion"), where, _optional(row, "system"))
-    if isinstance(prompt, str) or isinstance(completion, str):
-        raise BadRowError("prompt and completion must both be strings or both be lists of messages")
-    first, first_flags = _conversation(prompt, "prompt", whole=False)
-    last, last_flags = _conversation(completion, "completion", whole=False)
-    _check_order([*first, *last])
-    return _chat([*first, *last], [*first_flags, *last_flags], len(first), tools, where)
+    if isinstance(prompt, list) and isinstance(completion, list):
+        first, first_flags = _messages(prompt, "prompt")
+        last, last_flags = _messages(completion, "completion")
+        _check_order([*first, *last], answers=True)
+        return _chat([*first, *last], [*first_flags, *last_flags], len(first), tools, where)
+    kinds = f"{_kind(prompt)} and {_kind(completion)}"
+    raise BadRowError(f"prompt and completion must both be text or both be lists of messages, got {kinds}")
 
 
 def _chat(
@@ -117,14 +138,19 @@ def _chat(
     return Example(tuple(messages), tuple(flags), prompt_messages, tools, where=where).with_system(system)
 
 
-def _pair(prompt: str, completion: str, where: str, system: str | None, plain_prompt: str | None = None) -> Example:
-    messages = ({"role": "user", "content": prompt}, {"role": "assistant", "content": completion})
-    plain = (prompt if plain_prompt is None else plain_prompt, completion)
-    return Example(messages, (None, None), 1, plain=plain, where=where).with_system(system)
+def _pair(
+    prompt: str, completion: str | None, where: str, system: str | None, plain_prompt: str | None = None
+) -> Example:
+    messages = [{"role": "user", "content": prompt}]
+    if completion is not None:
+        messages.append({"role": "assistant", "content": completion})
+    plain = (prompt if plain_prompt is None else plain_prompt, completion or "")
+    return Example(tuple(messages), (None,) * len(messages), 1, plain=plain, where=where).with_system(system)
 
 
-def _alpaca(row: Mapping[str, Any], where: str) -> Example:
-    instruction, output = _text(row["instruction"], "instruction"), _text(row["output"], "output")
+def _alpaca(row: Mapping[str, Any], where: str, answers: bool) -> Example:
+    instruction = _text(row["instruction"], "instruction")
+    output = None if row.get("output") is None and not answers else _text(row["output"], "output")
     extra = _optional(row, "input")
     plain = (
         ALPACA_INPUT.format(instruction=instruction, input=extra) if extra else ALPACA.format(instruction=instruction)
@@ -145,14 +171,18 @@ def _sharegpt(message: object) -> Message:
     return {"role": SHAREGPT_ROLES[role], "content": message.get("value"), **rest}
 
 
-def _conversation(value: object, column: str, whole: bool = True) -> tuple[list[Message], list[bool | None]]:
-    """Return checked messages with their train flags; ``whole`` says that ``value`` is a whole conversation."""
+def _conversation(value: object, column: str, answers: bool) -> tuple[list[Message], list[bool | None]]:
+    """Return the checked messages of a whole conversation with their train flags."""
+    messages, flags = _messages(value, column)
+    _check_order(messages, answers)
+    return messages, flags
+
+
+def _messages(value: object, column: str) -> tuple[list[Message], list[bool | None]]:
     items = _list(value, column)
     if not items:
         raise BadRowError(f"{column} is empty")
     messages, flags = zip(*[_message(m, i) for i, m in enumerate(items)], strict=True)
-    if whole:
-        _check_order(messages)
     return list(messages), list(flags)
 
 
@@ -225,7 +255,7 @@ def _tools(value: object) -> tuple[dict[str, Any], ...] | None:
     return tuple(tools)
 
 
-def _check_order(messages: Sequence[Message]) -> None:
+def _check_order(messages: Sequence[Message], answers: bool) -> None:
     previous = "start"
     for i, message in enumerate(messages):
         role = message["role"]
@@ -233,7 +263,7 @@ def _check_order(messages: Sequence[Message]) -> None:
             after = "first" if previous == "start" else f"after {previous}"
             raise BadRowError(f"roles out of order: message {i} is from {role} and stands {after}")
         previous = role
-    if previous != "assistant":
+    if answers and previous != "assistant":
         raise BadRowError(f"roles out of order: the last message is from {previous}, it must be the assistant's")
 
 
@@ -250,8 +280,13 @@ def _join_parts(content: object, at: str) -> object:
 
 def _list(value: object, column: str) -> list[Any]:
     if not isinstance(value, list):
-        raise BadRowError(f"{column} must be a list, got {type(value).__name__}")
+        raise BadRowError(f"{column} must be a list, got {_kind(value)}")
     return value
+
+
+def _kind(value: object) -> str:
+    """Return the kind of a JSON value in words."""
+    return "nothing" if value is None else "text" if isinstance(value, str) else type(value).__name__
 
 
 def _optional(row: Mapping[str, Any], column: str) -> str | None:
@@ -262,7 +297,7 @@ def _optional(row: Mapping[str, Any], column: str) -> str | None:
 def _text(value: object, what: str) -> str:
     """Return ``value`` if it is text that a tokenizer can take."""
     if not isinstance(value, str):
-        raise BadRowError(f"{what} must be text, got {'nothing' if value is None else type(value).__name__}")
+        raise BadRowError(f"{what} must be text, got {_kind(value)}")
     if not value.strip():
         raise BadRowError(f"{what} is empty")
     try:

@@ -34,8 +34,12 @@ class DataSource(ABC):
     system: str | None = None
 
     @abstractmethod
-    def examples(self) -> Iterator[Example | BadRow]:
-        """Yield every row, the bad ones as `BadRow`; the same rows in the same order each time."""
+    def examples(self, answers: bool = True) -> Iterator[Example | BadRow]:
+        """Yield every row, the bad ones as `BadRow`; the same rows in the same order each time.
+
+        Args:
+            answers: whether rows without an answer are bad rows; for prediction they are not.
+        """
 
     def score(self, example: Example, answer: str) -> float | None:
         """Return the score of ``answer``, 0 to 1, or None where this source has no scorer."""
@@ -97,9 +101,9 @@ class Source(DataSource):
         self.streaming = streaming
         self.max_row_bytes = max_row_bytes
 
-    def examples(self) -> Iterator[Example | BadRow]:
+    def examples(self, answers: bool = True) -> Iterator[Example | BadRow]:
         """Yield every row of every file, file after file in the order of their names."""
-        rows = (row for table in self._tables() for row in self._convert(table))
+        rows = (row for table in self._tables() for row in self._convert(table, answers))
         yield from islice(rows, self.max_rows)
 
     def score(self, example: Example, answer: str) -> float | None:
@@ -177,32 +181,32 @@ class Source(DataSource):
         found = formats.detect(self._mapped(row))
         return found is not None if self.format == "auto" else found == self.format
 
-    def _convert(self, table: Iterable[Record | BadRow]) -> Iterator[Example | BadRow]:
+    def _convert(self, table: Iterable[Record | BadRow], answers: bool) -> Iterator[Example | BadRow]:
         rows = list(islice(table, self.max_rows))
-        form = self.format if self.format != "auto" else self._detect(rows)
+        form = self.format if self.format != "auto" else self._detect(rows, answers)
         for row in rows:
             if isinstance(row, BadRow):
                 yield row
                 continue
             try:
-                yield formats.to_example(self._mapped(row.row), form, row.where)
+                yield formats.to_example(self._mapped(row.row), form, row.where, answers)
             except BadRowError as e:
                 reason = str(e)
                 if unmapped := [column for column in self.columns.values() if column not in row.row]:
                     reason = f"missing column {', '.join(unmapped)}; the row has {', '.join(row.row) or 'none'}"
                 yield BadRow(row.where, reason, str(row.row)[:200])
 
-    def _detect(self, rows: list[Record | BadRow]) -> str:
+    def _detect(self, rows: list[Record | BadRow], answers: bool) -> str:
         """Return the format that most rows have."""
         records = [row for row in rows if isinstance(row, Record)]
-        counts = Counter(formats.detect(self._mapped(row.row)) for row in records)
+        counts = Counter(formats.detect(self._mapped(row.row), answers) for row in records)
         counts.pop(None, None)
         if counts:
             return str(counts.most_common(1)[0][0])
         if not records:
             return "messages"  # no row to convert: every one is reported as bad
         present = dict.fromkeys(column for row in records[:100] for column in row.row)
-        known = "; ".join(f"{name}: {', '.join(columns)}" for name, columns in formats.REQUIRED.items())
+        known = "; ".join(f"{name}: {', '.join(formats.needed(name, answers))}" for name in formats.REQUIRED)
         mapped = f" under columns={self.columns}" if self.columns else ""
         raise UserError(
             f"{records[0].where}: no known format has the columns {', '.join(map(str, present)) or '(none)'}{mapped}. "

@@ -79,7 +79,7 @@ class ReasoningGymTask(DataSource):
         except (TypeError, ValueError, AssertionError) as e:
             raise UserError(f"The task {self.task!r} does not take config={self.config}: {e}.") from e
 
-    def examples(self) -> Iterator[Example | BadRow]:
+    def examples(self, answers: bool = True) -> Iterator[Example | BadRow]:
         """Yield ``size`` items as a question and its answer."""
         found = 0
         for index in range(self._dataset.size):

@@ -36,4 +36,6 @@ def truncate(row: Encoded, max_length: int, how: Truncation, first: int | None =
             kept[0] = 0
     if how == "keep_completion" and row.trained.sum() != row.trained[kept].sum():
         return None
-    return Encoded(row.ids[kept], row.trained[kept]) if row.trained[kept].any() else None
+    if row.trained.any() and not row.trained[kept].any():
+        return None
+    return Encoded(row.ids[kept], row.trained[kept])

@@ -73,10 +73,19 @@ class Example:
     @property
     def reference(self) -> str | None:
         """The text that the model should answer with: the last message, or the completion."""
-        if self.messages:
-            content = self.messages[-1].get("content")
-            return content if isinstance(content, str) else None
-        return self.plain[1] if self.plain and self.plain[0] else None
+        if not self.has_answer:
+            return None
+        return str(self.messages[-1]["content"]) if self.messages else self.plain[1] if self.plain else None
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether the row ends with the assistant's words; plain text without a prompt counts as such."""
+        return self.messages[-1]["role"] == "assistant" if self.messages else True
+
+    @property
+    def has_prompt(self) -> bool:
+        """Whether there is something to generate from."""
+        return bool(self.messages) or bool(self.plain and self.plain[0])
 
     def with_system(self, system: str | None) -> Example:
         """Return the example with a system prompt, where it is a conversation without one."""
