@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lightning_sft.head.checks import check_call, check_finite
-from lightning_sft.head.passes import batch_pass, logp_pass, row_pass
+from lightning_sft.head.passes import batch_pass, logp_pass
+from lightning_sft.head.rows import row_pass
 from lightning_sft.head.run import Run
 from lightning_sft.head.types import HeadInput, HeadOutput, Unembedding
 from lightning_sft.objectives.base import Objective

@@ -1,4 +1,9 @@
-"""Where the gradients of one call are gathered: products add up here in a dtype that can hold the sum."""
+"""Where the gradients of one call add up, in a dtype that can hold the sum.
+
+The products of one tile come out in the dtype of the inputs. Summed over many chunks in bf16 they would lose more than
+the plain implementation does (measured in docs/performance.md), so sums are kept in fp32: for the whole unembedding
+where the chunks of tokens are outside, for one tile where the vocabulary is.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +20,35 @@ class Gradients:
         projection: the unembedding.
         hidden: (tokens, dim).
         need: whether hidden, weight and bias need a gradient.
+        tilewise: whether each tile of the vocabulary gets all its products before the next one gets any. The caller
+            then sums them in ``tile_sum`` and no fp32 copy of the whole unembedding is needed.
     """
 
-    def __init__(self, projection: Projection, hidden: Tensor, need: tuple[bool, ...]) -> None:
+    def __init__(self, projection: Projection, hidden: Tensor, need: tuple[bool, ...], tilewise: bool) -> None:
         exact, given = projection.exact, projection.given
-        self.projection = projection
-        self.given = hidden
-        self.source = hidden.to(projection.weight.dtype)
+        self._projection = projection
+        self._given = hidden
+        self._source = hidden.to(projection.weight.dtype)
+        # fp16 cannot hold a gradient that the loss scale has not met yet; bf16 has the range of fp32
+        kept = given.weight.dtype if tilewise and given.weight.dtype == torch.bfloat16 else exact
         self.hidden = torch.zeros_like(hidden, dtype=exact) if need[0] else None
-        self.weight = torch.zeros_like(given.weight, dtype=exact) if need[1] else None
+        self.weight = torch.zeros_like(given.weight, dtype=kept) if need[1] else None
         self.bias = torch.zeros_like(given.bias, dtype=exact) if need[2] and given.bias is not None else None
 
-    def add_tile(self, tokens: Tensor | slice, tile: Tensor, factor: Tensor | None, start: int) -> None:
+    def tile_sum(self, start: int, stop: int) -> Tensor | None:
+        """Return where the products of one tile of the unembedding add up, (tile, dim), or None without need.
+
+        Unless it is a view of ``weight``, the caller copies it there when the tile is done.
+        """
+        if self.weight is None:
+            return None
+        rows = self.weight[start:stop]
+        exact = self._projection.exact
+        return rows if rows.dtype == exact else torch.zeros_like(rows, dtype=exact)
+
+    def add_tile(
+        self, tokens: Tensor | slice, tile: Tensor, factor: Tensor | None, start: int, rows: Tensor | None = None
+    ) -> None:
         """Add the products of one tile of logit gradients.
 
         Args:
@@ -34,16 +56,17 @@ class Gradients:
             tile: logit gradients up to the factor, zero at the targets, (rows, tile), in the dtype of the products.
             factor: of each row, (rows,), or None for 1.
             start: the tile's first candidate.
+            rows: where the unembedding's part goes, (tile, dim); None for its place in ``weight``.
         """
         stop = start + tile.shape[1]
         if self.hidden is not None:
-            product = (tile @ self.projection.weight[start:stop]).to(self.hidden.dtype)
+            product = (tile @ self._projection.weight[start:stop]).to(self.hidden.dtype)
             self.hidden[tokens] += product if factor is None else product.mul_(factor[:, None])
         if self.weight is not None:
-            source = self.source[tokens]
+            source = self._source[tokens]
             if factor is not None:
                 source = (source * factor[:, None]).to(tile.dtype)
-            rows = self.weight[start:stop]
+            rows = self.weight[start:stop] if rows is None else rows
             if rows.dtype == tile.dtype:
                 rows.addmm_(tile.T, source)
             else:
@@ -64,6 +87,6 @@ class Gradients:
         if self.hidden is not None:
             self.hidden[tokens] += rows * pull[:, None]
         if self.weight is not None:
-            self.weight.index_add_(0, targets, (self.given[tokens] * pull[:, None]).to(self.weight.dtype))
+            self.weight.index_add_(0, targets, (self._given[tokens] * pull[:, None]).to(self.weight.dtype))
         if self.bias is not None:
             self.bias.index_add_(0, targets, pull)

@@ -1,4 +1,4 @@
-"""The three ways over the tokens, one for each thing that an objective may read."""
+"""Two ways over the tokens: for objectives of logp alone, and for those that look at other tokens too."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from lightning_sft.head.checks import call_objective
 from lightning_sft.head.run import TILE, Run
-from lightning_sft.head.tiles import Chunk, mask_target, tile_factors
+from lightning_sft.head.tiles import Chunk, set_target, tile_factors
 from lightning_sft.objectives.base import Objective
 from lightning_sft.scores import TokenScores
 
-ROWS_BYTES = 4 << 20  # of logits that autograd works on at once for objectives of a row: what a cache holds
+BLOCK = 1024  # tokens whose logits of one tile are recomputed at once (docs/performance.md)
 
 
 def logp_pass(run: Run) -> Tensor:
@@ -69,95 +69,26 @@ def batch_pass(run: Run) -> Tensor:
     losses, pull = _losses(run.objective, run.scores(), run.gradients is not None)
     if pull is None or run.gradients is None:
         return losses
-    projection, hidden, targets = run.projection, run.hidden, run.inputs.targets
-    z_target, slope, rows = projection.target(hidden, targets)
-    run.gradients.add_targets(slice(None), targets, pull * torch.expm1(run.logp) * slope, rows)
+    projection, gradients = run.projection, run.gradients
+    kept = pull.nonzero()[:, 0]
+    blocks: list[Tensor | slice] = list(kept.split(BLOCK))
+    if len(kept) == len(pull):
+        blocks = [slice(start, start + BLOCK) for start in range(0, len(pull), BLOCK)]
+    z_target, slope, _ = projection.target(run.hidden, run.inputs.targets)
     partition = z_target - run.logp
+    at_target = pull * torch.expm1(run.logp) * slope
+    pull = pull * projection.given.scale
     for start in range(0, projection.vocab, TILE):
-        for span in run.spans():
-            kept = pull[span].nonzero()[:, 0] + span.start
-            if len(kept) == 0:
-                continue
-            z = (hidden[kept].to(projection.weight.dtype) @ projection.weight[start : start + TILE].T).to(run.exact)
+        weight = projection.weight[start : start + TILE]
+        rows = gradients.tile_sum(start, start + TILE)
+        for tokens in blocks:
+            z = (run.hidden[tokens].to(weight.dtype) @ weight.T).to(run.exact)
             capped = projection.finish(z, start)
-            mask_target(z, targets[kept], start, float("-inf"))
-            z.sub_(partition[kept, None]).exp_().mul_((pull[kept] * projection.given.scale)[:, None])
+            z.sub_(partition[tokens, None]).exp_().mul_(pull[tokens, None])
             if capped is not None:
                 z *= capped
-            run.gradients.add_tile(kept, z.to(projection.weight.dtype), None, start)
+            set_target(z, run.inputs.targets[tokens], start, at_target[tokens])
+            gradients.add_tile(tokens, z.to(weight.dtype), None, start, rows)
+        if rows is not None and gradients.weight is not None and rows.dtype != gradients.weight.dtype:
+            gradients.weight[start : start + TILE] = rows
     return losses
-
-
-def row_pass(run: Run) -> Tensor:
-    """Give the objective a few rows of logits at a time, and autograd with them. (tokens,)."""
-    losses = torch.empty_like(run.logp)
-    projection, vocab = run.projection, run.projection.vocab
-    few = max(1, ROWS_BYTES // (vocab * run.exact.itemsize))
-    for span in run.spans():
-        targets = run.inputs.targets[span]
-        z = run.hidden[span].to(projection.weight.dtype) @ projection.weight.T
-        other = None
-        if run.reference and run.inputs.reference_hidden is not None:
-            other = run.inputs.reference_hidden.detach()[span].to(run.reference.weight.dtype) @ run.reference.weight.T
-        exact, slope, rows = projection.target(run.hidden[span], targets)
-        at_target = torch.zeros_like(exact)
-        for start in range(0, len(targets), few):
-            part = slice(start, min(start + few, len(targets)))
-            here = slice(span.start + part.start, span.start + part.stop)
-            at_target[part] = _row_part(run, here, z[part], exact[part], None if other is None else other[part], losses)
-        if run.gradients is not None:
-            run.gradients.add_targets(span, targets, at_target * slope, rows)
-            for start in range(0, vocab, TILE):
-                run.gradients.add_tile(span, z[:, start : start + TILE], None, start)
-    return losses
-
-
-def _row_part(run: Run, here: slice, raw: Tensor, exact: Tensor, other: Tensor | None, losses: Tensor) -> Tensor:
-    """Score a few rows; put the gradient on the bare products into ``raw``; return the targets' own part, (rows,)."""
-    targets = run.inputs.targets[here]
-    column = targets[:, None]
-    z = raw.to(run.exact) if raw.dtype != run.exact else raw.clone()
-    capped = run.projection.finish(z, 0)
-    z.scatter_(1, column, float("-inf"))
-    top = z.amax(-1).clamp_min(torch.finfo(run.exact).min)
-    p = (z - top[:, None]).exp_()
-    total = p.sum(-1)
-    run.hit[here] = exact >= top
-    run.logp[here] = torch.nn.functional.logsigmoid(exact - top - total.log())
-    z.scatter_(1, column, exact[:, None])
-    reference_logits = None
-    if other is not None and run.reference is not None and run.reference_logp is not None:
-        reference_logits = other.to(run.exact) if other.dtype != run.exact else other
-        run.reference.finish(reference_logits, 0)
-        run.reference_logp[here] = reference_logits.log_softmax(-1).gather(1, column)[:, 0]
-    scores = run.scores(here)
-    if run.gradients is None:
-        scores = replace(scores, logits=z, reference_logits=reference_logits)
-        losses[here] = call_objective(run.objective, scores)
-        return torch.zeros_like(exact)
-    with torch.enable_grad():
-        logp = scores.logp.detach().requires_grad_()
-        z.requires_grad_()
-        scores = replace(scores, logp=logp, logits=z, reference_logits=reference_logits)
-        loss = call_objective(run.objective, scores)
-        slope, grad = None, None
-        if loss.requires_grad:
-            slope, grad = torch.autograd.grad(loss.sum(), (logp, z), allow_unused=True)
-    losses[here] = loss.detach()
-    at_target = torch.zeros_like(exact)
-    if slope is not None:
-        others = -torch.expm1(scores.logp.detach()) * -slope
-        at_target -= others
-        p *= (others / total.clamp_min(torch.finfo(run.exact).tiny))[:, None]
-    if grad is not None:
-        at_target += grad.gather(1, column)[:, 0]
-        grad.scatter_(1, column, 0.0) if slope is None else grad.scatter_(1, column, 0.0).add_(p)
-    elif slope is not None:
-        grad = p
-    else:
-        grad = torch.zeros_like(p)
-    grad *= run.projection.given.scale
-    if capped is not None:
-        grad *= capped
-    raw.copy_(grad)
-    return at_target

@@ -54,7 +54,9 @@ class Run:
         self.logp = self.hidden.new_empty(tokens, dtype=self.exact)
         self.hit = self.hidden.new_empty(tokens, dtype=torch.bool)
         self.reference_logp = torch.empty_like(self.logp) if self.reference else None
-        self.gradients = Gradients(self.projection, self.hidden, need) if any(need) else None
+        self.gradients = None
+        if any(need):
+            self.gradients = Gradients(self.projection, self.hidden, need, tilewise=objective.reads == "batch")
         self.chunk = math.ceil(tokens / max(1, math.ceil(tokens / CHUNK)))  # equal chunks, no small last one
         self._storage = self.hidden.new_empty(0, dtype=dtype)
 

@@ -92,13 +92,21 @@ class Chunk:
     target_rows: Tensor
 
 
-def mask_target(logits: Tensor, targets: Tensor, start: int, value: float) -> None:
-    """Set the target's entry of each row to ``value``, in place, where the tile that begins at ``start`` holds it."""
+def set_target(logits: Tensor, targets: Tensor, start: int, value: Tensor | float) -> None:
+    """Set the target's entry of each row, in place, where the tile that begins at ``start`` holds it.
+
+    Args:
+        logits: (tokens, tile).
+        targets: (tokens,).
+        start: the tile's first candidate.
+        value: (tokens,), or one for all.
+    """
     width = logits.shape[1]
     local = targets - start
     index = local.clamp(0, width - 1)[:, None]
     inside = ((local >= 0) & (local < width))[:, None]
-    logits.scatter_(1, index, torch.where(inside, value, logits.gather(1, index)))
+    column = value[:, None] if isinstance(value, Tensor) else value
+    logits.scatter_(1, index, torch.where(inside, column, logits.gather(1, index)))
 
 
 def score_chunk(projection: Projection, hidden: Tensor, targets: Tensor, tiles: list[Tensor], keep: bool) -> Chunk:
@@ -122,7 +130,7 @@ def score_chunk(projection: Projection, hidden: Tensor, targets: Tensor, tiles: 
         torch.mm(x, projection.weight[start : start + tile.shape[1]].T, out=tile)
         z = tile.to(projection.exact)
         slope = projection.finish(z, start)
-        mask_target(z, targets, start, float("-inf"))
+        set_target(z, targets, start, float("-inf"))
         before, top = top, torch.maximum(top, z.amax(-1))
         tops.append(top)
         z.sub_(top[:, None]).exp_()
