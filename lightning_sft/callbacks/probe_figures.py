@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lightning.pytorch import Trainer
@@ -59,7 +59,7 @@ def rank_heat_map(steps: Sequence[int], ranks: Sequence[Sequence[float]], names:
     return figure
 
 
-def order_curves(histories: dict[str, ProbeHistory], jumps: dict[str, Sequence[Jump]]) -> Figure:
+def order_curves(histories: Mapping[str, ProbeHistory], jumps: Mapping[str, Sequence[Jump]]) -> Figure:
     """Return the curves of S, D and Phi over the steps, a panel a probe, with jumps marked.
 
     Args:

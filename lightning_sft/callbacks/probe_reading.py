@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lightning_sft.errors import UserError
-from lightning_sft.models.access import find_causal_lm, find_tokenizer
+from lightning_sft.models.access import find_causal_lm, find_tokenizer, input_embeddings
 from lightning_sft.probes.encode import EncodedProbes, encode_probes
 from lightning_sft.probes.files import load_probes
 from lightning_sft.probes.forward import ProbeReading, read_probes, within_shards
@@ -139,7 +139,7 @@ class ProbeCallback(Callback):
         repeated = bool(self.steps) and self.steps[-1] == step
         if not repeated:
             self.steps.append(step)
-        encoded = self._encoded = self._encoded.to(model.get_input_embeddings().weight.device)
+        encoded = self._encoded = self._encoded.to(input_embeddings(model).device)
         result: dict[str, Tensor] = {}
 
         def body() -> None:

@@ -127,7 +127,7 @@ def single_token_alternatives(
     forms = [f for form in forms for f in (form, form.lower(), form.capitalize()) if f != word]
     found = [f for f in forms if len(tokenizer(space + f, add_special_tokens=False).input_ids) == 1]
     if not found and len(word) >= 5:
-        vocabulary = (tokenizer.decode([i]) for i in range(len(tokenizer)))
+        vocabulary = [str(tokenizer.decode([i])) for i in range(len(tokenizer))]
         words = {t.strip() for t in vocabulary if t.startswith(space) and t.strip().isalpha() and t.strip() != word}
         shared = {w: _shared_beginning(w.lower(), word.lower()) for w in words}
         found = sorted((w for w in words if shared[w] >= 4), key=lambda w: (-shared[w], len(w), w))

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from lightning_sft.errors import UserError
 from lightning_sft.head.reference import plain_logits
 from lightning_sft.head.types import Unembedding
-from lightning_sft.models.access import unembedding
+from lightning_sft.models.access import input_embeddings, unembedding
 from lightning_sft.probes.encode import EncodedProbes
 
 BLOCK = 8192  # rows of a layer without a plain weight that are computed at a time
@@ -49,7 +49,7 @@ def read_probes(model: PreTrainedModel, encoded: EncodedProbes, *, plain: bool |
         encoded: the probes.
         plain: what an earlier reading found for :attr:`ProbeReading.plain`; None checks.
     """
-    encoded = encoded.to(model.get_input_embeddings().weight.device)
+    encoded = encoded.to(input_embeddings(model).device)
     rows = torch.arange(len(encoded.probes), device=encoded.last.device)
     seen: list[Tensor] = []
 
@@ -66,10 +66,13 @@ def read_probes(model: PreTrainedModel, encoded: EncodedProbes, *, plain: bool |
         hook.remove()
     own, hidden = output.logits[:, 0], seen[0]
     dtype = torch.promote_types(own.dtype, torch.float32)
-    if plain and own.dtype == dtype:
-        return ProbeReading(own, hidden, plain)
-    with torch.autocast(own.device.type, enabled=False):
-        again = plain_logits(hidden.to(dtype), whole_unembedding(model))
+    if plain is False or (plain and own.dtype == dtype):
+        return ProbeReading(own.to(dtype), hidden, plain)
+    try:
+        with torch.autocast(own.device.type, enabled=False):
+            again = plain_logits(hidden.to(dtype), whole_unembedding(model))
+    except UserError:  # an adapter on the head: there is no one matrix
+        return ProbeReading(own.to(dtype), hidden, plain=False)
     if plain is None:
         # Rounding of the model's own logits, and of sums over the hidden dimension.
         tolerance = max(4 * torch.finfo(own.dtype).eps, 64 * torch.finfo(dtype).eps) * max(1.0, float(own.abs().max()))
@@ -175,7 +178,8 @@ def layer_rows(layer: nn.Module) -> Tensor:
             return torch.cat([layer(part) for part in ids.split(BLOCK)])
     with evaluation(layer):
         units = torch.eye(dim, dtype=weight.dtype, device=weight.device)
-        return (layer(units) - layer(torch.zeros_like(units[:1]))).T.contiguous()
+        columns: Tensor = layer(units) - layer(torch.zeros_like(units[:1]))  # without the bias
+        return columns.T.contiguous()
 
 
 def whole_unembedding(model: PreTrainedModel, weight: Tensor | None = None) -> Unembedding:
