@@ -18,6 +18,7 @@ from lightning_sft.head.checks import check_call, check_finite
 from lightning_sft.head.passes import batch_pass, logp_pass
 from lightning_sft.head.rows import row_pass
 from lightning_sft.head.run import Run
+from lightning_sft.head.sizes import Sizes
 from lightning_sft.head.types import HeadInput, HeadOutput, Unembedding
 from lightning_sft.objectives.base import Objective
 
@@ -25,8 +26,12 @@ _PASSES = {"logp": logp_pass, "row": row_pass, "batch": batch_pass}
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def fused_head(inputs: HeadInput, unembedding: Unembedding, objective: Objective) -> HeadOutput:
+def fused_head(
+    inputs: HeadInput, unembedding: Unembedding, objective: Objective, sizes: Sizes | None = None
+) -> HeadOutput:
     """Score the supervised tokens and sum their losses; same contract as ``reference_head``.
+
+    ``sizes`` says how much to work on at once; None picks for the device.
 
     Products run in the dtype of the hidden states, or in autocast's; everything else in fp32 (float64 for float64
     inputs). The gradient goes to ``inputs.hidden``, ``unembedding.weight`` and ``unembedding.bias`` through autograd,
@@ -43,7 +48,7 @@ def fused_head(inputs: HeadInput, unembedding: Unembedding, objective: Objective
     tensors = (inputs.hidden, unembedding.weight, unembedding.bias)
     need = tuple(torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in tensors)
     with torch.autocast(device, enabled=False):
-        run = Run(inputs, unembedding, objective, dtype, need)
+        run = Run(inputs, unembedding, objective, dtype, need, sizes)
         loss_sum, losses = _FusedHead.apply(*tensors, run)  # type: ignore[no-untyped-call]
     check_finite(loss_sum.detach(), losses, inputs, unembedding.weight)
     return HeadOutput(loss_sum, losses, run.scores(hit=run.hit))

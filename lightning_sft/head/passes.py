@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from lightning_sft.head.checks import call_objective
-from lightning_sft.head.run import TILE, Run
+from lightning_sft.head.run import Run
 from lightning_sft.head.tiles import Chunk, set_target, tile_factors
 from lightning_sft.objectives.base import Objective
 from lightning_sft.scores import TokenScores
-
-BLOCK = 1024  # tokens whose logits of one tile are recomputed at once (docs/performance.md)
 
 
 def logp_pass(run: Run) -> Tensor:
@@ -70,17 +68,18 @@ def batch_pass(run: Run) -> Tensor:
     if pull is None or run.gradients is None:
         return losses
     projection, gradients = run.projection, run.gradients
+    block, tile = run.sizes.block, run.sizes.tile
     kept = pull.nonzero()[:, 0]
-    blocks: list[Tensor | slice] = list(kept.split(BLOCK))
+    blocks: list[Tensor | slice] = list(kept.split(block))
     if len(kept) == len(pull):
-        blocks = [slice(start, start + BLOCK) for start in range(0, len(pull), BLOCK)]
+        blocks = [slice(start, start + block) for start in range(0, len(pull), block)]
     z_target, slope, _ = projection.target(run.hidden, run.inputs.targets)
     partition = z_target - run.logp
     at_target = pull * torch.expm1(run.logp) * slope
     pull = pull * projection.given.scale
-    for start in range(0, projection.vocab, TILE):
-        weight = projection.weight[start : start + TILE]
-        rows = gradients.tile_sum(start, start + TILE)
+    for start in range(0, projection.vocab, tile):
+        weight = projection.weight[start : start + tile]
+        rows = gradients.tile_sum(start, start + tile)
         for tokens in blocks:
             z = (run.hidden[tokens].to(weight.dtype) @ weight.T).to(run.exact)
             capped = projection.finish(z, start)
@@ -90,5 +89,5 @@ def batch_pass(run: Run) -> Tensor:
             set_target(z, run.inputs.targets[tokens], start, at_target[tokens])
             gradients.add_tile(tokens, z.to(weight.dtype), None, start, rows)
         if rows is not None and gradients.weight is not None and rows.dtype != gradients.weight.dtype:
-            gradients.weight[start : start + TILE] = rows
+            gradients.weight[start : start + tile] = rows
     return losses

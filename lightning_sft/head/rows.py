@@ -9,17 +9,15 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from lightning_sft.head.checks import call_objective
-from lightning_sft.head.run import TILE, Run
+from lightning_sft.head.run import Run
 from lightning_sft.scores import TokenScores
-
-ROWS_BYTES = 4 << 20  # of logits in autograd's hands at once: a few such buffers fit a cache (docs/performance.md)
 
 
 def row_pass(run: Run) -> Tensor:
     """Multiply chunk by chunk, but give the objective a few rows at a time. Returns the losses, (tokens,)."""
     losses = torch.empty_like(run.logp)
     vocab, dtype = run.projection.vocab, run.projection.weight.dtype
-    few = max(1, ROWS_BYTES // (vocab * run.exact.itemsize))
+    few = max(1, run.sizes.rows // (vocab * run.exact.itemsize))
     for span in run.spans():
         products = run.hidden[span].to(dtype) @ run.projection.weight.T
         z_target, slope, _ = run.projection.target(run.hidden[span], run.inputs.targets[span])
@@ -32,8 +30,8 @@ def row_pass(run: Run) -> Tensor:
             reference = None if others is None else _reference(run, here, others[part])
             losses[here] = _rows(run, here, products[part], z_target[part], slope[part], reference)
         if run.gradients is not None:
-            for start in range(0, vocab, TILE):
-                run.gradients.add_tile(span, products[:, start : start + TILE], None, start)
+            for start in range(0, vocab, run.sizes.tile):
+                run.gradients.add_tile(span, products[:, start : start + run.sizes.tile], None, start)
     return losses
 
 

@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 
 from lightning_sft.head.gradients import Gradients
+from lightning_sft.head.sizes import Sizes, pick_sizes
 from lightning_sft.head.tiles import Chunk, Projection, score_chunk
 from lightning_sft.head.types import HeadInput, Unembedding
 from lightning_sft.objectives.base import Objective
 from lightning_sft.scores import TokenScores
-
-CHUNK = 256  # tokens: fewer and the products lose speed, more and the buffer grows (docs/performance.md)
-TILE = 2048  # candidates: what the elementwise part works on should stay in the processor's cache
 
 
 class Run:
@@ -28,8 +26,10 @@ class Run:
         objective: the objective.
         dtype: dtype of the products.
         need: whether hidden states, weight and bias need a gradient.
+        sizes: how much to work on at once; None picks for the device.
 
     Attributes:
+        sizes: how much to work on at once.
         logp: log-probabilities of the targets, (tokens,), filled chunk by chunk, as are ``hit`` and
             ``reference_logp`` (None without a reference).
         gradients: where they add up; None when nobody needs one.
@@ -42,6 +42,7 @@ class Run:
         objective: Objective,
         dtype: torch.dtype,
         need: tuple[bool, ...],
+        sizes: Sizes | None = None,
     ) -> None:
         self.inputs, self.objective = inputs, objective
         self.hidden = inputs.hidden.detach()
@@ -50,6 +51,7 @@ class Run:
         self.reference = None
         if inputs.reference_hidden is not None:
             self.reference = _project(inputs.reference or unembedding, dtype, self.exact)
+        self.sizes = sizes or pick_sizes(self.hidden.device, self.projection.vocab, dtype.itemsize)
         tokens = len(inputs.targets)
         self.logp = self.hidden.new_empty(tokens, dtype=self.exact)
         self.hit = self.hidden.new_empty(tokens, dtype=torch.bool)
@@ -57,7 +59,7 @@ class Run:
         self.gradients = None
         if any(need):
             self.gradients = Gradients(self.projection, self.hidden, need, tilewise=objective.reads == "batch")
-        self.chunk = math.ceil(tokens / max(1, math.ceil(tokens / CHUNK)))  # equal chunks, no small last one
+        self.chunk = math.ceil(tokens / max(1, math.ceil(tokens / self.sizes.chunk)))  # equal chunks, no small last one
         self._storage = self.hidden.new_empty(0, dtype=dtype)
 
     def spans(self) -> Iterator[slice]:
@@ -87,13 +89,13 @@ class Run:
 
         One storage serves all chunks; if the tiles need not be kept, one place in it serves all tiles.
         """
-        starts = range(0, vocab, TILE)
-        size = rows * (vocab if keep else min(TILE, vocab))
+        tile = self.sizes.tile
+        size = rows * (vocab if keep else min(tile, vocab))
         if self._storage.numel() < size:
             self._storage = self._storage.new_empty(size)
         result = []
-        for start in starts:
-            width = min(TILE, vocab - start)
+        for start in range(0, vocab, tile):
+            width = min(tile, vocab - start)
             offset = start * rows if keep else 0
             result.append(self._storage[offset : offset + width * rows].view(rows, width))
         return result

@@ -1,0 +1,51 @@
+"""How much the fused head works on at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+_ALIGN = 128  # tokens; products of other heights leave part of the units idle
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of the blocks; results do not depend on them beyond rounding.
+
+    The defaults were measured on a processor with 1 MiB of cache a core (docs/performance.md): smaller chunks read and
+    write the sum of the unembedding's gradient too often, larger ones gain nothing and need a larger buffer.
+
+    Attributes:
+        chunk: tokens scored, and differentiated, together; a buffer of (chunk, vocab) is held.
+        tile: candidates that the elementwise part works on at once.
+        block: tokens whose logits of one tile are recomputed at once, for cross-token objectives.
+        rows: bytes of logits in autograd's hands at once, for objectives that read their row.
+    """
+
+    chunk: int = 256
+    tile: int = 2048
+    block: int = 1024
+    rows: int = 4 << 20
+
+
+def pick_sizes(device: torch.device, vocab: int, itemsize: int) -> Sizes:
+    """Return the sizes for a device: measured constants on a CPU, by free memory on a GPU.
+
+    Args:
+        device: where the tensors are.
+        vocab: number of candidates.
+        itemsize: bytes of one product.
+    """
+    if device.type != "cuda":
+        return Sizes()
+    # what the allocator holds without using it is as good as free
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return sizes_for_memory(torch.cuda.mem_get_info(device)[0] + unused, vocab, itemsize)
+
+
+def sizes_for_memory(free: int, vocab: int, itemsize: int) -> Sizes:
+    """Return sizes that keep the buffers of a GPU under an eighth of its ``free`` bytes: few, large launches."""
+    chunk = free // 16 // (vocab * itemsize) // _ALIGN * _ALIGN
+    chunk = min(max(chunk, _ALIGN), 4096)
+    return Sizes(chunk=chunk, tile=16384, block=chunk, rows=min(max(free // 128, 4 << 20), 256 << 20))
