@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from typing_extensions import override
+
 from lightning_sft.data import tabular
 from lightning_sft.data.types import BadRow, Record
 from lightning_sft.errors import UserError
@@ -19,7 +21,7 @@ from lightning_sft.errors import UserError
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
 READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
-RESYNC_ATTEMPTS = 10_000
+RESYNC_ATTEMPTS = 1000
 
 IsRow = Callable[[dict[str, Any]], bool]
 """Whether an object has the columns of a row; used to find the next row after a broken one."""
@@ -67,16 +69,38 @@ def open_file(path: Path) -> IO[bytes]:
     try:
         ending = path.suffix.lower()
         if ending == ".gz":
-            return io.BufferedReader(gzip.open(path))
+            return io.BufferedReader(_OneRead(gzip.GzipFile(path)))
         if ending == ".bz2":
-            return io.BufferedReader(bz2.open(path))
+            return io.BufferedReader(_OneRead(bz2.BZ2File(path)))
         if ending == ".xz":
-            return io.BufferedReader(lzma.open(path))
+            return io.BufferedReader(_OneRead(lzma.LZMAFile(path)))
         if ending == ".zst":
             return _open_zstd(path)
         return path.open("rb")
     except OSError as e:
         raise UserError(f"{path} cannot be opened: {e.strerror or e}. Check the path and its permissions.") from e
+
+
+class _OneRead(io.RawIOBase):
+    """Hands out what a decompressor has before it goes on, so that an error costs nothing before it."""
+
+    def __init__(self, file: gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile) -> None:
+        self.file = file
+
+    @override
+    def readable(self) -> bool:
+        return True
+
+    @override
+    def readinto(self, buffer: Any) -> int:
+        data = self.file.read1(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    @override
+    def close(self) -> None:
+        self.file.close()
+        super().close()
 
 
 def _open_zstd(path: Path) -> IO[bytes]:
@@ -107,7 +131,7 @@ def lines(path: Path, stream: IO[bytes], limit: int) -> Iterator[tuple[int, str]
         if not line:
             return
         if number == 1:
-            if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+            if line.startswith((b"\xff\xfe", b"\xfe\xff")) and b"\0" in line:
                 yield BadRow(where, "the file is UTF-16; convert it to UTF-8")
                 return
             line = line.removeprefix(b"\xef\xbb\xbf")

@@ -62,7 +62,7 @@ class Source(DataSource):
         score: how answers are scored: ``exact_match`` compares them with the reference, surrounding white space aside.
         max_rows: read at most so many rows.
         streaming: read a hub dataset as a stream, without downloading it whole; needs ``max_rows``.
-        max_row_bytes: longer lines are bad rows.
+        max_row_bytes: longer lines, or rows with more characters, are bad rows.
     """
 
     def __init__(
@@ -188,6 +188,9 @@ class Source(DataSource):
             if isinstance(row, BadRow):
                 yield row
                 continue
+            if (size := _size(row.row)) > self.max_row_bytes:
+                yield BadRow(row.where, f"the row has {size} characters, more than max_row_bytes={self.max_row_bytes}")
+                continue
             try:
                 yield formats.to_example(self._mapped(row.row), form, row.where, answers)
             except BadRowError as e:
@@ -213,6 +216,15 @@ class Source(DataSource):
             f"Formats and their columns are: {known}. Map the columns, for example "
             "`columns: {prompt: question, completion: answer}`."
         )
+
+
+def _size(value: object) -> int:
+    """Return the characters in all texts of a row."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list) else 0
 
 
 def as_sources(value: DataSource | list[DataSource | str] | str | None, what: str) -> list[DataSource]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,52 +24,60 @@ def read_csv(
     swallow the rows after it.
     """
     header: list[str] | None = None
-    waiting: list[tuple[int, str]] = []
-    ended = False
-    while True:
-        if not waiting:
-            line = next(source, None)
-            if line is None:
-                return
-            if isinstance(line, BadRow):
-                yield line
-                continue
-            waiting.append(line)
-        taken, size = 0, 0
-        quotes = 0
-        broken: BadRow | None = None
-        while True:
-            quotes += waiting[taken][1].count('"')
-            size += len(waiting[taken][1])
-            taken += 1
-            if quotes % 2 == 0 or size > max_row_bytes:
-                break
-            if taken == len(waiting):
-                line = None if ended else next(source, None)
-                if line is None or isinstance(line, BadRow):
-                    ended, broken = line is None, line
-                    break
-                waiting.append(line)
-        number = waiting[0][0]
-        where = f"{path}:{number}"
-        text = "\n".join(line for _, line in waiting[:taken])
-        if quotes % 2 == 0 and not text.strip():
-            del waiting[:taken]
+    lines = _Lines(source, tabs)
+    while (row := lines.row(max_row_bytes)) is not None:
+        yield from lines.bad
+        lines.bad.clear()
+        if not row:
             continue
-        fields, reason = _parse(text, tabs) if quotes % 2 == 0 else ([], "a quote is not closed")
+        number, text = row[0][0], "\n".join(line for _, line in row)
+        if not text.strip():
+            lines.drop(len(row))
+            continue
+        fields, reason = _parse(text, tabs)
         if reason is None and header is not None and len(fields) != len(header):
             reason = f"the row has {len(fields)} fields, the header {len(header)}"
         if reason is not None:
-            yield BadRow(where, f"invalid CSV: {reason}", waiting[0][1])
-            del waiting[0]
+            yield BadRow(f"{path}:{number}", f"invalid CSV: {reason}", row[0][1])
+            lines.drop(1)
+            continue
+        if header is None:
+            header = fields
         else:
-            if header is None:
-                header = fields
-            else:
-                yield Record(where, dict(zip(header, fields, strict=True)))
-            del waiting[:taken]
-        if broken is not None:
-            yield broken
+            yield Record(f"{path}:{number}", dict(zip(header, fields, strict=True)))
+        lines.drop(len(row))
+
+
+class _Lines:
+    """Lines that can be looked at before they are taken; ``bad`` are unreadable ones passed on the way."""
+
+    def __init__(self, source: Iterator[tuple[int, str] | BadRow], tabs: bool) -> None:
+        self.source = source
+        self.tabs = tabs
+        self.waiting: list[tuple[int, str]] = []
+        self.bad: list[BadRow] = []
+
+    def row(self, max_row_bytes: int) -> list[tuple[int, str]] | None:
+        """Return the next lines up to where the quotes are balanced, or as far as they go; None at the end."""
+        quotes = size = 0
+        for taken in count(1):
+            if taken > len(self.waiting):
+                line = next(self.source, None)
+                if line is None or isinstance(line, BadRow):
+                    self.bad += [line] if line is not None else []
+                    return self.waiting[:] if self.waiting or self.bad else None
+                self.waiting.append(line)
+            quotes += self.waiting[taken - 1][1].count('"')
+            size += len(self.waiting[taken - 1][1])
+            if quotes % 2 == 0 or size > max_row_bytes:
+                return self.waiting[:taken]
+            if taken == 1 and _parse(self.waiting[0][1], self.tabs)[1] is None:
+                return self.waiting[:1]  # a quote inside a field without quotes, such as 6" pipe
+        return None
+
+    def drop(self, lines: int) -> None:
+        """Take the first lines away."""
+        del self.waiting[:lines]
 
 
 def _parse(text: str, tabs: bool) -> tuple[list[str], str | None]:
@@ -78,7 +87,7 @@ def _parse(text: str, tabs: bool) -> tuple[list[str], str | None]:
         rows = list(csv.reader([text], delimiter="\t" if tabs else ",", strict=True))
         return rows[0], None if len(rows) == 1 else "a line end outside quotes"
     except csv.Error as e:
-        return [], str(e)
+        return [], "a quote is not closed" if "end of data" in str(e) else str(e)
     finally:
         csv.field_size_limit(limit)
 
@@ -112,29 +121,31 @@ def read_arrow(path: Path) -> Iterator[Record | BadRow]:
     index = 0
     try:
         with pa.OSFile(str(path)) as file:
-            for batch in _batches(file):
+            batches, whole = _batches(file)
+            for batch in batches:
                 for row in batch.to_pylist():
                     yield Record(f"{path}[{index}]", row)
                     index += 1
+            if not whole:
+                yield BadRow(f"{path}[{index}]", "the end of the file is missing or damaged; rows may be lost")
     except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as e:
         yield BadRow(f"{path}[{index}]", f"cannot be read from here on: {_first_line(e)}")
 
 
-def _batches(file: pa.OSFile) -> Iterator[pa.RecordBatch]:
+def _batches(file: pa.OSFile) -> tuple[Iterator[pa.RecordBatch], bool]:
+    """Return the batches of a file or stream, and whether the file's footer is whole."""
     import pyarrow as pa
 
     magic = file.read(6)
     file.seek(0)
-    if magic == b"ARROW1":
-        try:
-            reader = pa.ipc.open_file(file)
-        except pa.ArrowException:
-            # The footer is damaged; the batches before it are written as in a stream, after eight bytes.
-            file.seek(8)
-        else:
-            yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
-            return
-    yield from pa.ipc.open_stream(file)
+    if magic != b"ARROW1":
+        return iter(pa.ipc.open_stream(file)), True
+    try:
+        reader = pa.ipc.open_file(file)
+    except pa.ArrowException:
+        file.seek(8)  # the batches stand there as in a stream
+        return iter(pa.ipc.open_stream(file)), False
+    return (reader.get_batch(i) for i in range(reader.num_record_batches)), True
 
 
 def _first_line(e: Exception) -> str:
