@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -94,8 +95,12 @@ class SFTCLI(ConfigurationWins, LightningCLI):
         root, extra = _run_root(config.trainer, loggers), _checkpoint_folders(config.trainer)
         found = runs.find_checkpoint(str(which), root, extra)
         config.ckpt_path = str(found.path)
+        if found.version is None:
+            return
+        # The run goes on in its own folder, which naturally holds its checkpoints.
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         for logger in loggers:
-            if found.version is not None and logger.init_args.version is None:
+            if logger.init_args.version is None:
                 logger.init_args.version = found.version
 
     @override

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from peft import PeftConfig
 from torch import nn
+from transformers import PreTrainedModel
 
 from lightning_sft.head import HeadKind, choose_head
 from lightning_sft.models.access import backbone, find_causal_lm, unembedding, vocabulary_size
@@ -70,13 +71,22 @@ def build_scorer(settings: ModelSettings, objective: Objective, vocabulary: int)
         model = add_adapter(find_causal_lm(model), settings.adapter)
     causal_lm = find_causal_lm(model)
     if settings.gradient_checkpointing:
-        causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _enable_checkpointing(causal_lm)
     if settings.neftune_noise_alpha is not None:
         add_noise(causal_lm.get_input_embeddings(), settings.neftune_noise_alpha)
     scorer = TokenScorer(model, _checked_head(settings.head, model), reference)
     if settings.torch_compile:
         backbone(causal_lm).compile()
     return scorer.train()
+
+
+def _enable_checkpointing(model: PreTrainedModel) -> None:
+    """Recompute activations in the backward pass, without reentrant autograd, which DDP and frozen inputs dislike."""
+    arguments = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):  # the name in late releases of transformers 5
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=arguments)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments)
 
 
 @torch.no_grad()

@@ -1,0 +1,170 @@
+"""SFTModule against Hugging Face's own loss and plain torch."""
+
+import copy
+import functools
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+
+from lightning_sft import SFTModule
+from lightning_sft.objectives import PowerFamily
+from tests.toys import KINDS, save_toy
+
+LENGTHS = (5, 12, 9, 3, 20, 7)
+
+
+def batches(rows: int = 6, size: int = 2, vocabulary: int = 259) -> list[dict[str, torch.Tensor]]:
+    """Padded batches of rows of very different lengths, the first third of each without supervision."""
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for start in range(0, rows, size):
+        lengths = [LENGTHS[i % len(LENGTHS)] for i in range(start, start + size)]
+        ids = torch.zeros(size, max(lengths), dtype=torch.long)
+        mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+        for i, n in enumerate(lengths):
+            ids[i, :n] = torch.randint(3, vocabulary, (n,), generator=generator)
+            mask[i, :n] = 1
+            labels[i, n // 3 : n] = ids[i, n // 3 : n]
+        index = torch.arange(start, start + size)
+        made.append({"input_ids": ids, "attention_mask": mask, "labels": labels, "row": index, "source": index * 0})
+    return made
+
+
+def trainer(**settings: object) -> Trainer:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "enable_checkpointing": False}
+    return Trainer(accelerator="cpu", max_epochs=1, log_every_n_steps=1, **{**quiet, **settings})
+
+
+def loader(rows: list[dict[str, torch.Tensor]]) -> DataLoader:
+    return DataLoader(rows, batch_size=None, shuffle=False)
+
+
+class KeepLosses(Callback):
+    """What Lightning hands to callbacks as ``outputs["loss"]``."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.losses.append(float(outputs["loss"]))
+
+
+@pytest.mark.parametrize("head", ["fused", "reference"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_step_equals_hugging_face(kind: str, head: str, tmp_path: Path) -> None:
+    folder = save_toy(tmp_path / kind, kind)
+    module = SFTModule(
+        str(folder), dtype="float64", head=head, optimizer=lambda p: torch.optim.SGD(p, lr=0.5), lr_scheduler="constant"
+    )
+    (batch,) = batches(2, 2)
+    module.configure_model()
+    module.scorer.eval()  # no dropout: both sides see the same activations
+    theirs = copy.deepcopy(module.scorer.causal_lm)
+    output = theirs(**{k: batch[k] for k in ("input_ids", "attention_mask", "labels")}, use_cache=False)
+    loss = cross_entropy(output.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+    loss.backward()
+    assert output.loss.item() == pytest.approx(loss.item(), rel=1e-6)  # Hugging Face's own, computed in fp32
+
+    keep = KeepLosses()
+    trainer(callbacks=[keep]).fit(module, loader([batch]))
+
+    assert keep.losses == [pytest.approx(loss.item(), rel=1e-10)]
+    with torch.no_grad():
+        for (name, expected), ours in zip(theirs.named_parameters(), module.scorer.causal_lm.parameters(), strict=True):
+            # transformers' RMSNorm computes in fp32 whatever the dtype: rounding differs by the scale of the gradient
+            exact = kind in ("gpt2", "gpt_neox", "opt")
+            step = 0.5 * expected.grad
+            difference = (ours - (expected - step)).norm()
+            assert difference <= (1e-12 if exact else 1e-6) * step.norm() + 1e-15, name
+
+
+def test_dropout_is_on_in_training_and_off_in_evaluation(tmp_path: Path) -> None:
+    module = SFTModule(str(save_toy(tmp_path / "toy")), config_overrides={"attention_dropout": 0.5})
+    module.configure_model()
+    (batch,) = batches(2, 2)
+    assert float(module(batch).loss_sum.detach()) != float(module(batch).loss_sum.detach())
+    module.eval()
+    assert float(module(batch).loss_sum.detach()) == float(module(batch).loss_sum.detach())
+
+
+def test_configure_model_is_idempotent(toy_folder: Path) -> None:
+    module = SFTModule(str(toy_folder))
+    module.configure_model()
+    first = module.scorer
+    module.configure_model()
+    assert module.scorer is first
+
+
+def test_a_step_without_supervision_changes_nothing_and_is_counted(toy_folder: Path) -> None:
+    module = SFTModule(str(toy_folder), optimizer=lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.5))
+    rows = batches(4, 2)
+    for batch in rows:
+        batch["labels"].fill_(-100)
+    module.configure_model()
+    before = copy.deepcopy(module.scorer.state_dict())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+        trainer().fit(module, loader(rows))
+    assert module.skipped_steps == 2
+    for name, value in module.scorer.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_added_special_tokens_grow_the_embeddings(toy_folder: Path) -> None:
+    tokens = [f"<|extra_{i}|>" for i in range(10)]  # 259 + 10 tokens; the toy has 263 embeddings
+    module = SFTModule(str(toy_folder), add_special_tokens=tokens)
+    module.configure_model()
+    assert module.scorer.causal_lm.get_input_embeddings().weight.shape[0] == 269
+    assert module.tokenizer.convert_tokens_to_ids(tokens[-1]) == 268
+
+
+def test_random_init_differs_by_seed_and_from_the_weights(toy_folder: Path) -> None:
+    def norm(**settings: object) -> float:
+        module = SFTModule(str(toy_folder), **settings)
+        module.configure_model()
+        return sum(p.double().abs().sum().item() for p in module.scorer.parameters())
+
+    torch.manual_seed(1)
+    first = norm(init="random")
+    torch.manual_seed(2)
+    second = norm(init="random")
+    torch.manual_seed(1)
+    assert norm(init="random") == first
+    assert len({first, second, norm()}) == 3
+
+
+@pytest.mark.parametrize("setting", ["gradient_checkpointing", "torch_compile"])
+def test_memory_and_speed_options_change_no_gradient(setting: str, toy_folder: Path, monkeypatch) -> None:
+    compiled = []
+    compile_with_eager = functools.partialmethod(_compile_with_eager, compiled)
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_with_eager)
+    gradients = []
+    for on in (False, True):
+        module = SFTModule(str(toy_folder), dtype="float64", **{setting: on})
+        module.configure_model()
+        (batch,) = batches(2, 2)
+        module(batch).loss_sum.backward()
+        gradients.append([p.grad for p in module.scorer.parameters()])
+    for plain, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, other, rtol=1e-10, atol=1e-12)
+    assert len(compiled) == (setting == "torch_compile")
+
+
+_plain_compile = torch.nn.Module.compile
+
+
+def _compile_with_eager(module: torch.nn.Module, compiled: list[torch.nn.Module]) -> None:
+    """Trace as usual, but skip the C++ compiler, which takes a minute."""
+    compiled.append(module)
+    _plain_compile(module, backend="aot_eager")
+
+
+def test_hyperparameters_are_plain_data(toy_folder: Path) -> None:
+    module = SFTModule(str(toy_folder), objective=PowerFamily(2.0), optimizer=torch.optim.SGD, dtype="bfloat16")
+    assert module.hparams["dtype"] == "bfloat16"
+    assert not {"objective", "optimizer"} & set(module.hparams)
