@@ -223,7 +223,8 @@ def truncated() -> Iterator[Damaged]:
     yield Damaged("truncated", "cut.jsonl", b"".join(lines)[:-20], without(5))
     text = json.dumps([pair(i) for i in range(ROWS)]).encode()
     yield Damaged("truncated", "cut.json", text[:-20], without(5))
-    yield Damaged("truncated", "cut.csv", table()[:-4] + b'"', without(5))
+    quoted = b"\n".join(b'"%s"' % line.replace(b",", b'","') for line in table().splitlines())
+    yield Damaged("truncated", "cut.csv", quoted[:-4], without(5))
     many = b"".join(jsonl(lambda i: {"prompt": f"question {i}", "completion": f"answer {i * 7919 % 1000}"}, 200))
     packed = gzip.compress(many)
     for keep in (10, len(packed) // 2, len(packed) - 4):
