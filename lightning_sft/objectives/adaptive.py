@@ -91,9 +91,9 @@ class Adaptive(Objective):
 
     @override
     def forward(self, scores: TokenScores) -> Tensor:
-        alpha = self.alpha().to(scores.logp.dtype)[self._group(scores)]
-        usable = alpha.clamp(min=NEARLY_NLL)
-        return torch.where(alpha < NEARLY_NLL, -scores.logp, -torch.expm1(usable * scores.logp) / usable)
+        # NEARLY_NLL cannot be told from 0, and can be divided by
+        alpha = self.alpha().to(scores.logp.dtype).clamp(min=NEARLY_NLL)[self._group(scores)]
+        return -torch.expm1(alpha * scores.logp) / alpha
 
     @override
     def statistics(self, scores: TokenScores) -> dict[str, Tensor]:

@@ -114,6 +114,17 @@ def test_command_line_changes_a_base_inside_a_fragment(tmp_path):
     assert objective.threshold == 0.25
 
 
+def test_pairs_and_named_parts_from_yaml(tmp_path):
+    part = {"class_path": "RunnerUpMargin", "init_args": {"pairs": [[3, 7], [3, 9]]}}
+    init_args = {"objectives": {"a.jsonl": part, "b": {"class_path": "NLL"}}, "weights": {"a.jsonl": 2}}
+    config = {"model": {"objective": {"class_path": "WeightedSum", "init_args": init_args}}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(config))
+    objective = parse("--config", str(tmp_path / "own.yaml"))
+    assert objective.names == ("a.jsonl", "b")
+    assert objective.parts[0].known.tolist() == [3, 7, 9]
+    assert objective.weights == {"a.jsonl": 2.0, "b": 1.0}
+
+
 def test_histogram_block_of_the_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(blocks("python")[0], "histogram block", "exec"), {})
