@@ -54,9 +54,9 @@ class Composite(Objective):
 
     @override
     def prepare(self, facts: RunFacts) -> None:
-        super().prepare(facts)
         for _, part in self.named_parts():
-            part.prepare(facts)
+            part.prepare(facts)  # first: what a part lacks is told in the part's name
+        super().prepare(facts)
         masks = {name: part.mask() for name, part in self.named_parts()}
         if facts.denominator == "kept" and len(set(masks.values())) > 1:
             told = ", ".join(f"{name!r} keeps {mask}" for name, mask in masks.items())

@@ -71,10 +71,10 @@ class Scheduled(Composite):
 
     def weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return w, the share of ``end``, scalar in [0, 1]."""
-        last = self.last if self.planned is None else torch.as_tensor(self.planned, device=self.step.device)
+        last = int(self.last) if self.planned is None else self.planned
         # a switch, where both steps are one, happens at that step itself
         done = (self.step - self.begin_step + (last == self.begin_step)).to(dtype)
-        return (done / (last - self.begin_step).clamp(min=1)).clamp(0.0, 1.0)
+        return (done / max(1, last - self.begin_step)).clamp(0.0, 1.0)
 
     @override
     def forward(self, scores: TokenScores) -> Tensor:

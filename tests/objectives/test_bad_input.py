@@ -88,7 +88,7 @@ def test_refused_at_construction(make, message):
             r"ASFT compares .* reference model \(its logits\), and this run has none. Train an adapter",
         ),
         (IWSFT(), RunFacts(), r"IWSFT compares .* \(its logp\)"),
-        (WeightedSum({"a": NLL(), "b": IWSFT()}), RunFacts(), "has none"),
+        (WeightedSum({"a": NLL(), "b": IWSFT()}), RunFacts(), "IWSFT compares"),
         (ProFiT(), RunFacts(denominator="kept"), r'denominator: "kept". Set denominator: "all"'),
         (WeightedSum({"a": NLL(), "b": top}), RunFacts(denominator="kept"), "'a' keeps all, 'b' keeps p >= 0.1"),
         (Scheduled(top, bottom, 0, 5), RunFacts(denominator="kept"), "no common denominator"),
