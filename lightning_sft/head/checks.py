@@ -80,30 +80,27 @@ def call_objective(objective: Objective, scores: TokenScores) -> Tensor:
     return losses  # type: ignore[no-any-return]
 
 
-def check_finite(loss_sum: Tensor, losses: Tensor, inputs: HeadInput, weight: Tensor | None = None) -> None:
+def check_finite(loss_sum: Tensor, losses: Tensor, logp: Tensor, inputs: HeadInput, objective: Objective) -> None:
     """Look at the one number that every token enters; only if it is not finite, look for the reason.
 
     Raises:
-        UserError: names the sequences that brought it about.
+        UserError: names the sequences that brought it about, and whether states, unembedding or objective did.
     """
     if bool(torch.isfinite(loss_sum)):
         return
-    sick_hidden = ~torch.isfinite(inputs.hidden.detach()).all(-1)
-    sick = ~torch.isfinite(losses)
-    if bool(sick_hidden.any()):
-        what, sick = "The hidden states", sick_hidden
-        cure = "Look at those rows, lower the learning rate, clip gradients, or use bf16 in place of fp16"
-    elif weight is not None and not bool(torch.isfinite(weight.detach()).all()):
-        what, cure = "The losses", "The unembedding itself is not finite: resume from an earlier checkpoint"
-        sick = torch.ones_like(sick) if not bool(sick.any()) else sick
-    elif bool(sick.any()):
-        what, cure = "The losses", "The hidden states are finite, so look at the objective"
-    else:
-        return
-    where = "tokens " + _ids(sick.nonzero()[:, 0].tolist())
-    if inputs.row is not None:
-        where = f"rows {_ids(sorted(set(inputs.row[sick].tolist())))} of the micro-batch ({where})"
-    raise UserError(f"{what} are not finite (NaN or infinite) in {where}. {cure}.")
+    reasons = (
+        (inputs.hidden.detach(), "The hidden states are", "Look at those rows, lower the learning rate, or use bf16"),
+        (logp, "The hidden states are finite, but the log-probabilities are", "The unembedding is broken or overflows"),
+        (losses, "The log-probabilities are finite, but the losses are", f"Look at {type(objective).__name__}"),
+    )
+    for values, what, cure in reasons:
+        sick = ~torch.isfinite(values.reshape(len(losses), -1)).all(-1)
+        if bool(sick.any()):
+            where = "tokens " + _ids(sick.nonzero()[:, 0].tolist())
+            if inputs.row is not None:
+                where = f"rows {_ids(sorted(set(inputs.row[sick].tolist())))} of the micro-batch ({where})"
+            raise UserError(f"{what} not finite (NaN or infinite) in {where}. {cure}.")
+    raise UserError(f"Every loss is finite, but their sum is {float(loss_sum)}. Look at {type(objective).__name__}.")
 
 
 def _ids(ids: list[int]) -> str:

@@ -50,7 +50,7 @@ def fused_head(
     with torch.autocast(device, enabled=False):
         run = Run(inputs, unembedding, objective, dtype, need, sizes)
         loss_sum, losses = _FusedHead.apply(*tensors, run)  # type: ignore[no-untyped-call]
-    check_finite(loss_sum.detach(), losses, inputs, unembedding.weight)
+    check_finite(loss_sum.detach(), losses, run.logp, inputs, objective)
     return HeadOutput(loss_sum, losses, run.scores(hit=run.hit))
 
 

@@ -20,8 +20,8 @@ class Gradients:
         projection: the unembedding.
         hidden: (tokens, dim).
         need: whether hidden, weight and bias need a gradient.
-        tilewise: whether each tile of the vocabulary gets all its products before the next one gets any. The caller
-            then sums them in ``tile_sum`` and no fp32 copy of the whole unembedding is needed.
+        tilewise: whether each tile of the vocabulary gets all its products before the next one gets any, between
+            ``open_tile`` and ``close_tile``. No fp32 copy of the whole unembedding is needed then.
     """
 
     def __init__(self, projection: Projection, hidden: Tensor, need: tuple[bool, ...], tilewise: bool) -> None:
@@ -29,22 +29,28 @@ class Gradients:
         self._projection = projection
         self._given = hidden
         self._source = hidden.to(projection.weight.dtype)
+        self._tilewise = tilewise
         # fp16 cannot hold a gradient that the loss scale has not met yet; bf16 has the range of fp32
         kept = given.weight.dtype if tilewise and given.weight.dtype == torch.bfloat16 else exact
         self.hidden = torch.zeros_like(hidden, dtype=exact) if need[0] else None
         self.weight = torch.zeros_like(given.weight, dtype=kept) if need[1] else None
         self.bias = torch.zeros_like(given.bias, dtype=exact) if need[2] and given.bias is not None else None
 
-    def tile_sum(self, start: int, stop: int) -> Tensor | None:
-        """Return where the products of one tile of the unembedding add up, (tile, dim), or None without need.
-
-        Unless it is a view of ``weight``, the caller copies it there when the tile is done.
-        """
+    def open_tile(self, start: int, stop: int) -> Tensor | None:
+        """Return where the products of one tile of the unembedding add up, (tile, dim), or None without need."""
         if self.weight is None:
             return None
         rows = self.weight[start:stop]
-        exact = self._projection.exact
-        return rows if rows.dtype == exact else torch.zeros_like(rows, dtype=exact)
+        return rows if rows.dtype == self._projection.exact else torch.zeros_like(rows, dtype=self._projection.exact)
+
+    def close_tile(self, start: int, rows: Tensor | None, targets: Tensor, pull: Tensor) -> None:
+        """Add the targets' part (all tokens, as in ``add_targets``) to a tile, and put the tile in its place."""
+        if self.weight is None or rows is None:
+            return
+        mine = ((targets >= start) & (targets < start + len(rows))).nonzero()[:, 0]
+        rows.index_add_(0, targets[mine] - start, (self._given[mine] * pull[mine, None]).to(rows.dtype))
+        if rows.dtype != self.weight.dtype:
+            self.weight[start : start + len(rows)] = rows
 
     def add_tile(
         self, tokens: Tensor | slice, tile: Tensor, factor: Tensor | None, start: int, rows: Tensor | None = None
@@ -76,7 +82,7 @@ class Gradients:
             self.bias[start:stop] += column.sum(0) if factor is None else factor @ column
 
     def add_targets(self, tokens: Tensor | slice, targets: Tensor, pull: Tensor, rows: Tensor) -> None:
-        """Add the targets' own part, which never meets a rounded product.
+        """Add the targets' own part, which never meets a rounded product; tilewise, the unembedding's comes later.
 
         Args:
             tokens: which tokens.
@@ -86,7 +92,7 @@ class Gradients:
         """
         if self.hidden is not None:
             self.hidden[tokens] += rows * pull[:, None]
-        if self.weight is not None:
+        if self.weight is not None and not self._tilewise:
             self.weight.index_add_(0, targets, (self._given[tokens] * pull[:, None]).to(self.weight.dtype))
         if self.bias is not None:
             self.bias.index_add_(0, targets, pull)

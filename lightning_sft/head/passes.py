@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_sft.head.checks import call_objective
 from lightning_sft.head.run import Run
-from lightning_sft.head.tiles import Chunk, set_target, tile_factors
+from lightning_sft.head.tiles import Chunk, mask_targets, tile_factors
 from lightning_sft.objectives.base import Objective
 from lightning_sft.scores import TokenScores
 
@@ -73,21 +73,22 @@ def batch_pass(run: Run) -> Tensor:
     blocks: list[Tensor | slice] = list(kept.split(block))
     if len(kept) == len(pull):
         blocks = [slice(start, start + block) for start in range(0, len(pull), block)]
-    z_target, slope, _ = projection.target(run.hidden, run.inputs.targets)
+    targets = run.inputs.targets
+    z_target, slope, target_rows = projection.target(run.hidden, targets)
     partition = z_target - run.logp
     at_target = pull * torch.expm1(run.logp) * slope
+    gradients.add_targets(slice(None), targets, at_target, target_rows)
     pull = pull * projection.given.scale
     for start in range(0, projection.vocab, tile):
         weight = projection.weight[start : start + tile]
-        rows = gradients.tile_sum(start, start + tile)
+        rows = gradients.open_tile(start, start + tile)
         for tokens in blocks:
             z = (run.hidden[tokens].to(weight.dtype) @ weight.T).to(run.exact)
             capped = projection.finish(z, start)
+            mask_targets(z, targets[tokens], start)
             z.sub_(partition[tokens, None]).exp_().mul_(pull[tokens, None])
             if capped is not None:
                 z *= capped
-            set_target(z, run.inputs.targets[tokens], start, at_target[tokens])
             gradients.add_tile(tokens, z.to(weight.dtype), None, start, rows)
-        if rows is not None and gradients.weight is not None and rows.dtype != gradients.weight.dtype:
-            gradients.weight[start : start + tile] = rows
+        gradients.close_tile(start, rows, targets, at_target)
     return losses

@@ -20,16 +20,18 @@ def row_pass(run: Run) -> Tensor:
     few = max(1, run.sizes.rows // (vocab * run.exact.itemsize))
     for span in run.spans():
         products = run.hidden[span].to(dtype) @ run.projection.weight.T
-        z_target, slope, _ = run.projection.target(run.hidden[span], run.inputs.targets[span])
+        z_target, slope, target_rows = run.projection.target(run.hidden[span], run.inputs.targets[span])
         others = None
         if run.reference is not None and run.inputs.reference_hidden is not None:
             others = run.inputs.reference_hidden.detach()[span].to(dtype) @ run.reference.weight.T
+        at_target = torch.zeros_like(z_target)
         for start in range(0, len(products), few):
             part = slice(start, start + few)
             here = slice(span.start + start, min(span.start + start + few, span.stop))
             reference = None if others is None else _reference(run, here, others[part])
-            losses[here] = _rows(run, here, products[part], z_target[part], slope[part], reference)
+            losses[here] = _rows(run, here, products[part], z_target[part], at_target[part], reference)
         if run.gradients is not None:
+            run.gradients.add_targets(span, run.inputs.targets[span], at_target * slope, target_rows)
             for start in range(0, vocab, run.sizes.tile):
                 run.gradients.add_tile(span, products[:, start : start + run.sizes.tile], None, start)
     return losses
@@ -45,15 +47,17 @@ def _reference(run: Run, here: slice, products: Tensor) -> Tensor:
     return logits
 
 
-def _rows(run: Run, here: slice, products: Tensor, z_target: Tensor, slope: Tensor, reference: Tensor | None) -> Tensor:
+def _rows(
+    run: Run, here: slice, products: Tensor, z_target: Tensor, at_target: Tensor, reference: Tensor | None
+) -> Tensor:
     """Score a few rows and, if wanted, put the gradient on the bare products in their place.
 
     Args:
         run: the run.
         here: which tokens.
-        products: hidden states times unembedding, (rows, vocab); overwritten by their gradient.
+        products: hidden states times unembedding, (rows, vocab); overwritten by their gradient, zero at the targets.
         z_target: the targets' exact logits, (rows,).
-        slope: their slope in the bare product, (rows,).
+        at_target: overwritten by the gradient on them, (rows,).
         reference: the reference model's logits, (rows, vocab), or None.
 
     Returns:
@@ -77,15 +81,14 @@ def _rows(run: Run, here: slice, products: Tensor, z_target: Tensor, slope: Tens
     # dL/dlogits = dL/dlogp (onehot - softmax) + what autograd found on the row; 1 - p and the others' share are exact
     rest = by_logp * torch.expm1(scores.logp)
     gradient = others.mul_((rest / total.clamp_min(torch.finfo(run.exact).tiny))[:, None])
-    gradient.scatter_(1, target, -rest[:, None])
     if by_row is not None:
         gradient += by_row
-    at_target = gradient.gather(1, target) * slope[:, None]
+    at_target.copy_(gradient.gather(1, target)[:, 0] - rest)
+    gradient.scatter_(1, target, 0.0)
     if run.projection.given.scale != 1.0:
         gradient *= run.projection.given.scale
     if capped is not None:
         gradient *= capped
-    gradient.scatter_(1, target, at_target)
     products.copy_(gradient)
     return losses
 

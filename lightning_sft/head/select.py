@@ -17,7 +17,7 @@ HeadKind = Literal["auto", "fused", "reference"]
 
 # root mean square of the difference over that of the logits. Rounding alone stays three times below each (fp32: with
 # TF32 products); a forgotten factor, bias or soft-capping that matters is far above.
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 
 
 def choose_head(

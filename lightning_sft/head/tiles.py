@@ -92,21 +92,13 @@ class Chunk:
     target_rows: Tensor
 
 
-def set_target(logits: Tensor, targets: Tensor, start: int, value: Tensor | float) -> None:
-    """Set the target's entry of each row, in place, where the tile that begins at ``start`` holds it.
-
-    Args:
-        logits: (tokens, tile).
-        targets: (tokens,).
-        start: the tile's first candidate.
-        value: (tokens,), or one for all.
-    """
+def mask_targets(logits: Tensor, targets: Tensor, start: int) -> None:
+    """Set the target's entry of each row to -inf, in place, where the tile that begins at ``start`` holds it."""
     width = logits.shape[1]
     local = targets - start
     index = local.clamp(0, width - 1)[:, None]
     inside = ((local >= 0) & (local < width))[:, None]
-    column = value[:, None] if isinstance(value, Tensor) else value
-    logits.scatter_(1, index, torch.where(inside, column, logits.gather(1, index)))
+    logits.scatter_(1, index, torch.where(inside, float("-inf"), logits.gather(1, index)))
 
 
 def score_chunk(projection: Projection, hidden: Tensor, targets: Tensor, tiles: list[Tensor], keep: bool) -> Chunk:
@@ -130,7 +122,7 @@ def score_chunk(projection: Projection, hidden: Tensor, targets: Tensor, tiles: 
         torch.mm(x, projection.weight[start : start + tile.shape[1]].T, out=tile)
         z = tile.to(projection.exact)
         slope = projection.finish(z, start)
-        set_target(z, targets, start, float("-inf"))
+        mask_targets(z, targets, start)
         before, top = top, torch.maximum(top, z.amax(-1))
         tops.append(top)
         z.sub_(top[:, None]).exp_()
