@@ -112,6 +112,7 @@ def build(raw: RawSet, names: Sequence[str], encoder: Encoder, options: BuildOpt
     report = SetReport(rejected=list(raw.rejected))
     encoded: list[Encoded] = []
     kept: list[int] = []
+    full_lengths: list[int] = []
     too_long: list[tuple[int, str]] = []
     first = encoder.tokenizer.bos_token_id
     for i, example in enumerate(raw.examples):
@@ -129,8 +130,10 @@ def build(raw: RawSet, names: Sequence[str], encoder: Encoder, options: BuildOpt
                 report.dropped += 1
                 continue
             report.truncated += 1
-            row = cut
-        encoded.append(row)
+        else:
+            cut = row
+        encoded.append(cut)
+        full_lengths.append(len(row.ids))
         kept.append(i)
     if too_long:
         raise UserError(
@@ -147,6 +150,7 @@ def build(raw: RawSet, names: Sequence[str], encoder: Encoder, options: BuildOpt
     sources = [raw.sources[i] for i in kept]
     report.rows = len(encoded)
     report.lengths = np.array([len(row.ids) for row in encoded], np.int64)
+    report.full_lengths = np.array(full_lengths, np.int64)
     report.trained = np.array([int(row.trained.sum()) for row in encoded], np.int64)
     report.source_rows = {names[s]: sources.count(s) for s in dict.fromkeys(sources)}
     return BuiltSet(TokenDataset(encoded, sources), [raw.examples[i] for i in kept], report)

@@ -86,8 +86,12 @@ class ChatTemplate:
     def special_tokens(self) -> tuple[str, ...]:
         """The tokenizer's special tokens as text, longest first."""
         added = self.tokenizer.added_tokens_decoder.values()
-        every = {*self.tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+        every = {*self.tokenizer.all_special_tokens, *(token.content for token in added if token.special)} - {""}
         return tuple(sorted(every, key=len, reverse=True))
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self.special_tokens)) or "(?!)")
 
     @cached_property
     def end_of_turn(self) -> str:
@@ -95,7 +99,7 @@ class ChatTemplate:
         probe = "probe"
         text = self.render([{"role": "user", "content": "x"}, {"role": "assistant", "content": probe}], None, False)
         tail = text.rpartition(probe)[2]
-        ends = [tail.find(token) + len(token) for token in self.special_tokens if token and token in tail]
+        ends = [tail.find(token) + len(token) for token in self.special_tokens if token in tail]
         return tail[: min(ends)] if ends else ""
 
     @cached_property
@@ -121,9 +125,10 @@ class ChatTemplate:
             BadRowError: a text contains a special token, or the template refuses or loses part of the conversation.
         """
         for i, message in enumerate(example.messages):
-            found = next((token for token in self.special_tokens if token in message["content"]), None)
-            if found is not None:
-                raise BadRowError(f"message {i} contains {found!r}, which the tokenizer would read as a special token")
+            if found := self._special.search(message["content"]):
+                raise BadRowError(
+                    f"message {i} contains {found.group()!r}, which the tokenizer would read as a special token"
+                )
         if example.tools and "tools" not in self.source:
             raise BadRowError("the row has tools, and the chat template does not use them")
         text = self.render(example.messages, example.tools, False)

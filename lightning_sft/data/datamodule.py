@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from lightning_sft.data.build import BuildOptions, BuiltSet, OnBadRow, RawSet, build, read
 from lightning_sft.data.collate import Collator
-from lightning_sft.data.dataset import SetReport
+from lightning_sft.data.dataset import SetReport, TokenDataset
 from lightning_sft.data.encode import ApplyChatTemplate, Encoder, TrainOn
 from lightning_sft.data.loader import ResumableDataLoader
 from lightning_sft.data.sampler import EpochSampler
@@ -24,6 +24,9 @@ from lightning_sft.data.sources import DataSource, as_sources
 from lightning_sft.data.truncate import Truncation
 from lightning_sft.data.types import Example, GenerationRow
 from lightning_sft.errors import UserError
+
+Keys = tuple[set[bytes], set[bytes]]
+"""Digests of the rows of a set, and of their prompts."""
 
 STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 
@@ -111,6 +114,7 @@ class SFTDataModule(LightningDataModule):
         self._tokenizer: Any = None
         self._encoder: Encoder | None = None
         self._raw: dict[str, RawSet] = {}
+        self._keys: dict[str, Keys] = {}
         self._built: dict[str, BuiltSet] = {}
         self._fingerprint = ""
         if not self._has("val"):
@@ -127,8 +131,12 @@ class SFTDataModule(LightningDataModule):
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer in use; known after `setup`."""
+        """The tokenizer in use; known after `setup`, and can be set before it."""
         return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        self._given_tokenizer = tokenizer
 
     @override
     def setup(self, stage: str) -> None:
@@ -139,6 +147,10 @@ class SFTDataModule(LightningDataModule):
         for what in STAGES[stage]:
             if what not in self._built and self._has(what):
                 self._build(what)
+
+    def dataset(self, what: Literal["train", "val", "test", "predict"]) -> TokenDataset:
+        """Return the encoded rows of one set, after `setup`."""
+        return self._built[what].dataset
 
     def _has(self, what: str) -> bool:
         return bool(self._sources[what]) or (what == "val" and self.val_split is not None)
@@ -165,6 +177,8 @@ class SFTDataModule(LightningDataModule):
         built.report.leaked, built.report.leaked_dropped = leaked, dropped
         self._built[what] = built
         self.report[what] = built.report
+        self._known(what)
+        del self._raw[what]
         if what == "train":
             self._fingerprint = hashlib.blake2b(b"".join(e.key for e in built.examples), digest_size=16).hexdigest()
             built.examples.clear()
@@ -210,9 +224,8 @@ class SFTDataModule(LightningDataModule):
         earlier = {"val": ("train",), "test": ("train", "val")}.get(what, ())
         sources = self._all_sources()
         drops = any(sources[s].drop_leaks for s in set(raw.sources))
-        known = [self._read(e) for e in earlier if self._has(e) and (drops or e in self._raw)]
-        keys = {example.key for other in known for example in other.examples}
-        prompts = {example.prompt_key for other in known for example in other.examples} if drops else set()
+        known = [self._known(e) for e in earlier if self._has(e) and (drops or e in self._raw or e in self._keys)]
+        keys, prompts = (set().union(*(sets[i] for sets in known)) for i in (0, 1))
         leaked = 0
         kept: list[tuple[Example, int]] = []
         for example, source in zip(raw.examples, raw.sources, strict=True):
@@ -227,6 +240,13 @@ class SFTDataModule(LightningDataModule):
                 "the tasks different seeds, or make their range larger."
             )
         return RawSet([e for e, _ in kept], [s for _, s in kept], raw.rejected), leaked, dropped
+
+    def _known(self, what: str) -> Keys:
+        """Return what stands in a set, kept when its rows are let go."""
+        if what not in self._keys:
+            examples = self._read(what).examples
+            self._keys[what] = {example.key for example in examples}, {example.prompt_key for example in examples}
+        return self._keys[what]
 
     def _list_rejected(self, what: str) -> None:
         """Write the bad rows of a set to a file, on rank zero."""

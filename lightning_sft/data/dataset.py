@@ -64,6 +64,7 @@ class SetReport:
         leaked: rows that also stand in an earlier set (train; for test also validation).
         leaked_dropped: those of them that were left out.
         lengths: (rows,) tokens of each row.
+        full_lengths: (rows,) tokens of each row before it was truncated.
         trained: (rows,) trained tokens of each row.
         source_rows: rows of each source.
     """
@@ -75,6 +76,7 @@ class SetReport:
     leaked: int = 0
     leaked_dropped: int = 0
     lengths: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    full_lengths: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     trained: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     source_rows: dict[str, int] = field(default_factory=dict)
 

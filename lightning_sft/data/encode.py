@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -74,7 +75,7 @@ class Encoder:
             text = self.template.render(before, example.tools, prompt=True)
         else:
             assert example.plain is not None
-            text = self._bos() + example.plain[0]
+            text = self._bos + example.plain[0]
         return text, self._ids(text)
 
     def _is_templated(self, example: Example) -> bool:
@@ -97,7 +98,7 @@ class Encoder:
         """Give a conversation whose template writes no end token the tokenizer's own, trained."""
         if self.template.end_of_turn or not spans or text.rstrip().endswith(self.template.special_tokens):
             return text, spans
-        return text + self._eos(), [*spans[:-1], (spans[-1][0], len(text) + len(self._eos()))]
+        return text + self._eos, [*spans[:-1], (spans[-1][0], len(text) + len(self._eos))]
 
     def _is_trained(self, example: Example, index: int) -> bool:
         flag = example.flags[index]
@@ -115,12 +116,14 @@ class Encoder:
     def _plain(self, example: Example) -> tuple[str, list[Span]]:
         assert example.plain is not None
         prompt, completion = example.plain
-        eos, bos = self._eos(), self._bos()
+        eos, bos = self._eos, self._bos
         text = bos + prompt + completion + ("" if completion.endswith(eos) else eos)
         start = len(bos) if self.train_on == "all" else len(bos) + len(prompt)
         return text, [(start, len(text))]
 
+    @cached_property
     def _eos(self) -> str:
+        """The tokenizer's end token."""
         if self.tokenizer.eos_token is None:
             raise UserError(
                 "The tokenizer has no end token (eos_token), so that the model could never learn to stop. Set "
@@ -128,8 +131,9 @@ class Encoder:
             )
         return str(self.tokenizer.eos_token)
 
+    @cached_property
     def _bos(self) -> str:
-        """Return the begin token where the tokenizer adds it by itself, else ""."""
+        """The begin token where the tokenizer adds it by itself, else ""."""
         bos = self.tokenizer.bos_token_id
         return str(self.tokenizer.bos_token) if bos is not None and self.tokenizer("a").input_ids[0] == bos else ""
 
@@ -158,16 +162,24 @@ class Encoder:
         return Encoded(np.array(ids, np.int32), trained)
 
     def _pieces(self, text: str, whole: list[int], cuts: Sequence[int]) -> tuple[list[int], dict[int, int]]:
+        """Return ids, and the position of each cut, of the pieces of ``text`` tokenised one by one.
+
+        Tokenizers of the SentencePiece kind put a space before each text; after a line break they do not.
+        """
         bounds = [0, *cuts, len(text)]
-        ids: list[int] = []
-        positions = {0: 0}
-        for start, end in pairwise(bounds):
-            ids += self._ids(text[start:end])
-            positions[end] = len(ids)
-        if self.tokenizer.decode(ids) != self.tokenizer.decode(whole):
-            at = text[max(cuts[0] - 10, 0) : cuts[0] + 10]
-            raise BadRowError(f"the tokenizer merges prompt and answer, and not apart either (near {at!r})")
-        return ids, positions
+        pieces = [text[start:end] for start, end in pairwise(bounds)]
+        for tokenize in (self._ids, self._ids_inside):
+            parts = [self._ids(pieces[0]), *map(tokenize, pieces[1:])]
+            ids = [token for part in parts for token in part]
+            if self.tokenizer.decode(ids) == self.tokenizer.decode(whole):
+                return ids, dict(zip(bounds, accumulate(map(len, parts), initial=0), strict=True))
+        at = text[max(cuts[0] - 10, 0) : cuts[0] + 10]
+        raise BadRowError(f"the tokenizer cannot keep prompt and answer apart (near {at!r})")
+
+    def _ids_inside(self, text: str) -> list[int]:
+        """Return the ids of ``text`` as of a piece that does not begin a text."""
+        before, both = self._ids("\n"), self._ids("\n" + text)
+        return both[len(before) :] if both[: len(before)] == before else self._ids(text)
 
 
 _NO_TEMPLATE = (

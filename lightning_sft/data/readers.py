@@ -75,7 +75,9 @@ def open_file(path: Path) -> IO[bytes]:
         if ending == ".xz":
             return io.BufferedReader(_OneRead(lzma.LZMAFile(path)))
         if ending == ".zst":
-            return _open_zstd(path)
+            import pyarrow as pa
+
+            return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
         return path.open("rb")
     except OSError as e:
         raise UserError(f"{path} cannot be opened: {e.strerror or e}. Check the path and its permissions.") from e
@@ -101,14 +103,6 @@ class _OneRead(io.RawIOBase):
     def close(self) -> None:
         self.file.close()
         super().close()
-
-
-def _open_zstd(path: Path) -> IO[bytes]:
-    try:
-        import zstandard
-    except ImportError as e:
-        raise UserError(f"{path}: reading .zst needs the package zstandard: `pip install zstandard`.") from e
-    return io.BufferedReader(zstandard.open(path, "rb"))
 
 
 def lines(path: Path, stream: IO[bytes], limit: int) -> Iterator[tuple[int, str] | BadRow]:

@@ -21,7 +21,7 @@ def truncate(row: Encoded, max_length: int, how: Truncation, first: int | None =
         row: a row that may be longer.
         max_length: tokens.
         how: see above; ``error`` is the caller's.
-        first: id of the begin token; where the row begins with it, it stays when the beginning is cut.
+        first: id of the begin token; where the row begins with it and has it once, it stays.
     """
     length = len(row.ids)
     if length <= max_length:
@@ -32,7 +32,8 @@ def truncate(row: Encoded, max_length: int, how: Truncation, first: int | None =
         kept = np.arange(max_length)
     else:
         kept = np.arange(length - max_length, length)
-        if first is not None and row.ids[0] == first and max_length > 1:
+        # in ChatML the "begin token" opens every turn: only one that stands once begins the row
+        if max_length > 1 and row.ids[0] == first and np.count_nonzero(row.ids == first) == 1:
             kept[0] = 0
     if how == "keep_completion" and row.trained.sum() != row.trained[kept].sum():
         return None

@@ -1,0 +1,72 @@
+"""Rows as the model will see them, as text."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lightning_sft.data.dataset import SetReport
+
+if TYPE_CHECKING:
+    from lightning_sft.data.datamodule import SFTDataModule
+
+GREEN, RESET = "\x1b[1;32m", "\x1b[0m"
+OPEN, CLOSE = "\u27e6", "\u27e7"
+REJECTED_SHOWN = 5
+
+
+def inspect(datamodule: SFTDataModule, tokenizer: Any, rows: int = 3, color: bool = False) -> str:
+    """Describe the training and validation rows, and show the first rows of training token by token.
+
+    Args:
+        datamodule: the data; it is read and tokenised here, no model is needed.
+        tokenizer: the model's tokenizer.
+        rows: how many rows to show.
+        color: show trained tokens in green; else they stand between white square brackets.
+
+    Returns:
+        Text of several lines.
+    """
+    datamodule.tokenizer = tokenizer
+    datamodule.setup("fit")
+    blocks = [_summary(what, report) for what, report in datamodule.report.items()]
+    mark = f"{GREEN}green{RESET}" if color else f"between {OPEN} and {CLOSE}"
+    blocks.append(f"Trained tokens are {mark}.")
+    dataset, report = datamodule.dataset("train"), datamodule.report["train"]
+    for index in range(min(rows, len(dataset))):
+        row = dataset[index]
+        trained, length, full = int(row.trained.sum()), len(row.ids), int(report.full_lengths[index])
+        cut = f", truncated from {full}" if full > length else ""
+        share = f"{trained} trained ({trained / length:.1%})"
+        head = f"train row {index}, source {datamodule.source_names[row.source]}: {length} tokens{cut}, {share}"
+        blocks.append(f"{head}\n{show(tokenizer, row.ids, row.trained, color)}")
+    return "\n\n".join(blocks) + "\n"
+
+
+def show(tokenizer: Any, ids: np.ndarray[Any, Any], trained: np.ndarray[Any, Any], color: bool) -> str:
+    """Return token ids as text with the trained ones marked."""
+    opening, closing = (GREEN, RESET) if color else (OPEN, CLOSE)
+    cuts = [0, *(np.flatnonzero(trained[1:] != trained[:-1]) + 1).tolist(), len(ids)]
+    text = ""
+    for start, end in pairwise(cuts):
+        part = tokenizer.decode(ids[start:end].tolist(), clean_up_tokenization_spaces=False)
+        text += f"{opening}{part}{closing}" if trained[start] else part
+    return text
+
+
+def _summary(what: str, report: SetReport) -> str:
+    lengths = report.lengths
+    low, middle, high, top = (int(np.percentile(lengths, q)) for q in (0, 50, 90, 100))
+    lines = [
+        f"{what}: {report.rows} rows ({', '.join(f'{name} {rows}' for name, rows in report.source_rows.items())})",
+        f"  tokens: {report.tokens}, of which {report.trained_share:.1%} trained",
+        f"  length: shortest {low}, median {middle}, 90% up to {high}, longest {top}",
+        f"  truncated {report.truncated}, dropped as too long {report.dropped}, skipped as bad {len(report.rejected)}",
+    ]
+    if what != "train":
+        dropped = f", {report.leaked_dropped} of them dropped" if report.leaked_dropped else ""
+        lines.append(f"  leaks: {report.leaked} rows also stand in train{dropped}")
+    lines += [f"  skipped {row.where}: {row.reason}" for row in report.rejected[:REJECTED_SHOWN]]
+    return "\n".join(lines)
