@@ -18,8 +18,10 @@ def row_pass(run: Run) -> Tensor:
     losses = torch.empty_like(run.logp)
     vocab, dtype = run.projection.vocab, run.projection.weight.dtype
     few = max(1, run.sizes.rows // (vocab * run.exact.itemsize))
+    buffer = run.hidden.new_empty(run.chunk, vocab, dtype=dtype)
     for span in run.spans():
-        products = run.hidden[span].to(dtype) @ run.projection.weight.T
+        products = buffer[: span.stop - span.start]
+        torch.mm(run.hidden[span].to(dtype), run.projection.weight.T, out=products)
         z_target, slope, target_rows = run.projection.target(run.hidden[span], run.inputs.targets[span])
         others = None
         if run.reference is not None and run.inputs.reference_hidden is not None:
