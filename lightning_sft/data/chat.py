@@ -77,10 +77,11 @@ class ChatTemplate:
 
         Inside an ``if`` so that the white space around the marker is treated as around any block tag.
         """
-        opening = r"{%\1 if true \2%}{{ '" + OPEN + r"' }}{% endif %}"
-        closing = r"{% if true %}{{ '" + CLOSE + r"' }}{%\1 endif \2%}"
-        opened = re.sub(r"{%([-+]?)\s*generation\s*([-+]?)%}", opening, self.source)
-        return re.sub(r"{%([-+]?)\s*endgeneration\s*([-+]?)%}", closing, opened)
+        text = self.source
+        for name, character in (("generation", OPEN), ("endgeneration", CLOSE)):
+            block = r"{%\1 if true %}{{ '" + character + r"' }}{% endif \2%}"
+            text = re.sub(rf"{{%([-+]?)\s*{name}\s*([-+]?)%}}", block, text)
+        return text
 
     @cached_property
     def special_tokens(self) -> tuple[str, ...]:
@@ -98,7 +99,7 @@ class ChatTemplate:
         """What the template writes after an answer up to its special end token, that included; "" if there is none."""
         probe = "probe"
         text = self.render([{"role": "user", "content": "x"}, {"role": "assistant", "content": probe}], None, False)
-        tail = text.rpartition(probe)[2]
+        tail = text.rpartition(probe)[2] if probe in text else ""
         ends = [tail.find(token) + len(token) for token in self.special_tokens if token in tail]
         return tail[: min(ends)] if ends else ""
 
@@ -176,7 +177,11 @@ class ChatTemplate:
         inside = text[start:end].rstrip()
         if inside.endswith(self.special_tokens):
             return start, start + len(inside)
-        return start, end + len(self.end_of_turn) if text.startswith(self.end_of_turn, end) else end
+        if text.startswith(self.end_of_turn, end):
+            return start, end + len(self.end_of_turn)
+        if self.ends_every_turn:
+            raise BadRowError("the end of a turn would not be trained: the template's markers leave it out")
+        return span
 
     def _by_prefix(self, example: Example, index: int, text: str) -> Span:
         """Return the span of one message from renderings of the conversation's beginning."""

@@ -335,18 +335,22 @@ class SFTDataModule(LightningDataModule):
     def generation_rows(
         self, stage: Literal["val", "test", "predict"], limit: int | None = None
     ) -> list[GenerationRow]:
-        """Return the first ``limit`` rows of a set as prompts to answer; rows of plain text have none."""
-        built = self._built.get(stage)
+        """Return rows of a set as prompts to answer, at most ``limit``, spread evenly over the set and its sources.
+
+        Rows of plain text have no prompt and are left out.
+        """
+        if stage not in self._built:
+            return []
         assert self._encoder is not None
+        built = self._built[stage]
+        able = [index for index, example in enumerate(built.examples) if example.has_prompt]
+        if limit is not None and limit < len(able):
+            able = [able[i * len(able) // limit] for i in range(limit)]
         rows: list[GenerationRow] = []
-        for index, example in enumerate(built.examples if built is not None else []):
-            if len(rows) == limit:
-                break
-            if not example.has_prompt:
-                continue
+        for index in able:
+            example = built.examples[index]
             text, ids = self._encoder.prompt(example)
-            source = int(built.dataset.sources[index]) if built is not None else -1
-            rows.append(GenerationRow(index, source, ids, text, example.reference, stage))
+            rows.append(GenerationRow(index, int(built.dataset.sources[index]), ids, text, example.reference, stage))
         return rows
 
     def score(self, row: GenerationRow, answer: str) -> float | None:

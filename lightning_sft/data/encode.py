@@ -95,9 +95,12 @@ class Encoder:
         return self._ended(text, spans) if ends_with_answer else (text, spans)
 
     def _ended(self, text: str, spans: list[Span]) -> tuple[str, list[Span]]:
-        """Give a conversation whose template writes no end token the tokenizer's own, trained."""
-        if self.template.end_of_turn or not spans or text.rstrip().endswith(self.template.special_tokens):
+        """Make sure that the last turn's end is trained: the template's end token, or else the tokenizer's own."""
+        special = self.template.special_tokens
+        if not spans or text[: spans[-1][1]].rstrip().endswith(special):
             return text, spans
+        if text.rstrip().endswith(special):
+            raise BadRowError("the end of the last turn would not be trained: the template's markers leave it out")
         return text + self._eos, [*spans[:-1], (spans[-1][0], len(text) + len(self._eos))]
 
     def _is_trained(self, example: Example, index: int) -> bool:

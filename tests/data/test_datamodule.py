@@ -169,6 +169,13 @@ def test_exact_match_scorer(path):
     assert silent.score(silent.generation_rows("test", 1)[0], "answer 0") is None
 
 
+def test_some_generation_rows_are_spread_over_the_set(path):
+    data = built("test", test=path)
+    assert [row.index for row in data.generation_rows("test", 4)] == [0, 5, 10, 15]
+    assert [row.index for row in data.generation_rows("test", 99)] == list(range(20))
+    assert data.generation_rows("test", 0) == data.generation_rows("val") == []
+
+
 def test_generation_rows_of_plain_text_are_none(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "words"}])
     assert built("test", test=str(path)).generation_rows("test") == []

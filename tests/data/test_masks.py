@@ -139,6 +139,15 @@ def test_template_that_is_not_prefix_stable_and_has_no_markers_raises():
         show(byte_tokenizer(template("end_once")), turns("a", "b", "c", "d"))
 
 
+def test_markers_are_followed_where_prefixes_cannot_be():
+    tokenizer = byte_tokenizer(template("unstable_markers"))
+    turn = "<|im_start|>{} {}\n{}<|im_end|>\n"
+    answer = "<|im_start|>assistant {}\n[[{}<|im_end|>]]\n"
+    expected = turn.format("user", 3, "a") + answer.format(2, "b") + turn.format("user", 1, "c") + answer.format(0, "d")
+    assert show(tokenizer, turns("a", "b", "c", "d")) == expected
+    assert show(tokenizer, turns("a", "b", "c", "d"), "last_turn").count("[[") == 1
+
+
 def test_template_that_loses_a_message_raises():
     with pytest.raises(BadRowError, match="leaves out or changes message 0, from system"):
         show(byte_tokenizer(template("drops_system")), TWO)
@@ -147,6 +156,16 @@ def test_template_that_loses_a_message_raises():
 def test_template_whose_markers_mark_nothing_raises():
     with pytest.raises(BadRowError, match="nothing would be trained"):
         show(byte_tokenizer(template("silent")), TWO)
+
+
+@pytest.mark.parametrize("text", [turns("a.", "bc"), turns("a.", "b.", "c.", "d.")])
+def test_markers_that_leave_out_the_end_of_the_turn_raise(text):
+    dotted = template("markers").replace("{{- '<|im_end|>\\n' }}", "{{- message['id'] or '' }}{{- '<|im_end|>\\n' }}")
+    assert dotted != template("markers")
+    for message in text:
+        message["id"] = " (signed)"
+    with pytest.raises(BadRowError, match=r"end of .* turn would not be trained"):
+        show(byte_tokenizer(dotted), text)
 
 
 def test_flags_decide_over_train_on():
