@@ -91,8 +91,7 @@ def reject(row: BadRow, rejected: list[BadRow], on_bad_row: OnBadRow) -> None:
 
 
 def _line(row: BadRow) -> str:
-    text = row.text[:80] + ("..." if len(row.text) > 80 else "")
-    return f"{row.where}: {row.reason}" + (f" in {text!r}" if text else "")
+    return f"{row.where}: {row.reason}" + (f" in: {row.text}" if row.text else "")
 
 
 def build(raw: RawSet, names: Sequence[str], encoder: Encoder, options: BuildOptions, what: str) -> BuiltSet:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from lightning_sft.data import formats
 from lightning_sft.data.readers import SUFFIXES, read_file, suffix
-from lightning_sft.data.types import BadRow, BadRowError, Example, Record
+from lightning_sft.data.types import BadRow, BadRowError, Example, Record, printable
 from lightning_sft.errors import UserError
 
 
@@ -197,7 +197,7 @@ class Source(DataSource):
                 reason = str(e)
                 if unmapped := [column for column in self.columns.values() if column not in row.row]:
                     reason = f"missing column {', '.join(unmapped)}; the row has {', '.join(row.row) or 'none'}"
-                yield BadRow(row.where, reason, str(row.row)[:200])
+                yield BadRow(row.where, reason, str(row.row))
 
     def _detect(self, rows: list[Record | BadRow], answers: bool) -> str:
         """Return the format that most rows have."""
@@ -209,10 +209,11 @@ class Source(DataSource):
         if not records:
             return "messages"  # no row to convert: every one is reported as bad
         present = dict.fromkeys(column for row in records[:100] for column in row.row)
+        columns = printable(", ".join(map(str, present)), 400) or "(none)"
         known = "; ".join(f"{name}: {', '.join(formats.needed(name, answers))}" for name in formats.REQUIRED)
         mapped = f" under columns={self.columns}" if self.columns else ""
         raise UserError(
-            f"{records[0].where}: no known format has the columns {', '.join(map(str, present)) or '(none)'}{mapped}. "
+            f"{records[0].where}: no known format has the columns {columns}{mapped}. "
             f"Formats and their columns are: {known}. Map the columns, for example "
             "`columns: {prompt: question, completion: answer}`."
         )

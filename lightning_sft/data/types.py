@@ -25,13 +25,17 @@ class BadRow:
 
     Args:
         where: file and line, or source and index.
-        reason: what is wrong with it.
-        text: the beginning of the row.
+        reason: what is wrong with it; long reasons are cut.
+        text: the row; only its beginning is kept.
     """
 
     where: str
     reason: str
     text: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", printable(self.reason, 400))
+        object.__setattr__(self, "text", printable(self.text, 200))
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,12 @@ class Example:
 def _digest(value: object) -> bytes:
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def printable(text: str, length: int) -> str:
+    """Return the beginning of any text in a form that every terminal and file can take."""
+    cut = text[:length] + ("..." if len(text) > length else "")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,8 @@ def missing_column() -> Iterator[Damaged]:
         {},
         {"prompt ": "q", "completion": "a"},
     ]
-    yield from lines_with("missing_column", dumped(rows))
+    strange = [{"\ud800\x1b[31m": 1}, {"x" * 100_000: 1}]
+    yield from lines_with("missing_column", dumped([*rows, *strange]))
     yield from lines_with("missing_role", dumped([{"messages": [{"content": "a"}]}, {"messages": [{}]}]), chat)
 
 

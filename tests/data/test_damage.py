@@ -33,6 +33,7 @@ def test_damaged_file(damaged: Damaged, tokenizer, tmp_path):
     message = str(error.value)
     assert path.name in message or path.name.split(".")[0] in message
     assert len(message) < 2000
+    assert message.isprintable()
 
     options = {"on_bad_row": "skip", "rejected_file": str(tmp_path / "rejected.jsonl")}
     data = SFTDataModule(train=str(path), tokenizer=tokenizer, batch_size=1, shuffle=False, **options)
