@@ -58,7 +58,7 @@ def mine_probes(
     texts: Iterable[str],
     *,
     top: int = 50,
-    min_overlap: float = 0.4,
+    min_overlap: float = 0.5,
     min_probability: float = 0.01,
     wordnet: Path | None = None,
     per_pair: int = 1,
@@ -209,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", required=True, type=Path, help="held-out texts: .txt (paragraphs) or .jsonl")
     parser.add_argument("--out", required=True, type=Path, help="probe file to write: .yaml, .yml or .jsonl")
     parser.add_argument("--top", type=int, default=50, help="the most probes to keep (default 50)")
-    parser.add_argument("--min-overlap", type=float, default=0.4, help="least embedding cosine (default 0.4)")
+    parser.add_argument("--min-overlap", type=float, default=0.5, help="least embedding cosine (default 0.5)")
     parser.add_argument("--min-probability", type=float, default=0.01, help="least p of the written word (0.01)")
     parser.add_argument("--wordnet", default="auto", help="WordNet's database folder; auto: if installed; none: without")
     parser.add_argument("--limit", type=int, default=None, help="read only the first texts")
