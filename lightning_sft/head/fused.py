@@ -60,6 +60,8 @@ class _FusedHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, run: Run) -> tuple[Tensor, Tensor]:
         losses = _PASSES[run.objective.reads](run)
+        if run.gradients is not None:
+            run.gradients.finish(run.inputs.targets)
         ctx.gradients, run.gradients = run.gradients, None
         ctx.dtypes = tuple(None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias))
         ctx.mark_non_differentiable(losses)

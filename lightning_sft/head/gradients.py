@@ -1,9 +1,4 @@
-"""Where the gradients of one call add up, in a dtype that can hold the sum.
-
-The products of one tile come out in the dtype of the inputs. Summed over many chunks in bf16 they would lose more than
-the plain implementation does (measured in docs/performance.md), so sums are kept in fp32: for the whole unembedding
-where the chunks of tokens are outside, for one tile where the vocabulary is.
-"""
+"""Where the gradients of one call add up, in a dtype that can hold the sum."""
 
 from __future__ import annotations
 
@@ -12,26 +7,31 @@ from torch import Tensor
 
 from lightning_sft.head.tiles import Projection
 
+MOST_BF16_SUMS = 16  # with more terms, rounding each sum to bf16 nears the plain head's own error (docs/performance.md)
+
 
 class Gradients:
     """Gradients on the hidden states, the unembedding and its bias; each is None where nobody asks for it.
+
+    Sums are kept in fp32 (float64 for float64 inputs), but for a bf16 unembedding that gets few of them: there the
+    products add up in place. The targets' part, large and often of many tokens on one row, is apart from them and
+    exact until ``finish``.
 
     Args:
         projection: the unembedding.
         hidden: (tokens, dim).
         need: whether hidden, weight and bias need a gradient.
-        tilewise: whether each tile of the vocabulary gets all its products before the next one gets any, between
-            ``open_tile`` and ``close_tile``. No fp32 copy of the whole unembedding is needed then.
+        sums: how many products add up in each entry of the unembedding's gradient.
     """
 
-    def __init__(self, projection: Projection, hidden: Tensor, need: tuple[bool, ...], tilewise: bool) -> None:
+    def __init__(self, projection: Projection, hidden: Tensor, need: tuple[bool, ...], sums: int) -> None:
         exact, given = projection.exact, projection.given
         self._projection = projection
         self._given = hidden
         self._source = hidden.to(projection.weight.dtype)
-        self._tilewise = tilewise
+        self._pull = torch.zeros(len(hidden), dtype=exact, device=hidden.device)
         # fp16 cannot hold a gradient that the loss scale has not met yet; bf16 has the range of fp32
-        kept = given.weight.dtype if tilewise and given.weight.dtype == torch.bfloat16 else exact
+        kept = given.weight.dtype if given.weight.dtype == torch.bfloat16 and sums <= MOST_BF16_SUMS else exact
         self.hidden = torch.zeros_like(hidden, dtype=exact) if need[0] else None
         self.weight = torch.zeros_like(given.weight, dtype=kept) if need[1] else None
         self.bias = torch.zeros_like(given.bias, dtype=exact) if need[2] and given.bias is not None else None
@@ -43,13 +43,9 @@ class Gradients:
         rows = self.weight[start:stop]
         return rows if rows.dtype == self._projection.exact else torch.zeros_like(rows, dtype=self._projection.exact)
 
-    def close_tile(self, start: int, rows: Tensor | None, targets: Tensor, pull: Tensor) -> None:
-        """Add the targets' part (all tokens, as in ``add_targets``) to a tile, and put the tile in its place."""
-        if self.weight is None or rows is None:
-            return
-        mine = ((targets >= start) & (targets < start + len(rows))).nonzero()[:, 0]
-        rows.index_add_(0, targets[mine] - start, (self._given[mine] * pull[mine, None]).to(rows.dtype))
-        if rows.dtype != self.weight.dtype:
+    def close_tile(self, start: int, rows: Tensor | None) -> None:
+        """Put a tile from ``open_tile`` in its place."""
+        if self.weight is not None and rows is not None and rows.dtype != self.weight.dtype:
             self.weight[start : start + len(rows)] = rows
 
     def add_tile(
@@ -82,7 +78,7 @@ class Gradients:
             self.bias[start:stop] += column.sum(0) if factor is None else factor @ column
 
     def add_targets(self, tokens: Tensor | slice, targets: Tensor, pull: Tensor, rows: Tensor) -> None:
-        """Add the targets' own part, which never meets a rounded product; tilewise, the unembedding's comes later.
+        """Add the targets' own part; the unembedding's comes with ``finish``.
 
         Args:
             tokens: which tokens.
@@ -90,9 +86,17 @@ class Gradients:
             pull: gradient on the bare products of the targets, (rows,).
             rows: the targets' rows of the unembedding, (rows, dim).
         """
+        self._pull[tokens] = pull
         if self.hidden is not None:
             self.hidden[tokens] += rows * pull[:, None]
-        if self.weight is not None and not self._tilewise:
-            self.weight.index_add_(0, targets, (self._given[tokens] * pull[:, None]).to(self.weight.dtype))
         if self.bias is not None:
             self.bias.index_add_(0, targets, pull)
+
+    def finish(self, targets: Tensor) -> None:
+        """Add the part of all targets, (tokens,), to the unembedding's gradient: one rounding for each row."""
+        if self.weight is None:
+            return
+        ids, which = torch.unique(targets, return_inverse=True)
+        rows = self.weight[ids].to(self._pull.dtype)
+        rows.index_add_(0, which, self._given * self._pull[:, None])
+        self.weight[ids] = rows.to(self.weight.dtype)

@@ -90,5 +90,5 @@ def batch_pass(run: Run) -> Tensor:
             if capped is not None:
                 z *= capped
             gradients.add_tile(tokens, z.to(weight.dtype), None, start, rows)
-        gradients.close_tile(start, rows, targets, at_target)
+        gradients.close_tile(start, rows)
     return losses

@@ -56,10 +56,12 @@ class Run:
         self.logp = self.hidden.new_empty(tokens, dtype=self.exact)
         self.hit = self.hidden.new_empty(tokens, dtype=torch.bool)
         self.reference_logp = torch.empty_like(self.logp) if self.reference else None
+        chunks = max(1, math.ceil(tokens / self.sizes.chunk))
+        self.chunk = math.ceil(tokens / chunks)  # equal chunks, no small last one
         self.gradients = None
         if any(need):
-            self.gradients = Gradients(self.projection, self.hidden, need, tilewise=objective.reads == "batch")
-        self.chunk = math.ceil(tokens / max(1, math.ceil(tokens / self.sizes.chunk)))  # equal chunks, no small last one
+            sums = 1 if objective.reads == "batch" else chunks
+            self.gradients = Gradients(self.projection, self.hidden, need, sums)
         self._storage = self.hidden.new_empty(0, dtype=dtype)
 
     def spans(self) -> Iterator[slice]:
