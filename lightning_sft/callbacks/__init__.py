@@ -1,8 +1,19 @@
 """Callbacks, thin: they read, reduce and log. They also work in other people's LightningModules."""
 
 from lightning_sft.callbacks.generation import GenerationMonitor
+from lightning_sft.callbacks.last_checkpoint import LastCheckpoint
+from lightning_sft.callbacks.order_parameter import OrderParameterLogger
 from lightning_sft.callbacks.prediction import PredictionWriter
 from lightning_sft.callbacks.readings import Readings
 from lightning_sft.callbacks.summary import RunSummary
+from lightning_sft.callbacks.synonym_rank import SynonymRankMonitor
 
-__all__ = ["GenerationMonitor", "PredictionWriter", "Readings", "RunSummary"]
+__all__ = [
+    "GenerationMonitor",
+    "LastCheckpoint",
+    "OrderParameterLogger",
+    "PredictionWriter",
+    "Readings",
+    "RunSummary",
+    "SynonymRankMonitor",
+]

@@ -211,7 +211,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--top", type=int, default=50, help="the most probes to keep (default 50)")
     parser.add_argument("--min-overlap", type=float, default=0.5, help="least embedding cosine (default 0.5)")
     parser.add_argument("--min-probability", type=float, default=0.01, help="least p of the written word (0.01)")
-    parser.add_argument("--wordnet", default="auto", help="WordNet's database folder; auto: if installed; none: without")
+    parser.add_argument(
+        "--wordnet", default="auto", help="WordNet's database folder; auto: if installed; none: without"
+    )
     parser.add_argument("--limit", type=int, default=None, help="read only the first texts")
     arguments = parser.parse_args(argv)
     places = {"auto": find_wordnet(), "none": None}
@@ -235,4 +237,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = save_probes(named([m.probe for m in found]), arguments.out)
     print(f"{len(found)} probes in {path}; near-synonyms by {'embeddings' if wordnet is None else f'{wordnet}'}")
     for m in found[:10]:
-        print(f"  {m.probe.correct} ({m.p_correct:.3f}) behind {m.probe.competitor} ({m.p_competitor:.3f}), O {m.overlap:.2f}")
+        print(
+            f"  {m.probe.correct} ({m.p_correct:.3f}) behind {m.probe.competitor} ({m.p_competitor:.3f}), O {m.overlap:.2f}"
+        )

@@ -106,7 +106,9 @@ def test_wordnet_is_found_where_it_is_said_to_be(wordnet, monkeypatch):
 def test_texts_come_from_paragraphs_and_from_rows(tmp_path):
     (tmp_path / "a.txt").write_text("one\nline\n\n\ntwo\n")
     assert list(read_texts(tmp_path / "a.txt")) == ["one line", "two"]
-    (tmp_path / "a.jsonl").write_text('{"messages": [{"role": "user", "content": "hi"}, {"role": "x", "content": "yo"}]}\n\n')
+    (tmp_path / "a.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": "hi"}, {"role": "x", "content": "yo"}]}\n\n'
+    )
     assert list(read_texts(tmp_path / "a.jsonl")) == ["hi\nyo"]
     for name, text, message in (("b.jsonl", "{", "line 1 is no JSON"), ("b.csv", "", "Allowed: .txt, .jsonl")):
         (tmp_path / name).write_text(text)
