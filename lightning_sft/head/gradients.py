@@ -7,31 +7,29 @@ from torch import Tensor
 
 from lightning_sft.head.tiles import Projection
 
-MOST_BF16_SUMS = 16  # with more terms, rounding each sum to bf16 nears the plain head's own error (docs/performance.md)
-
 
 class Gradients:
     """Gradients on the hidden states, the unembedding and its bias; each is None where nobody asks for it.
 
-    Sums are kept in fp32 (float64 for float64 inputs), but for a bf16 unembedding that gets few of them: there the
-    products add up in place. The targets' part, large and often of many tokens on one row, is apart from them and
-    exact until ``finish``.
+    Sums are kept in fp32 (float64 for float64 inputs): added up in bf16, the products of several chunks can lose more
+    than the plain head does (docs/performance.md). The targets' part, large and often of many tokens on one row, is
+    apart from the products and exact until ``finish``.
 
     Args:
         projection: the unembedding.
         hidden: (tokens, dim).
         need: whether hidden, weight and bias need a gradient.
-        sums: how many products add up in each entry of the unembedding's gradient.
+        single: whether each entry of the unembedding's gradient gets one product, so that no sum is needed.
     """
 
-    def __init__(self, projection: Projection, hidden: Tensor, need: tuple[bool, ...], sums: int) -> None:
+    def __init__(self, projection: Projection, hidden: Tensor, need: tuple[bool, ...], single: bool) -> None:
         exact, given = projection.exact, projection.given
         self._projection = projection
         self._given = hidden
         self._source = hidden.to(projection.weight.dtype)
         self._pull = torch.zeros(len(hidden), dtype=exact, device=hidden.device)
         # fp16 cannot hold a gradient that the loss scale has not met yet; bf16 has the range of fp32
-        kept = given.weight.dtype if given.weight.dtype == torch.bfloat16 and sums <= MOST_BF16_SUMS else exact
+        kept = torch.bfloat16 if single and given.weight.dtype == torch.bfloat16 else exact
         self.hidden = torch.zeros_like(hidden, dtype=exact) if need[0] else None
         self.weight = torch.zeros_like(given.weight, dtype=kept) if need[1] else None
         self.bias = torch.zeros_like(given.bias, dtype=exact) if need[2] and given.bias is not None else None

@@ -60,8 +60,8 @@ class Run:
         self.chunk = math.ceil(tokens / chunks)  # equal chunks, no small last one
         self.gradients = None
         if any(need):
-            sums = 1 if objective.reads == "batch" else chunks
-            self.gradients = Gradients(self.projection, self.hidden, need, sums)
+            single = chunks == 1 or objective.reads == "batch"  # the latter sums each tile in fp32 by itself
+            self.gradients = Gradients(self.projection, self.hidden, need, single)
         self._storage = self.hidden.new_empty(0, dtype=dtype)
 
     def spans(self) -> Iterator[slice]:
