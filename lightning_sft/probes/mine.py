@@ -144,7 +144,7 @@ def _same_stem(a: str, b: str) -> bool:
 def _context(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], target: int) -> str | None:
     """Return the text of ids that tokenizes back to them and to the target after them, or None."""
     for start in range(min(len(ids) - 1, 8)):
-        text = str(tokenizer.decode(ids[start:], skip_special_tokens=True)).lstrip()
+        text = str(tokenizer.decode(list(ids[start:]), skip_special_tokens=True)).lstrip()
         together = list(tokenizer(text + str(tokenizer.decode([target])), add_special_tokens=False).input_ids)
         if text == text.rstrip() and text and together[-1] == target and together[1:-1] == list(ids[start + 1 :]):
             return text
@@ -237,6 +237,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = save_probes(named([m.probe for m in found]), arguments.out)
     print(f"{len(found)} probes in {path}; near-synonyms by {'embeddings' if wordnet is None else f'{wordnet}'}")
     for m in found[:10]:
-        print(
-            f"  {m.probe.correct} ({m.p_correct:.3f}) behind {m.probe.competitor} ({m.p_competitor:.3f}), O {m.overlap:.2f}"
-        )
+        p = m.probe
+        print(f"  {p.correct} ({m.p_correct:.3f}) behind {p.competitor} ({m.p_competitor:.3f}), O {m.overlap:.2f}")

@@ -1,8 +1,8 @@
-"""What reading probes costs: `python tests/benchmarks/probes.py` (SmolLM2-135M, a minute or two on two cores).
+"""What reading probes costs: `python -m tests.benchmarks.probes` (SmolLM2-135M, a minute or two on two cores).
 
-Compares a training step without callbacks, one forward pass over ten probes, and a training step with both probe
-callbacks reading ten probes after every step, with embeddings that move and with frozen ones. The two kinds of
-steps alternate, so that a busy machine slows both alike.
+Compares a training step on 2 x 256 tokens, one bare forward pass over ten probes, and what both probe callbacks take
+when they read ten probes after every step, with embeddings that move and with frozen ones. Times are CPU seconds on one
+thread, so that a busy machine changes them little.
 """
 
 import argparse
@@ -46,10 +46,10 @@ class Clock(Callback):
         self.steps, self.readings = [], []
 
     def on_train_batch_start(self, trainer, *args):
-        self.started = time.perf_counter()
+        self.started = time.process_time()
 
     def on_train_batch_end(self, trainer, *args):
-        self.readings.append(time.perf_counter() - self.stepped)
+        self.readings.append(time.process_time() - self.stepped)
 
 
 class Begin(Callback):
@@ -59,12 +59,12 @@ class Begin(Callback):
         self.clock = clock
 
     def on_train_batch_end(self, trainer, *args):
-        self.clock.stepped = time.perf_counter()
+        self.clock.stepped = time.process_time()
         self.clock.steps.append(self.clock.stepped - self.clock.started)
 
 
 def measure(steps, frozen):
-    """Return medians in seconds: of a step, of the callbacks' reading, of a bare forward pass over the probes."""
+    """Return medians in CPU seconds: of a step, of the callbacks' reading, of a bare forward pass over the probes."""
     torch.manual_seed(0)
     model, tokenizer = load_causal_lm(MODEL), load_tokenizer(MODEL)
     if frozen:
@@ -77,9 +77,9 @@ def measure(steps, frozen):
         """Times the forward pass alone, right before each step."""
 
         def on_train_batch_start(self, trainer, pl_module, *args):
-            start = time.perf_counter()
+            start = time.process_time()
             read_probes(model, encoded, plain=True)
-            bare.append(time.perf_counter() - start)
+            bare.append(time.process_time() - start)
 
     encoded = encode_probes(probes, tokenizer)
     callbacks = [Begin(clock), SynonymRankMonitor(probes, 1), OrderParameterLogger(probes, 1), Bare(), clock]
@@ -101,6 +101,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=8)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     print("embeddings   step s   probe forward s   reading s   reading beyond the forward, % of a step")
     for frozen in (True, False):
         step, reading, forward = measure(arguments.steps, frozen)
