@@ -40,10 +40,13 @@ class _WithValue(torch.autograd.Function):
 def scaled_loss(output: HeadOutput, accumulate: int) -> Tensor:
     """Return a scalar whose value is the micro-batch's mean loss and whose gradient is that of its sum / ``SCALE``.
 
-    The value is multiplied by ``accumulate`` because Lightning divides it again: ``outputs["loss"]`` is the mean.
+    Both are multiplied by ``accumulate`` because Lightning divides by it again: ``outputs["loss"]`` is the mean, and a
+    token's gradient does not depend on the split.
     """
     mean = output.losses.sum() / max(output.losses.numel(), 1)
-    value = _WithValue.apply(output.loss_sum / SCALE, mean.to(output.loss_sum.dtype) * accumulate)
+    value = _WithValue.apply(  # type: ignore[no-untyped-call]  # torch types it so
+        output.loss_sum * (accumulate / SCALE), mean.to(output.loss_sum.dtype) * accumulate
+    )
     assert isinstance(value, Tensor)
     return value
 

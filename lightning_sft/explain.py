@@ -56,7 +56,7 @@ def _unknown_key(key: str, keys: list[str]) -> str:
 def _unknown_option(option: str, message: str, classes: dict[str, type]) -> str:
     named = [c for n, c in classes.items() if re.search(rf"class_path['\"]?[:=]\s*['\"]?[\w.]*\b{n}\b", message)]
     takers = named or list(classes.values())
-    names = sorted({p for c in takers for p in inspect.signature(c.__init__).parameters} - {"self", "args", "kwargs"})
+    names = sorted({p for c in takers for p in inspect.signature(c).parameters} - {"args", "kwargs"})
     close = difflib.get_close_matches(option, names, n=1)
     meant = f"; did you mean {close[0]!r}?" if close else "."
     listed = f" {named[0].__name__} takes: {', '.join(names) or 'nothing'}." if len(named) == 1 else ""

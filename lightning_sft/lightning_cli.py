@@ -9,7 +9,7 @@ from typing import Any, NoReturn, cast
 import lightning.pytorch.callbacks
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from typing_extensions import override
 
@@ -18,7 +18,7 @@ import lightning_sft.data
 import lightning_sft.objectives  # these rooms are imported so that short class names resolve in configurations
 from lightning_sft import runs
 from lightning_sft._lightning import ConfigurationWins
-from lightning_sft.callbacks import RunSummary
+from lightning_sft.callbacks import LastCheckpoint, RunSummary
 from lightning_sft.data import SFTDataModule
 from lightning_sft.errors import UserError
 from lightning_sft.explain import explain
@@ -51,9 +51,10 @@ class RunConfig(SaveConfigCallback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.log_dir is None or not trainer.is_global_zero:
+        log_dir = trainer.log_dir  # a collective: every rank asks
+        if log_dir is None or not trainer.is_global_zero:
             return
-        folder = Path(trainer.log_dir)
+        folder = Path(log_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, folder / self.config_filename, skip_none=False, overwrite=True, multifile=False)
 
@@ -61,22 +62,28 @@ class RunConfig(SaveConfigCallback):
 class SFTCLI(ConfigurationWins, LightningCLI):
     """LightningCLI for :class:`SFTModule` and :class:`SFTDataModule`.
 
-    What it adds: ``best.ckpt`` by ``val/nll`` and ``last.ckpt`` at every validation, unless the configuration brings
-    a ModelCheckpoint; a table of the held-out readings before and after; ``--ckpt_path last`` and ``best`` across
-    runs, continued in their own folder; the configuration always beats what a checkpoint stored.
+    What it adds: ``best.ckpt`` by ``val/nll``, unless the configuration brings a ModelCheckpoint, and ``last.ckpt``
+    by :class:`LastCheckpoint`; a table of the held-out readings before and after; ``--ckpt_path last`` and
+    ``best`` across runs, continued in their own folder; the configuration always beats what a checkpoint stored.
     """
 
     def __init__(self, args: ArgsType = None, **kwargs: Any) -> None:
-        super().__init__(
-            SFTModule,
-            SFTDataModule,
-            args=args,
-            auto_configure_optimizers=False,
-            seed_everything_default=42,
-            parser_class=Parser,
-            save_config_callback=RunConfig,
-            **kwargs,
-        )
+        try:
+            super().__init__(
+                SFTModule,
+                SFTDataModule,
+                args=args,
+                auto_configure_optimizers=False,
+                seed_everything_default=42,
+                parser_class=Parser,
+                save_config_callback=RunConfig,
+                **kwargs,
+            )
+        except BaseException:
+            if hasattr(self, "trainer") and self.trainer.is_global_zero:
+                for logger in self.trainer.loggers:
+                    runs.remove_unstarted(logger.log_dir)
+            raise
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -106,7 +113,10 @@ class SFTCLI(ConfigurationWins, LightningCLI):
     @override
     def instantiate_classes(self) -> None:
         try:
-            super().instantiate_classes()
+            with warnings.catch_warnings():
+                # jsonargparse spells out LoraConfig's default of loftq_config, and peft warns that it was given
+                warnings.filterwarnings("ignore", message="`loftq_config` specified but will be ignored")
+                super().instantiate_classes()
         except ValueError as error:  # jsonargparse wraps what a constructor says
             if isinstance(error, UserError):
                 raise
@@ -115,19 +125,21 @@ class SFTCLI(ConfigurationWins, LightningCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand] if self.subcommand else self.config_init
-        given = config.trainer.callbacks or []
-        callbacks: list[Callback] = list(given) if isinstance(given, list) else [given]
+        configured = config.trainer.callbacks or []
+        callbacks: list[Callback] = list(configured) if isinstance(configured, list) else [configured]
         if config.trainer.enable_checkpointing is not False and not config.trainer.barebones:
-            callbacks += [] if any(isinstance(c, Checkpoint) for c in callbacks) else _default_checkpoints()
+            given = tuple(type(c) for c in callbacks)
+            callbacks += [] if any(issubclass(c, ModelCheckpoint) for c in given) else [_best_checkpoint()]
+            callbacks += [] if any(issubclass(c, LastCheckpoint) for c in given) else [LastCheckpoint()]
         if not any(isinstance(c, RunSummary) for c in callbacks):
             callbacks.append(RunSummary())
         return super().instantiate_trainer(**{"callbacks": callbacks, **kwargs})
 
 
-def _default_checkpoints() -> list[Callback]:
-    best = ModelCheckpoint(filename="best", monitor="val/nll", mode="min", enable_version_counter=False)
-    last = ModelCheckpoint(filename="last", enable_version_counter=False)
-    return [best, last]
+def _best_checkpoint() -> Callback:
+    return ModelCheckpoint(
+        filename="best", monitor="val/nll", mode="min", save_on_train_epoch_end=False, enable_version_counter=False
+    )
 
 
 def _versioned_loggers(trainer: Namespace) -> list[Namespace]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from peft import PeftConfig
 from torch import Tensor
@@ -33,6 +35,7 @@ from lightning_sft.head import HeadKind, HeadOutput
 from lightning_sft.metrics import TokenAverages
 from lightning_sft.models.build import ModelSettings, build_scorer
 from lightning_sft.models.loading import Dtype, Init, load_tokenizer
+from lightning_sft.models.mode import eval_mode
 from lightning_sft.objectives import NLL, Objective, RunFacts
 from lightning_sft.optim import ScheduleName, parameter_groups, schedule, warmup_length
 
@@ -121,6 +124,7 @@ class SFTModule(LightningModule):
             trust_remote_code=trust_remote_code,
             revision=revision,
         )
+        self.strict_loading = adapter is None  # an adapter's checkpoint leaves the frozen base out
         self.tokenizer_name_or_path = tokenizer_name_or_path or model_name_or_path
         self.chat_template = chat_template
         self.add_special_tokens = tuple(add_special_tokens or ())
@@ -158,7 +162,6 @@ class SFTModule(LightningModule):
     def configure_model(self) -> None:
         if not hasattr(self, "scorer"):
             self.scorer = build_scorer(self.settings, self.objective, len(self.tokenizer))
-            self.strict_loading = self.settings.adapter is None
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -184,6 +187,9 @@ class SFTModule(LightningModule):
                 sources=tuple(getattr(getattr(self.trainer, "datamodule", None), "source_names", ())),
                 total_steps=int(total) if total is not None and total != float("inf") else None,
                 has_reference=True,  # the adapters switched off, or a frozen copy that build_scorer makes
+                denominator=self.denominator,
+                vocabulary=len(self.tokenizer),
+                training=stage == "fit",
             )
         )
 
@@ -213,12 +219,16 @@ class SFTModule(LightningModule):
             self._normalise()
 
     def _normalise(self) -> None:
-        self.step_totals = self._window.close(lambda sums: self.trainer.strategy.reduce(sums, reduce_op="sum"))
+        self.step_totals = self._window.close(self._sum_over_ranks)
         denominator = self.step_totals.denominator(self.denominator)
-        # Lightning divided every micro-batch's loss by `accumulate`, and the strategy averaged over its ranks.
-        divisions = SCALE * self.trainer.accumulate_grad_batches * self._averaged_ranks()
+        divisions = SCALE * self._averaged_ranks()  # the strategy averaged over its ranks
         trainable = (p for p in self.scorer.parameters() if p.requires_grad)
         multiply_gradients(trainable, divisions / denominator if denominator else 0.0)
+
+    def _sum_over_ranks(self, sums: Tensor) -> Tensor:
+        total = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total
 
     def _averaged_ranks(self) -> int:
         sharding = self.trainer.distributed_sampler_kwargs
@@ -297,7 +307,13 @@ class SFTModule(LightningModule):
     # ------------------------------------------------------------------ checkpoints
 
     def _facts(self) -> dict[str, Any]:
-        return {"world_size": self.trainer.world_size, "accumulate_grad_batches": self.trainer.accumulate_grad_batches}
+        """What the position in the data and in the schedule depends on."""
+        facts = {"world_size": self.trainer.world_size, "accumulate_grad_batches": self.trainer.accumulate_grad_batches}
+        batch_size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
+        return facts if batch_size is None else {**facts, "batch_size": batch_size}
+
+    def _objective_name(self) -> str:
+        return f"{type(self.objective).__module__}.{type(self.objective).__qualname__}"
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -306,7 +322,7 @@ class SFTModule(LightningModule):
         checkpoint[checkpointing.KEY] = {
             "facts": self._facts(),
             "model": self.settings.describe(),
-            "objective": f"{type(self.objective).__module__}.{type(self.objective).__qualname__}",
+            "objective": self._objective_name(),
             "rng": checkpointing.gather_rng_states(self.trainer.world_size, all_gather(self)),
             "skipped_steps": self.skipped_steps,
         }
@@ -314,6 +330,13 @@ class SFTModule(LightningModule):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get(checkpointing.KEY, {})
+        if saved and saved["objective"] != self._objective_name():
+            rank_zero_warn(
+                f"The checkpoint was trained under {saved['objective']}; this run uses {self._objective_name()}. "
+                "Weights, optimizer and schedule continue. The losses change their meaning; val/nll keeps its own."
+            )
+            others = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("objective.")}
+            checkpoint["state_dict"] = {**others, **self.objective.state_dict(prefix="objective.")}
         here = self.settings.describe()
         checkpointing.check_weights(checkpoint["state_dict"], self, saved.get("model", "another model"), here)
         trainer = attached_trainer(self)
@@ -329,6 +352,20 @@ class SFTModule(LightningModule):
             checkpointing.set_rng_state(self._rng_to_restore)
             self._rng_to_restore = None
             rank_zero_info(f"Resumed at step {self.trainer.global_step} from {self.trainer.ckpt_path}")
+        elif self.objective.needs_seed():
+            self._seed_objective()
+
+    @torch.no_grad()
+    def _seed_objective(self) -> None:
+        """Let the objective see the first optimizer step's statistics before the first gradient is made."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        loader: Any = self.trainer.train_dataloader if datamodule is None else datamodule.train_dataloader()
+        window = Window()
+        with isolate_rng(), eval_mode(self.scorer):
+            for batch in islice(loader, self.trainer.accumulate_grad_batches):
+                batch = self.trainer.strategy.batch_to_device(batch)
+                window.add(micro_batch_sums(self(batch), self.objective, batch["attention_mask"]))
+        self.objective.seed(window.close(self._sum_over_ranks).objective())
 
 
 def _is_plain(value: object) -> bool:

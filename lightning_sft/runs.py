@@ -68,3 +68,20 @@ def _best(checkpoint: Path) -> Path:
     raise UserError(
         f"--ckpt_path best: the run of {str(checkpoint)!r} kept no best checkpoint. Use 'last', or give a path."
     )
+
+
+def remove_unstarted(folder: str | None) -> None:
+    """Remove the folder of a run that failed before its first step: Lightning opens event files before it knows.
+
+    A run that started has its config.yaml there; a folder with anything else than a logger's own files stays, too.
+    """
+    place = Path(folder) if folder else None
+    if place is None or not place.is_dir():
+        return
+    files = list(place.iterdir())
+    if all(
+        file.name.startswith("events.out.tfevents") or file.name in ("hparams.yaml", "metrics.csv") for file in files
+    ):
+        for file in files:
+            file.unlink()
+        place.rmdir()

@@ -12,7 +12,13 @@ import lightning_sft
 PACKAGE = Path(lightning_sft.__file__).parent
 #: room -> what its files must never import, at any level
 FORBIDDEN = {
-    "scores.py": ("lightning_sft.head", "lightning_sft.objectives", "lightning_sft.metrics", "lightning.", "torchmetrics"),
+    "scores.py": (
+        "lightning_sft.head",
+        "lightning_sft.objectives",
+        "lightning_sft.metrics",
+        "lightning.",
+        "torchmetrics",
+    ),
     "objectives": ("lightning.", "lightning_sft.head", "lightning_sft.module", "lightning_sft.models", "transformers"),
     "metrics": ("lightning.", "lightning_sft.module", "lightning_sft.callbacks"),
     "head": ("lightning.", "lightning_sft.module", "lightning_sft.models", "lightning_sft.metrics", "transformers"),
@@ -62,5 +68,7 @@ def test_private_lightning_stays_in_one_file() -> None:
 
 def test_importing_the_package_is_cheap() -> None:
     code = "import sys, lightning_sft; print([m for m in ('torch', 'lightning', 'transformers') if m in sys.modules])"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+    )
     assert loaded.stdout.strip() == "[]"

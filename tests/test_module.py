@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from lightning_sft import SFTModule
-from lightning_sft.objectives import PowerFamily
+from lightning_sft.objectives import Adaptive, PowerFamily
+from lightning_sft.scores import TokenScores
 from tests.toys import KINDS, save_toy
 
 LENGTHS = (5, 12, 9, 3, 20, 7)
@@ -36,7 +37,12 @@ def batches(rows: int = 6, size: int = 2, vocabulary: int = 259) -> list[dict[st
 
 
 def trainer(**settings: object) -> Trainer:
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "enable_checkpointing": False}
+    quiet = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "logger": False,
+        "enable_checkpointing": False,
+    }
     return Trainer(accelerator="cpu", max_epochs=1, log_every_n_steps=1, **{**quiet, **settings})
 
 
@@ -168,3 +174,24 @@ def test_hyperparameters_are_plain_data(toy_folder: Path) -> None:
     module = SFTModule(str(toy_folder), objective=PowerFamily(2.0), optimizer=torch.optim.SGD, dtype="bfloat16")
     assert module.hparams["dtype"] == "bfloat16"
     assert not {"objective", "optimizer"} & set(module.hparams)
+
+
+def test_a_seeded_objective_knows_the_first_step_before_it_trains(toy_folder: Path) -> None:
+    rows = batches(4, 2)
+    module = SFTModule(str(toy_folder), objective=Adaptive(), dtype="float64")
+    assert module.objective.needs_seed()
+    module.configure_model()
+    module.eval()
+    first_step = torch.cat([module(batch).scores.p for batch in rows])
+    expected = Adaptive()
+    scores = TokenScores(first_step.log(), first_step.long())
+    expected.seed({k: v.double() for k, v in expected.statistics(scores).items()})
+
+    seen: list[dict[str, float]] = []
+
+    class FirstBatch(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+            seen.append({k: float(v) for k, v in pl_module.objective.logged().items()})
+
+    trainer(callbacks=[FirstBatch()], accumulate_grad_batches=2).fit(module, loader(rows))
+    assert seen[0] == pytest.approx({k: float(v) for k, v in expected.logged().items()}, rel=1e-6)

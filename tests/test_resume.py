@@ -2,16 +2,17 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import pytest
 import torch
+from lightning.pytorch import Trainer
 
-from lightning_sft import SFTModule
+from lightning_sft.callbacks import LastCheckpoint
 from tests.running import run, run_folder, scalars, toy_arguments, write_rows
 
 STEPS = 8
@@ -33,8 +34,8 @@ SETTINGS = {
 def arguments(model: Path, rows: Path, **settings: object) -> list[str]:
     callbacks = [
         {
-            "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-            "init_args": {"filename": "last", "every_n_train_steps": 3, "enable_version_counter": False},
+            "class_path": "lightning_sft.callbacks.LastCheckpoint",
+            "init_args": {"every_n_train_steps": 3},
         }
     ]
     return [*toy_arguments(model, rows, **{**SETTINGS, **settings}), f"--trainer.callbacks={json.dumps(callbacks)}"]
@@ -82,3 +83,31 @@ def test_killed_run_ends_like_the_uninterrupted_one(toy_folder: Path, tmp_path: 
         assert torch.equal(whole[name], continued[name]), name
     losses, again = (dict(scalars(f)["train/loss"]) for f in (run_folder(Path("whole/lightning_logs")), folder))
     assert {step: again[step] for step in losses} == losses
+
+
+def test_every_checkpoint_of_a_run_resumes_bitwise(
+    toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between steps, at an epoch's end, and where a validation falls into the middle of an optimizer step."""
+    rows = write_rows(tmp_path / "rows.jsonl", 30)  # 26 to train on: 7 steps an epoch, the last one of one micro-batch
+    settings = {"trainer__max_steps": STEPS + 1, "data__num_workers": 0}
+    save = LastCheckpoint._save
+
+    def save_and_copy(callback: LastCheckpoint, trainer: Trainer) -> None:
+        save(callback, trainer)
+        if (Path("whole") / "lightning_logs/version_0/checkpoints/last.ckpt").exists():
+            shutil.copy("whole/lightning_logs/version_0/checkpoints/last.ckpt", f"{trainer.global_step}.ckpt")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LastCheckpoint, "_save", save_and_copy)
+        run("fit", arguments(toy_folder, rows, trainer__default_root_dir="whole", **settings))
+    whole = weights(run_folder(Path("whole/lightning_logs")))
+    steps = sorted(int(path.stem) for path in Path().glob("*.ckpt"))
+    assert steps == [2, 3, 4, 6, 7, 9]  # validations after 2, 4, 6; every third; 7 ends the epoch, 9 the run
+    for step in steps[:-1]:
+        folder = f"from_{step}"
+        more = arguments(toy_folder, rows, trainer__default_root_dir=folder, **settings)
+        run("fit", [*more, f"--ckpt_path={step}.ckpt"])
+        resumed = weights(run_folder(Path(folder) / "lightning_logs"))
+        for name, value in whole.items():
+            assert torch.equal(value, resumed[name]), f"from step {step}: {name}"

@@ -82,6 +82,7 @@ def order_curves(histories: Mapping[str, ProbeHistory], jumps: Mapping[str, Sequ
             axes.axvline(jump.step, color=colour, linestyle=":", linewidth=1)
         axes.set_title(name, fontsize=8)
         axes.tick_params(labelsize=7)
+        axes.xaxis.get_major_locator().set_params(integer=True)
     panels.flat[0].legend(fontsize=7)
     figure.supxlabel("optimizer step; dotted: jump (red: phantom, green: embeddings took part)", fontsize=8)
     return figure

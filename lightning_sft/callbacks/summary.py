@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 
@@ -38,16 +37,16 @@ class RunSummary(Callback):
                     logger.log_metrics(values, step=0)
 
     @override
-    @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.barebones or not self.after:
+        folder = trainer.log_dir  # a collective: every rank asks
+        if trainer.barebones or not trainer.is_global_zero or not self.after:
             return
         head = "before" if self.before_step == 0 else f"step {self.before_step}"
         print(f"\n{'held out':<24}{head:>12}{f'step {trainer.global_step}':>14}")
         for key, value in sorted(self.after.items()):
             print(f"{key:<24}{self.before.get(key, math.nan):>12.4f}{value:>14.4f}")
-        if trainer.log_dir:
-            print(f"\nLook at it: tensorboard --logdir {trainer.log_dir}")
+        if folder:
+            print(f"\nLook at it: tensorboard --logdir {folder}")
 
     @override
     def state_dict(self) -> dict[str, Any]:

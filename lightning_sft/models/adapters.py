@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from peft import PeftConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
@@ -25,7 +27,12 @@ def add_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     if config.task_type is None:
         config.task_type = TaskType.CAUSAL_LM
     try:
-        adapted = get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # peft 0.21 asks transformers 5.23 for an attribute under its old name
+            warnings.filterwarnings(
+                "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
+            )
+            adapted = get_peft_model(model, config)
     except ValueError as error:
         targets = getattr(config, "target_modules", None)
         raise UserError(

@@ -1,0 +1,54 @@
+"""Every shipped configuration runs two steps through the command line, on a toy model and toy data."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_sft.cli import main
+from tests.running import QUIET, run, run_folder, write_rows
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+DEMO = CONFIGS / "demo.yaml"
+FRAGMENTS = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent != CONFIGS and p.parent.name != "experiment")
+
+
+def overrides(model: Path, rows: Path) -> list[str]:
+    return [
+        *QUIET,
+        f"--model.model_name_or_path={model}",
+        "--model.dtype=float32",
+        f"--data.train={rows}",
+        f"--data.test={rows}",
+        "--data.val_split=4",
+        "--data.batch_size=4",
+        "--trainer.max_steps=2",
+        "--trainer.val_check_interval=1",
+    ]
+
+
+def test_demo_runs_as_shipped_but_for_the_model(toy_folder: Path) -> None:
+    """The task is the real one: reasoning_gym makes its items offline."""
+    small = ["--data.train.init_args.size=40", "--data.test.init_args.size=10", "--data.val_split=4"]
+    steps = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--data.batch_size=4"]
+    run("fit", [f"--config={DEMO}", *QUIET, f"--model.model_name_or_path={toy_folder}", *small, *steps])
+    folder = run_folder(Path("runs/demo"))
+    assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
+
+
+@pytest.mark.parametrize("fragment", FRAGMENTS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_fragment_stacks_on_the_demo(fragment: Path, toy_folder: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl")
+    stacked = [f"--config={DEMO}", f"--config={fragment}"]
+    run("fit", [*stacked, *overrides(toy_folder, rows)])
+    folder = run_folder(Path("runs/demo"))
+    assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("**/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_configuration_parses(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stacked = [f"--config={DEMO}"] if config.parent.name not in ("configs", "experiment") else []
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *stacked, f"--config={config}", "--print_config"])
+    assert stop.value.code == 0
+    assert "model_name_or_path" in capsys.readouterr().out

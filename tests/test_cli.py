@@ -1,0 +1,176 @@
+"""The command line: verbs, messages, run folders, evaluation of checkpoints."""
+
+import json
+import subprocess
+import sys
+import warnings
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_sft import SFTModule
+from lightning_sft.cli import main
+from tests.running import run, run_folder, scalars, toy_arguments, write_rows
+
+BASE = ["--model.model_name_or_path=x", "--data.train=y"]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "rows.jsonl")
+
+
+def message_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run bad input; return what it printed to stderr after checking exit status and form."""
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    return printed[printed.index("error: ") :]
+
+
+BAD_INPUT = {
+    "unknown verb": (["fitt"], ["'fitt'", "did you mean 'fit'", "validate, test, predict"]),
+    "unknown objective": (["fit", *BASE, "--model.objective=Powr"], ["'Powr'", "PowerFamily", "NLL", "my_module"]),
+    "unknown callback": (["fit", *BASE, "--trainer.callbacks+=Redings"], ["'Redings'", "did you mean 'Readings'"]),
+    "objective option": (
+        ["fit", *BASE, "--model.objective=PowerFamily", "--model.objective.alhpa=2"],
+        ["'alhpa'", "did you mean 'alpha'"],
+    ),
+    "objective value": (
+        ["fit", *BASE, "--model.objective=PowerFamily", "--model.objective.alpha=-1"],
+        ["alpha=-1", "Allowed"],
+    ),
+    "typo": (["fit", *BASE, "--model.objektive=NLL"], ["'model.objektive'", "did you mean 'model.objective'"]),
+    "typo of a trainer setting": (["fit", *BASE, "--trainer.max_stepz=3"], ["did you mean 'trainer.max_steps'"]),
+    "wrong type": (["fit", *BASE, "--trainer.max_steps=many"], ["trainer.max_steps", "int", "many"]),
+    "missing configuration": (["fit", "--config=nowhere.yaml"], ["nowhere.yaml"]),
+    "missing setting": (["fit", "--data.train=y"], ["model.model_name_or_path"]),
+    "missing data file": (["fit", "--model.model_name_or_path={model}", "--data.train=no.jsonl"], ["no.jsonl"]),
+    "missing model folder": (["fit", "--model.model_name_or_path=./no", "--data.train={rows}"], ["'./no'", "Allowed"]),
+    "no run to resume": (["fit", *BASE, "--ckpt_path=last"], ["no run with a checkpoint", "lightning_logs"]),
+    "missing checkpoint": (["fit", *BASE, "--ckpt_path=a.ckpt"], ["a.ckpt", "does not exist"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input(case: str, toy_folder: Path, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, expected = BAD_INPUT[case]
+    message = message_of([a.format(model=toy_folder, rows=rows) for a in arguments], capsys)
+    for part in expected:
+        assert part in message
+    assert not list(Path().rglob("version_*")), "a run that never started left a folder"
+
+
+def test_typo_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.yaml").write_text("model:\n  model_name_or_path: x\n  objektive: NLL\n")
+    assert "did you mean 'model.objective'" in message_of(["fit", "--config=c.yaml"], capsys)
+
+
+def test_debug_brings_the_traceback_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIGHTNING_SFT_DEBUG", "1")
+    with pytest.raises(ValueError, match="no verb"):
+        main(["fitt"])
+
+
+def test_unknown_verb_names_the_command_of_lightning_sdk(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripts = metadata.EntryPoints(
+        metadata.EntryPoint(name, "lightning_sdk.cli.entrypoint:main_cli", "console_scripts")
+        for name in ("lightning", "lightning-sdk")
+    )
+
+    class Installed:
+        entry_points = scripts
+
+    monkeypatch.setattr(metadata, "distribution", lambda name: Installed())
+    assert "run: lightning-sdk login" in message_of(["login"], capsys)
+
+
+def test_scripts_and_module_are_one_program() -> None:
+    scripts = metadata.distribution("lightning-sft").entry_points.select(group="console_scripts")
+    assert {s.name: s.value for s in scripts} == dict.fromkeys(
+        ("lightning", "lightning-sft"), "lightning_sft.__main__:main"
+    )
+    done = subprocess.run([sys.executable, "-m", "lightning_sft", "--help"], capture_output=True, text=True, check=True)
+    for verb in ("fit", "validate", "test", "predict", "inspect"):
+        assert f"\n  {verb} " in done.stdout
+
+
+def test_fit_then_resume_validate_test_and_predict(
+    toy_folder: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = toy_arguments(toy_folder, rows, data__test=rows, data__predict=rows, model__max_new_tokens=3)
+    run("fit", arguments)
+    folder = run_folder()
+    assert (folder / "config.yaml").is_file()
+    run("fit", [*arguments, "--ckpt_path=last", "--trainer.max_steps=5"])
+    assert run_folder() == folder
+    assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
+
+    run("validate", [*arguments, "--ckpt_path=best"])
+    run("test", [*arguments, "--ckpt_path=last"])
+    assert "test/nll" in capsys.readouterr().out
+    run("predict", [*arguments, "--ckpt_path=last", "--trainer.callbacks+=PredictionWriter"])
+    predictions = [json.loads(line) for line in Path("predictions.jsonl").read_text().splitlines()]
+    assert [p["index"] for p in predictions] == list(range(24))
+    assert set(predictions[0]) == {"index", "source", "prompt", "completion", "reference", "score"}
+    assert predictions[3]["reference"] == "word 3"
+    assert run_folder() == folder, "reading a checkpoint opens no further run"
+    assert {"val/nll", "test/nll", "train/loss"} <= scalars(folder).keys()
+    assert "exists" in message_of(
+        ["predict", *arguments, "--ckpt_path=last", "--trainer.callbacks+=PredictionWriter"], capsys
+    )
+
+
+def test_printed_configuration_runs_unchanged(toy_folder: Path, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *toy_arguments(toy_folder, rows), "--print_config"])
+    assert stop.value.code == 0
+    Path("printed.yaml").write_text(capsys.readouterr().out)
+    run("fit", ["--config=printed.yaml"])
+    assert torch.load(run_folder() / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
+
+
+RESUME = {
+    "accumulation": (["--trainer.accumulate_grad_batches=2"], "accumulate_grad_batches (checkpoint: 1, this run: 2)"),
+    "batch size": (["--data.batch_size=2"], "batch_size (checkpoint: 4, this run: 2)"),
+    "adapter": (["--model.adapter=peft.LoraConfig"], "LoraConfig; their weights differ"),
+    "other sizes": (["--model.init=random", '--model.config_overrides={"intermediate_size": 48}'], "of another shape"),
+}
+
+
+@pytest.mark.parametrize("case", RESUME)
+def test_resume_under_other_settings_is_refused_by_name(
+    case: str, toy_folder: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("fit", toy_arguments(toy_folder, rows))
+    settings, expected = RESUME[case]
+    arguments = toy_arguments(toy_folder, rows, trainer__max_steps=5)
+    assert expected in message_of(["fit", *arguments, *settings, "--ckpt_path=last"], capsys)
+
+
+def test_resume_under_another_objective_goes_on_and_says_so(toy_folder: Path, rows: Path) -> None:
+    run("fit", toy_arguments(toy_folder, rows))
+    more = [*toy_arguments(toy_folder, rows, trainer__max_steps=5), "--ckpt_path=last", "--model.objective=PowerFamily"]
+    with pytest.warns(UserWarning, match=r"trained under .*NLL; this run uses .*PowerFamily"):
+        run("fit", more)
+    assert torch.load(run_folder() / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
+
+
+def test_load_from_checkpoint_rebuilds_the_module(toy_folder: Path, rows: Path) -> None:
+    settings = ["--model.objective=PowerFamily", "--model.objective.alpha=2.5", "--model.adapter=peft.LoraConfig"]
+    run("fit", [*toy_arguments(toy_folder, rows), *settings, "--model.adapter.target_modules=all-linear"])
+    path = run_folder() / "checkpoints/last.ckpt"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`loftq_config` specified", UserWarning)
+        warnings.filterwarnings("ignore", "Found keys that are in the model state dict but not", UserWarning)
+        module = SFTModule.load_from_checkpoint(path)
+    assert module.objective.alpha == 2.5
+    assert module.settings.adapter.target_modules
+    for name, value in torch.load(path, weights_only=True)["state_dict"].items():
+        assert torch.equal(module.state_dict()[name], value), name
