@@ -64,7 +64,7 @@ def timing(size: str, dtype: str, rounds: int, skip: list[str]) -> None:
         methods = {name: method for name, method in methods.items() if not any(part in name for part in skip)}
         seconds = interleaved(methods, data, rounds)
         for name in ("fused NLL", "fused threshold, half the rows"):
-            if name in OURS and not frozen:
+            if name in methods and not frozen:
                 seconds[f"{name}, without gradient"] = statistics.median(
                     once(OURS[name], data, grad=False) for _ in range(rounds)
                 )
