@@ -4,27 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from lightning_sft.data.dataset import SetReport, TokenDataset
 from lightning_sft.data.encode import Encoder
-from lightning_sft.data.sources import DataSource
+from lightning_sft.data.sets import OnBadRow, RawSet, describe, reject
 from lightning_sft.data.truncate import Truncation, truncate
 from lightning_sft.data.types import BadRow, BadRowError, Encoded, Example
 from lightning_sft.errors import UserError
-
-OnBadRow = Literal["error", "skip"]
-
-
-@dataclass
-class RawSet:
-    """The rows of one set as examples, each with the index of its source."""
-
-    examples: list[Example]
-    sources: list[int]
-    rejected: list[BadRow]
 
 
 @dataclass
@@ -43,55 +31,6 @@ class BuildOptions:
     max_length: int | None = None
     truncation: Truncation = "error"
     on_bad_row: OnBadRow = "error"
-
-
-def read(
-    sources: Sequence[DataSource], first: int, on_bad_row: OnBadRow, system: str | None = None, answers: bool = True
-) -> RawSet:
-    """Read every row of ``sources``.
-
-    Args:
-        sources: the sources of one set.
-        first: index of the first of them among all sources.
-        on_bad_row: ``error`` raises at the first bad row, ``skip`` sets it aside.
-        system: system prompt where neither row nor source has one.
-        answers: whether rows must have an answer.
-
-    Raises:
-        UserError: a bad row under ``error``, or a source without rows.
-    """
-    raw = RawSet([], [], [])
-    for number, source in enumerate(sources, first):
-        before, bad = len(raw.examples), len(raw.rejected)
-        for row in source.examples(answers):
-            if isinstance(row, BadRow):
-                reject(row, raw.rejected, on_bad_row)
-            else:
-                raw.examples.append(row.with_system(source.system or system))
-                raw.sources.append(number)
-        if len(raw.examples) == before:
-            skipped = raw.rejected[bad:]
-            reason = (
-                f"all of its {len(skipped)} rows are bad, the first at {_line(skipped[0])}"
-                if skipped
-                else "it is empty"
-            )
-            raise UserError(f"The source {source.name!r} has no rows: {reason}. Check its path, format and columns.")
-    return raw
-
-
-def reject(row: BadRow, rejected: list[BadRow], on_bad_row: OnBadRow) -> None:
-    """Set a bad row aside, or raise."""
-    if on_bad_row == "error":
-        raise UserError(
-            f"{_line(row)}. Correct the row, or set data.on_bad_row: skip to leave out bad rows (they are counted, and "
-            "listed with their reasons in a file)."
-        )
-    rejected.append(row)
-
-
-def _line(row: BadRow) -> str:
-    return f"{row.where}: {row.reason}" + (f" in: {row.text}" if row.text else "")
 
 
 def build(raw: RawSet, names: Sequence[str], encoder: Encoder, options: BuildOptions, what: str) -> BuiltSet:
@@ -144,7 +83,7 @@ def build(raw: RawSet, names: Sequence[str], encoder: Encoder, options: BuildOpt
         raise UserError(
             f"No rows are left in {what}: of {len(raw.examples) + len(raw.rejected)} rows, {len(report.rejected)} were "
             f"bad and {report.dropped} dropped by truncation: {options.truncation} at max_length={options.max_length}."
-            + (f" The first bad row: {_line(report.rejected[0])}" if report.rejected else "")
+            + (f" The first bad row: {describe(report.rejected[0])}" if report.rejected else "")
         )
     sources = [raw.sources[i] for i in kept]
     report.rows = len(encoded)

@@ -98,7 +98,11 @@ class ChatTemplate:
     def end_of_turn(self) -> str:
         """What the template writes after an answer up to its special end token, that included; "" if there is none."""
         probe = "probe"
-        text = self.render([{"role": "user", "content": "x"}, {"role": "assistant", "content": probe}], None, False)
+        messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": probe}]
+        try:
+            text = self.render(messages, None, False)
+        except BadRowError:
+            return ""  # a template for conversations of one kind, such as with tools
         tail = text.rpartition(probe)[2] if probe in text else ""
         ends = [tail.find(token) + len(token) for token in self.special_tokens if token in tail]
         return tail[: min(ends)] if ends else ""
@@ -130,7 +134,7 @@ class ChatTemplate:
                 raise BadRowError(
                     f"message {i} contains {found.group()!r}, which the tokenizer would read as a special token"
                 )
-        if example.tools and "tools" not in self.source:
+        if example.tools and "tools" not in str(self.tokenizer.chat_template):
             raise BadRowError("the row has tools, and the chat template does not use them")
         text = self.render(example.messages, example.tools, False)
         for i, message in enumerate(example.messages):
@@ -152,6 +156,8 @@ class ChatTemplate:
 
     def _marked(self, example: Example, chosen: Sequence[int], text: str) -> list[Span] | None:
         """Return spans by the template's markers, or None where they cannot be told apart."""
+        if OPEN in text or CLOSE in text:
+            return None
         marked = self._render(self._marking, example.messages, example.tools, False)
         spans: list[Span] = []
         plain = ""

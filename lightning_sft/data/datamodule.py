@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,15 +13,16 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_sft.data.build import BuildOptions, BuiltSet, OnBadRow, RawSet, build, read
+from lightning_sft.data.build import BuildOptions, BuiltSet, build
 from lightning_sft.data.collate import Collator
 from lightning_sft.data.dataset import SetReport, TokenDataset
 from lightning_sft.data.encode import ApplyChatTemplate, Encoder, TrainOn
 from lightning_sft.data.loader import ResumableDataLoader
 from lightning_sft.data.sampler import EpochSampler
+from lightning_sft.data.sets import OnBadRow, RawSet, list_rejected, read, split_off, without_leaks
 from lightning_sft.data.sources import DataSource, as_sources
 from lightning_sft.data.truncate import Truncation
-from lightning_sft.data.types import Example, GenerationRow
+from lightning_sft.data.types import GenerationRow
 from lightning_sft.errors import UserError
 
 Keys = tuple[set[bytes], set[bytes]]
@@ -196,50 +196,24 @@ class SFTDataModule(LightningDataModule):
                     self._sources[what], first, self.build_options.on_bad_row, self.system, what != "predict"
                 )
             if what == "train" and self.val_split is not None:
-                self._raw["train"], self._raw["val"] = self._split(self._raw["train"], self.val_split)
+                self._raw["train"], self._raw["val"] = split_off(self._raw["train"], self.val_split, self.seed)
         return self._raw[what]
-
-    def _split(self, raw: RawSet, share: int | float) -> tuple[RawSet, RawSet]:
-        rows = len(raw.examples)
-        count = share if isinstance(share, int) else round(share * rows)
-        if not 0 < count < rows:
-            raise UserError(
-                f"data.val_split={share} takes {count} of {rows} rows; at least one must go to validation and one "
-                "stay. Give a fraction between 0 and 1 or a smaller number of rows."
-            )
-        held_out = np.zeros(rows, np.bool_)
-        held_out[np.random.default_rng([self.seed, rows]).permutation(rows)[:count]] = True
-
-        def part(mask: np.ndarray[Any, np.dtype[np.bool_]], rejected: bool) -> RawSet:
-            chosen = np.flatnonzero(mask).tolist()
-            return RawSet(
-                [raw.examples[i] for i in chosen], [raw.sources[i] for i in chosen], raw.rejected if rejected else []
-            )
-
-        return part(~held_out, True), part(held_out, False)
 
     def _without_leaks(self, what: str) -> tuple[RawSet, int, int]:
         """Return the rows of a set, how many of them stand in an earlier set, and how many were dropped for it."""
         raw = self._read(what)
         earlier = {"val": ("train",), "test": ("train", "val")}.get(what, ())
-        sources = self._all_sources()
-        drops = any(sources[s].drop_leaks for s in set(raw.sources))
-        known = [self._known(e) for e in earlier if self._has(e) and (drops or e in self._raw or e in self._keys)]
+        drops = [source.drop_leaks for source in self._all_sources()]
+        needed = any(drops[s] for s in set(raw.sources))
+        known = [self._known(e) for e in earlier if self._has(e) and (needed or e in self._raw or e in self._keys)]
         keys, prompts = (set().union(*(sets[i] for sets in known)) for i in (0, 1))
-        leaked = 0
-        kept: list[tuple[Example, int]] = []
-        for example, source in zip(raw.examples, raw.sources, strict=True):
-            is_leak = example.prompt_key in prompts if sources[source].drop_leaks else example.key in keys
-            leaked += is_leak
-            if not (is_leak and sources[source].drop_leaks):
-                kept.append((example, source))
-        dropped = len(raw.examples) - len(kept)
-        if not kept:
+        kept, leaked = without_leaks(raw, keys, prompts, drops)
+        if not kept.examples:
             raise UserError(
                 f"All {len(raw.examples)} rows of {what} also stand in {' or '.join(earlier)} and were dropped. Give "
                 "the tasks different seeds, or make their range larger."
             )
-        return RawSet([e for e, _ in kept], [s for _, s in kept], raw.rejected), leaked, dropped
+        return kept, leaked, len(raw.examples) - len(kept.examples)
 
     def _known(self, what: str) -> Keys:
         """Return what stands in a set, kept when its rows are let go."""
@@ -256,11 +230,7 @@ class SFTDataModule(LightningDataModule):
         folder = None if self.trainer is None else self.trainer.log_dir or self.trainer.default_root_dir
         path = Path(self.rejected_file or Path(folder or ".") / "rejected_rows.jsonl")
         if self.trainer is None or self.trainer.is_global_zero:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as file:
-                for row in rejected:
-                    line = {"set": what, "where": row.where, "reason": row.reason, "text": row.text}
-                    file.write(json.dumps(line) + "\n")
+            list_rejected(path, what, rejected)
         rank_zero_info(f"{what}: {len(rejected)} bad rows were skipped; their reasons are in {path}.")
 
     def _ranks(self) -> tuple[int, int]:

@@ -148,6 +148,25 @@ def test_markers_are_followed_where_prefixes_cannot_be():
     assert show(tokenizer, turns("a", "b", "c", "d"), "last_turn").count("[[") == 1
 
 
+def test_text_may_hold_the_characters_that_stand_for_markers():
+    tokenizer = byte_tokenizer(template("markers"))
+    encoded = Encoder(tokenizer)(to_example({"messages": turns("\ue001", "\ue000 b \ue001")}, "messages"))
+    assert tokenizer.decode(encoded.ids[encoded.trained]) == "\ue000 b \ue001<|im_end|>"
+
+
+def test_tokenizer_with_a_template_for_tools_of_its_own():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = {"default": template("chatml"), "tool_use": template("tools")}
+    schema = {"type": "function", "function": {"name": "add"}}
+    assert "[[b<|im_end|>]]" in show(tokenizer, turns("a", "b"), tools=[schema])
+    assert "[[b<|im_end|>]]" in show(tokenizer, turns("a", "b"))
+
+
+def test_template_that_needs_a_system_message_is_followed():
+    needy = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no system') }}{% endif %}" + template("chatml")
+    assert show(byte_tokenizer(needy), TWO) == HEAD + "[[c d<|im_end|>]]" + MIDDLE + "[[f<|im_end|>]]\n"
+
+
 def test_template_that_loses_a_message_raises():
     with pytest.raises(BadRowError, match="leaves out or changes message 0, from system"):
         show(byte_tokenizer(template("drops_system")), TWO)
