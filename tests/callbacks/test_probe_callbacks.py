@@ -255,6 +255,7 @@ def _keys(folder, matrix="auto", **overrides):
     return set(logger.seen[6])
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft, transformers 5
 def test_adapters_inside_modules_work_and_prompt_adapters_are_refused(tmp_path):
     module = Stranger(freeze_embeddings=True, tie_word_embeddings=False)
     module.net = get_peft_model(

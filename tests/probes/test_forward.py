@@ -7,6 +7,9 @@ from lightning_sft.probes.forward import evaluation, is_plain, layer_rows, read_
 from tests.callbacks.stranger import PROBES
 from tests.toys import KINDS, toy_model, toy_tokenizer
 
+# peft asks transformers 5 by the old name when it wraps a model
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
 
 def alone(model, probe, tokenizer):
     """Hugging Face's own logits of one unpadded context, read in the model's precision."""
