@@ -1,0 +1,107 @@
+"""The reference pages name what the code has: every log key, setting, callback, verb and class, and nothing else."""
+
+import inspect
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightning_sft import SFTDataModule, SFTModule, callbacks
+from lightning_sft.callbacks import GenerationMonitor, OrderParameterLogger, SynonymRankMonitor
+from lightning_sft.cli import LIGHTNING_VERBS, OWN_VERBS
+from lightning_sft.data import Source
+from lightning_sft.objectives import Adaptive
+from tests.callbacks.stranger import PROBES
+from tests.docs.pages import ROOT, table_column
+from tests.running import write_rows
+from tests.toys import save_toy
+
+REFERENCE = ROOT / "docs" / "reference"
+#: the further forms of probe keys, as the page's second table lists them, around a key of the first
+FORMS = re.compile(r"^(order|synonyms)/(?:(?:control|train|test|first|last|three)/)?(?:output_)?(?=\w+$)")
+
+
+def logged_keys(folder: Path) -> set[str]:
+    """Tags of scalars, texts and figures of a run."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    tags = events.Tags()
+    return {tag.removesuffix("/text_summary") for kind in ("scalars", "images", "tensors") for tag in tags[kind]}
+
+
+def test_log_keys_are_those_of_a_run(tmp_path: Path) -> None:
+    model = save_toy(tmp_path / "model", tie_word_embeddings=False)
+    source = Source(str(write_rows(tmp_path / "rows.jsonl")), name="rows", score="exact_match")
+    logger = TensorBoardLogger(tmp_path, "run", default_hp_metric=False)
+    trainer = Trainer(
+        max_steps=3,
+        val_check_interval=3,
+        log_every_n_steps=1,
+        accelerator="cpu",
+        logger=logger,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[
+            GenerationMonitor(limit=2, test_limit=2, max_new_tokens=2),
+            SynonymRankMonitor(PROBES, every_n_steps=1),
+            OrderParameterLogger(PROBES, every_n_steps=1, with_purity=True),
+        ],
+    )
+    module = SFTModule(str(model), objective=Adaptive())
+    data = SFTDataModule(train=source, val_split=4, test=source, batch_size=4)
+    trainer.fit(module, data)
+    trainer.test(module, data)
+    logger.finalize("success")
+
+    logged = logged_keys(Path(logger.log_dir)) - {"epoch"}
+    assert "synonyms/first/rank" in logged
+    assert "order/output_phi" in logged
+    plain = {FORMS.sub(r"\1/", key) for key in logged}
+    table = set(table_column(REFERENCE / "log_keys.md", ""))
+    objective = {key for key in plain if key.startswith("train/objective/")}
+    assert objective == {"train/objective/alpha", "train/objective/mean_p"}
+    assert plain - objective == table - {"train/objective/<name>"} - {"threshold", "median_nll", "alpha", "mean_p"}
+
+
+@pytest.mark.parametrize(("heading", "target"), [("model", SFTModule), ("data", SFTDataModule)])
+def test_settings_are_those_of_the_class(heading: str, target: type) -> None:
+    named = table_column(REFERENCE / "config.md", heading)
+    assert sorted(named) == sorted(inspect.signature(target).parameters)
+
+
+@pytest.mark.parametrize(("heading", "target"), [("model", SFTModule), ("data", SFTDataModule)])
+def test_plain_defaults_are_those_of_the_class(heading: str, target: type) -> None:
+    page = (REFERENCE / "config.md").read_text(encoding="utf-8")
+    for name, parameter in inspect.signature(target).parameters.items():
+        if isinstance(parameter.default, bool | int | float):
+            told = re.search(rf"^\| `{name}` \| (\S+) \|", page, re.M)
+            assert told, name
+            assert told[1].lower() == str(parameter.default).removesuffix(".0").lower(), name
+
+
+def test_trainer_settings_exist() -> None:
+    assert set(table_column(REFERENCE / "config.md", "trainer")) <= set(inspect.signature(Trainer).parameters)
+
+
+def test_callbacks_are_those_of_the_package() -> None:
+    assert sorted(table_column(REFERENCE / "config.md", "Callbacks")) == sorted(callbacks.__all__)
+
+
+def test_verbs_are_those_of_the_program() -> None:
+    assert table_column(REFERENCE / "cli.md", "")[: len(LIGHTNING_VERBS) + len(OWN_VERBS)] == [
+        *LIGHTNING_VERBS,
+        *OWN_VERBS,
+    ]
+
+
+def test_classes_of_the_python_page_exist() -> None:
+    names = re.findall(r"^::: ([\w.]+)$", (REFERENCE / "api.md").read_text(encoding="utf-8"), re.M)
+    assert {f"lightning_sft.callbacks.{name}" for name in callbacks.__all__} <= set(names)
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        assert getattr(import_module(module), attribute).__doc__
