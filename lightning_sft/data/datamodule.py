@@ -273,9 +273,9 @@ class SFTDataModule(LightningDataModule):
         )
 
     @override
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Return the validation loader."""
-        return self._loader("val")
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Return the validation loader; nothing where there is no validation set."""
+        return self._loader("val") if "val" in self._built else []
 
     @override
     def test_dataloader(self) -> DataLoader[Any]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from lightning_sft.data.fields import as_list, as_text, kind, optional
 from lightning_sft.data.types import BadRowError, Example, Message
 
 Format = Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"]
@@ -51,9 +51,6 @@ ALPACA_INPUT = (
 )
 """The prompts of Stanford Alpaca (Taori et al., 2023), used where no chat template is applied."""
 
-CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
-"""Control characters but for those that break lines and columns."""
-
 
 def needed(form: str, answers: bool) -> tuple[str, ...]:
     """Return the columns that rows of a format need, with or without answers."""
@@ -92,16 +89,16 @@ def to_example(row: Mapping[str, Any], form: str, where: str = "", answers: bool
             f"missing column {', '.join(missing)}; the row has {', '.join(map(str, row)) or 'none'}{hint}"
         )
     if form == "text":
-        return Example(messages=(), plain=("", _text(row["text"], "text")), where=where)
+        return Example(messages=(), plain=("", as_text(row["text"], "text")), where=where)
     tools = _tools(row.get("tools"))
     if form == "messages":
         messages, flags = _conversation(row["messages"], "messages", answers)
         return _chat(messages, flags, 0, tools, where)
     if form == "sharegpt":
         messages, flags = _conversation(
-            [_sharegpt(m) for m in _list(row["conversations"], "conversations")], form, answers
+            [_sharegpt(m) for m in as_list(row["conversations"], "conversations")], form, answers
         )
-        return _chat(messages, flags, 0, tools, where, _optional(row, "system"))
+        return _chat(messages, flags, 0, tools, where, optional(row, "system"))
     if form == "alpaca":
         return _alpaca(row, where, answers)
     return _prompt_completion(row, tools, where, answers)
@@ -113,17 +110,17 @@ def _prompt_completion(
     prompt, completion = row["prompt"], row.get("completion")
     if completion is None and not answers:
         if isinstance(prompt, str):
-            return _pair(_text(prompt, "prompt"), None, where, _optional(row, "system"))
+            return _pair(as_text(prompt, "prompt"), None, where, optional(row, "system"))
         messages, flags = _conversation(prompt, "prompt", answers)
         return _chat(messages, flags, 0, tools, where)
     if isinstance(prompt, str) and isinstance(completion, str):
-        return _pair(_text(prompt, "prompt"), _text(completion, "completion"), where, _optional(row, "system"))
+        return _pair(as_text(prompt, "prompt"), as_text(completion, "completion"), where, optional(row, "system"))
     if isinstance(prompt, list) and isinstance(completion, list):
         first, first_flags = _messages(prompt, "prompt")
         last, last_flags = _messages(completion, "completion")
         _check_order([*first, *last], answers=True)
         return _chat([*first, *last], [*first_flags, *last_flags], len(first), tools, where)
-    kinds = f"{_kind(prompt)} and {_kind(completion)}"
+    kinds = f"{kind(prompt)} and {kind(completion)}"
     raise BadRowError(f"prompt and completion must both be text or both be lists of messages, got {kinds}")
 
 
@@ -149,14 +146,14 @@ def _pair(
 
 
 def _alpaca(row: Mapping[str, Any], where: str, answers: bool) -> Example:
-    instruction = _text(row["instruction"], "instruction")
-    output = None if row.get("output") is None and not answers else _text(row["output"], "output")
-    extra = _optional(row, "input")
+    instruction = as_text(row["instruction"], "instruction")
+    output = None if row.get("output") is None and not answers else as_text(row["output"], "output")
+    extra = optional(row, "input")
     plain = (
         ALPACA_INPUT.format(instruction=instruction, input=extra) if extra else ALPACA.format(instruction=instruction)
     )
     prompt = f"{instruction}\n{extra}" if extra else instruction
-    return _pair(prompt, output, where, _optional(row, "system"), plain)
+    return _pair(prompt, output, where, optional(row, "system"), plain)
 
 
 def _sharegpt(message: object) -> Message:
@@ -179,7 +176,7 @@ def _conversation(value: object, column: str, answers: bool) -> tuple[list[Messa
 
 
 def _messages(value: object, column: str) -> tuple[list[Message], list[bool | None]]:
-    items = _list(value, column)
+    items = as_list(value, column)
     if not items:
         raise BadRowError(f"{column} is empty")
     messages, flags = zip(*[_message(m, i) for i, m in enumerate(items)], strict=True)
@@ -204,11 +201,11 @@ def _message(message: object, index: int) -> tuple[Message, bool | None]:
     if role == "assistant" and calls and not content:
         text = ""
     else:
-        text = _text(_join_parts(content, at), at)
+        text = as_text(_join_parts(content, at), at)
     kept = {k: v for k, v in clean.items() if k not in ("train", "weight", "role", "content", "tool_calls")}
     result: Message = {"role": role, "content": text, **kept}
     if calls:
-        result["tool_calls"] = [_call(call, at) for call in _list(calls, "tool_calls")]
+        result["tool_calls"] = [_call(call, at) for call in as_list(calls, "tool_calls")]
     return result, flag
 
 
@@ -249,7 +246,7 @@ def _tools(value: object) -> tuple[dict[str, Any], ...] | None:
             raise BadRowError(f"tools is not valid JSON: {e}") from e
     if not value:
         return None
-    tools = _list(value, "tools")
+    tools = as_list(value, "tools")
     if not all(isinstance(tool, dict) for tool in tools):
         raise BadRowError("tools must be a list of JSON schemas")
     return tuple(tools)
@@ -273,37 +270,6 @@ def _join_parts(content: object, at: str) -> object:
         return content
     for part in content:
         if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            raise BadRowError(f"{at} has content of type {kind!r}; only text can be trained on")
+            given = part.get("type") if isinstance(part, Mapping) else kind(part)
+            raise BadRowError(f"{at} has content of type {given!r}; only text can be trained on")
     return "".join(part["text"] for part in content)
-
-
-def _list(value: object, column: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise BadRowError(f"{column} must be a list, got {_kind(value)}")
-    return value
-
-
-def _kind(value: object) -> str:
-    """Return the kind of a JSON value in words."""
-    return "nothing" if value is None else "text" if isinstance(value, str) else type(value).__name__
-
-
-def _optional(row: Mapping[str, Any], column: str) -> str | None:
-    value = row.get(column)
-    return _text(value, column) if value is not None and value != "" else None
-
-
-def _text(value: object, what: str) -> str:
-    """Return ``value`` if it is text that a tokenizer can take."""
-    if not isinstance(value, str):
-        raise BadRowError(f"{what} must be text, got {_kind(value)}")
-    if not value.strip():
-        raise BadRowError(f"{what} is empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError as e:
-        raise BadRowError(f"{what} is not valid Unicode: unpaired surrogate {value[e.start]!a} at {e.start}") from e
-    if found := CONTROL.search(value):
-        raise BadRowError(f"{what} has the control character {found.group()!a} at {found.start()}")
-    return value

@@ -1,6 +1,7 @@
 """The data module: splits, counts, errors, contracts of its batches."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -125,6 +126,20 @@ def test_truncation_is_counted(tmp_path, truncation, rows, truncated, dropped):
     assert report.lengths.max() <= 60
     assert report.counts()["truncated"] == truncated
     assert (report.full_lengths > 60).sum() == truncated
+
+
+def test_a_row_of_exactly_max_length_is_whole(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", pairs(0))
+    length = built(train=str(path)).report["train"].tokens
+    for truncation in ("error", "drop", "left", "right"):
+        report = built(train=str(path), max_length=length, truncation=truncation).report["train"]
+        assert (report.tokens, report.truncated, report.dropped) == (length, 0, 0)
+
+
+def test_it_can_be_sent_to_another_process(path):
+    data = pickle.loads(pickle.dumps(built(train=path)))
+    assert prompts(data, data.train_dataloader()) == [str(i) for i in range(20)]
+    assert data.val_dataloader() == []
 
 
 def test_rows_that_are_too_long_are_an_error_that_says_how_long(path):

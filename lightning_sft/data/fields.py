@@ -1,0 +1,45 @@
+"""Values of a row that must be of one kind: text that a tokenizer can take, and lists."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_sft.data.types import BadRowError
+
+CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
+"""Control characters but for those that break lines and columns."""
+
+
+def as_list(value: object, column: str) -> list[Any]:
+    """Return ``value`` if it is a list; ``column`` is its name for the message."""
+    if not isinstance(value, list):
+        raise BadRowError(f"{column} must be a list, got {kind(value)}")
+    return value
+
+
+def kind(value: object) -> str:
+    """Return the kind of a JSON value in words."""
+    return "nothing" if value is None else "text" if isinstance(value, str) else type(value).__name__
+
+
+def optional(row: Mapping[str, Any], column: str) -> str | None:
+    """Return the text of a column that may be missing or empty."""
+    value = row.get(column)
+    return as_text(value, column) if value is not None and value != "" else None
+
+
+def as_text(value: object, what: str) -> str:
+    """Return ``value`` if it is text that a tokenizer can take."""
+    if not isinstance(value, str):
+        raise BadRowError(f"{what} must be text, got {kind(value)}")
+    if not value.strip():
+        raise BadRowError(f"{what} is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as e:
+        raise BadRowError(f"{what} is not valid Unicode: unpaired surrogate {value[e.start]!a} at {e.start}") from e
+    if found := CONTROL.search(value):
+        raise BadRowError(f"{what} has the control character {found.group()!a} at {found.start()}")
+    return value
