@@ -19,6 +19,7 @@ LIGHTNING_VERBS = {
 }
 #: verb -> (module, function that takes the remaining arguments, help)
 OWN_VERBS: dict[str, tuple[str, str, str]] = {
+    "mine-probes": ("lightning_sft.probes.mine", "main", "find near-synonym probes in your own text"),
     "inspect": (
         "lightning_sft.verbs",
         "inspect",
@@ -85,7 +86,7 @@ def _unknown_verb(verb: str) -> str:
 def _help() -> str:
     lines = ["usage: lightning VERB [--config FILE ...] [--KEY VALUE ...]", "", "verbs:"]
     helps = {**LIGHTNING_VERBS, **{verb: text for verb, (_, _, text) in OWN_VERBS.items()}}
-    lines += [f"  {verb:<12}{text}" for verb, text in helps.items()]
+    lines += [f"  {verb:<14}{text}" for verb, text in helps.items()]
     lines += ["", "`lightning VERB --help` lists the settings of a verb, `lightning --version` prints the versions."]
     return "\n".join(lines)
 

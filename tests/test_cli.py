@@ -1,6 +1,7 @@
 """The command line: verbs, messages, run folders, evaluation of checkpoints."""
 
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -174,3 +175,17 @@ def test_load_from_checkpoint_rebuilds_the_module(toy_folder: Path, rows: Path) 
     assert module.settings.adapter.target_modules
     for name, value in torch.load(path, weights_only=True)["state_dict"].items():
         assert torch.equal(module.state_dict()[name], value), name
+
+
+def test_inspect_shows_trained_tokens_without_loading_weights(
+    toy_folder: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(toy_folder, tmp_path / "weightless")
+    (folder / "model.safetensors").unlink()
+    arguments = [f"--model.model_name_or_path={folder}", f"--data.train={rows}", "--data.val_split=4"]
+    main(["inspect", *arguments, "--rows=2", "--color=false"])
+    printed = capsys.readouterr().out
+    assert printed.count("train row ") == 2
+    assert "<|im_start|>assistant\n\u27e6word" in printed
+    assert "<|im_end|>\u27e7" in printed, "the end of a turn is trained"
+    assert "rows is -1" in message_of(["inspect", *arguments, "--rows=-1"], capsys)
