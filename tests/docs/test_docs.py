@@ -91,29 +91,43 @@ def parses(arguments: list[str]) -> None:
     assert stop.value.code == 0
 
 
-COMMANDS = [(page, command) for page, command in program_commands() if command.split()[0] in LIGHTNING_VERBS]
-UNIQUE = {command: page for page, command in COMMANDS}
+#: verbs that take the settings of a run, and so print them
+CONFIGURED = {*LIGHTNING_VERBS, "inspect"}
+COMMANDS = {command: page for page, command in program_commands() if command.split()[0] in CONFIGURED}
 
 
-@pytest.mark.parametrize("command", UNIQUE)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_command_parses(command: str, checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "'" not in command, "the test splits at white space"
-    assert '"' not in command, "the test splits at white space"
+    assert not {"'", '"'} & set(command), "the test splits at white space"
     parses(command.split())
     assert "model_name_or_path" in capsys.readouterr().out
 
 
-def test_other_commands_name_verbs_that_exist() -> None:
-    for page, command in program_commands():
-        verb = command.split()[0]
-        assert verb in {**LIGHTNING_VERBS, **OWN_VERBS} or verb in ("--help", "--version"), f"{name_of(page)}: {command}"
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_other_commands_name_verbs_that_exist(page: Path) -> None:
+    fenced = [command for where, command in program_commands() if where == page]
+    inline = re.findall(r"(?:`|^    )lightning(?:-sft)? ([^`\n]+)", prose(page), re.M)
+    for command in [*fenced, *inline]:
+        assert command.split()[0] in {*LIGHTNING_VERBS, *OWN_VERBS, "VERB", "--help", "--version"}, command
+
+
+@pytest.mark.parametrize("verb", OWN_VERBS)
+def test_own_verbs_explain_themselves(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    given = {option for _, c in program_commands() if c.split()[0] == verb for option in re.findall(r"--[a-z]\w*", c)}
+    printed = capsys.readouterr().out
+    assert given
+    for option in given:
+        assert option in printed
 
 
 def test_readme_shows_the_main_commands_literally() -> None:
-    commands = [command for page, command in program_commands() if page.name == "README.md"]
+    commands = [line for page, line in shell_lines() if page.name == "README.md" and line.startswith("lightning ")]
     assert commands[:2] == [
-        "fit --config configs/demo.yaml",
-        "fit --config configs/demo.yaml --model.objective PowerFamily --model.objective.alpha 1",
+        "lightning fit --config configs/demo.yaml",
+        "lightning fit --config configs/demo.yaml --model.objective PowerFamily --model.objective.alpha 1",
     ]
 
 

@@ -93,10 +93,9 @@ def test_callbacks_are_those_of_the_package() -> None:
 
 
 def test_verbs_are_those_of_the_program() -> None:
-    assert table_column(REFERENCE / "cli.md", "")[: len(LIGHTNING_VERBS) + len(OWN_VERBS)] == [
-        *LIGHTNING_VERBS,
-        *OWN_VERBS,
-    ]
+    verbs = {*LIGHTNING_VERBS, *OWN_VERBS}
+    page = (REFERENCE / "cli.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `([\w-]+)` \|", page[: page.index("## ")], re.M)) == verbs
 
 
 def test_classes_of_the_python_page_exist() -> None:
