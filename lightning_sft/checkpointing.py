@@ -35,9 +35,9 @@ def set_rng_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(internal.tolist()), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"].cpu())
+    torch.set_rng_state(state["torch"].cpu().clone())  # torch 2.13 crashes on a view with an offset into its storage
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"].cpu())
+        torch.cuda.set_rng_state(state["cuda"].cpu().clone())
 
 
 def gather_rng_states(world_size: int, all_gather: Callable[[Tensor], Tensor]) -> list[dict[str, Any]]:

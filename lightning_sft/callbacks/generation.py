@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -63,7 +64,8 @@ class GenerationMonitor(Callback):
 
     def _read(self, trainer: Trainer, pl_module: LightningModule, stage: Stage, limit: int | None) -> None:
         datamodule: Any = getattr(trainer, "datamodule", None)
-        if trainer.barebones or not hasattr(datamodule, "generation_rows"):
+        glance = trainer.sanity_checking and trainer.num_sanity_val_steps != math.inf
+        if trainer.barebones or glance or not hasattr(datamodule, "generation_rows"):
             return
         rows = datamodule.generation_rows(stage, limit)
         if all(datamodule.score(row, "") is None for row in rows):
