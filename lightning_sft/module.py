@@ -173,9 +173,9 @@ class SFTModule(LightningModule):
 
     @override
     def configure_callbacks(self) -> list[Callback]:
-        from lightning_sft.callbacks import GenerationMonitor, Readings
+        from lightning_sft.callbacks import DataReport, GenerationMonitor, Readings
 
-        defaults: list[Callback] = [] if self.trainer.barebones else [Readings(), GenerationMonitor()]
+        defaults: list[Callback] = [] if self.trainer.barebones else [DataReport(), Readings(), GenerationMonitor()]
         given = callbacks_of(self.trainer)
         return [c for c in defaults if not any(isinstance(g, type(c)) for g in given)]
 

@@ -41,17 +41,25 @@ def find_checkpoint(which: str, root: Path, extra: list[Path]) -> RunCheckpoint:
         path = Path(which).expanduser()
         if not path.exists():
             raise UserError(f"--ckpt_path is {which!r}, which does not exist. Allowed: a checkpoint, 'last' or 'best'.")
-        inside = path.parent.name == CHECKPOINTS and path.parent.parent.parent.resolve() == root.resolve()
-        return RunCheckpoint(path, path.parent.parent.name if inside else None)
-    found = [p for folder in (*root.glob(f"*/{CHECKPOINTS}"), *extra) for p in folder.glob("*.ckpt")]
+        return RunCheckpoint(path, _version(path, root))
+    # version folders, no logger at all, and loggers that put a project between (W&B)
+    depths = (f"*/{CHECKPOINTS}", CHECKPOINTS, f"*/*/{CHECKPOINTS}")
+    folders = [folder for depth in depths for folder in root.glob(depth)]
+    found = [path for folder in (*folders, *extra) for path in folder.glob("*.ckpt")]
     if not found:
         raise UserError(
             f"--ckpt_path {which}: no run with a checkpoint was found in {str(root)!r}. Start a run without "
             "--ckpt_path, or give the path of a checkpoint."
         )
     newest = max(found, key=lambda p: p.stat().st_mtime_ns)
-    version = newest.parent.parent.name if newest.parent.name == CHECKPOINTS else None
-    return RunCheckpoint(newest if which == "last" else _best(newest), version)
+    return RunCheckpoint(newest if which == "last" else _best(newest), _version(newest, root))
+
+
+def _version(checkpoint: Path, root: Path) -> str | None:
+    """Return the name of the run's folder, if the checkpoint lies in ``root/version/checkpoints``."""
+    run = checkpoint.parent.parent
+    inside = checkpoint.parent.name == CHECKPOINTS and run.parent.resolve() == root.resolve()
+    return run.name if inside else None
 
 
 def _best(checkpoint: Path) -> Path:

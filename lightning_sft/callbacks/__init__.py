@@ -1,5 +1,6 @@
 """Callbacks, thin: they read, reduce and log. They also work in other people's LightningModules."""
 
+from lightning_sft.callbacks.data_report import DataReport
 from lightning_sft.callbacks.generation import GenerationMonitor
 from lightning_sft.callbacks.last_checkpoint import LastCheckpoint
 from lightning_sft.callbacks.order_parameter import OrderParameterLogger
@@ -9,6 +10,7 @@ from lightning_sft.callbacks.summary import RunSummary
 from lightning_sft.callbacks.synonym_rank import SynonymRankMonitor
 
 __all__ = [
+    "DataReport",
     "GenerationMonitor",
     "LastCheckpoint",
     "OrderParameterLogger",

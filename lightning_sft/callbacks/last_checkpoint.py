@@ -40,8 +40,7 @@ class LastCheckpoint(Checkpoint):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # the folder that ModelCheckpoint takes; log_dir is a collective, so it is asked for once and by every rank
-        self._folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+        self._folder = Path(trainer.strategy.broadcast(str(_checkpoint_folder(trainer))))
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -73,5 +72,14 @@ class LastCheckpoint(Checkpoint):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 logger.experiment.flush()
-        trainer.save_checkpoint(self._folder / "last.ckpt")
+        trainer.save_checkpoint(self._folder / "last.ckpt", weights_only=False)
         self._saved_at = trainer.global_step
+
+
+def _checkpoint_folder(trainer: Trainer) -> Path:
+    """Return the folder that Lightning's ModelCheckpoint takes by default, so that a run has one."""
+    if not trainer.loggers:
+        return Path(trainer.default_root_dir) / "checkpoints"
+    logger = trainer.loggers[0]
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return Path(logger.save_dir or trainer.default_root_dir, str(logger.name), version, "checkpoints")

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
 
@@ -45,7 +46,7 @@ class RunSummary(Callback):
         print(f"\n{'held out':<24}{head:>12}{f'step {trainer.global_step}':>14}")
         for key, value in sorted(self.after.items()):
             print(f"{key:<24}{self.before.get(key, math.nan):>12.4f}{value:>14.4f}")
-        if folder:
+        if folder and any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
             print(f"\nLook at it: tensorboard --logdir {folder}")
 
     @override

@@ -124,3 +124,17 @@ def test_barebones_is_silent(toy_folder: Path, tmp_path: Path) -> None:
 def test_generation_monitor_refuses_negative_numbers() -> None:
     with pytest.raises(ValueError, match="limit=-1"):
         GenerationMonitor(limit=-1)
+
+
+def test_the_data_report_stands_in_tensorboard(toy_folder: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl")
+    run("fit", toy_arguments(toy_folder, rows))
+    events = EventAccumulator(str(run_folder()), size_guidance={"histograms": 0})
+    events.Reload()
+    logged = scalars(run_folder())
+    assert logged["data/train_rows"] == [(0, 20.0)]
+    assert logged["data/val_rows"] == [(0, 4.0)]
+    assert 0 < logged["data/train_trained_share"][0][1] < 1
+    (histogram,) = events.Histograms("data/train_row_tokens")
+    assert histogram.histogram_value.num == 20
+    assert "data/report/text_summary" in events.Tags()["tensors"]
