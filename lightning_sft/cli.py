@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module, metadata
 from typing import NoReturn
@@ -19,6 +20,7 @@ LIGHTNING_VERBS = {
 }
 #: verb -> (module, function that takes the remaining arguments, help)
 OWN_VERBS: dict[str, tuple[str, str, str]] = {
+    "export": ("lightning_sft.export", "main", "write a checkpoint as a Hugging Face folder, adapters merged or not"),
     "mine-probes": ("lightning_sft.probes.mine", "main", "find near-synonym probes in your own text"),
     "inspect": (
         "lightning_sft.verbs",
@@ -67,6 +69,8 @@ def _verb(verb: str) -> Callable[[list[str]], None]:
 def _run_lightning_cli(arguments: list[str]) -> None:
     from lightning_sft.lightning_cli import SFTCLI
 
+    # Lightning 2.6 with torch 2.13; nothing that a user could change
+    warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated", FutureWarning)
     SFTCLI(args=arguments)
 
 

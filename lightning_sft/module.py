@@ -347,7 +347,16 @@ class SFTModule(LightningModule):
         self._rng_to_restore = saved["rng"][trainer.global_rank]
 
     @override
+    def on_validation_start(self) -> None:
+        self.averages.reset()  # an interrupted run leaves half a set behind
+
+    @override
+    def on_test_start(self) -> None:
+        self.averages.reset()
+
+    @override
     def on_train_start(self) -> None:
+        self._window = Window()
         if self._rng_to_restore is not None:
             checkpointing.set_rng_state(self._rng_to_restore)
             self._rng_to_restore = None
