@@ -73,15 +73,16 @@ def _unflatten(like: dict[str, Any], tensors: list[Tensor], numbers: list[float]
 
 
 def without_frozen(state_dict: dict[str, Any], module: nn.Module) -> dict[str, Any]:
-    """Return a state dict without frozen parameters, which the model's source brings back; buffers stay."""
-    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
-    # tied weights appear under names that named_parameters() leaves out
-    addresses = {p.data_ptr() for name, p in module.named_parameters() if name in frozen and p.numel()}
+    """Return a state dict without frozen parameters, which the model's source brings back; buffers stay.
 
-    def is_frozen(name: str, value: Any) -> bool:
-        return name in frozen or (isinstance(value, Tensor) and value.data_ptr() in addresses)
+    What a quantised parameter stores beside itself, such as ``weight.absmax``, goes with it.
+    """
+    frozen = {name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
 
-    return {k: v for k, v in state_dict.items() if not is_frozen(k, v)}
+    def is_frozen(name: str) -> bool:
+        return name in frozen or any(name[:i] in frozen for i, letter in enumerate(name) if letter == ".")
+
+    return {k: v for k, v in state_dict.items() if not is_frozen(k)}
 
 
 def check_weights(state_dict: dict[str, Any], module: nn.Module, saved: str, here: str) -> None:

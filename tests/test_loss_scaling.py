@@ -1,0 +1,71 @@
+"""A loss scaler changes no gradient: 16-bit mixed precision on its own path, with the scale made visible."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
+
+from tests.distributed.work import Gradients, sgd_module
+from tests.test_module import batches, loader, trainer
+
+SCALE = 2.0**12
+
+
+class FullPrecision(MixedPrecision):
+    """The scaler's path without half-precision products, so that gradients can be compared exactly."""
+
+    def autocast_context_manager(self) -> torch.autocast:
+        return torch.autocast("cpu", enabled=False)
+
+
+def scaled(plugin: type[MixedPrecision], scale: float = SCALE) -> dict[str, object]:
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=10**6)
+    return {"plugins": plugin("16-mixed", "cpu", scaler)}
+
+
+def fit(model: Path, masked: tuple[int, ...] = (), dtype: str = "float32", **settings: object):
+    rows = batches(8, 2)
+    for index in masked:
+        rows[index]["labels"].fill_(-100)
+    seen = Gradients()
+    module = sgd_module(str(model), dtype=dtype)
+    run = trainer(callbacks=[seen], accumulate_grad_batches=2, gradient_clip_val=0.5, **settings)
+    run.fit(module, loader(rows))
+    return module, seen.steps
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+@pytest.mark.parametrize("masked", [(), (0, 1), (2,)], ids=["all", "a step without supervision", "a masked half"])
+def test_scaled_gradients_and_weights_are_those_without_a_scaler(masked: tuple[int, ...], toy_folder: Path) -> None:
+    plain, expected = fit(toy_folder, masked)
+    module, steps = fit(toy_folder, masked, **scaled(FullPrecision))
+    assert module.skipped_steps == plain.skipped_steps == (masked == (0, 1))
+    assert len(steps) == len(expected) > 0
+    for got, wanted in zip(steps, expected, strict=True):
+        for name, value in wanted.items():
+            torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-5 * float(value.norm()))
+    for name, value in plain.scorer.state_dict().items():
+        torch.testing.assert_close(module.scorer.state_dict()[name], value, rtol=0, atol=1e-6)
+
+
+def test_half_precision_agrees_to_its_own_rounding(toy_folder: Path) -> None:
+    _, expected = fit(toy_folder)
+    _, steps = fit(toy_folder, **scaled(MixedPrecision))
+    for name, value in expected[0].items():
+        assert (steps[0][name] - value).norm() <= 0.02 * value.norm(), name
+
+
+def test_an_overflow_skips_the_update_and_halves_the_scale(toy_folder: Path) -> None:
+    plugin = scaled(MixedPrecision, scale=2.0**60)
+    module, steps = fit(toy_folder, **plugin)
+    assert not all(bool(v.isfinite().all()) for step in steps for v in step.values())
+    assert plugin["plugins"].scaler.get_scale() < 2.0**60
+    for parameter, start in zip(module.scorer.parameters(), fresh(toy_folder), strict=True):
+        assert torch.equal(parameter, start)
+
+
+def fresh(model: Path) -> list[torch.Tensor]:
+    module = sgd_module(str(model))
+    module.configure_model()
+    return list(module.scorer.parameters())
