@@ -20,6 +20,7 @@ from lightning_sft.probes.encode import EncodedProbes, encode_probes
 from lightning_sft.probes.files import load_probes
 from lightning_sft.probes.forward import ProbeReading, read_probes, within_shards
 from lightning_sft.probes.probe import Probe
+from lightning_sft.scores import TokenScores
 
 # The last forward pass of a run, so that two callbacks with the same probes share it.
 _latest: WeakKeyDictionary[Trainer, tuple[object, ProbeReading]] = WeakKeyDictionary()
@@ -203,9 +204,9 @@ def batch_loss(outputs: Any, accumulate: int) -> Tensor | None:
     step's own loss, which Lightning has divided by the number of accumulated batches.
     """
     if isinstance(outputs, Mapping):
-        logp = outputs["scores"].get("logp") if isinstance(outputs.get("scores"), Mapping) else None
-        if isinstance(logp, Tensor):
-            return -logp.mean() if logp.numel() else None
+        scores = outputs.get("scores")
+        if isinstance(scores, TokenScores):
+            return -scores.logp.mean() if len(scores) else None
         outputs = outputs.get("loss")
     return outputs.detach().float().mean() * accumulate if isinstance(outputs, Tensor) else None
 
