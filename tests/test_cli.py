@@ -189,3 +189,20 @@ def test_inspect_shows_trained_tokens_without_loading_weights(
     assert "<|im_start|>assistant\n\u27e6word" in printed
     assert "<|im_end|>\u27e7" in printed, "the end of a turn is trained"
     assert "rows is -1" in message_of(["inspect", *arguments, "--rows=-1"], capsys)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [["torch.optim.AdamW", "--model.optimizer.fused=true"], ["torch.optim.Adafactor", "--model.optimizer.lr=0.01"]],
+    ids=["fused", "adafactor"],
+)
+def test_any_optimizer_by_class_path(optimizer: list[str], toy_folder: Path, rows: Path) -> None:
+    name, setting = optimizer
+    run("fit", [*toy_arguments(toy_folder, rows), f"--model.optimizer={name}", setting])
+    checkpoint = torch.load(run_folder() / "checkpoints/last.ckpt", weights_only=True)
+    state = checkpoint["optimizer_states"][0]
+    trainable = sum(
+        p.requires_grad for p in SFTModule.load_from_checkpoint(run_folder() / "checkpoints/last.ckpt").parameters()
+    )
+    assert len(state["state"]) == trainable
+    assert checkpoint["global_step"] == 3

@@ -36,6 +36,15 @@ def test_demo_runs_as_shipped_but_for_the_model(toy_folder: Path) -> None:
     assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
 
 
+def test_base_runs_on_rows_of_ones_own(toy_folder: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "train.jsonl")
+    named = [f"--model.model_name_or_path={toy_folder}", f"--data.train={rows}", "--data.batch_size=2"]
+    run("fit", [f"--config={CONFIGS / 'base.yaml'}", *QUIET, *named])
+    folder = run_folder(Path("runs/base"))
+    assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
+    assert (folder / "checkpoints/best.ckpt").is_file()
+
+
 @pytest.mark.parametrize("fragment", FRAGMENTS, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_fragment_stacks_on_the_demo(fragment: Path, toy_folder: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl")
