@@ -48,7 +48,7 @@ def generate(
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 use_cache=True,
-                eos_token_id=_end_tokens(model, tokenizer),
+                eos_token_id=end_tokens(model, tokenizer),
                 pad_token_id=tokenizer.pad_token_id,
                 synced_gpus=synced_gpus,
             )
@@ -67,7 +67,8 @@ def _left_padded(
     return ids, mask
 
 
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids of the tokens that end an answer: those of the generation config and the tokenizer's."""
     of_model = model.generation_config.eos_token_id if model.generation_config is not None else None
     many = of_model if isinstance(of_model, list) else [of_model]
     return sorted({i for i in [*many, tokenizer.eos_token_id] if i is not None})

@@ -1,0 +1,362 @@
+"""Exported folders, read by plain transformers and peft in a process that knows nothing of this package."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Trainer
+
+from lightning_sft import SFTDataModule, SFTModule
+from lightning_sft.cli import main
+from lightning_sft.errors import UserError
+from lightning_sft.export import load_module, write_folder
+from lightning_sft.generation import generate
+from tests.running import run, toy_arguments, write_rows
+from tests.toys import save_toy, toy_model
+
+# each fit is a run of its own; peft 0.21 warns of an adapter on tied embeddings, which is what some tests are about
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`loftq_config` specified"),
+    pytest.mark.filterwarnings("ignore:Model with `tie_word_embeddings=True`"),
+    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`"),
+]
+LORA = ["--model.adapter=peft.LoraConfig", "--model.adapter.target_modules=all-linear", "--model.adapter.r=4"]
+ON_EMBEDDINGS = '--model.adapter.target_modules=["q_proj","embed_tokens"]'
+SAVED_WHOLE = '--model.adapter.modules_to_save=["embed_tokens"]'
+GROWN = ["--model.add_special_tokens=" + json.dumps([f"<|{i}|>" for i in range(8)])]
+BOTH_WHOLE = '--model.adapter.modules_to_save=["embed_in","lm_head"]'
+#: name -> (architecture, overrides of its configuration, settings of the run)
+RUNS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
+    "full": ("llama", {"eos_token_id": 0}, []),
+    "tied": ("llama", {}, LORA),
+    "untied": ("gpt_neox", {}, LORA),
+    "dora": ("llama", {}, [*LORA, "--model.adapter.use_dora=true"]),
+    "embeddings": ("llama", {}, [*LORA[:1], ON_EMBEDDINGS]),
+    "embeddings saved whole": ("llama", {}, [*LORA, SAVED_WHOLE]),
+    "tokens": ("llama", {}, [*LORA, "--model.adapter.trainable_token_indices=[1,40,41]"]),
+    "ia3": ("llama", {}, ["--model.adapter=peft.IA3Config"]),
+    "grown": ("gpt_neox", {}, [*LORA, BOTH_WHOLE, *GROWN]),
+}
+ADAPTERS = [name for name in RUNS if name != "full"]
+READER = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+results = {}
+for name, job in json.load(open("jobs.json")).items():
+    tokenizer = AutoTokenizer.from_pretrained(job["folder"])
+    if job["kind"] == "adapter":
+        from peft import AutoPeftModelForCausalLM
+        model = AutoPeftModelForCausalLM.from_pretrained(job["folder"])
+        model.generation_config = GenerationConfig.from_pretrained(job["folder"])
+    else:
+        model = AutoModelForCausalLM.from_pretrained(job["folder"])
+    model.eval()
+    nll = tokens = 0
+    for batch in torch.load(job["rows"]):
+        with torch.no_grad():
+            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        labels = batch["labels"][:, 1:]
+        logp = logits[:, :-1].double().log_softmax(-1)
+        picked = logp.gather(-1, labels.clamp(min=0)[..., None])[..., 0][labels != -100]
+        nll, tokens = nll - picked.sum().item(), tokens + picked.numel()
+    answers = []
+    for prompt in job["prompts"]:
+        chat = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        output = model.generate(**chat, max_new_tokens=12, do_sample=False)
+        answers.append(tokenizer.decode(output[0, chat["input_ids"].shape[1] :], skip_special_tokens=True))
+    config = model.generation_config
+    results[name] = {"nll": nll / tokens, "answers": answers, "ends": config.eos_token_id, "cache": config.use_cache}
+assert "lightning_sft" not in sys.modules and "lightning" not in sys.modules
+json.dump(results, open("results.json", "w"))
+"""
+
+
+def train(folder: Path, name: str) -> Path:
+    """A short run of the command line under ``folder``; returns its last checkpoint."""
+    kind, overrides, settings = RUNS[name]
+    model = save_toy(folder / "model", kind, **overrides)
+    rows = write_rows(folder / "rows.jsonl", count=12)
+    fast = {"model__optimizer__lr": 0.01, "model__lr_scheduler": "constant", "trainer__val_check_interval": 2}
+    arguments = toy_arguments(model, rows, trainer__max_steps=4, trainer__default_root_dir=folder, **fast)
+    run("fit", [*arguments, "--data.system=Count ``` words.", *settings])
+    return folder / "lightning_logs/version_0/checkpoints/last.ckpt"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Checkpoints of all runs."""
+    return {name: train(tmp_path_factory.mktemp(re.sub(r"\W", "_", name)), name) for name in RUNS}
+
+
+def jobs_of(name: str) -> list[str]:
+    return ["full"] if name == "full" else [f"{name}, adapter", f"{name}, merged"]
+
+
+JOBS = [job for name in RUNS for job in jobs_of(name)]
+
+
+@pytest.fixture(scope="module")
+def exported(
+    trained: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, dict[str, Any], dict[str, Any]]]:
+    """Job -> exported folder, what our module says, and what a process without this package says."""
+    place = tmp_path_factory.mktemp("exported")
+    jobs, expected = {}, {}
+    for name, checkpoint in trained.items():
+        module = load_module(checkpoint)
+        data = SFTDataModule(val=str(checkpoint.parents[3] / "rows.jsonl"), batch_size=4)
+        (readings,) = Trainer(
+            accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
+        ).validate(module, data, verbose=False)
+        torch.save(list(data.val_dataloader()), place / f"{name}.pt")
+        prompts = [f"say {row}" for row in range(4)]
+        chats = [
+            module.tokenizer.apply_chat_template(
+                [{"role": "user", "content": p}], add_generation_prompt=True, return_dict=True
+            )["input_ids"]
+            for p in prompts
+        ]
+        answers = [generate(module.scorer.causal_lm, module.tokenizer, [chat], max_new_tokens=12)[0] for chat in chats]
+        for job in jobs_of(name):
+            folder = place / job.replace(", ", "_").replace(" ", "_")
+            merge = ["--merge"] if job.endswith("merged") else []
+            main(["export", f"--ckpt_path={checkpoint}", f"--output={folder}", *merge])
+            expected[job] = {"nll": readings["val/nll"], "answers": answers}
+            kind = job.rpartition(", ")[2]
+            rows = str(place / f"{name}.pt")
+            jobs[job] = {"folder": str(folder), "kind": kind, "rows": rows, "prompts": prompts}
+    (place / "jobs.json").write_text(json.dumps(jobs))
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", READER], cwd=place, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads((place / "results.json").read_text())
+    return {job: (Path(jobs[job]["folder"]), expected[job], told[job]) for job in jobs}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_stranger_reads_the_same_model(job: str, exported: dict[str, Any]) -> None:
+    _, expected, told = exported[job]
+    assert abs(told["nll"] - expected["nll"]) < 1e-5
+    assert told["answers"] == expected["answers"]
+    assert any(told["answers"])
+    assert told["cache"] is True
+
+
+def test_training_changed_every_model(trained: dict[str, Path], exported: dict[str, Any]) -> None:
+    for name, checkpoint in trained.items():
+        before = torch.load(checkpoint, weights_only=True)["callbacks"]["RunSummary"]["before"]
+        data = exported[jobs_of(name)[0]][1]
+        assert abs(before["val/nll"] - data["nll"]) > 1e-3, name
+
+
+def test_answers_end_where_predict_ends_them(exported: dict[str, Any]) -> None:
+    folder, _, told = exported["full"]
+    assert told["ends"] == [0, 2], "the model's own end and the tokenizer's, which is the end of a turn"
+    assert json.loads((folder / "config.json").read_text())["use_cache"] is True
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_folders_hold_the_card_and_no_path_of_this_machine(job: str, exported: dict[str, Any]) -> None:
+    folder = exported[job][0]
+    card = (folder / "README.md").read_text()
+    assert (folder / "chat_template.jinja").is_file()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["library_name"] == ("peft" if job.endswith("adapter") else "transformers")
+    assert "base_model" not in front, "the hub refuses a folder's name there"
+    blocks = [yaml.safe_load(text) for text in re.findall(r"````yaml\n(.*?)````\n", card, re.S)]
+    training, data = blocks
+    assert training["objective"]["class_path"].endswith("NLL")
+    assert training["steps"] == 4
+    assert training["optimizer"]["init_args"]["lr"] == 0.01
+    assert data["system"] == "Count ``` words."
+    assert re.search(r"^\| val/nll \| [\d.]+ \|$", card, re.M)
+    if job.startswith("tied"):
+        assert training["adapter"] == {
+            "class_path": "peft.LoraConfig",
+            "init_args": {"r": 4, "target_modules": "all-linear"},
+        }
+    for text in folder.iterdir():
+        if text.name not in ("README.md", "adapter_config.json") and text.suffix != ".safetensors":
+            assert str(folder.parent.parent) not in text.read_text(), text.name
+
+
+def test_no_partial_folder_stays(exported: dict[str, Any]) -> None:
+    place = exported["full"][0].parent
+    assert not [p.name for p in place.iterdir() if p.name.startswith(".")]
+
+
+def test_best_and_last_of_the_runs_below(trained: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trained["full"].parents[3])
+    for which in ("best", "last"):
+        main(["export", f"--ckpt_path={which}", f"--output=out/{which}"])
+        assert (Path("out") / which / "model.safetensors").is_file()
+    card = Path("out/best/README.md").read_text()
+    assert "Best `val/nll` of the run so far: " in card
+
+
+def message_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(["export", *arguments])
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_an_existing_folder_is_refused(
+    trained: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "there").mkdir()
+    message = message_of([f"--ckpt_path={trained['full']}", "--output=there"], capsys)
+    assert "'there', which exists" in message
+    assert not list((tmp_path / "there").iterdir())
+
+
+@pytest.mark.parametrize("cause", [OSError("disk full"), RuntimeError("defect"), KeyboardInterrupt()])
+def test_a_failure_in_the_middle_leaves_nothing(
+    cause: BaseException, trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = load_module(trained["full"])
+
+    def fail(folder: Path) -> None:
+        assert (folder / "model.safetensors").is_file(), "the weights were there already"
+        raise cause
+
+    monkeypatch.setattr(module.tokenizer, "save_pretrained", fail)
+    with pytest.raises(UserError if isinstance(cause, OSError) else type(cause)):
+        write_folder(module, tmp_path / "new" / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_checkpoint_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "noise.ckpt").write_bytes(b"noise")
+    torch.save({"state_dict": {}, "global_step": 3}, tmp_path / "other.ckpt")
+    (tmp_path / "sharded.ckpt").mkdir()
+    expected = {
+        "noise.ckpt": "does not load as a checkpoint",
+        "other.ckpt": "holds no SFTModule",
+        "sharded.ckpt": "consolidate_checkpoint sharded.ckpt",
+        "nowhere.ckpt": "does not exist",
+        "last": "no run with a checkpoint",
+    }
+    for name, part in expected.items():
+        assert part in message_of([f"--ckpt_path={name}", "--output=out"], capsys), name
+    assert not (tmp_path / "out").exists()
+
+
+def changed(checkpoint: Path, folder: Path, **settings: Any) -> Path:
+    """A copy of a checkpoint with other stored settings."""
+    content = torch.load(checkpoint, weights_only=True)
+    content["hyper_parameters"] |= settings
+    torch.save(content, folder / "changed.ckpt")
+    return folder / "changed.ckpt"
+
+
+def test_a_base_of_another_architecture_names_both(trained: dict[str, Path], tmp_path: Path) -> None:
+    other = str(save_toy(tmp_path / "other", "gpt_neox"))
+    with pytest.raises(UserError, match=r"holds '.*model'.*but this run built '.*other'"):
+        load_module(changed(trained["tied"], tmp_path, model_name_or_path=other))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"objective": {"class_path": "gone.Objective"}},
+        {"setting_of_another_version": 1, "dtype": "float12"},
+        {"objective": {"class_path": "PowerFamily", "init_args": {"alhpa": 1}}},
+    ],
+)
+def test_settings_that_build_nothing(settings: dict[str, Any], trained: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"settings in the checkpoint .* do not build a module here"):
+        load_module(changed(trained["full"], tmp_path, **settings))
+
+
+def test_a_module_built_from_objects_says_what_to_do(tmp_path: Path) -> None:
+    model, rows = save_toy(tmp_path / "model"), write_rows(tmp_path / "rows.jsonl")
+    adapter = peft.LoraConfig(target_modules="all-linear", r=4)
+    module = SFTModule(str(model), adapter=adapter)
+    trainer = Trainer(
+        max_steps=2, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False
+    )
+    trainer.fit(module, SFTDataModule(train=str(rows)))
+    trainer.save_checkpoint("mine.ckpt")
+    with pytest.raises(UserError, match=r"built from Python objects \(adapter=...\)(.|\n)*write_folder\(module"):
+        load_module(Path("mine.ckpt"))
+    assert write_folder(module, "out") == "adapter"
+    card = Path("out/README.md").read_text()
+    assert "lightning_sft.objectives.nll.NLL" in card
+    assert "r: 4" in card
+    assert write_folder(module, "merged", merge=True, checkpoint="mine.ckpt") == "merged"
+    assert "steps: 2" in Path("merged/README.md").read_text()
+
+
+def test_a_hub_name_stands_in_the_front_matter(trained: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("owner").mkdir()
+    save_toy(Path("owner/name"))
+    module = SFTModule("owner/name", adapter=peft.LoraConfig(target_modules="all-linear"), revision="v1")
+    module.configure_model()
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+    write_folder(module, "out")
+    front = yaml.safe_load(Path("out/README.md").read_text().split("---")[1])
+    assert front["base_model"] == "owner/name"
+    assert front["base_model_relation"] == "adapter"
+    config = json.loads(Path("out/adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("owner/name", "v1")
+
+
+def test_the_adapter_of_a_gguf_file_says_what_it_needs(
+    trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lightning_sft.models import gguf
+
+    def convert(source: Path, folder: Path) -> None:
+        save_toy(folder)
+
+    monkeypatch.setattr(gguf, "_convert", convert)
+    monkeypatch.setenv("LIGHTNING_SFT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "model.gguf").write_bytes(b"toy")
+    checkpoint = changed(trained["tied"], tmp_path, model_name_or_path="model.gguf")
+    main(["export", f"--ckpt_path={checkpoint}", "--output=out"])
+    base = json.loads(Path("out/adapter_config.json").read_text())["base_model_name_or_path"]
+    assert (Path(base) / "model.safetensors").is_file()
+    card = Path("out/README.md").read_text()
+    assert "`model.gguf`" in card
+    assert str(tmp_path) not in card
+    assert "--merge" in card
+    assert "With --merge the export needs no base" in capsys.readouterr().out
+
+
+def test_merging_into_a_quantised_base_is_refused(trained: dict[str, Path], tmp_path: Path) -> None:
+    module = load_module(trained["tied"])
+    module.scorer.causal_lm.config.quantization_config = {"quant_method": "bitsandbytes"}
+    with pytest.raises(UserError, match=r"base is quantised.*without --merge"):
+        write_folder(module, "out", merge=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_frozen_weights_that_nobody_has_are_refused(trained: dict[str, Path], tmp_path: Path) -> None:
+    module = load_module(changed(trained["tied"], tmp_path, init="random"))
+    with pytest.raises(UserError, match="trained on random weights"):
+        write_folder(module, "out")
+    tokens = [f"<|{i}|>" for i in range(8)]
+    grown = changed(trained["tied"], tmp_path, add_special_tokens=tokens)
+    with pytest.raises(UserError, match=r"grew from 263 to 267 rows.*modules_to_save"):
+        write_folder(load_module(grown), "out", merge=True, checkpoint=grown)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_on_tied_embeddings_unties_them(exported: dict[str, Any]) -> None:
+    for job in ("embeddings, merged", "embeddings saved whole, merged"):
+        assert json.loads((exported[job][0] / "config.json").read_text())["tie_word_embeddings"] is False
+    assert json.loads((exported["tied, merged"][0] / "config.json").read_text())["tie_word_embeddings"] is True
+    assert toy_model("llama").config.tie_word_embeddings
