@@ -9,7 +9,9 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 
@@ -40,8 +42,20 @@ def all_gather(module: LightningModule) -> Callable[[Tensor], Tensor]:
     return cast("Callable[[Tensor], Tensor]", module.all_gather)
 
 
+def saves_shards(strategy: ModelParallelStrategy) -> bool:
+    """Return whether checkpoints are folders with a file of each rank."""
+    return strategy._save_distributed_checkpoint
+
+
 class ConfigurationWins:
     """A mixin for LightningCLI: a checkpoint's stored settings do not override files and command line."""
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as the user gave it."""
+
+
+def accumulation(trainer: Trainer) -> int | str:
+    """Return ``accumulate_grad_batches``, or the schedule of epochs that a GradientAccumulationScheduler follows."""
+    schedules = [c.scheduling for c in callbacks_of(trainer) if isinstance(c, GradientAccumulationScheduler)]
+    several = [s for s in schedules if len(s) > 1]
+    return str(several[0]) if several else trainer.accumulate_grad_batches

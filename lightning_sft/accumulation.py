@@ -37,15 +37,17 @@ class _WithValue(torch.autograd.Function):
         return grad, None
 
 
-def scaled_loss(output: HeadOutput, accumulate: int) -> Tensor:
+def scaled_loss(output: HeadOutput, accumulate: int, factor: float = 1.0) -> Tensor:
     """Return a scalar whose value is the micro-batch's mean loss and whose gradient is that of its sum / ``SCALE``.
+
+    The gradient is multiplied by ``factor``, for strategies that let nobody multiply it later.
 
     Both are multiplied by ``accumulate`` because Lightning divides by it again: ``outputs["loss"]`` is the mean, and a
     token's gradient does not depend on the split.
     """
     mean = output.losses.sum() / max(output.losses.numel(), 1)
     value = _WithValue.apply(  # type: ignore[no-untyped-call]  # torch types it so
-        output.loss_sum * (accumulate / SCALE), mean.to(output.loss_sum.dtype) * accumulate
+        output.loss_sum * (accumulate * factor / SCALE), mean.to(output.loss_sum.dtype) * accumulate
     )
     assert isinstance(value, Tensor)
     return value
@@ -100,9 +102,15 @@ class Window:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        """Return the number of micro-batches in the window."""
+        return self._count
 
     def add(self, sums: dict[str, Tensor]) -> None:
         """Add one micro-batch."""
+        self._count += 1
         self._sums = {k: self._sums[k] + v for k, v in sums.items()} if self._sums else dict(sums)
 
     def close(self, reduce: Callable[[Tensor], Tensor]) -> StepTotals:
@@ -114,7 +122,7 @@ class Window:
         flat = reduce(torch.cat([v.reshape(-1) for v in self._sums.values()]))
         parts = flat.split([v.numel() for v in self._sums.values()])
         totals = StepTotals((k, part.view_as(v)) for (k, v), part in zip(self._sums.items(), parts, strict=True))
-        self._sums = {}
+        self._sums, self._count = {}, 0
         return totals
 
 

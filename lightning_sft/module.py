@@ -15,11 +15,11 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from peft import PeftConfig
 from torch import Tensor
 from torch.optim import Optimizer
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lightning_sft import checkpointing
-from lightning_sft._lightning import all_gather, attached_trainer, callbacks_of, made_by_cli
+from lightning_sft._lightning import accumulation, all_gather, attached_trainer, callbacks_of, made_by_cli
 from lightning_sft.accumulation import (
     SCALE,
     Denominator,
@@ -33,11 +33,20 @@ from lightning_sft.errors import UserError
 from lightning_sft.generation import generate
 from lightning_sft.head import HeadKind, HeadOutput
 from lightning_sft.metrics import TokenAverages
+from lightning_sft.models.access import position_limit, text_config
 from lightning_sft.models.build import ModelSettings, build_scorer
 from lightning_sft.models.loading import Dtype, Init, load_tokenizer
 from lightning_sft.models.mode import eval_mode
 from lightning_sft.objectives import NLL, Objective, RunFacts
-from lightning_sft.optim import ScheduleName, parameter_groups, schedule, warmup_length
+from lightning_sft.optim import (
+    ScheduleName,
+    checked_optimizer,
+    describe_optimizer,
+    parameter_groups,
+    schedule,
+    warmup_length,
+)
+from lightning_sft.strategies import StrategyAdapter, adapter_of
 
 Batch = dict[str, Tensor]
 
@@ -86,7 +95,7 @@ class SFTModule(LightningModule):
         objective: Objective | None = None,
         adapter: PeftConfig | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=2e-5),
-        lr_scheduler: LRSchedulerCallable | ScheduleName = "linear",
+        lr_scheduler: ScheduleName | LRSchedulerCallable = "linear",  # names first: they must survive a printed config
         warmup_steps: int | None = None,
         warmup_ratio: float = 0.0,
         denominator: Denominator = "all",
@@ -110,6 +119,9 @@ class SFTModule(LightningModule):
         # Objects in a checkpoint would break weights_only loading. LightningCLI hands over plain data instead.
         objects = [] if made_by_cli() else [k for k, v in given.items() if not _is_plain(v)]
         self.save_hyperparameters(ignore=objects, logger=False)
+        for hparams in (self.hparams, self.hparams_initial):  # a subclass may have objects of its own
+            for name in [k for k, v in hparams.items() if not _is_plain(v)]:
+                del hparams[name]
         self.settings = ModelSettings(
             model_name_or_path,
             adapter=adapter,
@@ -124,7 +136,7 @@ class SFTModule(LightningModule):
             trust_remote_code=trust_remote_code,
             revision=revision,
         )
-        self.strict_loading = adapter is None  # an adapter's checkpoint leaves the frozen base out
+        self.strict_loading = not self.settings.base_comes_back
         self.tokenizer_name_or_path = tokenizer_name_or_path or model_name_or_path
         self.chat_template = chat_template
         self.add_special_tokens = tuple(add_special_tokens or ())
@@ -141,7 +153,10 @@ class SFTModule(LightningModule):
         self._window = Window()
         self._step_is_complete = False
         self._rng_to_restore: dict[str, Any] | None = None
+        self._resumed_facts: dict[str, Any] = {}
+        self._optimizer_as_asked: dict[str, str] = {}
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._predict_rows: dict[int, Any] = {}
 
     # ------------------------------------------------------------------ model, tokenizer, optimizer
 
@@ -158,17 +173,27 @@ class SFTModule(LightningModule):
             )
         return self._tokenizer
 
+    @property
+    def strategy_adapter(self) -> StrategyAdapter:
+        """What the trainer's strategy needs."""
+        return adapter_of(self.trainer)
+
     @override
     def configure_model(self) -> None:
         if not hasattr(self, "scorer"):
-            self.scorer = build_scorer(self.settings, self.objective, len(self.tokenizer))
+            scorer = build_scorer(self.settings, self.objective, len(self.tokenizer))
+            if attached_trainer(self) is not None:
+                self.strategy_adapter.shard(scorer)
+            self.scorer = scorer
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
         total = self.trainer.estimated_stepping_batches
-        optimizer = self.make_optimizer(parameter_groups(self.scorer))
+        optimizer = checked_optimizer(self.make_optimizer, parameter_groups(self.scorer))
         warmup = warmup_length(total, self.warmup_steps, self.warmup_ratio)
         scheduler = schedule(optimizer, self.make_lr_scheduler, total, warmup)
+        named = self.make_lr_scheduler if isinstance(self.make_lr_scheduler, str) else type(scheduler).__name__
+        self._optimizer_as_asked = {"optimizer": describe_optimizer(optimizer), "lr_scheduler": named}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @override
@@ -181,6 +206,7 @@ class SFTModule(LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
+        self.strategy_adapter.check(self.trainer, self.settings, stage)
         total = self.trainer.estimated_stepping_batches if stage == "fit" else None
         self.objective.prepare(
             RunFacts(
@@ -208,22 +234,24 @@ class SFTModule(LightningModule):
         self._window.add(micro_batch_sums(output, self.objective, batch["attention_mask"]))
         accumulate = self.trainer.accumulate_grad_batches
         self._step_is_complete = (batch_idx + 1) % accumulate == 0 or self.trainer.is_last_batch
-        return {"loss": scaled_loss(output, accumulate), "losses": output.losses, "scores": output.scores}
+        factor = self._close_window() if self.strategy_adapter.scales_loss else 1.0
+        return {"loss": scaled_loss(output, accumulate, factor), "losses": output.losses, "scores": output.scores}
 
     @override
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         # After the strategy's own gradient reduction, and before on_after_backward, on_before_optimizer_step and
         # clipping: nobody sees a gradient of a complete step that is not exact.
         super().backward(loss, *args, **kwargs)
-        if self._step_is_complete:
-            self._normalise()
+        if self._step_is_complete and not self.strategy_adapter.scales_loss:
+            trainable = (p for p in self.scorer.parameters() if p.requires_grad)
+            multiply_gradients(trainable, self._close_window())
 
-    def _normalise(self) -> None:
+    def _close_window(self) -> float:
+        """Sum up the optimizer step over micro-batches and ranks; return what makes its gradient exact."""
         self.step_totals = self._window.close(self._sum_over_ranks)
         denominator = self.step_totals.denominator(self.denominator)
-        divisions = SCALE * self._averaged_ranks()  # the strategy averaged over its ranks
-        trainable = (p for p in self.scorer.parameters() if p.requires_grad)
-        multiply_gradients(trainable, divisions / denominator if denominator else 0.0)
+        divisions = SCALE * self._averaged_ranks()  # the strategy averages over its ranks
+        return divisions / denominator if denominator else 0.0
 
     def _sum_over_ranks(self, sums: Tensor) -> Tensor:
         total = self.trainer.strategy.reduce(sums, reduce_op="sum")
@@ -233,6 +261,17 @@ class SFTModule(LightningModule):
     def _averaged_ranks(self) -> int:
         sharding = self.trainer.distributed_sampler_kwargs
         return int(sharding["num_replicas"]) if sharding else 1
+
+    @override
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        value = gradient_clip_val or 0.0
+        if not (value and self.strategy_adapter.clip(value, gradient_clip_algorithm or "norm")):
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     @override
     def optimizer_step(
@@ -254,6 +293,10 @@ class SFTModule(LightningModule):
     # ------------------------------------------------------------------ evaluation
 
     @override
+    def on_predict_start(self) -> None:
+        self._predict_rows = {}
+
+    @override
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         return self._evaluate(batch)
 
@@ -273,8 +316,9 @@ class SFTModule(LightningModule):
             raise UserError(
                 f"predict needs a data module with generation_rows, such as SFTDataModule; got {datamodule}."
             )
-        wanted = set(batch["row"].tolist())
-        rows = [row for row in datamodule.generation_rows("predict", None) if row.index in wanted]
+        if not self._predict_rows:
+            self._predict_rows = {row.index: row for row in datamodule.generation_rows("predict", None)}
+        rows = [self._predict_rows[i] for i in batch["row"].tolist() if i in self._predict_rows]
         answers = generate(
             self.scorer.causal_lm, self.tokenizer, [r.prompt_ids for r in rows], max_new_tokens=self.max_new_tokens
         )
@@ -308,21 +352,19 @@ class SFTModule(LightningModule):
 
     def _facts(self) -> dict[str, Any]:
         """What the position in the data and in the schedule depends on."""
-        facts = {"world_size": self.trainer.world_size, "accumulate_grad_batches": self.trainer.accumulate_grad_batches}
+        facts = {"world_size": self.trainer.world_size, "accumulate_grad_batches": accumulation(self.trainer)}
         batch_size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
-        return facts if batch_size is None else {**facts, "batch_size": batch_size}
-
-    def _objective_name(self) -> str:
-        return f"{type(self.objective).__module__}.{type(self.objective).__qualname__}"
+        return {**facts, **({} if batch_size is None else {"batch_size": batch_size}), **self._optimizer_as_asked}
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.settings.adapter is not None:
+        if self.settings.base_comes_back and self.strategy_adapter.drops_frozen:
             checkpoint["state_dict"] = checkpointing.without_frozen(checkpoint["state_dict"], self)
         checkpoint[checkpointing.KEY] = {
             "facts": self._facts(),
+            "open_micro_batches": len(self._window),
             "model": self.settings.describe(),
-            "objective": self._objective_name(),
+            "objective": repr(self.objective),
             "rng": checkpointing.gather_rng_states(self.trainer.world_size, all_gather(self)),
             "skipped_steps": self.skipped_steps,
         }
@@ -330,21 +372,41 @@ class SFTModule(LightningModule):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get(checkpointing.KEY, {})
-        if saved and saved["objective"] != self._objective_name():
+        # FSDP2 loads the weights before this hook, and takes them out
+        weights: dict[str, Tensor] | None = checkpoint.get("state_dict")
+        if saved and saved["objective"] != repr(self.objective):
             rank_zero_warn(
-                f"The checkpoint was trained under {saved['objective']}; this run uses {self._objective_name()}. "
+                f"The checkpoint was trained under {saved['objective']}; this run uses {self.objective!r}. "
                 "Weights, optimizer and schedule continue. The losses change their meaning; val/nll keeps its own."
             )
-            others = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("objective.")}
-            checkpoint["state_dict"] = {**others, **self.objective.state_dict(prefix="objective.")}
-        here = self.settings.describe()
-        checkpointing.check_weights(checkpoint["state_dict"], self, saved.get("model", "another model"), here)
+            if weights is not None:
+                others = {k: v for k, v in weights.items() if not k.startswith("objective.")}
+                weights = checkpoint["state_dict"] = {**others, **self.objective.state_dict(prefix="objective.")}
+        if weights is not None:
+            here = self.settings.describe()
+            checkpointing.check_weights(weights, self, saved.get("model", "another model"), here)
         trainer = attached_trainer(self)
         if trainer is None or trainer.state.fn != "fit" or not saved:
             return
-        checkpointing.check_resume(saved["facts"], self._facts())
+        self._resumed_facts = saved["facts"]
+        if saved.get("open_micro_batches"):
+            rank_zero_warn(
+                f"The checkpoint was written in the middle of an optimizer step: the gradient of its first "
+                f"{saved['open_micro_batches']} micro-batches is not in it, and their rows are not seen again. Resume "
+                "from last.ckpt, or make val_check_interval a multiple of accumulate_grad_batches."
+            )
         self.skipped_steps = saved["skipped_steps"]
         self._rng_to_restore = saved["rng"][trainer.global_rank]
+
+    def _check_resumed(self) -> None:
+        """Compare with the checkpoint once, as soon as the optimizer is there: before or after it was restored."""
+        saved, self._resumed_facts = self._resumed_facts, {}
+        checkpointing.check_resume(saved, self._facts())
+
+    @override
+    def on_fit_start(self) -> None:
+        self._check_resumed()
+        _check_length(self.scorer.causal_lm, getattr(self.trainer, "datamodule", None))
 
     @override
     def on_validation_start(self) -> None:
@@ -357,12 +419,13 @@ class SFTModule(LightningModule):
     @override
     def on_train_start(self) -> None:
         self._window = Window()
+        self._check_resumed()
+        if self.objective.needs_seed():
+            self._seed_objective()
         if self._rng_to_restore is not None:
             checkpointing.set_rng_state(self._rng_to_restore)
             self._rng_to_restore = None
             rank_zero_info(f"Resumed at step {self.trainer.global_step} from {self.trainer.ckpt_path}")
-        elif self.objective.needs_seed():
-            self._seed_objective()
 
     @torch.no_grad()
     def _seed_objective(self) -> None:
@@ -375,6 +438,22 @@ class SFTModule(LightningModule):
                 batch = self.trainer.strategy.batch_to_device(batch)
                 window.add(micro_batch_sums(self(batch), self.objective, batch["attention_mask"]))
         self.objective.seed(window.close(self._sum_over_ranks).objective())
+
+
+def _check_length(model: PreTrainedModel, datamodule: Any) -> None:
+    """Raise if a row is longer than a model with learned positions has, warn if longer than it was trained on."""
+    limit = position_limit(model)
+    reports = getattr(datamodule, "report", {})
+    longest = max((int(report.lengths.max()) for report in reports.values() if len(report.lengths)), default=0)
+    if limit is None or longest <= limit:
+        return
+    message = (
+        f"The longest row has {longest} tokens, but {type(model).__name__} has {limit} positions. Set data.max_length "
+        f"to {limit} or less, and data.truncation to what shall become of longer rows."
+    )
+    if not hasattr(text_config(model), "rope_parameters"):
+        raise UserError(message)
+    rank_zero_warn(message)
 
 
 def _is_plain(value: object) -> bool:

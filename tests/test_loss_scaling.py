@@ -56,6 +56,7 @@ def test_half_precision_agrees_to_its_own_rounding(toy_folder: Path) -> None:
         assert (steps[0][name] - value).norm() <= 0.02 * value.norm(), name
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 def test_an_overflow_skips_the_update_and_halves_the_scale(toy_folder: Path) -> None:
     plugin = scaled(MixedPrecision, scale=2.0**60)
     module, steps = fit(toy_folder, **plugin)

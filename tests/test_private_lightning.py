@@ -5,6 +5,7 @@ import inspect
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.core.mixins import hparams_mixin
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lightning_sft import _lightning
 
@@ -24,6 +25,11 @@ def test_trainer_attributes() -> None:
     assert _lightning.attached_trainer(module) is None
     module.trainer = trainer
     assert _lightning.attached_trainer(module) is trainer
+
+
+def test_form_of_checkpoints() -> None:
+    for sharded in (False, True):
+        assert _lightning.saves_shards(ModelParallelStrategy(save_distributed_checkpoint=sharded)) is sharded
 
 
 def test_cli_parses_checkpoints_where_it_is_overridden() -> None:

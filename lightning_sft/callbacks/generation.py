@@ -13,6 +13,7 @@ from lightning_sft.callbacks.media import log_text
 from lightning_sft.errors import UserError
 from lightning_sft.generation import generate
 from lightning_sft.models.access import find_causal_lm, find_tokenizer
+from lightning_sft.probes.forward import within_shards
 
 Stage = Literal["val", "test"]
 
@@ -73,19 +74,34 @@ class GenerationMonitor(Callback):
         if not rows:
             return
         mine = rows[trainer.global_rank :: trainer.world_size]
-        answers = generate(
-            find_causal_lm(pl_module),
-            find_tokenizer(pl_module),
-            [row.prompt_ids for row in mine] or [rows[0].prompt_ids],
-            max_new_tokens=self.max_new_tokens,
-            batch_size=self.batch_size,
-            synced_gpus=trainer.world_size > 1,
-        )
+        answers = self._answers(trainer, pl_module, rows, mine)
         scores = [datamodule.score(row, answer) for row, answer in zip(mine, answers, strict=False)]
         self._log_accuracy(trainer, pl_module, stage, [s for s in scores if s is not None])
         shown = list(zip(mine, answers, scores, strict=False))[: self.samples]
         if shown:
             log_text(trainer, f"{stage}/samples", _table(shown), trainer.global_step)
+
+    def _answers(self, trainer: Trainer, pl_module: LightningModule, rows: list[Any], mine: list[Any]) -> list[str]:
+        """Return this rank's answers, and behind them some that only keep all ranks equally busy."""
+        fill = math.ceil(len(rows) / trainer.world_size) - len(mine)
+        prompts = [row.prompt_ids for row in (*mine, *rows[:fill])]
+        model = find_causal_lm(pl_module)
+        answers: list[str] = []
+
+        def answer() -> None:
+            answers.extend(
+                generate(
+                    model,
+                    find_tokenizer(pl_module),
+                    prompts,
+                    max_new_tokens=self.max_new_tokens,
+                    batch_size=self.batch_size,
+                    synced_gpus=trainer.world_size > 1,
+                )
+            )
+
+        within_shards(pl_module, model, answer)
+        return answers
 
     def _log_accuracy(self, trainer: Trainer, pl_module: LightningModule, stage: str, scores: list[float]) -> None:
         sums = torch.tensor([sum(scores), len(scores)], dtype=torch.float64, device=pl_module.device)

@@ -6,10 +6,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.strategies import ModelParallelStrategy
 from peft import LoraConfig
 
-from lightning_sft import SFTModule
+from lightning_sft import SFTDataModule, SFTModule
 from lightning_sft.cli import main
+from lightning_sft.errors import UserError
+from tests.running import write_rows
 from tests.test_module import batches, loader, trainer
 
 
@@ -66,3 +69,49 @@ def command_lines(rank: int, lines: list[list[str]]) -> None:
     """Run command lines one after the other, as torchrun would each."""
     for line in lines:
         main(line)
+
+
+def fsdp2(**sizes: Any) -> ModelParallelStrategy:
+    """The strategy, over data alone unless ``sizes`` say otherwise."""
+    return ModelParallelStrategy(**{"data_parallel_size": 2, "tensor_parallel_size": 1, **sizes})
+
+
+class Rows(Callback):
+    """The indices of the rows that this rank trains on."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.rows += batch["row"].tolist()
+
+
+def sharded_facts(rank: int, model: str) -> dict[str, Any]:
+    """What a rank holds of the model and sees of the rows, under the package's own data module."""
+    rows, module = Rows(), sgd_module(model)
+    fit = trainer(strategy=fsdp2(), devices=2, callbacks=[rows])
+    fit.fit(module, SFTDataModule(train=str(write_rows(Path(f"facts_{rank}.jsonl"))), batch_size=2))
+    parameters = list(module.scorer.parameters())
+    return {
+        "data_parallel_size": module.device_mesh["data_parallel"].size(),
+        "local": sum(p.to_local().numel() for p in parameters),
+        "whole": sum(p.numel() for p in parameters),
+        "largest_share": max(p.to_local().numel() / p.numel() for p in parameters),
+        "rows": [row for row in rows.rows if row >= 0],
+    }
+
+
+def refusals(rank: int, model: str) -> dict[str, str]:
+    """The messages of what FSDP2 cannot do."""
+    attempts = {
+        "auto": (fsdp2(data_parallel_size="auto", tensor_parallel_size="auto"), {}, "fit"),
+        "torch_compile": (fsdp2(), {"torch_compile": True}, "fit"),
+        "predict": (fsdp2(), {}, "predict"),
+    }
+    messages = {}
+    for name, (strategy, settings, verb) in attempts.items():
+        try:
+            getattr(trainer(strategy=strategy, devices=2), verb)(sgd_module(model, **settings), loader(batches(4, 2)))
+        except UserError as error:
+            messages[name] = str(error)
+    return messages

@@ -1,0 +1,87 @@
+"""FSDP2 on two gloo ranks: the trajectory of one device, sharded and resumable."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.fits import assert_equal, fit_arguments, fit_lines, last_checkpoint, last_path
+from tests.distributed.ranks import two_ranks
+from tests.running import run, run_folder, scalars, write_rows
+
+FRAGMENT = Path(__file__).parents[2] / "configs" / "strategy" / "fsdp2.yaml"
+FORMS = {"one file": False, "shards": True}
+RESUMED = {f"{form}, {kind}": (sharded, kind == "lora") for form, sharded in FORMS.items() for kind in ("full", "lora")}
+#: no dropout: two ranks draw other masks than one device
+EXACT: dict[str, Any] = {
+    "dropout": 0.0,
+    "model__dtype": "float64",
+    "trainer__val_check_interval": 2,
+}
+TRAJECTORIES = {"full": {}, "lora": {"adapter": True}, "checkpointing": {"model__gradient_checkpointing": True}}
+
+
+def strategy(sharded: bool) -> dict[str, object]:
+    sizes = {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": sharded}
+    return {"class_path": "ModelParallelStrategy", "init_args": sizes}
+
+
+@pytest.fixture(scope="module")
+def fits(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All fits of this file on two ranks, each in a folder of its name."""
+    folder = tmp_path_factory.mktemp("fsdp2")
+    rows = write_rows(folder / "rows.jsonl")
+    lines = []
+    for name, (sharded, adapter) in RESUMED.items():
+        lines += fit_lines(toy_folder, rows, adapter=adapter, strategy=strategy(sharded), root=name)
+    for name, further in TRAJECTORIES.items():
+        arguments = fit_arguments(toy_folder, rows, **{**EXACT, **further, "trainer__default_root_dir": name})
+        lines.append([*arguments[:1], f"--config={FRAGMENT}", *arguments[1:]])
+    two_ranks("work:command_lines", folder, lines=lines)
+    return folder
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_resumed_run_ends_like_the_uninterrupted_one(name: str, fits: Path) -> None:
+    sharded, _ = RESUMED[name]
+    assert last_path(fits / name / "parts").is_dir() == sharded
+    assert_equal(*(last_checkpoint(fits / name / part) for part in ("parts", "whole")))
+
+
+@pytest.mark.parametrize("name", TRAJECTORIES)
+def test_trajectory_is_that_of_one_device(name: str, fits: Path, toy_folder: Path) -> None:
+    settings = {**EXACT, **TRAJECTORIES[name], "data__batch_size": 4, "trainer__default_root_dir": "one"}
+    verb, *arguments = fit_arguments(toy_folder, fits / "rows.jsonl", **settings)
+    run(verb, arguments)
+    one, two = Path("one"), fits / name
+    expected, got = (last_checkpoint(root)["state_dict"] for root in (one, two))
+    assert got.keys() == expected.keys()
+    for key, value in expected.items():
+        assert (got[key] - value).norm() <= 1e-5 * value.norm(), key
+    readings, again = (scalars(run_folder(root / "lightning_logs")) for root in (one, two))
+    for key in ("train/loss", "train/grad_norm", "val/nll", "val/token_accuracy"):
+        assert [s for s, _ in again[key]] == [s for s, _ in readings[key]]
+        assert [v for _, v in again[key]] == pytest.approx([v for _, v in readings[key]], rel=1e-5), key
+
+
+def test_ranks_see_different_rows_and_hold_shards(toy_folder: Path, tmp_path: Path) -> None:
+    first, second = two_ranks("work:sharded_facts", tmp_path, model=str(toy_folder))
+    for rank in (first, second):
+        assert rank["data_parallel_size"] == 2
+        assert rank["local"] <= 0.6 * rank["whole"]
+        assert rank["largest_share"] < 1
+    assert first["local"] + second["local"] == first["whole"]
+    assert len(first["rows"]) == len(second["rows"]) > 0
+    assert not set(first["rows"]) & set(second["rows"])
+
+
+def test_what_cannot_work_is_refused(toy_folder: Path, tmp_path: Path) -> None:
+    parts = {
+        "auto": "data_parallel_size: 2 and tensor_parallel_size: 1",
+        "torch_compile": "torch_compile: false",
+        "predict": "predict does not run under FSDP2",
+    }
+    for messages in two_ranks("work:refusals", tmp_path, model=str(toy_folder)):
+        assert messages.keys() == parts.keys()
+        for name, part in parts.items():
+            assert part in messages[name]
