@@ -97,6 +97,8 @@ def check_weights(state_dict: dict[str, Any], module: nn.Module, saved: str, her
     Raises:
         UserError: weights that this model does not have, has in another shape, or would have to train from nothing.
     """
+    # the objective's own loading decides about its state, whose shape may depend on the run
+    state_dict = {k: v for k, v in state_dict.items() if not k.startswith("objective.")}
     own = module.state_dict()
     trainable = {name for name, p in module.named_parameters() if p.requires_grad}
     unknown = sorted(state_dict.keys() - own.keys())

@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module, metadata
+from pathlib import Path
 from typing import NoReturn
 
 from lightning_sft.errors import UserError
@@ -44,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if verb == "--version":
         print(f"lightning-sft {metadata.version('lightning-sft')}, lightning {metadata.version('lightning')}")
         return
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())  # a script's path lacks the folder where users keep classes of their own
     try:
         _verb(verb)(arguments)
     except UserError as error:
@@ -51,7 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Exception as error:
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-        if isinstance(error, MisconfigurationException):
+        # What Lightning itself refuses is a setting, too: its own frame is the innermost one.
+        frames = traceback.extract_tb(error.__traceback__)
+        refused = isinstance(error, ValueError | RuntimeError) and "/lightning/" in Path(frames[-1].filename).as_posix()
+        if isinstance(error, MisconfigurationException) or refused:
             _fail(error)
         raise
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightning_sft.errors import UserError
+from lightning_sft.models.access import position_limit
 from lightning_sft.models.mode import eval_mode
 
 
@@ -34,7 +36,16 @@ def generate(
         max_new_tokens: longest answer.
         batch_size: prompts generated at once.
         synced_gpus: keep all ranks generating until the slowest is done (sharded models need it).
+
+    Raises:
+        UserError: a prompt leaves no position for an answer.
     """
+    limit = position_limit(model)
+    if limit is not None and max(map(len, prompts), default=0) >= limit:
+        raise UserError(
+            f"A prompt has {max(map(len, prompts))} tokens, but {type(model).__name__} has {limit} positions, which must "
+            "hold the answer, too. Shorten the prompts, for example with data.max_length."
+        )
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: dict[int, str] = {}
     generator: Any = model  # transformers types `generate` as a tensor
@@ -45,7 +56,7 @@ def generate(
             output = generator.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=max_new_tokens if limit is None else min(max_new_tokens, limit - ids.shape[1]),
                 do_sample=False,
                 use_cache=True,
                 eos_token_id=end_tokens(model, tokenizer),

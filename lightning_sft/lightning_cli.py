@@ -9,7 +9,7 @@ from typing import Any, NoReturn, cast
 import lightning.pytorch.callbacks
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from typing_extensions import override
 
@@ -18,7 +18,7 @@ import lightning_sft.data
 import lightning_sft.objectives  # these rooms are imported so that short class names resolve in configurations
 from lightning_sft import runs
 from lightning_sft._lightning import ConfigurationWins
-from lightning_sft.callbacks import LastCheckpoint, RunSummary
+from lightning_sft.callbacks import LastCheckpoint, PredictionWriter, RunSummary
 from lightning_sft.data import SFTDataModule
 from lightning_sft.errors import UserError
 from lightning_sft.explain import explain
@@ -52,11 +52,16 @@ class RunConfig(SaveConfigCallback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         log_dir = trainer.log_dir  # a collective: every rank asks
-        if log_dir is None or not trainer.is_global_zero:
-            return
+        if log_dir is None or not trainer.loggers or not trainer.is_global_zero:
+            return  # without a logger, log_dir is the user's own folder
         folder = Path(log_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, folder / self.config_filename, skip_none=False, overwrite=True, multifile=False)
+        name = f"config_resumed_at_step_{trainer.global_step}.yaml" if trainer.ckpt_path else self.config_filename
+        again = self.config.clone()
+        again.ckpt_path = None  # so that the file starts a run of its own
+        for logger in _versioned_loggers(again.trainer):
+            logger.init_args.version = None
+        self.parser.save(again, folder / name, skip_none=False, overwrite=True, multifile=False)
 
 
 class SFTCLI(ConfigurationWins, LightningCLI):
@@ -68,6 +73,7 @@ class SFTCLI(ConfigurationWins, LightningCLI):
     """
 
     def __init__(self, args: ArgsType = None, **kwargs: Any) -> None:
+        self._new_folders: list[Path] = []
         try:
             super().__init__(
                 SFTModule,
@@ -81,8 +87,8 @@ class SFTCLI(ConfigurationWins, LightningCLI):
             )
         except BaseException:
             if hasattr(self, "trainer") and self.trainer.is_global_zero:
-                for logger in self.trainer.loggers:
-                    runs.remove_unstarted(logger.log_dir)
+                for folder in self._new_folders:
+                    runs.remove_unstarted(folder)
             raise
 
     @override
@@ -107,7 +113,8 @@ class SFTCLI(ConfigurationWins, LightningCLI):
         # The run goes on in its own folder, which naturally holds its checkpoints.
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         for logger in loggers:
-            if logger.init_args.version is None:
+            if logger.init_args.version is None and (self.subcommand == "fit" or logger.class_path == runs.TENSORBOARD):
+                runs.keep_metrics(root / found.version)
                 logger.init_args.version = found.version
 
     @override
@@ -133,7 +140,15 @@ class SFTCLI(ConfigurationWins, LightningCLI):
             callbacks += [] if any(issubclass(c, LastCheckpoint) for c in given) else [LastCheckpoint()]
         if not any(isinstance(c, RunSummary) for c in callbacks):
             callbacks.append(RunSummary())
-        return super().instantiate_trainer(**{"callbacks": callbacks, **kwargs})
+        if self.subcommand == "predict" and not any(isinstance(c, _PREDICTION_WRITERS) for c in callbacks):
+            callbacks.append(PredictionWriter())
+        trainer = super().instantiate_trainer(**{"callbacks": callbacks, **kwargs})
+        folders = [Path(logger.log_dir) for logger in trainer.loggers if logger.log_dir]
+        self._new_folders = [folder for folder in folders if not folder.exists()]
+        return trainer
+
+
+_PREDICTION_WRITERS = (PredictionWriter, BasePredictionWriter)
 
 
 def _best_checkpoint() -> Callback:
@@ -147,7 +162,7 @@ def _versioned_loggers(trainer: Namespace) -> list[Namespace]:
     if trainer.logger is True or (trainer.logger is None and not (trainer.fast_dev_run or trainer.barebones)):
         arguments = Namespace(save_dir=trainer.default_root_dir or ".", name="lightning_logs", version=None)
         arguments.default_hp_metric = False
-        trainer.logger = Namespace(class_path=runs.VERSIONED[0], init_args=arguments)
+        trainer.logger = Namespace(class_path=runs.TENSORBOARD, init_args=arguments)
     loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
     return [x for x in loggers if isinstance(x, Namespace) and x.class_path in runs.VERSIONED]
 

@@ -37,6 +37,30 @@ def parameter_groups(module: nn.Module) -> ParamGroups:
     return [group for group in groups if group["params"]]
 
 
+def checked_optimizer(make: Callable[[ParamGroups], Optimizer], groups: ParamGroups) -> Optimizer:
+    """Make the optimizer.
+
+    Raises:
+        UserError: it refuses its settings, or evaluates its closure more than once.
+    """
+    try:
+        optimizer = make(groups)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"The optimizer refuses its settings: {error}") from error
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise UserError(
+            "LBFGS evaluates the loss several times a step, but a step's gradient is gathered once from its "
+            "micro-batches. Use an optimizer that takes one gradient a step, such as torch.optim.AdamW."
+        )
+    return optimizer
+
+
+def describe_optimizer(optimizer: Optimizer) -> str:
+    """Return the optimizer's class with its settings, such as ``AdamW(betas=(0.9, 0.999), lr=0.001, ...)``."""
+    settings = ", ".join(f"{key}={value}" for key, value in sorted(optimizer.defaults.items()))
+    return f"{type(optimizer).__name__}({settings})"
+
+
 def warmup_length(total_steps: float, warmup_steps: int | None, warmup_ratio: float) -> int:
     """Return the number of warm-up steps.
 

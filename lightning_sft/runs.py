@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 from lightning_sft.errors import UserError
 
 #: Loggers that keep a run in ``save_dir/name/version``.
-VERSIONED = ("lightning.pytorch.loggers.TensorBoardLogger", "lightning.pytorch.loggers.CSVLogger")
+TENSORBOARD = "lightning.pytorch.loggers.TensorBoardLogger"
+VERSIONED = (TENSORBOARD, "lightning.pytorch.loggers.CSVLogger")
 CHECKPOINTS = "checkpoints"
 
 
@@ -52,7 +54,10 @@ def find_checkpoint(which: str, root: Path, extra: list[Path]) -> RunCheckpoint:
             "--ckpt_path, or give the path of a checkpoint."
         )
     newest = max(found, key=lambda p: p.stat().st_mtime_ns)
-    return RunCheckpoint(newest if which == "last" else _best(newest), _version(newest, root))
+    if which == "best":
+        return RunCheckpoint(_best(newest), _version(newest, root))
+    last = newest.with_name("last.ckpt")  # another one may have been written in the middle of a step
+    return RunCheckpoint(last if last.is_file() else newest, _version(newest, root))
 
 
 def _version(checkpoint: Path, root: Path) -> str | None:
@@ -78,13 +83,20 @@ def _best(checkpoint: Path) -> Path:
     )
 
 
-def remove_unstarted(folder: str | None) -> None:
+def keep_metrics(run: Path) -> None:
+    """Copy the metrics.csv of a run that goes on: Lightning's CSVLogger deletes the one it finds."""
+    metrics = run / "metrics.csv"
+    if metrics.is_file():
+        number = len(list(run.glob("metrics_before_resume_*.csv")))
+        shutil.copy2(metrics, run / f"metrics_before_resume_{number}.csv")
+
+
+def remove_unstarted(place: Path) -> None:
     """Remove the folder of a run that failed before its first step: Lightning opens event files before it knows.
 
     A run that started has its config.yaml there; a folder with anything else than a logger's own files stays, too.
     """
-    place = Path(folder) if folder else None
-    if place is None or not place.is_dir():
+    if not place.is_dir():
         return
     files = list(place.iterdir())
     if all(

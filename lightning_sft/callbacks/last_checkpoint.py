@@ -52,8 +52,10 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         step, every = trainer.global_step, self.every_n_train_steps
         due = every is not None and step > 0 and step % every == 0
-        ends = trainer.is_last_batch or step == trainer.max_steps
-        self._in_window = (batch_idx + 1) % trainer.accumulate_grad_batches != 0 and not trainer.is_last_batch
+        stops = trainer.should_stop and step != self._saved_at  # a time limit, early stopping: perhaps within a step
+        ends = trainer.is_last_batch or step == trainer.max_steps or stops
+        mid = (batch_idx + 1) % trainer.accumulate_grad_batches != 0 and not trainer.is_last_batch
+        self._in_window = mid and not stops
         # Here and not in on_train_epoch_end: a checkpoint from there, resumed, would train the epoch's end again.
         if due or ends or self._waiting:
             self._save(trainer)
@@ -61,6 +63,7 @@ class LastCheckpoint(Checkpoint):
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._saved_at = -1  # again, if the step was saved before: now with what the validation has shown
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:

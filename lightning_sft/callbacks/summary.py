@@ -51,7 +51,7 @@ class RunSummary(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"before": self.before, "before_step": self.before_step}
+        return {"before": self.before, "before_step": self.before_step, "after": self.after}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -94,6 +94,12 @@ def unembedding(model: PreTrainedModel) -> Unembedding:
     )
 
 
+def position_limit(model: PreTrainedModel) -> int | None:
+    """Return the most tokens of a sequence that the configuration names, or None."""
+    limit = getattr(text_config(model), "max_position_embeddings", None)
+    return None if limit is None else int(limit)
+
+
 def vocabulary_size(model: PreTrainedModel) -> int:
     """Return the number of rows of the output embeddings, which may exceed the tokenizer's length."""
     return int(model.get_output_embeddings().weight.shape[0])

@@ -38,6 +38,11 @@ class ModelSettings:
     trust_remote_code: bool = False
     revision: str | None = None
 
+    @property
+    def base_comes_back(self) -> bool:
+        """Whether the frozen weights can be left out of checkpoints, as the model's source brings them back."""
+        return self.adapter is not None and self.init == "pretrained"
+
     def describe(self) -> str:
         """Return a short description for messages and checkpoints."""
         adapter = "" if self.adapter is None else f" with {type(self.adapter).__name__}"

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_sft.errors import UserError
+from lightning_sft.models.access import input_embeddings
 from lightning_sft.models.gguf import PACKAGE_SCHEME, converted_folder, package_file, quiet_progress
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
@@ -127,14 +128,23 @@ def load_causal_lm(
     kwargs: dict[str, Any] = {"trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation}
     with torch.device("cpu"), quiet_progress():
         if init == "random":
-            weights = torch.float32 if dtype == "auto" else getattr(torch, dtype)
-            model = AutoModelForCausalLM.from_config(config, dtype=weights, **kwargs)
+            model = _from_config(config, name_or_path, dtype, **kwargs)
         else:
             model = _from_pretrained(source, name_or_path, config=config, dtype=dtype, revision=revision, **kwargs)
-        if vocabulary is not None and vocabulary > model.get_input_embeddings().weight.shape[0]:
+        if vocabulary is not None and vocabulary > input_embeddings(model).shape[0]:
             model.resize_token_embeddings(vocabulary, mean_resizing=init == "pretrained")
     # from_pretrained leaves the model in eval mode, and Lightning keeps the mode it finds: dropout would stay off.
     model.train()
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def _from_config(config: Any, name: str, dtype: Dtype, **kwargs: Any) -> PreTrainedModel:
+    weights = torch.float32 if dtype == "auto" else getattr(torch, dtype)
+    try:
+        model = AutoModelForCausalLM.from_config(config, dtype=weights, **kwargs)
+    except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:
+        raise UserError(f"No model could be made from the configuration of {name!r}: {_first_line(error)}") from error
     assert isinstance(model, PreTrainedModel)
     return model
 
