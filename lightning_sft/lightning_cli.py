@@ -108,6 +108,9 @@ class SFTCLI(ConfigurationWins, LightningCLI):
         root, extra = _run_root(config.trainer, loggers), _checkpoint_folders(config.trainer)
         found = runs.find_checkpoint(str(which), root, extra)
         config.ckpt_path = str(found.path)
+        if self.subcommand != "fit":
+            # ModelCheckpoint's remark that it will not continue the other run's list of best models
+            warnings.filterwarnings("ignore", message="The dirpath has changed from")
         if found.version is None:
             return
         # The run goes on in its own folder, which naturally holds its checkpoints.

@@ -14,6 +14,7 @@ import torch
 from lightning_sft import SFTModule
 from lightning_sft.cli import main
 from tests.running import run, run_folder, scalars, toy_arguments, write_rows
+from tests.toys import save_toy
 
 BASE = ["--model.model_name_or_path=x", "--data.train=y"]
 
@@ -206,3 +207,136 @@ def test_any_optimizer_by_class_path(optimizer: list[str], toy_folder: Path, row
     )
     assert len(state["state"]) == trainable
     assert checkpoint["global_step"] == 3
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_named_schedules_survive_config_and_checkpoint(schedule: str, toy_folder: Path, rows: Path) -> None:
+    run("fit", [*toy_arguments(toy_folder, rows), f"--model.lr_scheduler={schedule}"])
+    config = (run_folder() / "config.yaml").read_text()
+    assert f"lr_scheduler: {schedule}\n" in config
+    module = SFTModule.load_from_checkpoint(run_folder() / "checkpoints/last.ckpt")
+    assert module.make_lr_scheduler == schedule
+
+
+def test_a_config_of_the_users_own_is_not_touched_without_a_logger(toy_folder: Path, rows: Path) -> None:
+    Path("config.yaml").write_text("# mine\ntrainer:\n  logger: false\n")
+    run("fit", ["--config=config.yaml", *toy_arguments(toy_folder, rows)])
+    assert Path("config.yaml").read_text().startswith("# mine")
+    assert Path("checkpoints/last.ckpt").is_file()
+    run("fit", ["--config=config.yaml", *toy_arguments(toy_folder, rows, trainer__max_steps=5), "--ckpt_path=last"])
+    assert torch.load("checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
+
+
+def test_a_resumed_run_keeps_the_first_configuration(toy_folder: Path, rows: Path) -> None:
+    run("fit", toy_arguments(toy_folder, rows))
+    first = (run_folder() / "config.yaml").read_text()
+    run("fit", [*toy_arguments(toy_folder, rows, trainer__max_steps=5), "--ckpt_path=last"])
+    assert (run_folder() / "config.yaml").read_text() == first
+    again = (run_folder() / "config_resumed_at_step_3.yaml").read_text()
+    assert "max_steps: 5" in again
+    assert "ckpt_path: null" in again
+    assert "version: null" in again
+
+
+def test_a_random_base_under_an_adapter_stays_in_the_checkpoint(toy_folder: Path, rows: Path) -> None:
+    settings = ["--model.init=random", "--model.adapter=peft.LoraConfig", "--model.adapter.target_modules=all-linear"]
+    run("fit", [*toy_arguments(toy_folder, rows), *settings])
+    path = run_folder() / "checkpoints/last.ckpt"
+    norms = set()
+    for seed in (7, 8):
+        torch.manual_seed(seed)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`loftq_config` specified", UserWarning)
+            module = SFTModule.load_from_checkpoint(path)
+        norms.add(sum(p.double().abs().sum().item() for p in module.scorer.parameters()))
+    assert len(norms) == 1
+
+
+def test_a_run_that_is_stopped_keeps_a_checkpoint(toy_folder: Path, rows: Path) -> None:
+    arguments = toy_arguments(toy_folder, rows, trainer__max_steps=-1, trainer__max_epochs=50000)
+    run("fit", [*arguments, "--trainer.max_time=00:00:00:02", "--trainer.check_val_every_n_epoch=100000"])
+    assert torch.load(run_folder() / "checkpoints/last.ckpt", weights_only=True)["global_step"] > 0
+
+
+def test_another_learning_rate_on_resume_is_refused_and_not_ignored(
+    toy_folder: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["--model.optimizer=torch.optim.AdamW"]
+    run("fit", [*toy_arguments(toy_folder, rows), *base, "--model.optimizer.lr=0.001"])
+    more = [*toy_arguments(toy_folder, rows, trainer__max_steps=5), "--ckpt_path=last"]
+    message = message_of(["fit", *more, *base, "--model.optimizer.lr=0.5"], capsys)
+    assert "lr=0.001" in message
+    assert "lr=0.5" in message
+    assert "SGD(" in message_of(["fit", *more, "--model.optimizer=torch.optim.SGD"], capsys)
+
+
+REFUSED = {
+    "an optimizer that evaluates twice": (
+        ["--model.adapter=peft.LoraConfig", "--model.adapter.target_modules=all-linear", "--model.optimizer=LBFGS"],
+        "LBFGS evaluates the loss several",
+    ),
+    "a negative rate": (["--model.optimizer=torch.optim.AdamW", "--model.optimizer.lr=-1"], "Invalid learning rate"),
+    "an interval beyond the data": (["--trainer.val_check_interval=1000"], "val_check_interval"),
+    "rows beyond the positions": (
+        ["--model.init=random", '--model.config_overrides={"max_position_embeddings": 8}'],
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_with_a_message(case: str, toy_folder: Path, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings, expected = REFUSED[case]
+    assert expected in message_of(["fit", *toy_arguments(toy_folder, rows), *settings], capsys)
+
+
+def test_rows_beyond_the_positions(
+    toy_folder: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = toy_arguments(toy_folder, rows, data__val_split=None, model__init="random")
+    with pytest.warns(UserWarning, match=r"longest row has \d+ tokens, but LlamaForCausalLM has 8 positions"):
+        run("fit", [*arguments, '--model.config_overrides={"max_position_embeddings": 8}'])  # rotary: it may go on
+    learned = save_toy(tmp_path / "gpt2", "gpt2", n_positions=16)
+    message = message_of(["fit", *toy_arguments(learned, rows)], capsys)
+    assert "has 16 positions" in message
+    assert "data.max_length" in message
+
+
+def test_a_class_in_the_current_folder_works_with_the_installed_script(toy_folder: Path, rows: Path) -> None:
+    Path("my_file.py").write_text(
+        "from lightning_sft.objectives import NLL\n\n\nclass Mine(NLL):\n    def forward(self, scores):\n"
+        "        return 2 * super().forward(scores)\n"
+    )
+    script = Path(sys.executable).with_name("lightning-sft")
+    command = [str(script), "fit", *toy_arguments(toy_folder, rows), "--model.objective=my_file.Mine"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first = {key: values[0][1] for key, values in scalars(run_folder()).items()}
+    assert first["train/loss"] == pytest.approx(2 * first["train/nll"], rel=1e-6)
+
+
+def test_predict_writes_its_answers_without_being_told(toy_folder: Path, rows: Path) -> None:
+    arguments = toy_arguments(toy_folder, rows, data__predict=rows, model__max_new_tokens=2)
+    run("predict", arguments)
+    assert len(Path("predictions.jsonl").read_text().splitlines()) == 24
+
+
+def test_reading_a_checkpoint_keeps_the_metrics_of_a_csv_logger(toy_folder: Path, rows: Path) -> None:
+    logger = ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=.", "--trainer.logger.name=runs"]
+    run("fit", [*toy_arguments(toy_folder, rows), *logger])
+    before = Path("runs/version_0/metrics.csv").read_text()
+    run("validate", [*toy_arguments(toy_folder, rows), *logger, "--ckpt_path=last"])
+    assert Path("runs/version_0/metrics.csv").read_text() == before
+    run("fit", [*toy_arguments(toy_folder, rows, trainer__max_steps=5), *logger, "--ckpt_path=last"])
+    assert Path("runs/version_0/metrics_before_resume_0.csv").read_text() == before
+
+
+def test_a_failing_run_leaves_the_curves_of_earlier_ones(
+    toy_folder: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = ["--trainer.logger=TensorBoardLogger", "--trainer.logger.save_dir=.", "--trainer.logger.name=r"]
+    pinned = [*toy_arguments(toy_folder, rows), *logger, "--trainer.logger.version=eval"]
+    run("validate", pinned)
+    events = sorted(p.name for p in Path("r/eval").iterdir())
+    message_of(["validate", *pinned, "--data.val_split=1000"], capsys)
+    assert set(events) <= {p.name for p in Path("r/eval").iterdir()}
