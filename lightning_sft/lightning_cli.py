@@ -115,6 +115,7 @@ class SFTCLI(ConfigurationWins, LightningCLI):
             return
         # The run goes on in its own folder, which naturally holds its checkpoints.
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+        warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
         for logger in loggers:
             if logger.init_args.version is None and (self.subcommand == "fit" or logger.class_path == runs.TENSORBOARD):
                 runs.keep_metrics(root / found.version)

@@ -277,10 +277,6 @@ REFUSED = {
     ),
     "a negative rate": (["--model.optimizer=torch.optim.AdamW", "--model.optimizer.lr=-1"], "Invalid learning rate"),
     "an interval beyond the data": (["--trainer.val_check_interval=1000"], "val_check_interval"),
-    "rows beyond the positions": (
-        ["--model.init=random", '--model.config_overrides={"max_position_embeddings": 8}'],
-        "",
-    ),
 }
 
 
