@@ -75,12 +75,15 @@ def _unflatten(like: dict[str, Any], tensors: list[Tensor], numbers: list[float]
 def without_frozen(state_dict: dict[str, Any], module: nn.Module) -> dict[str, Any]:
     """Return a state dict without frozen parameters, which the model's source brings back; buffers stay.
 
-    What a quantised parameter stores beside itself, such as ``weight.absmax``, goes with it.
+    What a quantised layer stores beside its weight, such as ``weight.absmax`` or ``SCB``, goes with it.
     """
-    frozen = {name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    frozen = {name for name, parameter in parameters.items() if not parameter.requires_grad}
+    known = parameters.keys() | {name for name, _ in module.named_buffers(remove_duplicate=False)}
 
     def is_frozen(name: str) -> bool:
-        return name in frozen or any(name[:i] in frozen for i, letter in enumerate(name) if letter == ".")
+        owner = name.rpartition(".")[0]
+        return name in frozen or (name not in known and bool({owner, f"{owner}.weight"} & frozen))
 
     return {k: v for k, v in state_dict.items() if not is_frozen(k)}
 

@@ -37,6 +37,7 @@ from lightning_sft.models.access import position_limit, text_config
 from lightning_sft.models.build import ModelSettings, build_scorer
 from lightning_sft.models.loading import Dtype, Init, load_tokenizer
 from lightning_sft.models.mode import eval_mode
+from lightning_sft.models.quantization import Quantization
 from lightning_sft.objectives import NLL, Objective, RunFacts
 from lightning_sft.optim import (
     ScheduleName,
@@ -62,6 +63,9 @@ class SFTModule(LightningModule):
         model_name_or_path: hub name, local folder, GGUF file, or ``pkg://package/file.gguf``.
         objective: the loss of a token; :class:`NLL` by default.
         adapter: a peft configuration of an adapter that acts inside modules, such as ``peft.LoraConfig``.
+        adapter_path: a folder with an adapter to go on training, in place of ``adapter``.
+        quantization: ``"int8"`` or ``"nf4"``: quantise the frozen base while loading it; needs the extra
+            ``quantization``.
         optimizer: makes the optimizer from parameter groups.
         lr_scheduler: ``"constant"``, ``"linear"``, ``"cosine"``, or a callable that makes a scheduler; stepped once
             per optimizer step.
@@ -113,6 +117,8 @@ class SFTModule(LightningModule):
         chat_template: str | None = None,
         add_special_tokens: list[str] | None = None,
         max_new_tokens: int = 256,
+        adapter_path: str | None = None,
+        quantization: Quantization | None = None,
     ) -> None:
         super().__init__()
         given = {k: v for k, v in locals().items() if k not in {"self", "__class__"}}
@@ -125,6 +131,8 @@ class SFTModule(LightningModule):
         self.settings = ModelSettings(
             model_name_or_path,
             adapter=adapter,
+            adapter_path=adapter_path,
+            quantization=quantization,
             head=head,
             init=init,
             dtype=dtype,

@@ -91,6 +91,11 @@ class FullyShard(StrategyAdapter):
                 f"is not supported. Set data_parallel_size: {trainer.world_size} and tensor_parallel_size: 1, as "
                 "configs/strategy/fsdp2.yaml does."
             )
+        if settings.quantization is not None:
+            raise UserError(
+                f"quantization is {settings.quantization!r} under FSDP2, which cannot shard quantised weights here. "
+                "Use trainer.strategy: ddp, or set quantization: null."
+            )
         if settings.torch_compile:
             raise UserError(
                 "torch_compile does not go with FSDP2 here: the shards are gathered by hooks that break the graph. "

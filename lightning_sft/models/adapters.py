@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel, TaskType, get_peft_model
@@ -18,20 +19,12 @@ def add_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     Raises:
         UserError: an adapter that works on the prompt instead of inside modules, or one whose targets do not exist.
     """
-    if config.is_prompt_learning:
-        raise UserError(
-            f"The adapter {type(config).__name__} works on the prompt ({config.peft_type}), which the head does "
-            "not see. Allowed: adapters that act inside modules, such as peft.LoraConfig (also with use_dora or "
-            "use_rslora) and peft.IA3Config."
-        )
+    _refuse_prompt_learning(config)
     if config.task_type is None:
         config.task_type = TaskType.CAUSAL_LM
     try:
         with warnings.catch_warnings():
-            # peft 0.21 asks transformers 5.23 for an attribute under its old name
-            warnings.filterwarnings(
-                "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
-            )
+            _allow_old_name()
             adapted = get_peft_model(model, config)
     except ValueError as error:
         targets = getattr(config, "target_modules", None)
@@ -42,6 +35,54 @@ def add_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
         ) from error
     assert isinstance(adapted, PeftModel)
     return adapted
+
+
+def load_adapter(model: PreTrainedModel, path: str) -> PeftModel:
+    """Freeze a model and put a stored adapter into it, to go on training it; its weights are fp32.
+
+    Args:
+        model: the model that the adapter was trained on.
+        path: a folder that peft wrote, such as one of ``lightning-sft export``.
+
+    Raises:
+        UserError: no such folder, an adapter that works on the prompt, or one of another model.
+    """
+    folder = Path(path).expanduser()
+    if not (folder / "adapter_config.json").is_file():
+        what = f"it holds {sorted(p.name for p in folder.iterdir())[:10]}" if folder.is_dir() else "there is none"
+        raise UserError(
+            f"adapter_path is {path!r}, which must be a folder with an adapter_config.json; {what} (looked from "
+            f"{Path.cwd()}). `lightning-sft export` and peft's save_pretrained write such folders."
+        )
+    _refuse_prompt_learning(PeftConfig.from_pretrained(str(folder)))
+    try:
+        with warnings.catch_warnings():
+            _allow_old_name()
+            # weights that are missing are an adapter of another model
+            warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+    except (ValueError, RuntimeError, UserWarning) as error:
+        raise UserError(
+            f"The adapter {path!r} does not fit {type(model).__name__}: {str(error).strip().splitlines()[0]} Give "
+            "the model that it was trained on as model_name_or_path (base_model_name_or_path in its "
+            "adapter_config.json)."
+        ) from error
+    assert isinstance(adapted, PeftModel)
+    return adapted
+
+
+def _allow_old_name() -> None:
+    """Ignore that peft 0.21 asks transformers 5.23 for an attribute under its old name."""
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+
+
+def _refuse_prompt_learning(config: PeftConfig) -> None:
+    if config.is_prompt_learning:
+        raise UserError(
+            f"The adapter {type(config).__name__} works on the prompt ({config.peft_type}), which the head does "
+            "not see. Allowed: adapters that act inside modules, such as peft.LoraConfig (also with use_dora or "
+            "use_rslora) and peft.IA3Config."
+        )
 
 
 def _linear_names(model: nn.Module) -> list[str]:

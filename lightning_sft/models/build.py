@@ -11,12 +11,14 @@ from peft import PeftConfig
 from torch import nn
 from transformers import PreTrainedModel
 
+from lightning_sft.errors import UserError
 from lightning_sft.head import HeadKind, choose_head
 from lightning_sft.models.access import backbone, find_causal_lm, unembedding, vocabulary_size
-from lightning_sft.models.adapters import add_adapter
+from lightning_sft.models.adapters import add_adapter, load_adapter
 from lightning_sft.models.loading import Dtype, Init, load_causal_lm
 from lightning_sft.models.mode import eval_mode
 from lightning_sft.models.neftune import add_noise
+from lightning_sft.models.quantization import Quantization
 from lightning_sft.models.scorer import TokenScorer
 from lightning_sft.objectives import Objective
 
@@ -37,15 +39,43 @@ class ModelSettings:
     neftune_noise_alpha: float | None = None
     trust_remote_code: bool = False
     revision: str | None = None
+    adapter_path: str | None = None
+    quantization: Quantization | None = None
+
+    def __post_init__(self) -> None:
+        """Raise on settings that exclude each other.
+
+        Raises:
+            UserError: names both.
+        """
+        if self.adapter is not None and self.adapter_path is not None:
+            raise UserError(
+                f"adapter ({type(self.adapter).__name__}) and adapter_path ({self.adapter_path!r}) are both given: one "
+                "makes a fresh adapter, the other goes on with a stored one, whose configuration is in its folder. "
+                "Give one of them."
+            )
+        if self.quantization is not None and not self.has_adapter:
+            raise UserError(
+                f"quantization is {self.quantization!r} without an adapter: quantised weights cannot train. Add "
+                "adapter: peft.LoraConfig, or set quantization: null."
+            )
+        if self.quantization is not None and self.init == "random":
+            raise UserError(f"quantization is {self.quantization!r} with init: random. Use init: pretrained.")
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether an adapter trains and the base is frozen."""
+        return self.adapter is not None or self.adapter_path is not None
 
     @property
     def base_comes_back(self) -> bool:
         """Whether the frozen weights can be left out of checkpoints, as the model's source brings them back."""
-        return self.adapter is not None and self.init == "pretrained"
+        return self.has_adapter and self.init == "pretrained"
 
     def describe(self) -> str:
         """Return a short description for messages and checkpoints."""
         adapter = "" if self.adapter is None else f" with {type(self.adapter).__name__}"
+        adapter = adapter if self.adapter_path is None else f" with the adapter {self.adapter_path!r}"
         return f"{self.name!r} ({self.init}){adapter}"
 
 
@@ -69,11 +99,14 @@ def build_scorer(settings: ModelSettings, objective: Objective, vocabulary: int)
         revision=settings.revision,
         trust_remote_code=settings.trust_remote_code,
         vocabulary=vocabulary,
+        quantization=settings.quantization,
     )
-    needs_copy = objective.reference != "none" and settings.adapter is None
+    needs_copy = objective.reference != "none" and not settings.has_adapter
     reference = copy.deepcopy(model).requires_grad_(False) if needs_copy else None
     if settings.adapter is not None:
         model = add_adapter(find_causal_lm(model), settings.adapter)
+    if settings.adapter_path is not None:
+        model = load_adapter(find_causal_lm(model), settings.adapter_path)
     causal_lm = find_causal_lm(model)
     if settings.gradient_checkpointing:
         _enable_checkpointing(causal_lm)

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from lightning_sft.errors import UserError
 from lightning_sft.models.access import input_embeddings
 from lightning_sft.models.gguf import PACKAGE_SCHEME, converted_folder, package_file, quiet_progress
+from lightning_sft.models.quantization import Quantization, quantization_config
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 Init = Literal["pretrained", "random"]
@@ -94,6 +95,7 @@ def load_causal_lm(
     revision: str | None = None,
     trust_remote_code: bool = False,
     vocabulary: int | None = None,
+    quantization: Quantization | None = None,
 ) -> PreTrainedModel:
     """Load a causal language model, or make one with random weights from its configuration.
 
@@ -106,6 +108,7 @@ def load_causal_lm(
         revision: revision of a hub name.
         trust_remote_code: run code that a hub repository brings along.
         vocabulary: number of token ids the embeddings must hold; they grow if they are smaller.
+        quantization: quantise the linear layers while loading; needs bitsandbytes.
 
     Raises:
         UserError: no such model, not a causal language model, or a configuration field that does not exist.
@@ -126,6 +129,8 @@ def load_causal_lm(
     _require_causal(config, name_or_path)
     # Lightning calls this under its own device and dtype contexts; from_pretrained refuses the meta device.
     kwargs: dict[str, Any] = {"trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation}
+    if quantization is not None:
+        kwargs["quantization_config"] = quantization_config(quantization, dtype)
     with torch.device("cpu"), quiet_progress():
         if init == "random":
             model = _from_config(config, name_or_path, dtype, **kwargs)

@@ -1,0 +1,42 @@
+"""Loading a frozen base in int8 or nf4 (QLoRA, Dettmers et al., arXiv 2305.14314)."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any, Literal
+
+import torch
+
+from lightning_sft.errors import UserError
+
+Quantization = Literal["int8", "nf4"]
+
+
+def quantization_config(kind: Quantization, dtype: str) -> Any:
+    """Return transformers' configuration of bitsandbytes.
+
+    Args:
+        kind: ``"int8"``, or ``"nf4"`` with quantised scales.
+        dtype: dtype of the weights that are not quantised, which nf4 also computes in; ``"auto"`` is bfloat16.
+
+    Raises:
+        UserError: bitsandbytes is not installed, or cannot train with it here.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"quantization is {kind!r}, which needs bitsandbytes. Install it with pip install "
+            '"lightning-sft[quantization]", or set quantization: null and dtype: bfloat16.'
+        )
+    if kind == "nf4" and not torch.accelerator.is_available():
+        raise UserError(
+            "quantization is 'nf4' without a GPU: bitsandbytes repacks nf4 weights on a CPU in evaluation, and "
+            "has no gradient through them afterwards. Use quantization: int8, or null with dtype: bfloat16."
+        )
+    from transformers import BitsAndBytesConfig
+
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    compute = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+    )
