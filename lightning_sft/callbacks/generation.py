@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from typing_extensions import override
 
 from lightning_sft.callbacks.media import log_text
@@ -72,6 +74,12 @@ class GenerationMonitor(Callback):
         if all(datamodule.score(row, "") is None for row in rows):
             rows = rows[: self.samples]
         if not rows:
+            return
+        if any(isinstance(m, FullyShardedDataParallel) for m in pl_module.modules()):
+            rank_zero_warn(
+                "GenerationMonitor answers nothing under FSDPStrategy (FSDP1), whose shards cannot be gathered around "
+                "generation. Use configs/strategy/fsdp2.yaml for answers."
+            )
             return
         mine = rows[trainer.global_rank :: trainer.world_size]
         answers = self._answers(trainer, pl_module, rows, mine)
