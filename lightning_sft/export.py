@@ -116,7 +116,7 @@ def write_folder(
     kind: Kind = "full" if not isinstance(model, PeftModel) else "merged" if merge else "adapter"
     saved = None if checkpoint is None else _read(Path(checkpoint))
     if isinstance(model, PeftModel):
-        _require_known_base(module)
+        _require_known_base(module, merge)
         if merge:
             model = module.scorer.model = _merged(model)
         else:
@@ -180,13 +180,15 @@ def _read(checkpoint: Path) -> dict[str, Any]:
     return content
 
 
-def _require_known_base(module: SFTModule) -> None:
-    """Raise if the frozen part of an adapter run, which the checkpoint leaves out, cannot be had again."""
+def _require_known_base(module: SFTModule, merge: bool) -> None:
+    """Raise if readers of the folder could not get the frozen part of an adapter run."""
     settings = module.settings
     if settings.init == "random":
+        if merge:
+            return
         raise UserError(
-            f"The adapter was trained on random weights (init: random of {settings.name!r}), which the checkpoint does "
-            "not hold and nobody can draw again. Train an adapter with init: pretrained, or all weights without one."
+            f"The adapter was trained on random weights (init: random of {settings.name!r}), which nobody else has. "
+            "Add --merge: the checkpoint holds them, and the folder will."
         )
     causal_lm = find_causal_lm(module.scorer.model)
     config = AutoConfig.from_pretrained(

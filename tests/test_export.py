@@ -181,7 +181,7 @@ def test_folders_hold_the_card_and_no_path_of_this_machine(job: str, exported: d
     assert training["steps"] == 4
     assert training["optimizer"]["init_args"]["lr"] == 0.01
     assert data["system"] == "Count ``` words."
-    assert re.search(r"^\| val/nll \| [\d.]+ \|$", card, re.M)
+    assert re.search(r"^\| val/nll \| [\d.]+ \| [\d.]+ \|$", card, re.M), "before and after"
     if job.startswith("tied"):
         assert training["adapter"] == {
             "class_path": "peft.LoraConfig",
@@ -345,9 +345,12 @@ def test_merging_into_a_quantised_base_is_refused(trained: dict[str, Path], tmp_
 
 
 def test_frozen_weights_that_nobody_has_are_refused(trained: dict[str, Path], tmp_path: Path) -> None:
-    module = load_module(changed(trained["tied"], tmp_path, init="random"))
-    with pytest.raises(UserError, match="trained on random weights"):
+    adapter = peft.LoraConfig(target_modules="all-linear")
+    module = SFTModule(load_module(trained["tied"]).settings.name, adapter=adapter, init="random")
+    module.configure_model()
+    with pytest.raises(UserError, match=r"trained on random weights.*--merge"):
         write_folder(module, "out")
+    assert write_folder(module, "merged", merge=True) == "merged"
     tokens = [f"<|{i}|>" for i in range(8)]
     grown = changed(trained["tied"], tmp_path, add_special_tokens=tokens)
     with pytest.raises(UserError, match=r"grew from 263 to 267 rows.*modules_to_save"):
