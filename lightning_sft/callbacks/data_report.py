@@ -31,7 +31,7 @@ class DataReport(Callback):
         for name, report in reports.items():
             scalars[f"data/{name}_rows"] = float(report.rows)
             scalars[f"data/{name}_trained_share"] = float(report.trained_share)
-            rows += [f"| {name} | {what} | {value} |" for what, value in report.counts().items()]
+            rows += [f"| {name} | {what} | {round(value, 4):,} |" for what, value in report.counts().items()]
         log_text(trainer, "data/report", "\n".join(["| set | what | value |", "| --- | --- | --- |", *rows]), step)
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=step)
