@@ -101,6 +101,9 @@ class SFTCLI(ConfigurationWins, LightningCLI):
         if self.subcommand is None:
             return
         config = self.config[self.subcommand]
+        if config.trainer.accumulate_grad_batches < 1:
+            given = config.trainer.accumulate_grad_batches
+            raise UserError(f"trainer.accumulate_grad_batches is {given}. Allowed: 1 or more.")
         loggers = _versioned_loggers(config.trainer)
         which = config.get("ckpt_path")
         if not which:

@@ -43,6 +43,7 @@ def find_checkpoint(which: str, root: Path, extra: list[Path]) -> RunCheckpoint:
         path = Path(which).expanduser()
         if not path.exists():
             raise UserError(f"--ckpt_path is {which!r}, which does not exist. Allowed: a checkpoint, 'last' or 'best'.")
+        check_readable(path)
         return RunCheckpoint(path, _version(path, root))
     # version folders, no logger at all, and loggers that put a project between (W&B)
     depths = (f"*/{CHECKPOINTS}", CHECKPOINTS, f"*/*/{CHECKPOINTS}")
@@ -58,6 +59,30 @@ def find_checkpoint(which: str, root: Path, extra: list[Path]) -> RunCheckpoint:
         return RunCheckpoint(_best(newest), _version(newest, root))
     last = newest.with_name("last.ckpt")  # another one may have been written in the middle of a step
     return RunCheckpoint(last if last.is_file() else newest, _version(newest, root))
+
+
+def check_readable(path: Path) -> None:
+    """Raise unless a file is a checkpoint of Lightning; folders of shards are left to their strategy.
+
+    Raises:
+        UserError: it cannot be read, or is something else.
+    """
+    import torch
+
+    if path.is_dir():
+        return
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises whatever the first wrong byte leads to
+        raise UserError(
+            f"--ckpt_path is {str(path)!r}, which cannot be read as a checkpoint: {str(error).splitlines()[0]} It may "
+            "be cut off or something else. Give a .ckpt file that a run wrote, 'last' or 'best'."
+        ) from error
+    if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
+        raise UserError(
+            f"--ckpt_path is {str(path)!r}, which torch reads but Lightning did not write. Give a .ckpt file of a run; "
+            "a model folder or file of weights goes to --model.model_name_or_path."
+        )
 
 
 def _version(checkpoint: Path, root: Path) -> str | None:

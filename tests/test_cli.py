@@ -55,6 +55,8 @@ BAD_INPUT = {
     "missing model folder": (["fit", "--model.model_name_or_path=./no", "--data.train={rows}"], ["'./no'", "Allowed"]),
     "no run to resume": (["fit", *BASE, "--ckpt_path=last"], ["no run with a checkpoint", "lightning_logs"]),
     "missing checkpoint": (["fit", *BASE, "--ckpt_path=a.ckpt"], ["a.ckpt", "does not exist"]),
+    "no checkpoint": (["fit", *BASE, "--ckpt_path={rows}"], ["cannot be read as a checkpoint", "'last'"]),
+    "no accumulation": (["fit", *BASE, "--trainer.accumulate_grad_batches=0"], ["accumulate_grad_batches is 0"]),
 }
 
 
@@ -268,6 +270,11 @@ def test_another_learning_rate_on_resume_is_refused_and_not_ignored(
     assert "lr=0.001" in message
     assert "lr=0.5" in message
     assert "SGD(" in message_of(["fit", *more, "--model.optimizer=torch.optim.SGD"], capsys)
+
+
+def test_weights_that_are_no_checkpoint_of_lightning(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"weight": torch.zeros(2)}, "weights.ckpt")
+    assert "Lightning did not write" in message_of(["fit", *BASE, "--ckpt_path=weights.ckpt"], capsys)
 
 
 REFUSED = {
