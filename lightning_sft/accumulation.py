@@ -53,9 +53,7 @@ def scaled_loss(output: HeadOutput, accumulate: int, factor: float = 1.0) -> Ten
     return value
 
 
-def micro_batch_sums(
-    output: HeadOutput, objective: Objective, attention_mask: Tensor, logp_dtype: torch.dtype = torch.float64
-) -> dict[str, Tensor]:
+def micro_batch_sums(output: HeadOutput, objective: Objective, attention_mask: Tensor) -> dict[str, Tensor]:
     """Return the sums of one micro-batch: those that every run needs, and the objective's own statistics.
 
     Keys ``supervised, kept, loss, nll, p, hits, positions, padding`` are scalars; the objective's start with
@@ -66,15 +64,17 @@ def micro_batch_sums(
     sums = {
         "supervised": torch.tensor(len(scores), device=scores.logp.device),
         "kept": objective.kept(scores).sum(),
-        "loss": output.losses.sum(dtype=logp_dtype),
-        "nll": -scores.logp.sum(dtype=logp_dtype),
-        "p": scores.logp.exp().sum(dtype=logp_dtype),
+        "loss": output.losses.sum(dtype=torch.float64),
+        "nll": -scores.logp.sum(dtype=torch.float64),
+        "p": scores.logp.exp().sum(dtype=torch.float64),
         "hits": hit.sum(),
         "positions": torch.tensor(attention_mask.numel(), device=scores.logp.device),
         "padding": (attention_mask == 0).sum(),
     }
     own = objective.statistics(scores)
-    return {k: v.to(logp_dtype) for k, v in sums.items()} | {f"objective/{k}": v.to(logp_dtype) for k, v in own.items()}
+    return {k: v.to(torch.float64) for k, v in sums.items()} | {
+        f"objective/{k}": v.to(torch.float64) for k, v in own.items()
+    }
 
 
 class StepTotals(dict[str, Tensor]):

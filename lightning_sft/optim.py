@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -129,13 +129,3 @@ def _after_warmup(optimizer: Optimizer, lr_scheduler: Callable[[Optimizer], LRSc
     if not isinstance(after, LRScheduler):
         raise UserError(f"Warm-up cannot stand in front of {type(after).__name__}: set warmup_steps and ratio to 0.")
     return SequentialLR(optimizer, [ramp, after], milestones=[warmup])
-
-
-def describe(parameters: Iterable[nn.Parameter]) -> str:
-    """Return a line such as ``3.1M of 134.5M parameters train (2.3%)``."""
-    total = trainable = 0
-    for parameter in parameters:
-        total += parameter.numel()
-        trainable += parameter.numel() if parameter.requires_grad else 0
-    share = 100 * trainable / max(total, 1)
-    return f"{trainable / 1e6:.1f}M of {total / 1e6:.1f}M parameters train ({share:.1f}%)"
