@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import pickle
 import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
@@ -24,7 +22,7 @@ from lightning_sft.models.access import find_causal_lm, vocabulary_size
 from lightning_sft.models.gguf import quiet_progress
 from lightning_sft.models.loading import resolve
 from lightning_sft.module import SFTModule
-from lightning_sft.runs import find_checkpoint
+from lightning_sft.runs import find_checkpoint, read_checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -164,15 +162,8 @@ def _read(checkpoint: Path) -> dict[str, Any]:
             f"--ckpt_path is {str(checkpoint)!r}, a sharded checkpoint (a folder). Make one file of it, and export "
             f"that: `python -m lightning.pytorch.utilities.consolidate_checkpoint {checkpoint}`."
         )
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"--ckpt_path is {str(checkpoint)!r}, which does not load as a checkpoint: {reason} Allowed: a .ckpt file "
-            "that `lightning fit` wrote, 'last' or 'best'."
-        ) from error
-    if not isinstance(content, dict) or KEY not in content:
+    content = read_checkpoint(checkpoint)
+    if KEY not in content:
         raise UserError(
             f"--ckpt_path is {str(checkpoint)!r}, which holds no SFTModule. Allowed: a .ckpt file that `lightning fit` "
             "wrote, 'last' or 'best'. What is a Hugging Face model already needs no export."

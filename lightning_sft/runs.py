@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_sft.errors import UserError
+from lightning_sft.errors import UserError, first_line
 
 #: Loggers that keep a run in ``save_dir/name/version``.
 TENSORBOARD = "lightning.pytorch.loggers.TensorBoardLogger"
@@ -43,7 +43,8 @@ def find_checkpoint(which: str, root: Path, extra: list[Path]) -> RunCheckpoint:
         path = Path(which).expanduser()
         if not path.exists():
             raise UserError(f"--ckpt_path is {which!r}, which does not exist. Allowed: a checkpoint, 'last' or 'best'.")
-        check_readable(path)
+        if path.is_file():  # folders of shards are left to their strategy
+            read_checkpoint(path)
         return RunCheckpoint(path, _version(path, root))
     # version folders, no logger at all, and loggers that put a project between (W&B)
     depths = (f"*/{CHECKPOINTS}", CHECKPOINTS, f"*/*/{CHECKPOINTS}")
@@ -61,28 +62,27 @@ def find_checkpoint(which: str, root: Path, extra: list[Path]) -> RunCheckpoint:
     return RunCheckpoint(last if last.is_file() else newest, _version(newest, root))
 
 
-def check_readable(path: Path) -> None:
-    """Raise unless a file is a checkpoint of Lightning; folders of shards are left to their strategy.
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint file, its tensors left on the disk.
 
     Raises:
-        UserError: it cannot be read, or is something else.
+        UserError: it cannot be read, or Lightning did not write it.
     """
     import torch
 
-    if path.is_dir():
-        return
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises whatever the first wrong byte leads to
         raise UserError(
-            f"--ckpt_path is {str(path)!r}, which cannot be read as a checkpoint: {str(error).splitlines()[0]} It may "
-            "be cut off or something else. Give a .ckpt file that a run wrote, 'last' or 'best'."
+            f"--ckpt_path is {str(path)!r}, which cannot be read as a checkpoint: {first_line(error)} "
+            "It may be cut off or something else. Give a .ckpt file that a run wrote, 'last' or 'best'."
         ) from error
     if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
         raise UserError(
             f"--ckpt_path is {str(path)!r}, which torch reads but Lightning did not write. Give a .ckpt file of a run; "
             "a model folder or file of weights goes to --model.model_name_or_path."
         )
+    return content
 
 
 def _version(checkpoint: Path, root: Path) -> str | None:

@@ -240,11 +240,13 @@ def test_a_failure_in_the_middle_leaves_nothing(
 
 def test_what_is_no_checkpoint_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "noise.ckpt").write_bytes(b"noise")
-    torch.save({"state_dict": {}, "global_step": 3}, tmp_path / "other.ckpt")
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.6"}, tmp_path / "other.ckpt")
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "weights.ckpt")
     (tmp_path / "sharded.ckpt").mkdir()
     expected = {
-        "noise.ckpt": "does not load as a checkpoint",
+        "noise.ckpt": "cannot be read as a checkpoint",
         "other.ckpt": "holds no SFTModule",
+        "weights.ckpt": "Lightning did not write",
         "sharded.ckpt": "consolidate_checkpoint sharded.ckpt",
         "nowhere.ckpt": "does not exist",
         "last": "no run with a checkpoint",

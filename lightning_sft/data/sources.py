@@ -14,7 +14,7 @@ from typing import Any, Literal
 from lightning_sft.data import formats
 from lightning_sft.data.readers import SUFFIXES, read_file, suffix
 from lightning_sft.data.types import BadRow, BadRowError, Example, Record, printable
-from lightning_sft.errors import UserError
+from lightning_sft.errors import UserError, first_line
 
 
 class DataSource(ABC):
@@ -152,10 +152,9 @@ class Source(DataSource):
         try:
             table = datasets.load_dataset(self.path, self.subset, split=self.split, streaming=self.streaming)
         except Exception as e:  # datasets raises errors of many libraries here
-            reason = str(e).splitlines()[0] if str(e) else type(e).__name__
             raise UserError(
                 f"{self.path!r} is neither a file or folder here ({Path.cwd()}) nor a dataset that loads from the "
-                f"Hugging Face hub: {reason}. Check the path, split={self.split!r} and subset={self.subset!r}."
+                f"Hugging Face hub: {first_line(e)}. Check the path, split={self.split!r} and subset={self.subset!r}."
             ) from e
         for i, row in enumerate(table):
             yield Record(f"{self.path}[{i}]", dict(row))

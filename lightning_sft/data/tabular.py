@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_sft.data.types import BadRow, Record
+from lightning_sft.errors import first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -99,7 +100,7 @@ def read_parquet(path: Path) -> Iterator[Record | BadRow]:
     try:
         file = pq.ParquetFile(path)
     except Exception as e:  # pyarrow's readers raise several kinds for damaged bytes
-        yield BadRow(str(path), f"not a readable Parquet file: {_first_line(e)}")
+        yield BadRow(str(path), f"not a readable Parquet file: {first_line(e)}")
         return
     with file:
         index = 0
@@ -107,7 +108,7 @@ def read_parquet(path: Path) -> Iterator[Record | BadRow]:
             try:
                 rows = file.read_row_group(group).to_pylist()
             except Exception as e:
-                yield BadRow(f"{path}, row group {group}", f"cannot be read: {_first_line(e)}")
+                yield BadRow(f"{path}, row group {group}", f"cannot be read: {first_line(e)}")
                 rows = []
             for offset, row in enumerate(rows):
                 yield Record(f"{path}[{index + offset}]", row)
@@ -129,7 +130,7 @@ def read_arrow(path: Path) -> Iterator[Record | BadRow]:
             if not whole:
                 yield BadRow(f"{path}[{index}]", "the end of the file is missing or damaged; rows may be lost")
     except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as e:
-        yield BadRow(f"{path}[{index}]", f"cannot be read from here on: {_first_line(e)}")
+        yield BadRow(f"{path}[{index}]", f"cannot be read from here on: {first_line(e)}")
 
 
 def _batches(file: pa.OSFile) -> tuple[Iterator[pa.RecordBatch], bool]:
@@ -146,7 +147,3 @@ def _batches(file: pa.OSFile) -> tuple[Iterator[pa.RecordBatch], bool]:
         file.seek(8)  # the batches stand there as in a stream
         return iter(pa.ipc.open_stream(file)), False
     return (reader.get_batch(i) for i in range(reader.num_record_batches)), True
-
-
-def _first_line(e: Exception) -> str:
-    return str(e).splitlines()[0] if str(e) else type(e).__name__

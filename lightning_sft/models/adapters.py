@@ -10,7 +10,7 @@ from peft import PeftConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from lightning_sft.errors import UserError
+from lightning_sft.errors import UserError, first_line
 
 
 def add_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
@@ -30,7 +30,7 @@ def add_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
         targets = getattr(config, "target_modules", None)
         raise UserError(
             f"The adapter {type(config).__name__} with target_modules={_readable(targets)} does not fit "
-            f"{type(model).__name__}: {str(error).splitlines()[0]} Linear modules that exist: "
+            f"{type(model).__name__}: {first_line(error)} Linear modules that exist: "
             f"{', '.join(_linear_names(model))}; or use target_modules: all-linear."
         ) from error
     assert isinstance(adapted, PeftModel)
@@ -63,7 +63,7 @@ def load_adapter(model: PreTrainedModel, path: str) -> PeftModel:
             adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     except (ValueError, RuntimeError, UserWarning) as error:
         raise UserError(
-            f"The adapter {path!r} does not fit {type(model).__name__}: {str(error).strip().splitlines()[0]} Give "
+            f"The adapter {path!r} does not fit {type(model).__name__}: {first_line(error)} Give "
             "the model that it was trained on as model_name_or_path (base_model_name_or_path in its "
             "adapter_config.json)."
         ) from error
