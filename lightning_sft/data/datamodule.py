@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,20 +12,18 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_sft.data.build import BuildOptions, BuiltSet, build
+from lightning_sft.data.build import BuildOptions
 from lightning_sft.data.collate import Collator
 from lightning_sft.data.dataset import SetReport, TokenDataset
 from lightning_sft.data.encode import ApplyChatTemplate, Encoder, TrainOn
+from lightning_sft.data.library import SetLibrary
 from lightning_sft.data.loader import ResumableDataLoader
 from lightning_sft.data.sampler import EpochSampler
-from lightning_sft.data.sets import OnBadRow, RawSet, list_rejected, read, split_off, without_leaks
+from lightning_sft.data.sets import OnBadRow, list_rejected
 from lightning_sft.data.sources import DataSource, as_sources
 from lightning_sft.data.truncate import Truncation
 from lightning_sft.data.types import GenerationRow
 from lightning_sft.errors import UserError
-
-Keys = tuple[set[bytes], set[bytes]]
-"""Digests of the rows of a set, and of their prompts."""
 
 STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 
@@ -92,20 +89,18 @@ class SFTDataModule(LightningDataModule):
             raise UserError(f"data.seed is {seed}; it must be at least 0.")
         if val is not None and val_split is not None:
             raise UserError(f"Both data.val and data.val_split={val_split} are given. Leave one of them out.")
-        self._sources: dict[str, list[DataSource]] = {
+        sources: dict[str, list[DataSource]] = {
             "train": as_sources(train, "train"),
             "val": as_sources(val, "val"),
             "test": as_sources(test, "test"),
             "predict": as_sources(predict, "predict"),
         }
-        self.val_split = val_split
+        self.sets = SetLibrary(sources, val_split, seed, system, BuildOptions(max_length, truncation, on_bad_row))
         self.batch_size = batch_size
         self.val_batch_size = val_batch_size or batch_size
         self.num_workers = num_workers
-        self.build_options = BuildOptions(max_length, truncation, on_bad_row)
         self.encoder_options = (train_on, apply_chat_template, template_kwargs)
         self.rejected_file = rejected_file
-        self.system = system
         self.shuffle = shuffle
         self.seed = seed
         self.pad_to_multiple_of = pad_to_multiple_of
@@ -113,21 +108,14 @@ class SFTDataModule(LightningDataModule):
         self._given_tokenizer = tokenizer
         self._tokenizer: Any = None
         self._encoder: Encoder | None = None
-        self._raw: dict[str, RawSet] = {}
-        self._keys: dict[str, Keys] = {}
-        self._built: dict[str, BuiltSet] = {}
-        self._fingerprint = ""
-        if not self._has("val"):
+        if not self.sets.has("val"):
             # no validation is a hook that is not overridden; for an empty list Lightning would validate nothing
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
 
     @property
     def source_names(self) -> tuple[str, ...]:
         """Name of each source by its index; rows of ``val_split`` keep the index of their train source."""
-        return tuple(source.name for source in self._all_sources())
-
-    def _all_sources(self) -> list[DataSource]:
-        return [source for sources in self._sources.values() for source in sources]
+        return tuple(source.name for source in self.sets.sources)
 
     @property
     def tokenizer(self) -> Any:
@@ -145,15 +133,14 @@ class SFTDataModule(LightningDataModule):
             self._tokenizer = self._find_tokenizer()
             self._encoder = Encoder(self._tokenizer, *self.encoder_options)
         for what in STAGES[stage]:
-            if what not in self._built and self._has(what):
-                self._build(what)
+            if what not in self.sets and self.sets.has(what):
+                assert self._encoder is not None
+                self.report[what] = self.sets.build(what, self._encoder).report
+                self._list_rejected(what)
 
     def dataset(self, what: Literal["train", "val", "test", "predict"]) -> TokenDataset:
         """Return the encoded rows of one set, after `setup`."""
-        return self._built[what].dataset
-
-    def _has(self, what: str) -> bool:
-        return bool(self._sources[what]) or (what == "val" and self.val_split is not None)
+        return self.sets[what].dataset
 
     def _find_tokenizer(self) -> Any:
         if isinstance(self._given_tokenizer, str):
@@ -169,58 +156,6 @@ class SFTDataModule(LightningDataModule):
                 "Pass SFTDataModule(tokenizer=...), a tokenizer or its name."
             )
         return tokenizer
-
-    def _build(self, what: str) -> None:
-        assert self._encoder is not None
-        raw, leaked, dropped = self._without_leaks(what)
-        built = build(raw, self.source_names, self._encoder, self.build_options, what)
-        built.report.leaked, built.report.leaked_dropped = leaked, dropped
-        self._built[what] = built
-        self.report[what] = built.report
-        self._known(what)
-        del self._raw[what]
-        if what == "train":
-            self._fingerprint = hashlib.blake2b(b"".join(e.key for e in built.examples), digest_size=16).hexdigest()
-            built.examples.clear()
-        self._list_rejected(what)
-
-    def _read(self, what: str) -> RawSet:
-        """Return the rows of one set, with those of ``val_split`` taken out of train."""
-        if what not in self._raw:
-            names = list(self._sources)
-            first = sum(len(self._sources[name]) for name in names[: names.index(what)])
-            if what == "val" and self.val_split is not None:
-                self._read("train")
-            else:
-                self._raw[what] = read(
-                    self._sources[what], first, self.build_options.on_bad_row, self.system, what != "predict"
-                )
-            if what == "train" and self.val_split is not None:
-                self._raw["train"], self._raw["val"] = split_off(self._raw["train"], self.val_split, self.seed)
-        return self._raw[what]
-
-    def _without_leaks(self, what: str) -> tuple[RawSet, int, int]:
-        """Return the rows of a set, how many of them stand in an earlier set, and how many were dropped for it."""
-        raw = self._read(what)
-        earlier = {"val": ("train",), "test": ("train", "val")}.get(what, ())
-        drops = [source.drop_leaks for source in self._all_sources()]
-        needed = any(drops[s] for s in set(raw.sources))
-        known = [self._known(e) for e in earlier if self._has(e) and (needed or e in self._raw or e in self._keys)]
-        keys, prompts = (set().union(*(sets[i] for sets in known)) for i in (0, 1))
-        kept, leaked = without_leaks(raw, keys, prompts, drops)
-        if not kept.examples:
-            raise UserError(
-                f"All {len(raw.examples)} rows of {what} also stand in {' or '.join(earlier)} and were dropped. Give "
-                "the tasks different seeds, or make their range larger."
-            )
-        return kept, leaked, len(raw.examples) - len(kept.examples)
-
-    def _known(self, what: str) -> Keys:
-        """Return what stands in a set, kept when its rows are let go."""
-        if what not in self._keys:
-            examples = self._read(what).examples
-            self._keys[what] = {example.key for example in examples}, {example.prompt_key for example in examples}
-        return self._keys[what]
 
     def _list_rejected(self, what: str) -> None:
         """Write the bad rows of a set to a file, on rank zero."""
@@ -245,9 +180,9 @@ class SFTDataModule(LightningDataModule):
     @override
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the training loader."""
-        if "train" not in self._built:
+        if "train" not in self.sets:
             raise UserError("There is nothing to train on: data.train is not set. Give a path or a DataSource.")
-        dataset = self._built["train"].dataset
+        dataset = self.sets["train"].dataset
         if self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0:
             # Lightning puts its own sequential sampler into loaders that shuffle, with a warning
             return DataLoader(
@@ -257,7 +192,7 @@ class SFTDataModule(LightningDataModule):
                 num_workers=self.num_workers,
                 generator=torch.Generator(),
             )
-        sources = self._all_sources()
+        sources = self.sets.sources
         numbers, counts = np.unique(dataset.sources, return_counts=True)
         groups = [(int(count), sources[int(n)].weight) for n, count in zip(numbers, counts, strict=True)]
         num_replicas, rank = self._ranks()
@@ -265,7 +200,7 @@ class SFTDataModule(LightningDataModule):
         return ResumableDataLoader(
             dataset,
             sampler,
-            self._fingerprint,
+            self.sets.fingerprint,
             batch_size=self.batch_size,
             collate_fn=self._collator(),
             num_workers=self.num_workers,
@@ -275,7 +210,7 @@ class SFTDataModule(LightningDataModule):
     @override
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Return the validation loader; nothing where there is no validation set."""
-        return self._loader("val") if "val" in self._built else []
+        return self._loader("val") if "val" in self.sets else []
 
     @override
     def test_dataloader(self) -> DataLoader[Any]:
@@ -288,9 +223,9 @@ class SFTDataModule(LightningDataModule):
         return self._loader("predict")
 
     def _loader(self, what: str) -> DataLoader[Any]:
-        if what not in self._built:
+        if what not in self.sets:
             raise UserError(f"There is nothing for {what}: data.{what} is not set. Give a path or a DataSource.")
-        dataset = self._built[what].dataset
+        dataset = self.sets[what].dataset
         num_replicas, rank = self._ranks()
         return DataLoader(
             dataset,
@@ -309,10 +244,10 @@ class SFTDataModule(LightningDataModule):
 
         Rows of plain text have no prompt and are left out.
         """
-        if stage not in self._built:
+        if stage not in self.sets:
             return []
         assert self._encoder is not None
-        built = self._built[stage]
+        built = self.sets[stage]
         able = [index for index, example in enumerate(built.examples) if example.has_prompt]
         if limit is not None and limit < len(able):
             able = [able[i * len(able) // limit] for i in range(limit)]
@@ -325,5 +260,5 @@ class SFTDataModule(LightningDataModule):
 
     def score(self, row: GenerationRow, answer: str) -> float | None:
         """Return the score of an answer, 0 to 1; None where the row's source has no scorer."""
-        example = self._built[row.stage].examples[row.index]
-        return self._all_sources()[row.source].score(example, answer)
+        example = self.sets[row.stage].examples[row.index]
+        return self.sets.sources[row.source].score(example, answer)

@@ -21,7 +21,7 @@ def test_yaml_block_builds(block):
     assert isinstance(data, SFTDataModule)
     train = yaml.safe_load(block)["data"]["train"]
     kinds = {"lightning_sft.data.Source": Source, "lightning_sft.data.ReasoningGymTask": ReasoningGymTask}
-    for given, source in zip(train if isinstance(train, list) else [train], data._sources["train"], strict=True):
+    for given, source in zip(train if isinstance(train, list) else [train], data.sets.sources_of["train"], strict=True):
         expected = Source if isinstance(given, str) else kinds[given["class_path"]]
         assert type(source) is expected
 
