@@ -18,6 +18,7 @@ from lightning_sft.models.adapters import add_adapter, load_adapter
 from lightning_sft.models.loading import Dtype, Init, load_causal_lm
 from lightning_sft.models.mode import eval_mode
 from lightning_sft.models.neftune import add_noise
+from lightning_sft.models.packing import choose_attention
 from lightning_sft.models.quantization import Quantization
 from lightning_sft.models.scorer import TokenScorer
 from lightning_sft.objectives import Objective
@@ -79,13 +80,14 @@ class ModelSettings:
         return f"{self.name!r} ({self.init}){adapter}"
 
 
-def build_scorer(settings: ModelSettings, objective: Objective, vocabulary: int) -> TokenScorer:
+def build_scorer(settings: ModelSettings, objective: Objective, vocabulary: int, packed: bool = False) -> TokenScorer:
     """Load the model, add the adapter, choose the head and switch on what the settings ask for.
 
     Args:
         settings: which model, and how.
         objective: its ``reference`` decides whether a frozen copy of the model is kept.
         vocabulary: number of token ids that the embeddings must hold.
+        packed: whether rows will hold several documents; decides which attention is the default.
 
     Raises:
         UserError: on a model, an adapter or a head that cannot work.
@@ -101,6 +103,8 @@ def build_scorer(settings: ModelSettings, objective: Objective, vocabulary: int)
         vocabulary=vocabulary,
         quantization=settings.quantization,
     )
+    if packed:
+        _prepare_for_packing(find_causal_lm(model), settings)
     needs_copy = objective.reference != "none" and not settings.has_adapter
     reference = copy.deepcopy(model).requires_grad_(False) if needs_copy else None
     if settings.adapter is not None:
@@ -116,6 +120,16 @@ def build_scorer(settings: ModelSettings, objective: Objective, vocabulary: int)
     if settings.torch_compile:
         backbone(causal_lm).compile()
     return scorer.train()
+
+
+def _prepare_for_packing(model: PreTrainedModel, settings: ModelSettings) -> None:
+    """Choose the attention, and refuse what would not know one document from the next."""
+    if settings.neftune_noise_alpha is not None:
+        raise UserError(
+            f"neftune_noise_alpha is {settings.neftune_noise_alpha} with data.batching: packed: the noise shrinks with "
+            "a row's length, which is not known inside a pack. Set data.batching: grouped or neftune_noise_alpha: null."
+        )
+    choose_attention(model, settings.attn_implementation)
 
 
 def _enable_checkpointing(model: PreTrainedModel) -> None:

@@ -14,6 +14,7 @@ from typing_extensions import override
 from lightning_sft.head import HeadInput, HeadKind, HeadOutput, fused_head, reference_from_logits
 from lightning_sft.models.access import backbone, find_causal_lm, unembedding
 from lightning_sft.models.mode import eval_mode
+from lightning_sft.models.packing import decoder_inputs, documents, flattened, is_packed, per_document
 from lightning_sft.objectives import Objective
 
 IGNORED = -100  # the label of a position without supervision, as in Hugging Face
@@ -49,22 +50,25 @@ class TokenScorer(nn.Module):
 
         Args:
             batch: ``input_ids``, ``attention_mask`` and ``labels``, (batch, length), int64, labels unshifted and -100
-                where untrained; optionally ``position_ids``, (batch, length), and ``source``, (batch,).
+                where untrained; optionally ``position_ids``, (batch, length), and ``source``, (batch,). With
+                ``position_ids`` and without ``attention_mask`` the rows are packed: positions begin at 0 in each
+                document, whose first label is -100, and ``source`` is that of each token, (batch, length).
             objective: the losses to sum.
 
         Returns:
-            The losses and scores of the supervised tokens, in the order of the batch.
+            The losses and scores of the supervised tokens, in the order of the batch; ``row`` in them counts the
+            rows of the batch, or the documents in packed rows.
         """
+        causal_lm = self.causal_lm
+        packed = is_packed(batch)
+        if packed and per_document(causal_lm):
+            batch = flattened(batch)
         targets = batch["labels"][:, 1:]
         at = targets != IGNORED
-        rows = torch.arange(targets.shape[0], device=targets.device)[:, None].expand_as(targets)
-        source = batch.get("source")
-        facts: dict[str, Any] = {
-            "targets": targets[at],
-            "row": rows[at],
-            "source": None if source is None else source[:, None].expand_as(targets)[at],
-        }
-        causal_lm = self.causal_lm
+        rows, source = _rows(batch), batch.get("source")
+        if source is not None:
+            source = (source if packed else source[:, None].expand_as(rows))[:, 1:][at]
+        facts: dict[str, Any] = {"targets": targets[at], "row": rows[:, 1:][at], "source": source}
         compares = objective.reference != "none"
         if self.head == "reference":
             logits = _logits(causal_lm, batch, at)
@@ -90,20 +94,23 @@ class TokenScorer(nn.Module):
             yield model
 
 
+def _rows(batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the number of the row or, in packed rows, of the document of each position, (batch, length)."""
+    if is_packed(batch):
+        return documents(batch["position_ids"])
+    ids = batch["input_ids"]
+    return torch.arange(len(ids), device=ids.device)[:, None].expand_as(ids)
+
+
 def _hidden(model: PreTrainedModel, batch: Mapping[str, Tensor], at: Tensor) -> Tensor:
     """Return the hidden states that predict the supervised labels, (tokens, dim)."""
-    hidden = backbone(model)(**_decoder_inputs(batch)).last_hidden_state[:, :-1][at]
+    hidden = backbone(model)(**decoder_inputs(model, batch)).last_hidden_state[:, :-1][at]
     assert isinstance(hidden, Tensor)
     return hidden
 
 
 def _logits(model: PreTrainedModel, batch: Mapping[str, Tensor], at: Tensor) -> Tensor:
     """Return the model's own logits at the positions that predict the supervised labels, (tokens, vocab)."""
-    logits = model(**_decoder_inputs(batch)).logits[:, :-1][at]
+    logits = model(**decoder_inputs(model, batch)).logits[:, :-1][at]
     assert isinstance(logits, Tensor)
     return logits
-
-
-def _decoder_inputs(batch: Mapping[str, Tensor]) -> dict[str, Any]:
-    inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids") if k in batch}
-    return {**inputs, "use_cache": False}

@@ -1,0 +1,118 @@
+"""Attention document by document: packed rows without a mask of everything against everything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from lightning_sft.errors import UserError
+
+PER_DOCUMENT = "per_document"
+"""Name of this implementation for ``attn_implementation``."""
+
+
+def sizes_as_mask(position_ids: Tensor) -> Tensor:
+    """Return the sizes of documents in the shape in which models hand a finished mask on to their layers.
+
+    Args:
+        position_ids: (1, length), beginning at 0 in each document.
+
+    Returns:
+        (1, 1, 1, documents), int64, on the CPU.
+    """
+    starts = torch.nonzero(position_ids[0] == 0)[:, 0].cpu()
+    return torch.diff(starts, append=torch.tensor([position_ids.shape[1]]))[None, None, None]
+
+
+def attention_per_document(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend causally within each document, in a call for each; with a usual mask, attend as "sdpa" does.
+
+    An attention function of transformers; see there for what is not explained here.
+
+    Args:
+        module: the attention layer.
+        query: (batch, heads, length, dim); a batch of packed rows is one long row.
+        key: (batch, key heads, length, dim).
+        value: (batch, key heads, length, dim).
+        attention_mask: of int64, what `sizes_as_mask` makes; else a usual mask.
+        dropout: share of the weights that is dropped.
+        scaling: factor on the products; default 1 / sqrt(dim).
+        sliding_window: how many positions a position sees, itself included.
+        softcap: c of ``c * tanh(products / c)``.
+        kwargs: what other implementations need.
+
+    Returns:
+        (batch, length, heads, dim), and no weights.
+
+    Raises:
+        UserError: the model wants sinks or a position bias, which are not made here.
+    """
+    if unknown := [name for name in ("s_aux", "position_bias") if kwargs.get(name) is not None]:
+        raise UserError(
+            f"{type(module).__name__} gives its attention {', '.join(unknown)}, which attn_implementation: "
+            f"{PER_DOCUMENT} does not know. Set attn_implementation: eager."
+        )
+    if attention_mask is None or attention_mask.dtype != torch.int64:
+        return _attention(module, query, key, value, attention_mask, dropout, scaling, softcap)
+    sizes = attention_mask.flatten().tolist()
+    parts = [
+        _attention(module, q, k, v, _window(q, sliding_window), dropout, scaling, softcap)[0]
+        for q, k, v in zip(query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True)
+    ]
+    return torch.cat(parts, 1), None
+
+
+def _window(query: Tensor, window: int | None) -> Tensor | None:
+    """Return which positions see which, (1, 1, length, length), where a window makes it other than causal."""
+    length = query.shape[2]
+    if window is None or length <= window:
+        return None
+    at = torch.arange(length, device=query.device)
+    back = at[:, None] - at
+    return ((back >= 0) & (back < window))[None, None]
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    softcap: float | None,
+) -> tuple[Tensor, None]:
+    """Attend under a bool mask, or causally without one."""
+    if softcap is None:
+        return sdpa_attention_forward(module, query, key, value, mask, dropout, scaling)
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    length = query.shape[2]
+    if mask is None:
+        mask = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device).tril(key.shape[2] - length)
+    products = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    products = softcap * torch.tanh(products / softcap)
+    products = products.masked_fill(~mask, torch.finfo(products.dtype).min)
+    weights = torch.softmax(products, -1, dtype=torch.promote_types(products.dtype, torch.float32)).to(query.dtype)
+    weights = nn.functional.dropout(weights, dropout, module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(PER_DOCUMENT, attention_per_document)
+AttentionMaskInterface.register(PER_DOCUMENT, sdpa_mask)

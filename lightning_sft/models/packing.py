@@ -1,0 +1,172 @@
+"""Several documents in one sequence: what the decoder gets, and the proof that they do not see each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lightning_sft.errors import UserError
+from lightning_sft.models.access import find_causal_lm, text_config, vocabulary_size
+from lightning_sft.models.attention import PER_DOCUMENT, sizes_as_mask
+from lightning_sft.models.mode import eval_mode
+from lightning_sft.objectives import NLL
+
+#: Architectures (``model_type``) whose packed and unpacked losses and gradients are equal in the tests, under every
+#: attention implementation that runs on a CPU. Others train with dense masks if they pass the check at the start.
+PROVEN = (
+    "arcee",
+    "cohere",
+    "cohere2",
+    "exaone4",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "glm",
+    "glm4",
+    "gpt2",
+    "gpt_neox",
+    "granite",
+    "helium",
+    "hunyuan_v1_dense",
+    "llama",
+    "mistral",
+    "mixtral",
+    "nemotron",
+    "olmo",
+    "olmo2",
+    "olmo3",
+    "persimmon",
+    "phi",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "seed_oss",
+    "smollm3",
+    "stablelm",
+    "starcoder2",
+)
+
+IGNORED = -100
+DOCUMENT = 12  # tokens of each document of the check at the start
+
+
+def is_packed(batch: Mapping[str, Tensor]) -> bool:
+    """Return whether the rows of a batch hold documents behind each other."""
+    return "position_ids" in batch and "attention_mask" not in batch
+
+
+def attended(batch: Mapping[str, Tensor]) -> Tensor:
+    """Return which positions of a batch hold a token of a document, (batch, length), bool."""
+    return batch["row"] >= 0 if is_packed(batch) else batch["attention_mask"] != 0
+
+
+def documents(position_ids: Tensor) -> Tensor:
+    """Number the documents of a packed batch.
+
+    Args:
+        position_ids: (batch, length), beginning at 0 in each document.
+
+    Returns:
+        (batch, length), int64, counted over the whole batch.
+    """
+    return ((position_ids == 0).flatten().cumsum(0) - 1).view_as(position_ids)
+
+
+def per_document(model: PreTrainedModel) -> bool:
+    """Return whether the model's attention wants one long row: each document in a call of its own, or flash."""
+    name = str(model.config._attn_implementation)
+    return name == PER_DOCUMENT or "flash" in name
+
+
+def flattened(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a packed batch as one row, (1, batch * length)."""
+    return {name: value.reshape(1, -1) for name, value in batch.items()}
+
+
+def decoder_inputs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return what the decoder is called with.
+
+    Without ``attention_mask``, transformers makes masks (or, for flash attention, boundaries) from ``position_ids``.
+    """
+    inputs: dict[str, Any] = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids") if k in batch}
+    if is_packed(batch) and model.config._attn_implementation == PER_DOCUMENT:
+        inputs["attention_mask"] = sizes_as_mask(batch["position_ids"])
+    return {**inputs, "use_cache": False}
+
+
+def choose_attention(model: PreTrainedModel, asked: str | None) -> None:
+    """Set the attention of a model that is to see packed rows: in a call for each document, where that is proven.
+
+    Masks of everything against everything cost a multiple of that on a CPU.
+
+    Args:
+        model: as it was loaded.
+        asked: the implementation that was asked for; None leaves the choice.
+
+    Raises:
+        UserError: calls for each document are asked for, and nothing is known about the architecture.
+    """
+    name = getattr(text_config(model), "model_type", "")
+    if asked is None and name in PROVEN:
+        model.set_attn_implementation(PER_DOCUMENT)
+    if asked == PER_DOCUMENT and name not in PROVEN:
+        raise UserError(
+            f"attn_implementation is {PER_DOCUMENT!r}, which is proven for {', '.join(PROVEN)}, and not for {name!r}. "
+            "Leave attn_implementation out, or set sdpa or eager."
+        )
+
+
+@torch.no_grad()
+def check_documents_apart(scorer: nn.Module) -> None:
+    """Score two documents in one row, then change the first: the second must not notice, nor that it is packed.
+
+    Costs two forward passes of 24 tokens and one of 12. Every rank must take part.
+
+    Args:
+        scorer: a `TokenScorer` as it trains: adapted, sharded, on its device.
+
+    Raises:
+        UserError: the documents see each other, or positions are not counted from each document's beginning.
+    """
+    model = find_causal_lm(scorer)
+    ids = torch.arange(3 * DOCUMENT, device=model.device).view(3, DOCUMENT) % vocabulary_size(model)
+    first, other, second = ids
+    with eval_mode(scorer):
+        together = _logp(scorer, torch.stack([first, second]))
+        changed = _logp(scorer, torch.stack([other, second]))
+        alone = _logp(scorer, second[None])
+    seen, moved = _distance(together, changed), _distance(together, alone)
+    half = torch.is_autocast_enabled(model.device.type) or model.dtype.itemsize < torch.float32.itemsize
+    if seen <= (1e-2 if half else 1e-5) and moved <= (0.25 if half else 1e-3):
+        return
+    what = (
+        f"a changed document moves the log-probabilities of the next one by up to {seen:.2g}"
+        if seen > moved / 2
+        else f"a document behind another one has other log-probabilities than alone, by up to {moved:.2g}"
+    )
+    raise UserError(
+        f"{type(model).__name__} (model_type {model.config.model_type!r}, attention "
+        f"{model.config._attn_implementation!r}) cannot train on packed rows: {what}. Set data.batching: grouped, or "
+        f"use one of the architectures that are proven: {', '.join(PROVEN)}."
+    )
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max())
+
+
+def _logp(scorer: nn.Module, rows: Tensor) -> Tensor:
+    """Return the log-probabilities of the last of (documents, length) in one row, its first token aside."""
+    labels = rows.clone()
+    labels[:-1] = IGNORED
+    labels[:, 0] = IGNORED
+    positions = torch.arange(rows.shape[1], device=rows.device).expand_as(rows)
+    batch = {"input_ids": rows, "labels": labels, "position_ids": positions}
+    logp = scorer({name: value.reshape(1, -1) for name, value in batch.items()}, NLL()).scores.logp
+    assert isinstance(logp, Tensor)
+    return logp

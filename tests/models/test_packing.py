@@ -1,0 +1,160 @@
+"""Documents behind each other in one row: none sees another, and losses and gradients are those of padded rows."""
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from lightning_sft.errors import UserError
+from lightning_sft.head import HeadOutput
+from lightning_sft.models.adapters import add_adapter
+from lightning_sft.models.attention import PER_DOCUMENT
+from lightning_sft.models.build import ModelSettings, _enable_checkpointing, build_scorer
+from lightning_sft.models.packing import PROVEN, check_documents_apart, decoder_inputs, flattened, per_document
+from lightning_sft.models.scorer import TokenScorer
+from lightning_sft.objectives import DFT, IWSFT, NLL, TALR, Objective, PerSource
+from lightning_sft.objectives.base import RunFacts
+from tests.models.architectures import PACKS, VOCABULARY, documents, packed, padded, tiny_model
+from tests.toys import save_toy
+
+IMPLEMENTATIONS = (PER_DOCUMENT, "sdpa", "eager")
+NO_SDPA = ("gemma2",)  # its capped products are not in sdpa
+DOUBLE = ("gpt2", "gpt_neox", "nemotron", "persimmon", "phi", "starcoder2")  # their norms compute in float64
+CASES = [
+    (kind, implementation)
+    for kind in PROVEN
+    for implementation in IMPLEMENTATIONS
+    if not (implementation == "sdpa" and kind in NO_SDPA)
+]
+
+
+def score(
+    scorer: TokenScorer, batch: dict[str, torch.Tensor], objective: Objective | None
+) -> tuple[HeadOutput, dict[str, torch.Tensor]]:
+    """What the head returns, and the gradients by name."""
+    scorer.zero_grad()
+    output = scorer(batch, objective or NLL())
+    output.loss_sum.backward()
+    gradients = {name: p.grad.clone() for name, p in scorer.named_parameters() if p.grad is not None}
+    return output, gradients
+
+
+def assert_same_training(scorer: TokenScorer, tolerance: float, objective: Objective | None = None) -> None:
+    docs = documents()
+    apart, expected = score(scorer, padded(docs), objective)
+    together, got = score(scorer, packed(docs), objective)
+    torch.testing.assert_close(together.loss_sum, apart.loss_sum, rtol=tolerance, atol=0)
+    assert got.keys() == expected.keys()
+    largest = max(float(g.abs().max()) for g in expected.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient, rtol=0, atol=tolerance * largest, msg=name)
+    # token by token, and by document
+    order = torch.cat([torch.full((len(docs[i]) - 1,), i) for pack in PACKS for i in pack])
+    for i in range(len(docs)):
+        mine, other = apart.scores.row == i, order == i
+        torch.testing.assert_close(together.losses[other], apart.losses[mine], rtol=0, atol=10 * tolerance)
+        assert (together.scores.source[other] == i % 2).all()
+        assert len(together.scores.row[other].unique()) <= 1
+    assert len(together.scores.row.unique()) == len(apart.scores.row.unique()) == 5
+
+
+@pytest.mark.parametrize(("kind", "implementation"), CASES)
+def test_packed_rows_train_like_padded_ones(kind, implementation):
+    assert_same_training(TokenScorer(tiny_model(kind, implementation), "reference"), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "implementation"),
+    # but for GPT-2, transformers' eager attention takes its softmax in fp32 whatever the model's dtype
+    [(kind, i) for kind in DOUBLE for i in IMPLEMENTATIONS if i != "eager" or kind == "gpt2"],
+)
+def test_packed_rows_train_like_padded_ones_in_float64(kind, implementation):
+    assert_same_training(TokenScorer(tiny_model(kind, implementation, torch.float64), "fused"), 1e-12)
+
+
+@pytest.mark.parametrize(("kind", "implementation"), CASES)
+def test_a_changed_document_moves_no_logit_of_another(kind, implementation):
+    docs = documents()
+    model = tiny_model(kind, implementation)
+
+    def logits(batch):
+        batch = flattened(batch) if per_document(model) else batch
+        with torch.no_grad():
+            return model(**decoder_inputs(model, batch)).logits.reshape(-1, model.config.vocab_size)
+
+    before = logits(packed(docs))
+    row = packed(docs)["row"].flatten()
+    for changed in range(len(docs)):
+        others = [(doc + 5) % VOCABULARY if i == changed else doc for i, doc in enumerate(docs)]
+        moved = (logits(packed(others)) - before).abs().amax(-1)
+        assert moved[(row != changed) & (row >= 0)].max() <= 1e-6
+        assert moved[row == changed].max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("objective", "tolerance"),
+    [(DFT(), 1e-12), (TALR(), 1e-12), (PerSource({"a": NLL(), "b": DFT()}), 1e-12)],
+    ids=lambda value: type(value).__name__,
+)
+def test_objectives_see_documents(objective, tolerance):
+    objective.prepare(RunFacts(sources=("a", "b"), total_steps=10))
+    scorer = TokenScorer(tiny_model("gpt_neox", PER_DOCUMENT, torch.float64))
+    if objective.needs_seed():
+        docs = documents()
+        sums = [objective.statistics(scorer(make(docs), NLL()).scores) for make in (padded, packed)]
+        for name in sums[0]:
+            torch.testing.assert_close(sums[1][name], sums[0][name], rtol=tolerance, atol=0)
+        objective.seed(sums[0])
+    assert_same_training(scorer, tolerance, objective)
+
+
+@pytest.mark.parametrize("implementation", [PER_DOCUMENT, "sdpa"])
+def test_adapters_references_and_checkpointing(implementation):
+    model = tiny_model("gpt_neox", implementation, torch.float64).train()
+    _enable_checkpointing(model)
+    adapted = add_adapter(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    scorer = TokenScorer(adapted.double(), "fused")
+    assert_same_training(scorer, 1e-12, IWSFT())
+
+
+def test_per_document_attention_is_plain_sdpa_for_padded_rows_and_generation():
+    for kind in ("llama", "gemma2"):
+        plain = tiny_model(kind, "eager" if kind == "gemma2" else "sdpa")
+        ours = tiny_model(kind, PER_DOCUMENT)
+        batch = {k: v for k, v in padded(documents()).items() if k in ("input_ids", "attention_mask")}
+        real = batch["attention_mask"].bool()
+        torch.testing.assert_close(ours(**batch).logits[real], plain(**batch).logits[real], rtol=0, atol=1e-5)
+        left = {k: v.flip(1) for k, v in batch.items()}
+        answers = [m.generate(**left, max_new_tokens=6, do_sample=False, pad_token_id=2) for m in (plain, ours)]
+        assert torch.equal(*answers)
+
+
+@pytest.mark.parametrize("kind", ["bloom", "falcon", "lfm2", "mamba", "opt"])
+def test_architectures_that_mix_documents_are_refused_by_name(kind):
+    with pytest.raises(UserError, match=rf"(?s){kind}.*cannot train on packed rows.*batching: grouped.*llama"):
+        check_documents_apart(TokenScorer(tiny_model(kind), "reference"))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_check_leaves_the_model_as_it_was(kind, dtype):
+    scorer = TokenScorer(tiny_model(kind, dtype=dtype)).train()
+    state = torch.random.get_rng_state()
+    check_documents_apart(scorer)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(m.training for m in scorer.modules())
+    assert all(p.grad is None for p in scorer.parameters())
+
+
+def test_default_attention_under_packing(tmp_path):
+    llama, opt = save_toy(tmp_path / "llama"), save_toy(tmp_path / "opt", "opt")
+
+    def attention(folder, packed=True, **settings):
+        scorer = build_scorer(ModelSettings(str(folder), **settings), NLL(), 10, packed=packed)
+        return scorer.causal_lm.config._attn_implementation
+
+    assert attention(llama) == PER_DOCUMENT
+    assert attention(llama, packed=False) == attention(llama, attn_implementation="sdpa") == attention(opt) == "sdpa"
+    with pytest.raises(UserError, match=r"per_document.*not for 'opt'"):
+        attention(opt, attn_implementation=PER_DOCUMENT)
+    with pytest.raises(UserError, match="neftune_noise_alpha is 5"):
+        attention(llama, neftune_noise_alpha=5)
