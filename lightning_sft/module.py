@@ -3,40 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import islice
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from peft import PeftConfig
-from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
-from lightning_sft import checkpointing
-from lightning_sft._lightning import accumulation, all_gather, attached_trainer, callbacks_of, made_by_cli
-from lightning_sft.accumulation import (
-    SCALE,
-    Denominator,
-    StepTotals,
-    Window,
-    micro_batch_sums,
-    multiply_gradients,
-    scaled_loss,
-)
+from lightning_sft._lightning import attached_trainer, callbacks_of, made_by_cli
+from lightning_sft.accumulation import Denominator
 from lightning_sft.errors import UserError
 from lightning_sft.generation import generate
-from lightning_sft.head import HeadKind, HeadOutput
+from lightning_sft.head import HeadKind
 from lightning_sft.metrics import TokenAverages
 from lightning_sft.models.access import position_limit, text_config
 from lightning_sft.models.build import ModelSettings, build_scorer
 from lightning_sft.models.loading import Dtype, Init, load_tokenizer
-from lightning_sft.models.mode import eval_mode
 from lightning_sft.models.quantization import Quantization
 from lightning_sft.objectives import NLL, Objective, RunFacts
 from lightning_sft.optim import (
@@ -47,12 +34,11 @@ from lightning_sft.optim import (
     schedule,
     warmup_length,
 )
-from lightning_sft.strategies import StrategyAdapter, adapter_of
+from lightning_sft.resumable import ResumableModule
+from lightning_sft.token_exact import Batch
 
-Batch = dict[str, Tensor]
 
-
-class SFTModule(LightningModule):
+class SFTModule(ResumableModule):
     """Fine-tune a Hugging Face causal language model under a swappable objective.
 
     The loss is delegated: decoder -> head -> :class:`TokenScores` -> objective. Gradients are those of (sum of the
@@ -120,15 +106,8 @@ class SFTModule(LightningModule):
         adapter_path: str | None = None,
         quantization: Quantization | None = None,
     ) -> None:
-        super().__init__()
         given = {k: v for k, v in locals().items() if k not in {"self", "__class__"}}
-        # Objects in a checkpoint would break weights_only loading. LightningCLI hands over plain data instead.
-        objects = [] if made_by_cli() else [k for k, v in given.items() if not _is_plain(v)]
-        self.save_hyperparameters(ignore=objects, logger=False)
-        for hparams in (self.hparams, self.hparams_initial):  # a subclass may have objects of its own
-            for name in [k for k, v in hparams.items() if not _is_plain(v)]:
-                del hparams[name]
-        self.settings = ModelSettings(
+        settings = ModelSettings(
             model_name_or_path,
             adapter=adapter,
             adapter_path=adapter_path,
@@ -144,25 +123,22 @@ class SFTModule(LightningModule):
             trust_remote_code=trust_remote_code,
             revision=revision,
         )
-        self.strict_loading = not self.settings.base_comes_back
+        super().__init__(settings, NLL() if objective is None else objective, denominator)
+        # Objects in a checkpoint would break weights_only loading. LightningCLI hands over plain data instead.
+        objects = [] if made_by_cli() else [k for k, v in given.items() if not _is_plain(v)]
+        self.save_hyperparameters(ignore=objects, logger=False)
+        for hparams in (self.hparams, self.hparams_initial):  # a subclass may have objects of its own
+            for name in [k for k, v in hparams.items() if not _is_plain(v)]:
+                del hparams[name]
         self.tokenizer_name_or_path = tokenizer_name_or_path or model_name_or_path
         self.chat_template = chat_template
         self.add_special_tokens = tuple(add_special_tokens or ())
-        self.objective = NLL() if objective is None else objective
         self.make_optimizer = optimizer
         self.make_lr_scheduler: Callable[[Optimizer], Any] | ScheduleName = lr_scheduler
         self.warmup_steps = warmup_steps
         self.warmup_ratio = warmup_ratio
-        self.denominator: Denominator = denominator
         self.max_new_tokens = max_new_tokens
         self.averages = TokenAverages()
-        self.skipped_steps = 0
-        self.step_totals = StepTotals()
-        self._window = Window()
-        self._step_is_complete = False
-        self._rng_to_restore: dict[str, Any] | None = None
-        self._resumed_facts: dict[str, Any] = {}
-        self._optimizer_as_asked: dict[str, str] = {}
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._predict_rows: dict[int, Any] = {}
 
@@ -180,11 +156,6 @@ class SFTModule(LightningModule):
                 trust_remote_code=self.settings.trust_remote_code,
             )
         return self._tokenizer
-
-    @property
-    def strategy_adapter(self) -> StrategyAdapter:
-        """What the trainer's strategy needs."""
-        return adapter_of(self.trainer)
 
     @override
     def configure_model(self) -> None:
@@ -226,77 +197,6 @@ class SFTModule(LightningModule):
                 training=stage == "fit",
             )
         )
-
-    # ------------------------------------------------------------------ training
-
-    @override
-    def forward(self, batch: Batch) -> HeadOutput:
-        """Score the labels of a batch under the objective; see :meth:`TokenScorer.forward`."""
-        output = self.scorer(batch, self.objective)
-        assert isinstance(output, HeadOutput)
-        return output
-
-    @override
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        output = self(batch)
-        self._window.add(micro_batch_sums(output, self.objective, batch["attention_mask"]))
-        accumulate = self.trainer.accumulate_grad_batches
-        self._step_is_complete = (batch_idx + 1) % accumulate == 0 or self.trainer.is_last_batch
-        factor = self._close_window() if self.strategy_adapter.scales_loss else 1.0
-        return {"loss": scaled_loss(output, accumulate, factor), "losses": output.losses, "scores": output.scores}
-
-    @override
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        # After the strategy's own gradient reduction, and before on_after_backward, on_before_optimizer_step and
-        # clipping: nobody sees a gradient of a complete step that is not exact.
-        super().backward(loss, *args, **kwargs)
-        if self._step_is_complete and not self.strategy_adapter.scales_loss:
-            trainable = (p for p in self.scorer.parameters() if p.requires_grad)
-            multiply_gradients(trainable, self._close_window())
-
-    def _close_window(self) -> float:
-        """Sum up the optimizer step over micro-batches and ranks; return what makes its gradient exact."""
-        self.step_totals = self._window.close(self._sum_over_ranks)
-        denominator = self.step_totals.denominator(self.denominator)
-        divisions = SCALE * self._averaged_ranks()  # the strategy averages over its ranks
-        return divisions / denominator if denominator else 0.0
-
-    def _sum_over_ranks(self, sums: Tensor) -> Tensor:
-        total = self.trainer.strategy.reduce(sums, reduce_op="sum")
-        assert isinstance(total, Tensor)
-        return total
-
-    def _averaged_ranks(self) -> int:
-        sharding = self.trainer.distributed_sampler_kwargs
-        return int(sharding["num_replicas"]) if sharding else 1
-
-    @override
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        value = gradient_clip_val or 0.0
-        if not (value and self.strategy_adapter.clip(value, gradient_clip_algorithm or "norm")):
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
-
-    @override
-    def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: Optimizer | Any,
-        optimizer_closure: Callable[[], Any] | None = None,
-    ) -> None:
-        assert optimizer_closure is not None
-        result = optimizer_closure()
-        if not self.step_totals.denominator(self.denominator):
-            # No token to learn from: no update, no weight decay, no moment decay; counted and logged.
-            self.skipped_steps += 1
-            return
-        super().optimizer_step(epoch, batch_idx, optimizer, lambda: result)
-        self.objective.update(self.step_totals.objective())
 
     # ------------------------------------------------------------------ evaluation
 
@@ -356,64 +256,9 @@ class SFTModule(LightningModule):
         for key, value in values.items():
             self.log(key, value, prog_bar=key.endswith("/nll"))
 
-    # ------------------------------------------------------------------ checkpoints
-
-    def _facts(self) -> dict[str, Any]:
-        """What the position in the data and in the schedule depends on."""
-        facts = {"world_size": self.trainer.world_size, "accumulate_grad_batches": accumulation(self.trainer)}
-        batch_size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
-        return {**facts, **({} if batch_size is None else {"batch_size": batch_size}), **self._optimizer_as_asked}
-
-    @override
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.settings.base_comes_back and self.strategy_adapter.drops_frozen:
-            checkpoint["state_dict"] = checkpointing.without_frozen(checkpoint["state_dict"], self)
-        checkpoint[checkpointing.KEY] = {
-            "facts": self._facts(),
-            "open_micro_batches": len(self._window),
-            "model": self.settings.describe(),
-            "objective": repr(self.objective),
-            "rng": checkpointing.gather_rng_states(self.trainer.world_size, all_gather(self)),
-            "skipped_steps": self.skipped_steps,
-        }
-
-    @override
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved = checkpoint.get(checkpointing.KEY, {})
-        # FSDP2 loads the weights before this hook, and takes them out
-        weights: dict[str, Tensor] | None = checkpoint.get("state_dict")
-        if saved and saved["objective"] != repr(self.objective):
-            rank_zero_warn(
-                f"The checkpoint was trained under {saved['objective']}; this run uses {self.objective!r}. "
-                "Weights, optimizer and schedule continue. The losses change their meaning; val/nll keeps its own."
-            )
-            if weights is not None:
-                others = {k: v for k, v in weights.items() if not k.startswith("objective.")}
-                weights = checkpoint["state_dict"] = {**others, **self.objective.state_dict(prefix="objective.")}
-        if weights is not None:
-            here = self.settings.describe()
-            checkpointing.check_weights(weights, self, saved.get("model", "another model"), here)
-        trainer = attached_trainer(self)
-        if trainer is None or trainer.state.fn != "fit" or not saved:
-            return
-        self._resumed_facts = saved["facts"]
-        if saved.get("open_micro_batches"):
-            rank_zero_warn(
-                f"The checkpoint was written in the middle of an optimizer step: the gradient of its first "
-                f"{saved['open_micro_batches']} micro-batches is not in it, and their rows are not seen again. Resume "
-                "from last.ckpt, or make val_check_interval a multiple of accumulate_grad_batches."
-            )
-        self.skipped_steps = saved["skipped_steps"]
-        self._rng_to_restore = saved["rng"][trainer.global_rank]
-
-    def _check_resumed(self) -> None:
-        """Compare with the checkpoint once, as soon as the optimizer is there: before or after it was restored."""
-        saved, self._resumed_facts = self._resumed_facts, {}
-        checkpointing.check_resume(saved, self._facts())
-
     @override
     def on_fit_start(self) -> None:
-        self._check_resumed()
+        super().on_fit_start()
         _check_length(self.scorer.causal_lm, getattr(self.trainer, "datamodule", None))
 
     @override
@@ -423,29 +268,6 @@ class SFTModule(LightningModule):
     @override
     def on_test_start(self) -> None:
         self.averages.reset()
-
-    @override
-    def on_train_start(self) -> None:
-        self._window = Window()
-        self._check_resumed()
-        if self.objective.needs_seed():
-            self._seed_objective()
-        if self._rng_to_restore is not None:
-            checkpointing.set_rng_state(self._rng_to_restore)
-            self._rng_to_restore = None
-            rank_zero_info(f"Resumed at step {self.trainer.global_step} from {self.trainer.ckpt_path}")
-
-    @torch.no_grad()
-    def _seed_objective(self) -> None:
-        """Let the objective see the first optimizer step's statistics before the first gradient is made."""
-        datamodule = getattr(self.trainer, "datamodule", None)
-        loader: Any = self.trainer.train_dataloader if datamodule is None else datamodule.train_dataloader()
-        window = Window()
-        with isolate_rng(), eval_mode(self.scorer):
-            for batch in islice(loader, self.trainer.accumulate_grad_batches):
-                batch = self.trainer.strategy.batch_to_device(batch)
-                window.add(micro_batch_sums(self(batch), self.objective, batch["attention_mask"]))
-        self.objective.seed(window.close(self._sum_over_ranks).objective())
 
 
 def _check_length(model: PreTrainedModel, datamodule: Any) -> None:

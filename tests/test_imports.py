@@ -25,6 +25,8 @@ FORBIDDEN = {
     "models": ("lightning.", "lightning_sft.module", "lightning_sft.callbacks", "lightning_sft.data"),
     "data": ("lightning_sft.module", "lightning_sft.callbacks", "lightning_sft.models", "lightning_sft.objectives"),
     "callbacks": ("lightning_sft.module", "lightning_sft.cli", "lightning_sft.lightning_cli", "lightning_sft.sweep"),
+    "token_exact.py": ("lightning_sft.module", "lightning_sft.resumable", "lightning_sft.callbacks", "lightning_sft.data"),
+    "resumable.py": ("lightning_sft.module", "lightning_sft.callbacks", "lightning_sft.data"),
     "module.py": ("lightning_sft.cli", "lightning_sft.lightning_cli"),
 }
 
