@@ -1,8 +1,10 @@
 """Callbacks, thin: they read, reduce and log. They also work in other people's LightningModules."""
 
+from lightning_sft.callbacks.critical_learning_rate import CriticalLearningRateFinder
 from lightning_sft.callbacks.data_report import DataReport
 from lightning_sft.callbacks.generation import GenerationMonitor
 from lightning_sft.callbacks.last_checkpoint import LastCheckpoint
+from lightning_sft.callbacks.learning_rate_sweep import LearningRateSweep
 from lightning_sft.callbacks.order_parameter import OrderParameterLogger
 from lightning_sft.callbacks.prediction import PredictionWriter
 from lightning_sft.callbacks.readings import Readings
@@ -10,9 +12,11 @@ from lightning_sft.callbacks.summary import RunSummary
 from lightning_sft.callbacks.synonym_rank import SynonymRankMonitor
 
 __all__ = [
+    "CriticalLearningRateFinder",
     "DataReport",
     "GenerationMonitor",
     "LastCheckpoint",
+    "LearningRateSweep",
     "OrderParameterLogger",
     "PredictionWriter",
     "Readings",

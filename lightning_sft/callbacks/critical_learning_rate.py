@@ -1,0 +1,134 @@
+"""CriticalLearningRateFinder: the smallest rate at which the correct tokens overtake their near-synonyms in time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+from typing_extensions import override
+
+from lightning_sft.callbacks.sweeping import SweepCallback
+from lightning_sft.errors import UserError
+from lightning_sft.probes.files import load_probes
+from lightning_sft.probes.probe import Probe
+from lightning_sft.sweep.critical import Criterion, check_critical, find_critical_rate
+from lightning_sft.sweep.observers import HeldOutObserver, ProbeObserver
+from lightning_sft.sweep.results import SweepResult
+
+
+class CriticalLearningRateFinder(SweepCallback):
+    """Find the critical learning rate of a run: data order, dropout, optimizer and schedule are the run's own.
+
+    Trials of ``steps`` optimizer steps start from the run's state; a trial ends as soon as enough probes have
+    crossed. All points of a geometric grid are tried, then the bracket is bisected to ``resolution``. Reported are
+    the bracket, every trial, every probe's own bracket, and any higher rate at which the probes do not cross. The
+    critical rate is the bracket's upper end: the smallest rate seen to work. Keys: ``sweep/<name>/critical``,
+    ``.../critical_lower``, ``.../critical_upper``, ``.../monotonic``, ``.../trials``, ``.../chosen``; a table
+    ``.../report`` and a figure ``.../figure``.
+
+    The notion is reconstructed from the abstract of arXiv 2606.07559.
+
+    Args:
+        probes: ``"library"``, ``"library:train"``, ``"library:test"``, a YAML or JSON-lines file, or probes. Controls
+            among them are left out.
+        low: lowest rate of the grid.
+        high: highest.
+        points: of the grid.
+        steps: T, the optimizer steps within which the probes must cross.
+        resolution: width of the bracket to reach; 0.02 is 2%.
+        criterion: ``"rank_flip"``: the correct token is above its competitor; ``"phi"``: Phi > 0; ``"first_jump"``:
+            Phi jumps; ``"val_nll"``: the validation NLL is at ``target`` or below, which needs no probes.
+        quantile: share of the probes that must cross; 0.5 is the median probe.
+        target: nats a token, for ``"val_nll"``.
+        val_batches: the most validation batches of a rank, for ``"val_nll"``; None is all.
+        apply: set the critical rate and scale the schedule to it; otherwise only report.
+        at_step: the optimizer step before which to sweep; 0 is the start of the run.
+        name: part of the log keys, the files and the state in checkpoints.
+        keep_callbacks: class names of the run's callbacks that take part in trials.
+        divergence: a trial ends once its loss is above this multiple of its first loss.
+        model: the module that holds the language model; None looks for it in the LightningModule.
+        tokenizer: the tokenizer; None looks for an attribute ``tokenizer`` of the LightningModule or its data module.
+
+    Raises:
+        UserError: settings that cannot work, or no near-synonym probe.
+    """
+
+    def __init__(
+        self,
+        probes: str | Sequence[Probe] = "library:train",
+        low: float = 1e-7,
+        high: float = 1e-4,
+        points: int = 7,
+        steps: int = 12,
+        resolution: float = 0.02,
+        criterion: Criterion = "rank_flip",
+        quantile: float = 0.5,
+        target: float | None = None,
+        val_batches: int | None = None,
+        apply: bool = False,
+        at_step: int = 0,
+        name: str = "critical",
+        keep_callbacks: Sequence[str] = (),
+        divergence: float = 4.0,
+        model: nn.Module | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        super().__init__(name, at_step, apply, keep_callbacks, divergence)
+        check_critical(criterion, low, high, points, steps, resolution, quantile)
+        if (criterion == "val_nll") != (target is not None):
+            raise UserError(
+                f"criterion is {criterion!r} and target is {target}. Allowed: a target, in nats a token, with "
+                "criterion val_nll, and none with the others."
+            )
+        given = load_probes(probes) if criterion != "val_nll" else ()
+        self.probes = tuple(p for p in given if p.kind == "synonym")
+        if not self.probes and criterion != "val_nll":
+            raise UserError("There is no near-synonym probe among the given ones. Give at least one, not a control.")
+        self.low = low
+        self.high = high
+        self.points = points
+        self.steps = steps
+        self.resolution = resolution
+        self.criterion: Criterion = criterion
+        self.quantile = quantile
+        self.target = target
+        self.val_batches = val_batches
+        self._model = model
+        self._tokenizer = tokenizer
+
+    @override
+    def sweep(self, trainer: Trainer, module: LightningModule, folder: Path | None) -> SweepResult:
+        facts = {
+            "criterion": self.criterion,
+            "quantile": self.quantile,
+            "target": self.target,
+            "val_batches": self.val_batches,
+            "probes": [repr(p) for p in self.probes],
+        }
+        observer = (
+            HeldOutObserver(trainer, self.val_batches)
+            if self.criterion == "val_nll"
+            else ProbeObserver(
+                self.probes,
+                module if self._model is None else self._model,
+                phi=self.criterion in ("phi", "first_jump"),
+                tokenizer=self._tokenizer,
+            )
+        )
+        return find_critical_rate(
+            trainer,
+            module,
+            self.setting(trainer, self.steps, folder, **facts),
+            [observer],
+            [p.name for p in self.probes] or ["validation"],
+            low=self.low,
+            high=self.high,
+            points=self.points,
+            resolution=self.resolution,
+            criterion=self.criterion,
+            quantile=self.quantile,
+            target=self.target,
+        )

@@ -1,0 +1,61 @@
+"""Figures of sweeps, drawn without a display."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from lightning_sft.sweep.results import CriticalRate, RangeTest
+
+COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
+
+
+def range_figure(result: RangeTest) -> Figure:
+    """Return the loss over the rate with the suggestions as vertical lines."""
+    figure, axes = _figure(7, 4)
+    axes.plot(result.rates, result.losses, color="lightgrey", label=result.reads)
+    axes.plot(result.rates, result.smoothed, color="black", label="smoothed")
+    for colour, (name, rate) in zip(COLOURS, result.suggestions.values().items(), strict=False):
+        axes.axvline(rate, color=colour, linestyle="--", linewidth=1, label=f"{name.replace('_', ' ')} {rate:.3g}")
+    finite = [loss for loss in result.losses if math.isfinite(loss)]
+    if finite:
+        low, start = min(finite), finite[0]
+        axes.set_ylim(low - 0.1 * abs(start - low) - 1e-9, start + 0.5 * abs(start - low) + 1e-9)
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("loss after the step (nats a token)")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def critical_figure(result: CriticalRate) -> Figure:
+    """Return the share of crossed probes over the rate, with the bracket and the probes' own rates."""
+    figure, axes = _figure(7, 4)
+    for crossed, colour, label in ((True, "tab:green", "crossed"), (False, "tab:red", "not crossed")):
+        some = [t for t in result.trials if t.crossed == crossed]
+        axes.scatter([t.lr for t in some], [t.share for t in some], color=colour, s=18, label=label, zorder=3)
+    axes.axhline(result.quantile, color="grey", linewidth=0.6)
+    if result.lower is not None and result.upper is not None:
+        axes.axvspan(result.lower, result.upper, color="tab:blue", alpha=0.4, label="bracket")
+    for probe in result.probes:
+        if probe.upper is not None and probe.lower is not None:
+            axes.axvline(probe.upper, ymax=0.04, color="black", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_ylim(-0.05, 1.05)
+    axes.set_xlabel("learning rate (short lines: single probes)")
+    axes.set_ylabel(f"share of probes: {result.criterion}, {result.steps_allowed} steps")
+    axes.legend(fontsize=8)
+    return figure

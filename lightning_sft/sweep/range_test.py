@@ -1,0 +1,83 @@
+"""The range test (Smith, arXiv 1506.01186): one trial whose rate rises from step to step."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_sft.errors import UserError
+from lightning_sft.sweep.observers import HeldOutObserver
+from lightning_sft.sweep.results import RangeTest
+from lightning_sft.sweep.search import geometric_grid
+from lightning_sft.sweep.session import Session, Setting
+from lightning_sft.sweep.suggest import smoothed, suggest
+from lightning_sft.sweep.trial import Values
+
+Reads = Literal["train", "val"]
+Choice = Literal["steepest", "minimum_tenth", "valley", "edge"]
+
+
+def check_range(low: float, high: float, steps: int, reads: str, choice: str, smoothing: float) -> None:
+    """Raise :class:`UserError` for settings that cannot work."""
+    geometric_grid(low, high, 2)
+    if steps < 4:
+        raise UserError(f"The range test has {steps} steps. Allowed: 4 or more; 100 gives a clear curve.")
+    for name, value, allowed in (("reads", reads, get_args(Reads)), ("choice", choice, get_args(Choice))):
+        if value not in allowed:
+            raise UserError(f"{name} is {value!r}. Allowed: {', '.join(allowed)}.")
+    if not 0 <= smoothing < 1:
+        raise UserError(f"smoothing is {smoothing}. Allowed: 0 (none) to below 1.")
+
+
+def range_test(
+    trainer: Trainer,
+    module: LightningModule,
+    setting: Setting,
+    *,
+    low: float,
+    high: float,
+    reads: Reads = "train",
+    val_batches: int | None = None,
+    smoothing: float = 0.9,
+    choice: Choice = "valley",
+) -> RangeTest:
+    """Run a range test and leave no trace of it.
+
+    The training loss belongs to the batch of its step, so it is read one step later than the rate it answers to, and
+    smoothed. The validation NLL is read after every step, on the same rows, and needs no smoothing.
+
+    Args:
+        trainer: in a fit.
+        module: its module.
+        setting: of the sweep; ``steps`` is the number of rates.
+        low: first rate.
+        high: last rate.
+        reads: ``"train"``: the training loss; ``"val"``: the validation NLL.
+        val_batches: the most validation batches of a rank; None is all.
+        smoothing: of the training loss, 0 to 1.
+        choice: which suggestion to take.
+    """
+    check_range(low, high, setting.steps, reads, choice, smoothing)
+    rates = geometric_grid(low, high, setting.steps)
+    observers = [HeldOutObserver(trainer, val_batches)] if reads == "val" else []
+    first: list[float] = []
+
+    def too_high(values: Values) -> bool:
+        loss = values["val_nll"][0]
+        first.append(loss)
+        return not math.isfinite(loss) or loss > setting.divergence * abs(first[0])
+
+    with Session(trainer, module, setting) as session:
+        trial = session.trial(low, observers, too_high if observers else None, rates)
+    if reads == "val":
+        losses = [values[0] for values in trial.readings.get("val_nll", [])]
+        losses += [math.nan] * (trial.outcome == "diverged")
+    else:
+        losses = trial.losses[1:]
+    used, beta = rates[: len(losses)], smoothing if reads == "train" else 0.0
+    found = suggest(used, losses, beta)
+    what = "training loss" if reads == "train" else "validation NLL"
+    curve = smoothed(losses, beta)
+    return RangeTest(setting.name, trainer.global_step, session.digest, what, used, losses, curve, found, choice)

@@ -1,0 +1,264 @@
+"""What sweeps found, as data: JSON for programs, CSV for tables, one sentence for people."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
+
+from lightning_sft.sweep.search import Status
+from lightning_sft.sweep.store import write_atomically
+from lightning_sft.sweep.suggest import Suggestions
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What every sweep's result can do.
+
+    Attributes:
+        name: of the sweep.
+        step: optimizer step of the fit that trials started from.
+        digest: of everything that the outcomes depend on.
+    """
+
+    name: str
+    step: int
+    digest: str
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the table behind the result, a row a point or trial."""
+        raise NotImplementedError
+
+    def scalars(self) -> dict[str, float]:
+        """Return what is logged."""
+        raise NotImplementedError
+
+    def text(self) -> str:
+        """Return the result for people."""
+        raise NotImplementedError
+
+    def figure(self) -> Figure:
+        """Return the result as a matplotlib figure."""
+        raise NotImplementedError
+
+    def chosen(self) -> float | None:
+        """Return the rate that ``apply`` sets; None where there is none."""
+        return None
+
+    def to_json(self) -> str:
+        """Return all of the result as strict JSON; numbers that are not finite become null."""
+        return json.dumps(_strict(asdict(self) | {"text": self.text()}), indent=1)
+
+    def to_csv(self) -> str:
+        """Return :meth:`rows` as CSV."""
+        rows = self.rows()
+        file = io.StringIO()
+        writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return file.getvalue()
+
+    def save(self, folder: Path) -> None:
+        """Write ``<name>.json`` and ``<name>.csv`` into a folder."""
+        write_atomically(folder / f"{self.name}.json", self.to_json() + "\n")
+        write_atomically(folder / f"{self.name}.csv", self.to_csv())
+
+
+@dataclass(frozen=True)
+class RangeTest(SweepResult):
+    """A loss against a rate that rises from step to step.
+
+    Attributes:
+        reads: ``training loss`` or ``validation NLL``.
+        rates: of each step.
+        losses: read after the step at each rate; the last may be nan or inf.
+        smoothed: the same, smoothed.
+        suggestions: rates that the curve suggests.
+        choice: the suggestion to take.
+    """
+
+    reads: str
+    rates: list[float]
+    losses: list[float]
+    smoothed: list[float]
+    suggestions: Suggestions
+    choice: str
+
+    @override
+    def chosen(self) -> float | None:
+        return self.suggestions.values().get(self.choice)
+
+    @override
+    def rows(self) -> list[dict[str, Any]]:
+        pairs = zip(self.rates, self.losses, self.smoothed, strict=True)
+        return [{"lr": r, "loss": loss, "smoothed": smooth} for r, loss, smooth in pairs]
+
+    @override
+    def scalars(self) -> dict[str, float]:
+        chosen = self.chosen()
+        return {**self.suggestions.values(), **({} if chosen is None else {"chosen": chosen})}
+
+    @override
+    def text(self) -> str:
+        given = asdict(self.suggestions)
+        lines = ["| suggestion | learning rate |", "| --- | --- |"]
+        lines += [f"| {k.replace('_', ' ')} | {'-' if v is None else f'{v:.4g}'} |" for k, v in given.items()]
+        chosen = self.chosen()
+        end = f"`{self.choice}` is taken: {chosen:.4g}." if chosen is not None else f"The curve gives no {self.choice}."
+        return "\n".join([*lines, "", f"Range test on the {self.reads}, {len(self.rates)} steps. {end}"])
+
+    @override
+    def figure(self) -> Figure:
+        from lightning_sft.sweep.plot import range_figure
+
+        return range_figure(self)
+
+
+@dataclass(frozen=True)
+class ProbeBracket:
+    """Where the trials saw one probe cross.
+
+    Attributes:
+        probe: its name.
+        start: the criterion's value before any step (the margin, Phi, or the validation NLL).
+        lower: largest rate below ``upper`` at which it had not crossed; None without one.
+        upper: smallest rate at which it had; None without one.
+        monotonic: no higher rate was seen at which it had not.
+    """
+
+    probe: str
+    start: float
+    lower: float | None
+    upper: float | None
+    monotonic: bool
+
+
+@dataclass(frozen=True)
+class CriticalTrial:
+    """One trial of a critical-rate search.
+
+    Attributes:
+        lr: its rate.
+        crossed: whether enough probes had crossed within the steps.
+        share: share of the probes that had, when the trial ended.
+        step: the first step after which enough had; None if never.
+        outcome: ``finished``, ``stopped`` (seen enough) or ``diverged``.
+        steps: optimizer steps taken.
+        seconds: wall time.
+    """
+
+    lr: float
+    crossed: bool
+    share: float
+    step: int | None
+    outcome: str
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CriticalRate(SweepResult):
+    """The smallest learning rate at which enough probes cross within T steps.
+
+    Attributes:
+        status: ``found``, ``already`` (crossed before any step), ``never`` (at no rate tried), ``below`` (at every
+            rate tried).
+        criterion: what crossing means.
+        quantile: share of the probes that must cross.
+        steps_allowed: T.
+        lower: largest rate below ``upper`` at which they did not.
+        upper: smallest rate at which they did: the critical rate, known to work.
+        resolution: upper / lower - 1.
+        relapses: higher rates at which they did not: the outcome is not monotonic in the rate.
+        trials: all of them, by rising rate.
+        probes: brackets of the single probes, as far as these trials saw them.
+    """
+
+    status: Status
+    criterion: str
+    quantile: float
+    steps_allowed: int
+    lower: float | None
+    upper: float | None
+    resolution: float | None
+    relapses: list[float] = field(default_factory=list)
+    trials: list[CriticalTrial] = field(default_factory=list)
+    probes: list[ProbeBracket] = field(default_factory=list)
+
+    @property
+    def critical(self) -> float | None:
+        """The smallest rate that was seen to cross, where a smaller one was seen not to."""
+        return self.upper if self.status == "found" else None
+
+    @property
+    def monotonic(self) -> bool:
+        """Whether no higher rate failed."""
+        return not self.relapses
+
+    @override
+    def chosen(self) -> float | None:
+        return self.critical
+
+    @override
+    def rows(self) -> list[dict[str, Any]]:
+        return [asdict(trial) for trial in self.trials]
+
+    @override
+    def scalars(self) -> dict[str, float]:
+        given = {"critical": self.critical, "critical_lower": self.lower, "critical_upper": self.upper}
+        known = {k: v for k, v in {**given, "chosen": self.critical}.items() if v is not None}
+        return {**known, "monotonic": float(self.monotonic), "trials": float(len(self.trials))}
+
+    @override
+    def text(self) -> str:
+        lines = ["| learning rate | crossed | share | at step | trial |", "| --- | --- | --- | --- | --- |"]
+        for t in self.trials:
+            cells = (f"{t.lr:.6g}", "yes" if t.crossed else "no", f"{t.share:.2f}", t.step or "-", t.outcome)
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+        return "\n".join([*lines, "", self.sentence()])
+
+    def sentence(self) -> str:
+        """Return the answer in words."""
+        what = f"{self.criterion} of {self.quantile:.0%} of the probes within {self.steps_allowed} steps"
+        rates = [t.lr for t in self.trials]
+        if self.status == "already":
+            return f"There is no critical rate: {what} holds before any step, at any rate."
+        if self.status == "never":
+            return (
+                f"Not reached: {what} happened at no rate from {min(rates):.4g} to {max(rates):.4g}. "
+                "Raise `high` or `steps`, or look whether the trials diverged."
+            )
+        if self.status == "below":
+            return f"Below the range: {what} happened at every rate from {min(rates):.4g} on. Lower `low`."
+        end = ""
+        if self.relapses:
+            again = ", ".join(f"{r:.4g}" for r in self.relapses)
+            end = f" NOT MONOTONIC: it did not happen at the higher {again}; the smallest crossing is reported."
+        assert self.resolution is not None
+        return (
+            f"Critical rate {self.upper:.6g}: {what}. Bracket {self.lower:.6g} (no) to {self.upper:.6g} (yes), "
+            f"{self.resolution:.2%} wide, {len(self.trials)} trials.{end}"
+        )
+
+    @override
+    def figure(self) -> Figure:
+        from lightning_sft.sweep.plot import critical_figure
+
+        return critical_figure(self)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _strict(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,98 @@
+"""Searches over learning rates: pure functions of outcomes, without a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from lightning_sft.errors import UserError
+
+Status = Literal["found", "already", "never", "below"]
+
+
+def geometric_grid(low: float, high: float, points: int) -> list[float]:
+    """Return ``points`` rates from ``low`` to ``high``, with equal ratios.
+
+    Raises:
+        UserError: bounds that are not 0 < low < high < inf, or fewer than two points.
+
+    >>> geometric_grid(1e-3, 1e-1, 3)
+    [0.001, 0.01, 0.1]
+    """
+    if not 0 < low < high < math.inf:
+        raise UserError(f"The sweep goes from low={low} to high={high}. Allowed: 0 < low < high.")
+    if points < 2:
+        raise UserError(f"The sweep has {points} points. Allowed: 2 or more.")
+    inner = (low * (high / low) ** (i / (points - 1)) for i in range(1, points - 1))
+    return [low, *(float(f"{rate:.12g}") for rate in inner), high]  # short numbers: they are typed on command lines
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Where outcomes change from "not yet" to "yes", as far as the trials show.
+
+    Attributes:
+        status: ``found``: between ``lower`` and ``upper``; ``already``: before any step; ``never``: at no rate that
+            was tried; ``below``: at every rate, the lowest included.
+        lower: the largest rate below ``upper`` at which it was not yet so; None without one.
+        upper: the smallest rate at which it was so; None without one.
+        outcomes: rate -> whether it was so, by rising rate.
+    """
+
+    status: Status
+    lower: float | None
+    upper: float | None
+    outcomes: dict[float, bool]
+
+    @property
+    def resolution(self) -> float | None:
+        """Width of the bracket as upper / lower - 1, None where there is none."""
+        return self.upper / self.lower - 1 if self.lower and self.upper else None
+
+    @property
+    def relapses(self) -> list[float]:
+        """Rates above ``upper`` at which it was not so: the outcome is no monotonic function of the rate."""
+        return [r for r, passed in self.outcomes.items() if self.upper is not None and r > self.upper and not passed]
+
+
+def crossing(outcomes: Mapping[float, bool]) -> Crossing:
+    """Return what outcomes at some rates say about the smallest rate at which it is so."""
+    ordered = dict(sorted(outcomes.items()))
+    upper = next((rate for rate, passed in ordered.items() if passed), None)
+    if upper is None:
+        return Crossing("never", max(ordered, default=None), None, ordered)
+    below = [rate for rate in ordered if rate < upper]
+    return Crossing("found" if below else "below", max(below, default=None), upper, ordered)
+
+
+def find_crossing(passes: Callable[[float], bool], grid: list[float], resolution: float) -> Crossing:
+    """Find the smallest rate at which ``passes``: every point of the grid, then bisection of the logarithm.
+
+    Args:
+        passes: makes a trial.
+        grid: rates to try first, all of them, so that relapses above the crossing are seen.
+        resolution: the bracket's upper / lower - 1 to reach.
+
+    Raises:
+        UserError: a resolution that is not positive.
+    """
+    check_resolution(resolution)
+    outcomes = {rate: passes(rate) for rate in grid}
+    found = crossing(outcomes)
+    while found.resolution is not None and found.resolution > resolution:
+        assert found.lower is not None
+        assert found.upper is not None
+        middle = float(f"{math.sqrt(found.lower * found.upper):.12g}")
+        if not found.lower < middle < found.upper:
+            break
+        outcomes[middle] = passes(middle)
+        found = crossing(outcomes)
+    return found
+
+
+def check_resolution(resolution: float) -> None:
+    """Raise :class:`UserError` for a resolution that bisection cannot reach."""
+    if not 1e-6 <= resolution < math.inf:
+        raise UserError(f"resolution is {resolution}. Allowed: 1e-6 or more; 0.02 is a bracket of 2%.")

@@ -1,0 +1,118 @@
+"""A sweep under way: trials that are run or remembered, counted in a progress bar, and kept on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from tqdm import tqdm  # type: ignore[import-untyped]
+from typing_extensions import Self
+
+from lightning_sft.sweep.batches import Stretch
+from lightning_sft.sweep.digest import digest
+from lightning_sft.sweep.store import TrialStore
+from lightning_sft.sweep.trial import Observer, Trial, TrialRunner, Values
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every kind of sweep needs to know.
+
+    Attributes:
+        name: tells sweeps of a run apart, in files and log keys.
+        steps: optimizer steps of a trial.
+        folder: the run's folder; None keeps nothing on disk.
+        callbacks: callbacks that take part in trials.
+        divergence: a trial ends once its loss is above this multiple of its first loss.
+        facts: further settings that outcomes depend on, as plain data.
+        stretch: what trials are trained on; None: what the fit sees next.
+    """
+
+    name: str
+    steps: int
+    folder: Path | None
+    callbacks: tuple[Callback, ...] = ()
+    divergence: float = 4.0
+    facts: dict[str, Any] | None = None
+    stretch: Stretch | None = None
+
+
+class Session:
+    """Trials of one sweep; a context manager around :class:`TrialRunner`.
+
+    Leaving it, by an exception or Ctrl-C too, puts the model back; the trials finished by then are on disk, and a
+    session with the same model, data and settings takes them from there.
+
+    Args:
+        trainer: in a fit.
+        module: its module.
+        setting: of the sweep.
+    """
+
+    def __init__(self, trainer: Trainer, module: LightningModule, setting: Setting) -> None:
+        self.trainer = trainer
+        self.module = module
+        self.setting = setting
+        self.runner = TrialRunner(
+            trainer, module, setting.steps, setting.stretch, setting.callbacks, setting.divergence
+        )
+        self.digest = ""
+        self.fresh = 0  # trials that were run and not remembered
+
+    def __enter__(self) -> Self:
+        self.runner.__enter__()
+        try:
+            facts = {"steps": self.setting.steps, "divergence": self.setting.divergence, **(self.setting.facts or {})}
+            facts["callbacks"] = [type(c).__name__ for c in self.setting.callbacks]
+            self.digest = digest(self.trainer, self.module, self.runner.stretch(), facts)
+            self._store = TrialStore(self.trainer, self.setting.folder, self.setting.name, self.digest)
+        except BaseException as error:
+            self.runner.__exit__(type(error), error, error.__traceback__)
+            raise
+        bar = self.trainer.progress_bar_callback
+        shown = bar is not None and getattr(bar, "is_enabled", True) and self.trainer.is_global_zero
+        self._bar = tqdm(desc=f"sweep {self.setting.name}", unit="step", disable=not shown, leave=False)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+        self.runner.__exit__(kind, error, trace)
+        if isinstance(error, KeyboardInterrupt):
+            kept = "" if self.setting.folder is None else "; the finished trials are kept, the same command continues"
+            rank_zero_info(f"Sweep {self.setting.name}: interrupted, the model is as it was before{kept}.")
+
+    def trial(
+        self,
+        lr: float,
+        observers: Sequence[Observer] = (),
+        stop: Callable[[Values], bool] | None = None,
+        rates: Sequence[float] | None = None,
+        order: int = 0,
+        variant: str = "",
+    ) -> Trial:
+        """Run a trial, or return the same one finished earlier; arguments as of :meth:`TrialRunner.run`.
+
+        Args:
+            lr: peak rate.
+            observers: read after every step.
+            stop: ends the trial early.
+            rates: a rate for each step.
+            order: of the rows.
+            variant: what else tells this trial apart, such as an objective.
+        """
+        key = f"{lr!r} {order} {variant}".strip()
+        known = self._store.get(key)
+        if known is not None:
+            return known
+        self._bar.set_postfix_str(f"lr {lr:.4g} {variant}")
+        trial = self.runner.run(lr, observers, stop, rates, order, lambda: self._bar.update())
+        self._store.put(key, trial)
+        self.fresh += 1
+        return trial

@@ -1,0 +1,79 @@
+"""Finished trials on disk, so that an interrupted sweep goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_sft.sweep.trial import Trial
+
+#: where a run keeps its sweeps
+FOLDER = "sweep"
+
+
+class TrialStore:
+    """Trials by key, read by the first rank and known to all.
+
+    They are kept in ``<run folder>/sweep/<name>.trials.json``, rewritten atomically after every trial, and looked for
+    in the neighbouring run folders, too: a run that is started again has a folder of its own. Trials of another
+    digest are never used.
+
+    Args:
+        trainer: the run.
+        folder: the run's folder; None keeps nothing.
+        name: of the sweep.
+        digest: what the trials depend on.
+    """
+
+    def __init__(self, trainer: Trainer, folder: Path | None, name: str, digest: str) -> None:
+        self._trainer = trainer
+        self._digest = digest
+        self._path = None if folder is None else folder / FOLDER / f"{name}.trials.json"
+        found = self._find() if trainer.is_global_zero else None
+        trials: dict[str, Trial] = trainer.strategy.broadcast(found or {})
+        self._trials = trials
+        if trials:
+            rank_zero_info(f"Sweep {name}: continues with {len(trials)} finished trials.")
+
+    def get(self, key: str) -> Trial | None:
+        """Return a finished trial, or None."""
+        return self._trials.get(key)
+
+    def put(self, key: str, trial: Trial) -> None:
+        """Keep a finished trial."""
+        self._trials[key] = trial
+        if self._path is not None and self._trainer.is_global_zero:
+            content = {"digest": self._digest, "trials": {k: asdict(t) for k, t in self._trials.items()}}
+            write_atomically(self._path, json.dumps(content))
+
+    def _find(self) -> dict[str, Trial]:
+        if self._path is None:
+            return {}
+        neighbours = self._path.parent.parent.parent.glob(f"*/{FOLDER}/{self._path.name}")
+        best: dict[str, Trial] = {}
+        for path in (self._path, *neighbours):
+            trials = self._read(path)
+            best = trials if len(trials) > len(best) else best
+        return best
+
+    def _read(self, path: Path) -> dict[str, Trial]:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["digest"] != self._digest:
+                return {}
+            return {key: Trial(**trial) for key, trial in content["trials"].items()}
+        except (OSError, ValueError, KeyError, TypeError):  # another version's, a damaged or a vanished file
+            return {}
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file that is never seen half written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
