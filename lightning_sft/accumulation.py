@@ -53,10 +53,10 @@ def scaled_loss(output: HeadOutput, accumulate: int, factor: float = 1.0) -> Ten
     return value
 
 
-def micro_batch_sums(output: HeadOutput, objective: Objective, attention_mask: Tensor) -> dict[str, Tensor]:
+def micro_batch_sums(output: HeadOutput, objective: Objective, attended: Tensor) -> dict[str, Tensor]:
     """Return the sums of one micro-batch: those that every run needs, and the objective's own statistics.
 
-    Keys ``supervised, kept, loss, nll, p, hits, positions, padding`` are scalars; the objective's start with
+    ``attended`` says which positions are no padding, (batch, length), bool. Keys ``supervised, kept, loss, nll, p, hits, positions, padding`` are scalars; the objective's start with
     ``objective/``.
     """
     scores = output.scores
@@ -68,8 +68,8 @@ def micro_batch_sums(output: HeadOutput, objective: Objective, attention_mask: T
         "nll": -scores.logp.sum(dtype=torch.float64),
         "p": scores.logp.exp().sum(dtype=torch.float64),
         "hits": hit.sum(),
-        "positions": torch.tensor(attention_mask.numel(), device=scores.logp.device),
-        "padding": (attention_mask == 0).sum(),
+        "positions": torch.tensor(attended.numel(), device=scores.logp.device),
+        "padding": (attended == 0).sum(),
     }
     own = objective.statistics(scores)
     return {k: v.to(torch.float64) for k, v in sums.items()} | {

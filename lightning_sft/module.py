@@ -24,6 +24,7 @@ from lightning_sft.metrics import TokenAverages
 from lightning_sft.models.access import position_limit, text_config
 from lightning_sft.models.build import ModelSettings, build_scorer
 from lightning_sft.models.loading import Dtype, Init, load_tokenizer
+from lightning_sft.models.packing import check_documents_apart
 from lightning_sft.models.quantization import Quantization
 from lightning_sft.objectives import NLL, Objective, RunFacts
 from lightning_sft.optim import (
@@ -157,10 +158,15 @@ class SFTModule(ResumableModule):
             )
         return self._tokenizer
 
+    @property
+    def _packed(self) -> bool:
+        """Whether the data module packs several rows into one."""
+        return bool(getattr(getattr(attached_trainer(self), "datamodule", None), "packed", False))
+
     @override
     def configure_model(self) -> None:
         if not hasattr(self, "scorer"):
-            scorer = build_scorer(self.settings, self.objective, len(self.tokenizer))
+            scorer = build_scorer(self.settings, self.objective, len(self.tokenizer), self._packed)
             if attached_trainer(self) is not None:
                 self.strategy_adapter.shard(scorer)
             self.scorer = scorer
@@ -260,6 +266,9 @@ class SFTModule(ResumableModule):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         _check_length(self.scorer.causal_lm, getattr(self.trainer, "datamodule", None))
+        if self._packed:
+            with self.trainer.precision_plugin.forward_context():
+                check_documents_apart(self.scorer)
 
     @override
     def on_validation_start(self) -> None:

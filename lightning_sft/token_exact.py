@@ -24,6 +24,7 @@ from lightning_sft.accumulation import (
 )
 from lightning_sft.head import HeadOutput
 from lightning_sft.models.mode import eval_mode
+from lightning_sft.models.packing import attended
 from lightning_sft.models.scorer import TokenScorer
 from lightning_sft.objectives import Objective
 from lightning_sft.strategies import StrategyAdapter, adapter_of
@@ -74,7 +75,7 @@ class TokenExactModule(LightningModule):
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         output = self(batch)
-        self._window.add(micro_batch_sums(output, self.objective, batch["attention_mask"]))
+        self._window.add(micro_batch_sums(output, self.objective, attended(batch)))
         accumulate = self.trainer.accumulate_grad_batches
         self._step_is_complete = (batch_idx + 1) % accumulate == 0 or self.trainer.is_last_batch
         factor = self._close_window() if self.strategy_adapter.scales_loss else 1.0
@@ -142,5 +143,5 @@ class TokenExactModule(LightningModule):
         with isolate_rng(), eval_mode(self.scorer):
             for batch in islice(loader, self.trainer.accumulate_grad_batches):
                 batch = self.trainer.strategy.batch_to_device(batch)
-                window.add(micro_batch_sums(self(batch), self.objective, batch["attention_mask"]))
+                window.add(micro_batch_sums(self(batch), self.objective, attended(batch)))
         self.objective.seed(window.close(self._sum_over_ranks).objective())

@@ -1,13 +1,15 @@
-"""Rows -> one batch of tensors, padded on the right to the longest."""
+"""Rows, or packs of rows -> one batch of tensors, padded on the right to the longest."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_sft.data.dataset import Row
+from lightning_sft.data.packing import Pack
 
 IGNORED = -100
 """The label of a position that is not trained, as everywhere in Hugging Face's libraries."""
@@ -34,8 +36,7 @@ class Collator:
         ``labels[t]`` is ``input_ids[t]`` where trained (not shifted), else -100. A padding row (index -1) is one
         attended and untrained token: a row without any attended position would make NaN in some attention kernels.
         """
-        multiple = self.pad_to_multiple_of
-        length = -(-max(max(len(row.ids), 1) for row in rows) // multiple) * multiple
+        length = self._length(len(row.ids) for row in rows)
         input_ids = torch.full((len(rows), length), self.pad_token_id, dtype=torch.int64)
         labels = torch.full((len(rows), length), IGNORED, dtype=torch.int64)
         attention_mask = torch.zeros((len(rows), length), dtype=torch.int64)
@@ -52,3 +53,40 @@ class Collator:
             "row": torch.tensor([row.index for row in rows], dtype=torch.int64),
             "source": torch.tensor([row.source for row in rows], dtype=torch.int64),
         }
+
+    def _length(self, lengths: Iterable[int]) -> int:
+        """Return the length of a batch of rows, at least 1."""
+        multiple = self.pad_to_multiple_of
+        return -(-max(1, *lengths) // multiple) * multiple
+
+
+class PackCollator(Collator):
+    """Puts the rows of each pack behind each other, and pads packs to the batch's longest.
+
+    There is no attention mask: models tell the rows apart by their positions, and only without one. What is left of a
+    pack's length is one more row of padding, which no other row sees.
+    """
+
+    @override
+    def __call__(self, packs: Sequence[Pack]) -> dict[str, Tensor]:  # type: ignore[override]  # packs, not rows
+        """Return ``input_ids``, ``labels``, ``position_ids``, ``row`` and ``source``, (batch, length) each, int64.
+
+        Positions begin at 0 in each row. The first label of a row is -100: what stands before it is another row.
+        ``row`` and ``source`` are those of each token; -1 on padding.
+        """
+        length = self._length(sum(len(row.ids) for row in pack) for pack in packs)
+        fill = {"input_ids": self.pad_token_id, "labels": IGNORED, "position_ids": 0, "row": -1, "source": -1}
+        batch = {key: torch.full((len(packs), length), value, dtype=torch.int64) for key, value in fill.items()}
+        for i, pack in enumerate(packs):
+            start = 0
+            for row in pack:
+                at = slice(start, start + len(row.ids))
+                ids = torch.as_tensor(row.ids, dtype=torch.int64)
+                batch["input_ids"][i, at] = ids
+                batch["labels"][i, at] = torch.where(torch.as_tensor(row.trained), ids, IGNORED)
+                batch["labels"][i, start : start + 1] = IGNORED
+                batch["position_ids"][i, at] = torch.arange(len(ids))
+                batch["row"][i, at], batch["source"][i, at] = row.index, row.source
+                start = at.stop
+            batch["position_ids"][i, start:] = torch.arange(length - start)
+        return batch

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from lightning_sft.data.batching import Batching, TrainingBatches
 from lightning_sft.data.build import BuildOptions
 from lightning_sft.data.collate import Collator
 from lightning_sft.data.dataset import SetReport, TokenDataset
@@ -32,7 +32,9 @@ class SFTDataModule(LightningDataModule):
     """Rows of any usual format, tokenised, masked, padded and dealt to the ranks.
 
     A batch is a dict of int64 tensors: ``input_ids``, ``attention_mask``, ``labels`` (batch, length), ``row`` (index
-    of the row in its set, -1 for a padding row) and ``source`` (index into `source_names`), (batch,).
+    of the row in its set, -1 for a padding row) and ``source`` (index into `source_names`), (batch,). A batch of
+    packed rows has ``position_ids`` in place of ``attention_mask``, and ``row`` and ``source`` of each token, (batch,
+    length).
 
     Args:
         train: what to train on: a path, a `DataSource`, or a list of them.
@@ -41,7 +43,7 @@ class SFTDataModule(LightningDataModule):
         test: test rows.
         predict: rows to predict.
         tokenizer: a tokenizer or the name or folder of one; default is the LightningModule's ``tokenizer``.
-        batch_size: rows of a batch on one rank.
+        batch_size: rows (packs, under ``batching: packed``) of a batch on one rank.
         val_batch_size: the same for the other loaders; default is ``batch_size``.
         num_workers: processes that load. Rows are tokenised beforehand, so 0 is enough.
         max_length: the most tokens of a row.
@@ -56,6 +58,10 @@ class SFTDataModule(LightningDataModule):
         shuffle: whether to permute the rows of each epoch.
         seed: seed of the order and of ``val_split``.
         pad_to_multiple_of: round the length of a batch up to a multiple.
+        batching: how training rows share a batch: ``padded`` in random order, each padded to the batch's longest;
+            ``grouped`` the same with rows of similar length in a batch; ``packed`` several rows behind each other, up
+            to ``max_length`` tokens, none seeing another, and ``batch_size`` of these packs. ``auto`` is ``grouped``,
+            or ``padded`` without ``shuffle``. The other sets are always padded, in order.
     """
 
     def __init__(
@@ -80,6 +86,7 @@ class SFTDataModule(LightningDataModule):
         shuffle: bool = True,
         seed: int = 0,
         pad_to_multiple_of: int | None = None,
+        batching: Batching = "auto",
     ) -> None:
         super().__init__()
         for name, value in (("batch_size", batch_size), ("val_batch_size", val_batch_size), ("max_length", max_length)):
@@ -104,6 +111,7 @@ class SFTDataModule(LightningDataModule):
         self.shuffle = shuffle
         self.seed = seed
         self.pad_to_multiple_of = pad_to_multiple_of
+        self.train_batches = TrainingBatches(batching, batch_size, max_length, shuffle, seed)
         self.report: dict[str, SetReport] = {}
         self._given_tokenizer = tokenizer
         self._tokenizer: Any = None
@@ -137,6 +145,13 @@ class SFTDataModule(LightningDataModule):
                 assert self._encoder is not None
                 self.report[what] = self.sets.build(what, self._encoder).report
                 self._list_rejected(what)
+        if stage == "fit" and "train" in self.sets and self.train_batches.items is None:
+            self.train_batches.prepare(self.sets["train"].dataset, self.report["train"])
+
+    @property
+    def packed(self) -> bool:
+        """Whether training rows are packed: the model must keep them apart by their positions."""
+        return self.train_batches.kind == "packed"
 
     def dataset(self, what: Literal["train", "val", "test", "predict"]) -> TokenDataset:
         """Return the encoded rows of one set, after `setup`."""
@@ -173,38 +188,36 @@ class SFTDataModule(LightningDataModule):
         kwargs = (self.trainer.distributed_sampler_kwargs if self.trainer is not None else None) or {}
         return kwargs.get("num_replicas", 1), kwargs.get("rank", 0)
 
-    def _collator(self) -> Collator:
+    def _pad_token_id(self) -> int:
         ids = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id, 0)
-        return Collator(next(i for i in ids if i is not None), self.pad_to_multiple_of)
+        return next(int(i) for i in ids if i is not None)
 
     @override
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the training loader."""
         if "train" not in self.sets:
             raise UserError("There is nothing to train on: data.train is not set. Give a path or a DataSource.")
-        dataset = self.sets["train"].dataset
+        batches = self.train_batches
+        assert batches.items is not None
+        collator = batches.collator(self._pad_token_id(), self.pad_to_multiple_of)
         if self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0:
             # Lightning puts its own sequential sampler into loaders that shuffle, with a warning
             return DataLoader(
-                dataset,
+                batches.items,
                 self.batch_size,
-                collate_fn=self._collator(),
+                collate_fn=collator,
                 num_workers=self.num_workers,
                 generator=torch.Generator(),
             )
-        sources = self.sets.sources
-        numbers, counts = np.unique(dataset.sources, return_counts=True)
-        groups = [(int(count), sources[int(n)].weight) for n, count in zip(numbers, counts, strict=True)]
-        num_replicas, rank = self._ranks()
-        sampler = EpochSampler(dataset, groups, num_replicas, rank, self.shuffle, self.seed)
         return ResumableDataLoader(
-            dataset,
-            sampler,
+            batches.items,
+            batches.sampler([source.weight for source in self.sets.sources], *self._ranks()),
             self.sets.fingerprint,
             batch_size=self.batch_size,
-            collate_fn=self._collator(),
+            collate_fn=collator,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
+            batching=batches.describe(),
         )
 
     @override
@@ -232,7 +245,7 @@ class SFTDataModule(LightningDataModule):
             batch_size=self.val_batch_size,
             sampler=EpochSampler(dataset, None, num_replicas, rank, shuffle=False),
             num_workers=self.num_workers,
-            collate_fn=self._collator(),
+            collate_fn=Collator(self._pad_token_id(), self.pad_to_multiple_of),
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),
         )

@@ -67,6 +67,8 @@ class SetReport:
         full_lengths: (rows,) tokens of each row before it was truncated.
         trained: (rows,) trained tokens of each row.
         source_rows: rows of each source.
+        packs: packs of the rows, under ``batching: packed``.
+        pack_efficiency: tokens / (packs * the most tokens of a pack).
     """
 
     rows: int = 0
@@ -79,6 +81,8 @@ class SetReport:
     full_lengths: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     trained: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     source_rows: dict[str, int] = field(default_factory=dict)
+    packs: int = 0
+    pack_efficiency: float = 0.0
 
     @property
     def tokens(self) -> int:
@@ -101,4 +105,5 @@ class SetReport:
             "truncated": self.truncated,
             "leaked": self.leaked,
             "leaked_dropped": self.leaked_dropped,
+            **({"packs": self.packs, "pack_efficiency": self.pack_efficiency} if self.packs else {}),
         }

@@ -65,6 +65,8 @@ def _summary(what: str, report: SetReport) -> str:
         f"  length: shortest {low}, median {middle}, 90% up to {high}, longest {top}",
         f"  truncated {report.truncated}, dropped as too long {report.dropped}, skipped as bad {len(report.rejected)}",
     ]
+    if report.packs:
+        lines.append(f"  packed: {report.packs} packs, {report.pack_efficiency:.1%} full")
     if what != "train":
         dropped = f", {report.leaked_dropped} of them dropped" if report.leaked_dropped else ""
         lines.append(f"  leaks: {report.leaked} rows also stand in train{dropped}")

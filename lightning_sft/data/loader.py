@@ -34,6 +34,7 @@ class ResumableDataLoader(DataLoader[Any]):
         collate_fn: rows -> batch.
         num_workers: processes that load.
         pin_memory: for faster copies to a GPU.
+        batching: how rows become batches, in words that change with whatever changes the order.
     """
 
     sampler: EpochSampler
@@ -47,6 +48,7 @@ class ResumableDataLoader(DataLoader[Any]):
         collate_fn: Callable[[list[Any]], Any],
         num_workers: int = 0,
         pin_memory: bool = False,
+        batching: str = "padded",
     ) -> None:
         super().__init__(
             dataset,
@@ -58,6 +60,7 @@ class ResumableDataLoader(DataLoader[Any]):
             generator=torch.Generator(),
         )
         self.fingerprint = fingerprint
+        self.batching = batching
         self._epoch = 0
         self._batches = 0
         self._resumed = False
@@ -66,6 +69,7 @@ class ResumableDataLoader(DataLoader[Any]):
         """Return what must be the same for a position to keep its meaning."""
         assert self.batch_size is not None
         return {
+            "batching": self.batching,
             "batch_size": self.batch_size,
             "world_size": self.sampler.num_replicas,
             "rows": self.sampler.epoch_rows,

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DistributedSampler
 from typing_extensions import override
 
+from lightning_sft.data.grouping import group_by_length
+
 PADDING = -1
 """Index of no row: what a rank gets when the rows do not divide by the number of ranks."""
 
@@ -16,7 +18,8 @@ PADDING = -1
 class EpochSampler(DistributedSampler[int]):
     """Deals the rows of an epoch to the ranks.
 
-    The order of all rows is a permutation drawn from (seed, epoch); rank r takes the positions r, r + W, ... of it.
+    The order of all rows is a permutation drawn from (seed, epoch), rearranged into batches of similar length
+    where ``lengths`` are given; rank r takes the positions r, r + W, ... of it: lengths are similar on all ranks, too.
     Ranks that come short get `PADDING` at the end, so that all have the same number of batches. A subclass of
     ``DistributedSampler`` since Lightning replaces other samplers.
 
@@ -27,6 +30,8 @@ class EpochSampler(DistributedSampler[int]):
         rank: rank of this process.
         shuffle: whether to permute.
         seed: seed of the order, at least 0.
+        lengths: (rows,) tokens of each row, to group by; needs ``shuffle``.
+        batch_size: rows of a batch on one rank, for grouping.
     """
 
     def __init__(
@@ -37,6 +42,8 @@ class EpochSampler(DistributedSampler[int]):
         rank: int = 0,
         shuffle: bool = True,
         seed: int = 0,
+        lengths: NDArray[np.int64] | None = None,
+        batch_size: int = 1,
     ) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
         self.groups = tuple(groups) if groups is not None else ((len(dataset), 1.0),)
@@ -45,6 +52,8 @@ class EpochSampler(DistributedSampler[int]):
         self.epoch_rows = sum(int(rows * weight + 0.5) for rows, weight in self.groups)
         self.num_samples = -(-self.epoch_rows // num_replicas)
         self.total_size = self.num_samples * num_replicas
+        self.lengths = lengths
+        self.step_rows = batch_size * num_replicas
         self.start = 0
 
     def order(self, epoch: int) -> NDArray[np.int64]:
@@ -54,7 +63,11 @@ class EpochSampler(DistributedSampler[int]):
             parts.append(first + self._share(rows, weight, number, epoch))
             first += rows
         order = np.concatenate(parts) if parts else np.empty(0, np.int64)
-        return np.random.default_rng([self.seed, epoch]).permutation(order) if self.shuffle else order
+        if not self.shuffle:
+            return order
+        random = np.random.default_rng([self.seed, epoch])
+        order = random.permutation(order)
+        return order if self.lengths is None else group_by_length(order, self.lengths, self.step_rows, random)
 
     def _share(self, rows: int, weight: float, number: int, epoch: int) -> NDArray[np.int64]:
         """Return one source's rows for one epoch: whole passes, then the next stretch of a fixed cycle."""
