@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from typing_extensions import override
 
+from lightning_sft.data.cache import map_array
 from lightning_sft.data.sampler import PADDING
 from lightning_sft.data.types import BadRow, Encoded
 
@@ -25,7 +28,7 @@ class Row:
 
 
 class TokenDataset(Dataset[Row]):
-    """All rows of one set, in flat arrays that forked workers share.
+    """All rows of one set, in flat arrays that all processes share: mapped from the cache, or inherited by a fork.
 
     Args:
         rows: the encoded rows, those of one source side by side.
@@ -38,6 +41,41 @@ class TokenDataset(Dataset[Row]):
         self.ids = np.concatenate([row.ids for row in rows]) if rows else np.empty(0, np.int32)
         self.trained = np.concatenate([row.trained for row in rows]) if rows else np.empty(0, np.bool_)
         self.sources = np.array(sources, dtype=np.int64)
+        self._folder: Path | None = None
+
+    @classmethod
+    def from_arrays(
+        cls,
+        ids: NDArray[np.int32],
+        trained: NDArray[np.bool_],
+        lengths: NDArray[np.int64],
+        sources: NDArray[np.int64],
+        folder: Path | None = None,
+    ) -> TokenDataset:
+        """Return the dataset of flat arrays.
+
+        Args:
+            ids: (tokens,) ids of all rows, one after the other.
+            trained: (tokens,) whether each is trained.
+            lengths: (rows,) tokens of each row.
+            sources: (rows,) index of each row's source.
+            folder: where ``ids`` and ``trained`` are mapped from: another process maps them again.
+        """
+        self = cls([], [])
+        self.ids, self.trained, self.lengths, self.sources = ids, trained, lengths, sources
+        self.ends = np.cumsum(lengths)
+        self._folder = folder
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what another process maps for itself."""
+        mapped = ("ids", "trained") if self._folder else ()
+        return {name: value for name, value in self.__dict__.items() if name not in mapped}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._folder:
+            self.ids, self.trained = (map_array(self._folder / f"{name}.npy") for name in ("ids", "trained"))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -81,6 +119,8 @@ class SetReport:
     full_lengths: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     trained: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     source_rows: dict[str, int] = field(default_factory=dict)
+    packs: int = 0
+    pack_efficiency: float = 0.0
     packs: int = 0
     pack_efficiency: float = 0.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from lightning_sft.data.chat import ChatTemplate, Span
+from lightning_sft.data.digests import tokenizer_digest
 from lightning_sft.data.types import BadRowError, Encoded, Example
 from lightning_sft.errors import UserError
 
@@ -49,6 +51,17 @@ class Encoder:
         if apply_chat_template == "always" and not self.template.source:
             raise UserError(_NO_TEMPLATE.format("apply_chat_template: always was given"))
         self.templates_strings = apply_chat_template != "never" and bool(self.template.source)
+
+    def identity(self) -> list[Any]:
+        """Return what its results depend on besides the example, as plain data.
+
+        Raises:
+            TypeError: see `tokenizer_digest`.
+        """
+        # a template that writes today's date gives other tokens tomorrow
+        today = str(datetime.date.today()) if "strftime_now" in self.template.source else None
+        tokenizer = tokenizer_digest(self.tokenizer)
+        return [tokenizer, self.train_on, self.templates_strings, self.template.kwargs, today]
 
     def __call__(self, example: Example) -> Encoded:
         """Return the ids of ``example`` and which of them are trained.

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lightning_sft.data.build import BuildOptions, BuiltSet, build
+from lightning_sft.data.cache import Cache, Entry
+from lightning_sft.data.digests import code_digest, digest, rows_digest
 from lightning_sft.data.encode import Encoder
 from lightning_sft.data.sets import RawSet, read, split_off, without_leaks
 from lightning_sft.data.sources import DataSource
+from lightning_sft.data.stored import pack, unpack
 from lightning_sft.errors import UserError
 
-Keys = tuple[set[bytes], set[bytes]]
-"""Digests of the rows of a set, and of their prompts."""
+EARLIER = {"train": (), "val": ("train",), "test": ("train", "val"), "predict": ()}
+"""Set -> the sets in which its rows must not stand."""
 
 
 class SetLibrary:
@@ -25,6 +31,7 @@ class SetLibrary:
         seed: seed of ``val_split``.
         system: system prompt for conversations that bring none.
         options: how rows become a set.
+        cache: where encoded sets are kept; by default nowhere.
     """
 
     def __init__(
@@ -34,22 +41,27 @@ class SetLibrary:
         seed: int = 0,
         system: str | None = None,
         options: BuildOptions | None = None,
+        cache: Cache | None = None,
     ) -> None:
         self.sources_of = sources
         self.val_split = val_split
         self.seed = seed
         self.system = system
         self.options = options or BuildOptions()
-        self.fingerprint = ""
-        """A digest of the training rows and their order, after they are built."""
+        self.cache = cache or Cache(None)
         self._raw: dict[str, RawSet] = {}
-        self._keys: dict[str, Keys] = {}
+        self._keys: dict[str, NDArray[np.uint8]] = {}
         self._built: dict[str, BuiltSet] = {}
 
     @property
     def sources(self) -> list[DataSource]:
         """Every source by its index."""
         return list(chain.from_iterable(self.sources_of.values()))
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the training rows and their order, after they are built."""
+        return self._built["train"].fingerprint
 
     def has(self, what: str) -> bool:
         """Return whether the settings name rows for a set."""
@@ -64,33 +76,101 @@ class SetLibrary:
         return self._built[what]
 
     def build(self, what: str, encoder: Encoder) -> BuiltSet:
-        """Read and encode a set; the examples of ``train`` are let go, only their digests are kept.
+        """Encode a set, or take it from the cache; the examples of ``train`` are let go, only their digests are kept.
 
         Raises:
             UserError: see `read`, `split_off` and `build`; or every row also stands in an earlier set.
         """
-        raw, leaked, dropped = self._without_leaks(what)
-        built = build(raw, [source.name for source in self.sources], encoder, self.options, what)
-        built.report.leaked, built.report.leaked_dropped = leaked, dropped
-        self._built[what] = built
-        self._known(what)
-        del self._raw[what]
-        if what == "train":
-            self.fingerprint = hashlib.blake2b(b"".join(e.key for e in built.examples), digest_size=16).hexdigest()
-            built.examples.clear()
+        key = self._key_of_sources(what, encoder)
+        self._built[what] = self._from_rows(what, encoder) if key is None else self._from_sources(what, encoder, key)
+        for name in {what, *self._built} & set(self._raw):
+            del self._raw[name]
+        return self._built[what]
+
+    def _from_sources(self, what: str, encoder: Encoder, key: str) -> BuiltSet:
+        """Return a set that its sources determine; they are read only if the cache does not have it."""
+        keeps_examples = what != "train"
+        storable = True
+
+        def make() -> Entry:
+            nonlocal storable
+            built = self._encode(what, self._read(what), encoder)
+            try:
+                entry = pack(built, *self._origin(what), with_examples=keeps_examples)
+            except TypeError:  # values that JSON does not keep, such as a date in a tool's schema
+                storable = False
+                entry = pack(built, *self._origin(what), with_examples=False)
+            entry.arrays["keys"] = self._known(what)
+            if self._is_split_off(what):
+                entry.arrays["train_keys"] = self._known("train")
+            return entry
+
+        entry = self.cache.get(key, make, lambda: storable and key == self._key_of_sources(what, encoder))
+        examples = self._raw[what].examples if keeps_examples and what in self._raw else ()
+        built = unpack(entry, *self._origin(what), examples)
+        self._keys.setdefault(what, entry.arrays["keys"])
+        if "train_keys" in entry.arrays:
+            self._keys.setdefault("train", entry.arrays["train_keys"])
+        rows, _ = self._known_earlier(what, needed=False)
+        built.report.leaked = sum(row in rows for row in as_keys(self._keys[what])[0])
         return built
+
+    def _from_rows(self, what: str, encoder: Encoder) -> BuiltSet:
+        """Return a set whose rows must be read to be known; the cache is asked for their tokens."""
+        raw, leaked, dropped = self._without_leaks(what)
+        self._known(what)
+
+        def make() -> Entry:
+            return pack(self._encode(what, raw, encoder), *self._origin(what), with_examples=False)
+
+        key = None
+        if self.cache.root is not None:
+            key = self._key(what, encoder, ["rows", rows_digest(raw.examples, raw.sources, raw.rejected)])
+        entry = make() if key is None else self.cache.get(key, make, lambda: True)
+        built = unpack(entry, *self._origin(what), raw.examples if what != "train" else ())
+        built.report.leaked, built.report.leaked_dropped = leaked, dropped
+        return built
+
+    def _encode(self, what: str, raw: RawSet, encoder: Encoder) -> BuiltSet:
+        return build(raw, [source.name for source in self.sources], encoder, self.options, what)
+
+    def _key_of_sources(self, what: str, encoder: Encoder) -> str | None:
+        """Return the key of a set that its sources determine; None if only reading tells, or nothing is kept."""
+        sources = self.sources_of["train" if self._is_split_off(what) else what]
+        if self.cache.root is None or any(source.drop_leaks for source in sources):
+            return None
+        identities = [source.identity() for source in sources]
+        if None in identities:
+            return None
+        split = [self.val_split, self.seed] if self.val_split is not None and what in ("train", "val") else None
+        return self._key(what, encoder, ["sources", identities, self.system, split])
+
+    def _key(self, what: str, encoder: Encoder, rows: list[Any]) -> str | None:
+        """Return the key of a set in the cache; None if something it depends on cannot be told from another."""
+        try:
+            return f"{what}-{digest([code_digest(), encoder.identity(), self.options.identity(), rows])[:32]}"
+        except TypeError:
+            return None
+
+    def _is_split_off(self, what: str) -> bool:
+        return what == "val" and self.val_split is not None
+
+    def _origin(self, what: str) -> tuple[list[str], int]:
+        """Return the names of a set's sources, and the index of the first of them."""
+        if self._is_split_off(what):
+            what = "train"
+        names = list(self.sources_of)
+        first = sum(len(self.sources_of[name]) for name in names[: names.index(what)])
+        return [source.name for source in self.sources_of[what]], first
 
     def _read(self, what: str) -> RawSet:
         """Return the rows of one set, with those of ``val_split`` taken out of train."""
         if what not in self._raw:
-            names = list(self.sources_of)
-            first = sum(len(self.sources_of[name]) for name in names[: names.index(what)])
-            if what == "val" and self.val_split is not None:
+            if self._is_split_off(what):
                 self._read("train")
             else:
-                self._raw[what] = read(
-                    self.sources_of[what], first, self.options.on_bad_row, self.system, what != "predict"
-                )
+                sources, (_, first) = self.sources_of[what], self._origin(what)
+                self._raw[what] = read(sources, first, self.options.on_bad_row, self.system, what != "predict")
             if what == "train" and self.val_split is not None:
                 self._raw["train"], self._raw["val"] = split_off(self._raw["train"], self.val_split, self.seed)
         return self._raw[what]
@@ -98,22 +178,33 @@ class SetLibrary:
     def _without_leaks(self, what: str) -> tuple[RawSet, int, int]:
         """Return the rows of a set, how many of them stand in an earlier set, and how many were dropped for it."""
         raw = self._read(what)
-        earlier = {"val": ("train",), "test": ("train", "val")}.get(what, ())
         drops = [source.drop_leaks for source in self.sources]
-        needed = any(drops[s] for s in set(raw.sources))
-        known = [self._known(e) for e in earlier if self.has(e) and (needed or e in self._raw or e in self._keys)]
-        keys, prompts = (set().union(*(sets[i] for sets in known)) for i in (0, 1))
+        keys, prompts = self._known_earlier(what, needed=any(drops[s] for s in set(raw.sources)))
         kept, leaked = without_leaks(raw, keys, prompts, drops)
         if not kept.examples:
             raise UserError(
-                f"All {len(raw.examples)} rows of {what} also stand in {' or '.join(earlier)} and were dropped. Give "
-                "the tasks different seeds, or make their range larger."
+                f"All {len(raw.examples)} rows of {what} also stand in {' or '.join(EARLIER[what])} and were dropped. "
+                "Give the tasks different seeds, or make their range larger."
             )
         return kept, leaked, len(raw.examples) - len(kept.examples)
 
-    def _known(self, what: str) -> Keys:
-        """Return what stands in a set, kept when its rows are let go."""
+    def _known_earlier(self, what: str, needed: bool) -> tuple[set[bytes], set[bytes]]:
+        """Return the digests of rows and prompts of the sets before ``what``: if needed, of all, else of those read."""
+        earlier = [name for name in EARLIER[what] if self.has(name)]
+        known = [as_keys(self._known(name)) for name in earlier if needed or name in self._raw or name in self._keys]
+        rows, prompts = (set(chain.from_iterable(keys[i] for keys in known)) for i in (0, 1))
+        return rows, prompts
+
+    def _known(self, what: str) -> NDArray[np.uint8]:
+        """Return digests of what stands in a set, (rows, 32), kept when its rows are let go: of a row, its prompt."""
         if what not in self._keys:
-            examples = self._read(what).examples
-            self._keys[what] = {example.key for example in examples}, {example.prompt_key for example in examples}
+            joined = b"".join(example.key + example.prompt_key for example in self._read(what).examples)
+            self._keys[what] = np.frombuffer(joined, np.uint8).reshape(-1, 32)
         return self._keys[what]
+
+
+def as_keys(known: NDArray[np.uint8]) -> tuple[list[bytes], list[bytes]]:
+    """Return the digests of rows and of their prompts, one by one."""
+    rows, prompts = (known[:, part].tobytes() for part in (slice(16), slice(16, 32)))
+    at = range(0, len(rows), 16)
+    return [rows[i : i + 16] for i in at], [prompts[i : i + 16] for i in at]

@@ -11,7 +11,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from typing_extensions import override
+
 from lightning_sft.data import formats
+from lightning_sft.data.digests import file_digest
+from lightning_sft.data.progress import counted, progress
 from lightning_sft.data.readers import SUFFIXES, read_file, suffix
 from lightning_sft.data.types import BadRow, BadRowError, Example, Record, printable
 from lightning_sft.errors import UserError, first_line
@@ -40,6 +44,14 @@ class DataSource(ABC):
         Args:
             answers: whether rows without an answer are bad rows; for prediction they are not.
         """
+
+    def identity(self) -> list[Any] | None:
+        """Return what the examples are made of, as plain data; equal ones mean equal examples.
+
+        With it, encoded rows come from the cache without being read. Without it (None, the default) they are read,
+        and the cache is asked for the tokens of just these rows.
+        """
+        return None
 
     def score(self, example: Example, answer: str) -> float | None:
         """Return the score of ``answer``, 0 to 1, or None where this source has no scorer."""
@@ -103,8 +115,24 @@ class Source(DataSource):
 
     def examples(self, answers: bool = True) -> Iterator[Example | BadRow]:
         """Yield every row of every file, file after file in the order of their names."""
-        rows = (row for table in self._tables() for row in self._convert(table, answers))
-        yield from islice(rows, self.max_rows)
+        with progress(f"Reading {self.name}") as advance:
+            tables = (counted(table, advance) for table in self._tables())
+            yield from islice((row for table in tables for row in self._convert(table, answers)), self.max_rows)
+
+    @override
+    def identity(self) -> list[Any] | None:
+        """Return the settings that shape the rows, and the content of the files; None for hub names and subclasses."""
+        if type(self) is not Source:
+            return None
+        folder = Path(self.path)
+        files = sorted(p for p in folder.rglob("*") if p.is_file()) if _is_saved(folder) else self._files()
+        if not files:
+            return None
+        shape = [self.format, self.columns, self.split, self.system, self.max_rows, self.max_row_bytes]
+        try:
+            return [self.path, *shape, [[str(path), file_digest(path)] for path in files]]
+        except OSError:
+            return None  # reading says what is wrong
 
     def score(self, example: Example, answer: str) -> float | None:
         """Compare ``answer`` with the reference where ``score: exact_match`` is set."""
@@ -115,7 +143,7 @@ class Source(DataSource):
     def _tables(self) -> Iterator[Iterable[Record | BadRow]]:
         """Yield the rows of each file; a format is detected within one of them."""
         folder = Path(self.path)
-        if folder.is_dir() and ((folder / "state.json").exists() or (folder / "dataset_dict.json").exists()):
+        if _is_saved(folder):
             yield self._saved(folder)
         elif files := self._files():
             for path in files:
@@ -216,6 +244,11 @@ class Source(DataSource):
             f"Formats and their columns are: {known}. Map the columns, for example "
             "`columns: {prompt: question, completion: answer}`."
         )
+
+
+def _is_saved(folder: Path) -> bool:
+    """Return whether ``save_to_disk`` of ``datasets`` wrote a folder."""
+    return folder.is_dir() and ((folder / "state.json").exists() or (folder / "dataset_dict.json").exists())
 
 
 def _size(value: object) -> int:

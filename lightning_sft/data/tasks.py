@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
+from lightning_sft.data.progress import counted, progress
 from lightning_sft.data.sources import DataSource
 from lightning_sft.data.types import BadRow, Example
 from lightning_sft.errors import UserError
@@ -81,6 +82,10 @@ class ReasoningGymTask(DataSource):
 
     def examples(self, answers: bool = True) -> Iterator[Example | BadRow]:
         """Yield ``size`` items as a question and its answer."""
+        with progress(f"Drawing {self.name}", self.size) as advance:
+            yield from counted(self._items(), advance)
+
+    def _items(self) -> Iterator[Example]:
         found = 0
         for index in range(self._dataset.size):
             item = self._dataset[index]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,17 +12,10 @@ from pathlib import Path
 
 import torch
 
+from lightning_sft.cache_root import cache_root
 from lightning_sft.errors import UserError
 
 PACKAGE_SCHEME = "pkg://"
-
-
-def cache_root() -> Path:
-    """Return the cache folder: ``LIGHTNING_SFT_CACHE``, or ``lightning_sft`` under the user's cache folder."""
-    explicit = os.environ.get("LIGHTNING_SFT_CACHE")
-    if explicit:
-        return Path(explicit).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lightning_sft"
 
 
 def package_file(address: str) -> Path:
