@@ -5,13 +5,18 @@ tests/test_private_lightning.py fails loudly when Lightning changes one of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from torch import Tensor
 
 
@@ -42,9 +47,24 @@ def all_gather(module: LightningModule) -> Callable[[Tensor], Tensor]:
     return cast("Callable[[Tensor], Tensor]", module.all_gather)
 
 
-def saves_shards(strategy: ModelParallelStrategy) -> bool:
-    """Return whether checkpoints are folders with a file of each rank."""
-    return strategy._save_distributed_checkpoint
+def sizes_are_auto(strategy: ModelParallelStrategy) -> bool:
+    """Return whether the strategy is to choose one of its sizes by itself; it forgets this when it sets up."""
+    return "auto" in (strategy._data_parallel_size, strategy._tensor_parallel_size)
+
+
+def before_loading(strategy: ModelParallelStrategy, check: Callable[[Path], None]) -> None:
+    """Let ``check`` look at a checkpoint before the strategy loads from it: no hook comes early enough.
+
+    Args:
+        strategy: replaces its public ``load_checkpoint``, whoever replaced it before.
+        check: gets the path, on every rank.
+    """
+
+    def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        check(Path(checkpoint_path))
+        return ModelParallelStrategy.load_checkpoint(strategy, checkpoint_path, weights_only=weights_only)
+
+    strategy.load_checkpoint = load_checkpoint  # type: ignore[method-assign]
 
 
 class ConfigurationWins:
@@ -59,3 +79,121 @@ def accumulation(trainer: Trainer) -> int | str:
     schedules = [c.scheduling for c in callbacks_of(trainer) if isinstance(c, GradientAccumulationScheduler)]
     several = [s for s in schedules if len(s) > 1]
     return str(several[0]) if several else trainer.accumulate_grad_batches
+
+
+class TrialLoop:
+    """Training steps through Lightning's own epoch loop, beside the fit that is under way.
+
+    While :meth:`entered`, the trainer has a fresh epoch loop (whose counters go on from the fit's), fresh metrics, no
+    logger and only the given callbacks; the fit's own objects are put aside, untouched. Hooks, accumulation,
+    precision, gradient synchronisation, clipping and schedulers are those of ``Trainer.fit``.
+
+    Args:
+        trainer: in a fit, between two optimizer steps.
+        callbacks: those that stay alive.
+        batches: micro-batches of an epoch; ``inf`` if unknown.
+        batches_done: micro-batches of the present epoch that have been trained on.
+        schedules: whether learning-rate schedulers are stepped.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        callbacks: Sequence[Callback],
+        batches: float,
+        batches_done: int,
+        *,
+        schedules: bool = True,
+    ) -> None:
+        fit: Any = trainer.fit_loop
+        old = fit.epoch_loop
+        self._trainer: Any = trainer
+        self._loop = loop = _TrainingEpochLoop(trainer, fit.min_steps, -1)
+        loop.batch_progress = deepcopy(old.batch_progress)
+        loop.scheduler_progress = deepcopy(old.scheduler_progress)
+        loop.automatic_optimization.optim_progress = deepcopy(old.automatic_optimization.optim_progress)
+        loop.manual_optimization.optim_step_progress = deepcopy(old.manual_optimization.optim_step_progress)
+        for count in ("ready", "started", "processed", "completed"):
+            setattr(loop.batch_progress.current, count, batches_done)
+        loop.batch_progress.is_last_batch = False
+        progress = deepcopy(fit.epoch_progress)
+        self._fit_state = {"epoch_loop": loop, "epoch_progress": progress, "max_batches": batches}
+        self._trainer_state = {"callbacks": list(callbacks), "_loggers": [], "should_stop": False}
+        self._trainer_state["_logger_connector"] = _LoggerConnector(trainer)
+        self._schedulers = trainer.strategy.lr_scheduler_configs if schedules else []
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Put this loop in the place of the fit's for as long as the context lasts."""
+        fit, strategy = self._trainer.fit_loop, self._trainer.strategy
+        before = [(owner, {k: getattr(owner, k) for k in new}, new) for owner, new in self._owners(fit, strategy)]
+        for owner, _, new in before:
+            vars(owner).update(new)
+        try:
+            yield
+        finally:
+            for owner, old, _ in before:
+                vars(owner).update(old)
+            self._trainer.training = True
+
+    def _owners(self, fit: Any, strategy: Any) -> list[tuple[Any, dict[str, Any]]]:
+        schedulers = {"lr_scheduler_configs": self._schedulers}
+        return [(fit, self._fit_state), (self._trainer, self._trainer_state), (strategy, schedulers)]
+
+    def micro_batch(self, batch: Any, is_last: bool) -> bool:
+        """Train on a micro-batch, and return whether it completed an optimizer step.
+
+        Args:
+            batch: as a data loader hands it out.
+            is_last: whether the epoch ends with it.
+        """
+        self._loop.advance(_OneBatch(batch, is_last))  # type: ignore[arg-type]  # all that the loop asks a fetcher for
+        return not self._loop._should_accumulate()
+
+    def next_epoch(self) -> None:
+        """Count an epoch and start the next."""
+        self._fit_state["epoch_progress"].increment_by(1)
+        loop = self._loop
+        for counted in (loop.batch_progress, loop.scheduler_progress, loop.automatic_optimization.optim_progress):
+            counted.reset_on_run()
+
+
+class _OneBatch:
+    """What an epoch loop asks of a data fetcher, around one batch."""
+
+    def __init__(self, batch: Any, done: bool) -> None:
+        self._batch = batch
+        self.done = done
+
+    def __next__(self) -> tuple[Any, int, int]:
+        return self._batch, 0, 0
+
+
+def batches_begun(trainer: Trainer) -> int:
+    """Return the micro-batches of the present epoch that were handed to the loop, the one under way included."""
+    return trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+
+@contextmanager
+def validating(trainer: Trainer) -> Iterator[None]:
+    """Mark a fit as validating, so that what a validation step logs is kept apart from training."""
+    trainer.validating = True
+    try:
+        yield
+    finally:
+        trainer.training = True
+
+
+def validation_loaders(trainer: Trainer) -> Any:
+    """Return the validation loaders of a fit, prepared now if no validation has run yet; None without any."""
+    if trainer.val_dataloaders is None and trainer.enable_validation:
+        with validating(trainer):
+            trainer.fit_loop.epoch_loop.val_loop.setup_data()
+    return trainer.val_dataloaders
+
+
+def to_device(trainer: Trainer, batch: Any) -> Any:
+    """Return a batch where the model is, through the hooks that Lightning's loops call."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)

@@ -88,6 +88,22 @@ def without_frozen(state_dict: dict[str, Any], module: nn.Module) -> dict[str, A
     return {k: v for k, v in state_dict.items() if not is_frozen(k)}
 
 
+def hide_frozen(module: nn.Module) -> None:
+    """Leave frozen parameters out of a module's state dict from now on.
+
+    A strategy that reads a sharded checkpoint asks it for what the state dict names, and one that gathers shards
+    gathers what it names: neither then touches the frozen base.
+    """
+
+    def hide(module: nn.Module, state_dict: dict[str, Any], prefix: str, _metadata: dict[str, Any]) -> None:
+        inside = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        for name in inside.keys() - without_frozen(inside, module).keys():
+            del state_dict[prefix + name]
+
+    untyped: Any = module
+    untyped.register_state_dict_post_hook(hide)
+
+
 def check_weights(state_dict: dict[str, Any], module: nn.Module, saved: str, here: str) -> None:
     """Raise unless a checkpoint's weights fit the module; frozen parameters may be missing.
 
@@ -102,7 +118,7 @@ def check_weights(state_dict: dict[str, Any], module: nn.Module, saved: str, her
     """
     # the objective's own loading decides about its state, whose shape may depend on the run
     state_dict = {k: v for k, v in state_dict.items() if not k.startswith("objective.")}
-    own = module.state_dict()
+    own = {**module.state_dict(), **dict(module.named_parameters(remove_duplicate=False))}
     trainable = {name for name, p in module.named_parameters() if p.requires_grad}
     unknown = sorted(state_dict.keys() - own.keys())
     missing = sorted(trainable - state_dict.keys())

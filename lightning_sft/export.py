@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +16,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
+from lightning_sft import shards
 from lightning_sft.checkpointing import KEY
 from lightning_sft.errors import UserError
 from lightning_sft.generation import end_tokens
@@ -77,7 +80,8 @@ def load_module(checkpoint: Path) -> SFTModule:
         warnings.filterwarnings("ignore", message="Found keys that are in the model state dict but not in the checkp")
         warnings.filterwarnings("ignore", message="`loftq_config` specified but will be ignored")
         try:
-            return SFTModule.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+            with _one_file(checkpoint) as file:
+                return SFTModule.load_from_checkpoint(file, map_location="cpu", weights_only=True)
         except UserError:
             raise
         except (ValueError, TypeError, ImportError, argparse.ArgumentError) as error:
@@ -157,18 +161,27 @@ def _refuse_existing(output: Path) -> None:
 
 def _read(checkpoint: Path) -> dict[str, Any]:
     """Return a checkpoint of ours, its tensors left on the disk."""
-    if checkpoint.is_dir():
-        raise UserError(
-            f"--ckpt_path is {str(checkpoint)!r}, a sharded checkpoint (a folder). Make one file of it, and export "
-            f"that: `python -m lightning.pytorch.utilities.consolidate_checkpoint {checkpoint}`."
-        )
     content = read_checkpoint(checkpoint)
     if KEY not in content:
         raise UserError(
-            f"--ckpt_path is {str(checkpoint)!r}, which holds no SFTModule. Allowed: a .ckpt file that `lightning fit` "
+            f"--ckpt_path is {str(checkpoint)!r}, which holds no SFTModule. Allowed: a .ckpt that `lightning fit` "
             "wrote, 'last' or 'best'. What is a Hugging Face model already needs no export."
         )
     return content
+
+
+@contextlib.contextmanager
+def _one_file(checkpoint: Path) -> Iterator[Path]:
+    """Give a checkpoint that is one file: a folder of shards is joined beside itself for the time being."""
+    if not checkpoint.is_dir():
+        yield checkpoint
+        return
+    import torch
+
+    with tempfile.TemporaryDirectory(prefix=".joined-", dir=checkpoint.parent) as folder:
+        joined = Path(folder) / checkpoint.name
+        torch.save({**_read(checkpoint), "state_dict": shards.weights(checkpoint)}, joined)
+        yield joined
 
 
 def _require_known_base(module: SFTModule, merge: bool) -> None:

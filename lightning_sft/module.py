@@ -36,6 +36,7 @@ from lightning_sft.optim import (
     warmup_length,
 )
 from lightning_sft.resumable import ResumableModule
+from lightning_sft.strategies import refuse_auto_sizes
 from lightning_sft.token_exact import Batch
 
 
@@ -168,7 +169,8 @@ class SFTModule(ResumableModule):
         if not hasattr(self, "scorer"):
             scorer = build_scorer(self.settings, self.objective, len(self.tokenizer), self._packed)
             if attached_trainer(self) is not None:
-                self.strategy_adapter.shard(scorer)
+                self.strategy_adapter.shard(scorer, self.settings)
+                self.strategy_adapter.before_loading(self.check_checkpoint)
             self.scorer = scorer
 
     @override
@@ -185,6 +187,7 @@ class SFTModule(ResumableModule):
     def configure_callbacks(self) -> list[Callback]:
         from lightning_sft.callbacks import DataReport, GenerationMonitor, Readings
 
+        refuse_auto_sizes(self.trainer.strategy)  # no hook comes earlier
         defaults: list[Callback] = [] if self.trainer.barebones else [DataReport(), Readings(), GenerationMonitor()]
         given = callbacks_of(self.trainer)
         return [c for c in defaults if not any(isinstance(g, type(c)) for g in given)]

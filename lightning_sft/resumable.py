@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_sft import checkpointing
+from lightning_sft import checkpointing, shards
 from lightning_sft._lightning import accumulation, all_gather, attached_trainer
 from lightning_sft.accumulation import Denominator
+from lightning_sft.errors import UserError
 from lightning_sft.models.build import ModelSettings
 from lightning_sft.objectives import Objective
+from lightning_sft.runs import read_checkpoint
 from lightning_sft.token_exact import TokenExactModule
 
 
@@ -51,6 +54,25 @@ class ResumableModule(TokenExactModule):
             "rng": checkpointing.gather_rng_states(self.trainer.world_size, all_gather(self)),
             "skipped_steps": self.skipped_steps,
         }
+
+    def check_checkpoint(self, path: Path) -> None:
+        """Raise unless a checkpoint fits this run, where a strategy is about to load from it.
+
+        Raises:
+            UserError: the checkpoint is of another model, adapter or objective with a state; names both.
+        """
+        content = read_checkpoint(path)
+        saved = content.get(checkpointing.KEY, {})
+        weights = shards.weights(path, empty=True) if path.is_dir() else content["state_dict"]
+        checkpointing.check_weights(weights, self, saved.get("model", "another model"), self.settings.describe())
+        stateful = any(self.objective.state_dict()) or any(k.startswith("objective.") for k in weights)
+        if saved and stateful and saved["objective"] != repr(self.objective):
+            raise UserError(
+                f"The checkpoint was trained under {saved['objective']}; this run uses {self.objective!r}, and "
+                f"{type(self.trainer.strategy).__name__} cannot leave the state of an objective out. Resume with the "
+                "checkpoint's objective, or start a new run from its weights: `lightning-sft export` writes a model "
+                "folder for --model.model_name_or_path."
+            )
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

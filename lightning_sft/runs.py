@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_sft.errors import UserError, first_line
+from lightning_sft.shards import read_common
 
 #: Loggers that keep a run in ``save_dir/name/version``.
 TENSORBOARD = "lightning.pytorch.loggers.TensorBoardLogger"
@@ -43,8 +44,7 @@ def find_checkpoint(which: str, root: Path, extra: list[Path]) -> RunCheckpoint:
         path = Path(which).expanduser()
         if not path.exists():
             raise UserError(f"--ckpt_path is {which!r}, which does not exist. Allowed: a checkpoint, 'last' or 'best'.")
-        if path.is_file():  # folders of shards are left to their strategy
-            read_checkpoint(path)
+        read_checkpoint(path)
         return RunCheckpoint(path, _version(path, root))
     # version folders, no logger at all, and loggers that put a project between (W&B)
     depths = (f"*/{CHECKPOINTS}", CHECKPOINTS, f"*/*/{CHECKPOINTS}")
@@ -63,13 +63,15 @@ def find_checkpoint(which: str, root: Path, extra: list[Path]) -> RunCheckpoint:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return the content of a checkpoint file, its tensors left on the disk.
+    """Return the content of a checkpoint, its tensors left on the disk; without weights if it is a folder of shards.
 
     Raises:
         UserError: it cannot be read, or Lightning did not write it.
     """
     import torch
 
+    if path.is_dir():
+        return read_common(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises whatever the first wrong byte leads to
@@ -94,14 +96,12 @@ def _version(checkpoint: Path, root: Path) -> str | None:
 
 def _best(checkpoint: Path) -> Path:
     """Return the best checkpoint of a run, as the state of its ModelCheckpoint says."""
-    import torch
-
-    states: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["callbacks"]
+    states: dict[str, Any] = read_checkpoint(checkpoint)["callbacks"]
     monitoring = [s for k, s in states.items() if k.startswith("ModelCheckpoint") and s.get("monitor")]
     for state in monitoring:
         best = Path(state["best_model_path"])
         for path in (best, checkpoint.parent / best.name):  # the folder may have been moved
-            if path.is_file():
+            if path.exists():
                 return path
     raise UserError(
         f"--ckpt_path best: the run of {str(checkpoint)!r} kept no best checkpoint. Use 'last', or give a path."

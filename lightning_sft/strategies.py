@@ -5,6 +5,8 @@ Everything else in the package asks the adapter and never the strategy's class.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -16,9 +18,12 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
     Strategy,
 )
+from torch import Tensor
 from typing_extensions import override
 
-from lightning_sft._lightning import saves_shards
+from lightning_sft._lightning import before_loading, sizes_are_auto
+from lightning_sft.accumulation import gradient_norm, multiply_gradients
+from lightning_sft.checkpointing import hide_frozen
 from lightning_sft.errors import UserError
 from lightning_sft.models.build import ModelSettings
 from lightning_sft.models.scorer import TokenScorer
@@ -55,8 +60,26 @@ class StrategyAdapter:
             stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
         """
 
-    def shard(self, scorer: TokenScorer) -> None:
-        """Shard a model whose weights are loaded, if the strategy shards."""
+    def shard(self, scorer: TokenScorer, settings: ModelSettings) -> None:
+        """Shard a model whose weights are loaded, if the strategy shards.
+
+        Args:
+            scorer: holds the model.
+            settings: of the model; say whether its frozen part belongs into checkpoints.
+        """
+
+    def before_loading(self, check: Callable[[Path], None]) -> None:
+        """Arrange that a checkpoint is looked at first, where the strategy loads it ahead of the module's hooks."""
+
+    def sum_over_rows(self, sums: Tensor) -> Tensor:
+        """Sum a vector over all ranks that see different rows."""
+        total = self.strategy.reduce(sums, reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total
+
+    def gradient_norm(self, gradients: Iterable[Tensor]) -> Tensor | None:
+        """Return the norm of all gradients before clipping, whole on every rank; None where nobody can see them."""
+        return gradient_norm(gradients)
 
     def clip(self, value: float, algorithm: str) -> bool:
         """Clip the gradients by the strategy's own means; return False to leave it to Lightning."""
@@ -77,19 +100,16 @@ class FullyShard(StrategyAdapter):
     def __init__(self, strategy: ModelParallelStrategy) -> None:
         super().__init__(strategy)
         self.mesh = strategy.device_mesh
-        # Loading a folder of shards asks it for every parameter that the model has.
-        self.drops_frozen = not saves_shards(strategy)
 
     @override
     def check(self, trainer: Trainer, settings: ModelSettings, stage: str) -> None:
         _refuse_predict(stage, "FSDP2")
-        data, tensor = (self.mesh[name].size() for name in ("data_parallel", "tensor_parallel"))
-        if tensor > 1:
+        tensor = self.mesh["tensor_parallel"].size()
+        if tensor > 1 and settings.has_adapter:
             raise UserError(
-                f"ModelParallelStrategy has data_parallel_size {data} and tensor_parallel_size {tensor}: with 'auto' "
-                "all devices of a node share the same rows, and nothing is sharded over the data. Tensor parallelism "
-                f"is not supported. Set data_parallel_size: {trainer.world_size} and tensor_parallel_size: 1, as "
-                "configs/strategy/fsdp2.yaml does."
+                f"An adapter was given with tensor_parallel_size {tensor}: the layers that it works in are split over "
+                f"ranks, and peft's weights are not. Set data_parallel_size: {trainer.world_size} and "
+                "tensor_parallel_size: 1, as configs/strategy/fsdp2.yaml does."
             )
         if settings.quantization is not None:
             raise UserError(
@@ -103,10 +123,38 @@ class FullyShard(StrategyAdapter):
             )
 
     @override
-    def shard(self, scorer: TokenScorer) -> None:
+    def shard(self, scorer: TokenScorer, settings: ModelSettings) -> None:
         from lightning_sft.models.sharding import shard_fully
+        from lightning_sft.models.tensor_parallel import split_layers
 
+        if self.mesh["tensor_parallel"].size() > 1:
+            split_layers(scorer.causal_lm, self.mesh["tensor_parallel"])
         shard_fully(scorer, self.mesh["data_parallel"])
+        if settings.base_comes_back:  # a filter of the finished checkpoint would gather the base first
+            hide_frozen(scorer)
+
+    @override
+    def before_loading(self, check: Callable[[Path], None]) -> None:
+        assert isinstance(self.strategy, ModelParallelStrategy)
+        before_loading(self.strategy, check)
+
+    @override
+    def sum_over_rows(self, sums: Tensor) -> Tensor:
+        group = self.mesh["data_parallel"].get_group()
+        total = self.strategy.reduce(sums, group, reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total
+
+    @override
+    def clip(self, value: float, algorithm: str) -> bool:
+        if algorithm != "norm" or self.mesh["tensor_parallel"].size() == 1:
+            return False
+        # torch cannot add up norms over split and whole parameters
+        model: Any = self.strategy.model
+        parameters = [p for p in model.parameters() if p.grad is not None]
+        norm = float(gradient_norm(p.grad for p in parameters))
+        multiply_gradients(parameters, min(1.0, value / (norm + 1e-6)))
+        return True
 
 
 class FullyShard1(StrategyAdapter):
@@ -121,10 +169,14 @@ class FullyShard1(StrategyAdapter):
             raise UserError("torch_compile does not go with FSDP1 here. Set torch_compile: false, or use ddp.")
 
     @override
-    def shard(self, scorer: TokenScorer) -> None:
+    def shard(self, scorer: TokenScorer, settings: ModelSettings) -> None:
         from lightning_sft.models.sharding import wrap_layers
 
         wrap_layers(scorer)
+
+    @override
+    def gradient_norm(self, gradients: Iterable[Tensor]) -> None:
+        """Return nothing: FSDP1 shows shards that do not say what they are shards of."""
 
     @override
     def clip(self, value: float, algorithm: str) -> bool:
@@ -140,6 +192,10 @@ class DeepSpeed(StrategyAdapter):
 
     drops_frozen = False
     scales_loss = True
+
+    @override
+    def gradient_norm(self, gradients: Iterable[Tensor]) -> None:
+        """Return nothing: the gradients live inside DeepSpeed's engine."""
 
     @override
     def check(self, trainer: Trainer, settings: ModelSettings, stage: str) -> None:
@@ -174,6 +230,28 @@ _ADAPTERS: tuple[tuple[type[Strategy], type[StrategyAdapter]], ...] = (
     (DDPStrategy, DataParallel),
     (SingleDeviceStrategy, SingleDevice),
 )
+
+
+def sharing(trainer: Trainer) -> tuple[int, int]:
+    """Return among how many ranks the rows are shared out, and this one's place: ranks that split layers count once."""
+    kwargs = trainer.distributed_sampler_kwargs or {}
+    return kwargs.get("num_replicas", 1), kwargs.get("rank", 0)
+
+
+def refuse_auto_sizes(strategy: Strategy) -> None:
+    """Raise if ModelParallelStrategy is to choose its sizes; must run before it sets up its processes.
+
+    Raises:
+        UserError: says which sizes to give.
+    """
+    if isinstance(strategy, ModelParallelStrategy) and sizes_are_auto(strategy):
+        raise UserError(
+            "ModelParallelStrategy has data_parallel_size or tensor_parallel_size on 'auto', with which all devices of "
+            "a node share the same rows and nothing is sharded over the data. Set both: data_parallel_size: "
+            f"{strategy.num_nodes * strategy.num_processes} and tensor_parallel_size: 1, as "
+            "configs/strategy/fsdp2.yaml does, or a larger tensor_parallel_size to split layers; their product is the "
+            "number of ranks."
+        )
 
 
 def adapter_of(trainer: Trainer) -> StrategyAdapter:

@@ -27,7 +27,7 @@ from lightning_sft.models.mode import eval_mode
 from lightning_sft.models.packing import attended
 from lightning_sft.models.scorer import TokenScorer
 from lightning_sft.objectives import Objective
-from lightning_sft.strategies import StrategyAdapter, adapter_of
+from lightning_sft.strategies import StrategyAdapter, adapter_of, sharing
 
 Batch = dict[str, Tensor]
 
@@ -92,19 +92,10 @@ class TokenExactModule(LightningModule):
 
     def _close_window(self) -> float:
         """Sum up the optimizer step over micro-batches and ranks; return what makes its gradient exact."""
-        self.step_totals = self._window.close(self._sum_over_ranks)
+        self.step_totals = self._window.close(self.strategy_adapter.sum_over_rows)
         denominator = self.step_totals.denominator(self.denominator)
-        divisions = SCALE * self._averaged_ranks()  # the strategy averages over its ranks
+        divisions = SCALE * sharing(self.trainer)[0]  # the strategy averages over its ranks
         return divisions / denominator if denominator else 0.0
-
-    def _sum_over_ranks(self, sums: Tensor) -> Tensor:
-        total = self.trainer.strategy.reduce(sums, reduce_op="sum")
-        assert isinstance(total, Tensor)
-        return total
-
-    def _averaged_ranks(self) -> int:
-        sharding = self.trainer.distributed_sampler_kwargs
-        return int(sharding["num_replicas"]) if sharding else 1
 
     @override
     def configure_gradient_clipping(
@@ -144,4 +135,4 @@ class TokenExactModule(LightningModule):
             for batch in islice(loader, self.trainer.accumulate_grad_batches):
                 batch = self.trainer.strategy.batch_to_device(batch)
                 window.add(micro_batch_sums(self(batch), self.objective, attended(batch)))
-        self.objective.seed(window.close(self._sum_over_ranks).objective())
+        self.objective.seed(window.close(self.strategy_adapter.sum_over_rows).objective())

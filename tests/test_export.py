@@ -242,12 +242,12 @@ def test_what_is_no_checkpoint_of_ours(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "noise.ckpt").write_bytes(b"noise")
     torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.6"}, tmp_path / "other.ckpt")
     torch.save({"weight": torch.zeros(2)}, tmp_path / "weights.ckpt")
-    (tmp_path / "sharded.ckpt").mkdir()
+    (tmp_path / "empty.ckpt").mkdir()
     expected = {
         "noise.ckpt": "cannot be read as a checkpoint",
         "other.ckpt": "holds no SFTModule",
         "weights.ckpt": "Lightning did not write",
-        "sharded.ckpt": "consolidate_checkpoint sharded.ckpt",
+        "empty.ckpt": "which is no sharded checkpoint: it holds []",
         "nowhere.ckpt": "does not exist",
         "last": "no run with a checkpoint",
     }

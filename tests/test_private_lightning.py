@@ -1,7 +1,9 @@
 """Watches what _lightning.py touches: fails loudly when Lightning changes it."""
 
 import inspect
+from pathlib import Path
 
+import pytest
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.core.mixins import hparams_mixin
@@ -27,9 +29,27 @@ def test_trainer_attributes() -> None:
     assert _lightning.attached_trainer(module) is trainer
 
 
-def test_form_of_checkpoints() -> None:
-    for sharded in (False, True):
-        assert _lightning.saves_shards(ModelParallelStrategy(save_distributed_checkpoint=sharded)) is sharded
+def test_sizes_of_model_parallel_strategy() -> None:
+    assert _lightning.sizes_are_auto(ModelParallelStrategy())
+    assert _lightning.sizes_are_auto(ModelParallelStrategy(data_parallel_size=2))
+    assert not _lightning.sizes_are_auto(ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1))
+
+
+def test_checkpoints_are_looked_at_before_they_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, object, object]] = []
+
+    def load(self: object, checkpoint_path: Path, weights_only: bool | None = None) -> dict[str, int]:
+        calls.append(("load", checkpoint_path, weights_only))
+        return {"epoch": 1}
+
+    arguments = inspect.signature(ModelParallelStrategy.load_checkpoint).parameters
+    assert list(arguments) == ["self", "checkpoint_path", "weights_only"]
+    monkeypatch.setattr(ModelParallelStrategy, "load_checkpoint", load)
+    strategy = ModelParallelStrategy()
+    _lightning.before_loading(strategy, lambda path: calls.append(("forgotten", path, None)))
+    _lightning.before_loading(strategy, lambda path: calls.append(("check", path, None)))
+    assert strategy.load_checkpoint("a.ckpt", weights_only=True) == {"epoch": 1}
+    assert calls == [("check", Path("a.ckpt"), None), ("load", "a.ckpt", True)]
 
 
 def test_cli_parses_checkpoints_where_it_is_overridden() -> None:

@@ -16,6 +16,7 @@ from lightning_sft.errors import UserError
 from lightning_sft.generation import generate
 from lightning_sft.models.access import find_causal_lm, find_tokenizer
 from lightning_sft.probes.forward import within_shards
+from lightning_sft.strategies import sharing
 
 Stage = Literal["val", "test"]
 
@@ -81,7 +82,8 @@ class GenerationMonitor(Callback):
                 "generation. Use configs/strategy/fsdp2.yaml for answers."
             )
             return
-        mine = rows[trainer.global_rank :: trainer.world_size]
+        count, rank = sharing(trainer)
+        mine = rows[rank::count]
         answers = self._answers(trainer, pl_module, rows, mine)
         scores = [datamodule.score(row, answer) for row, answer in zip(mine, answers, strict=False)]
         self._log_accuracy(trainer, pl_module, stage, [s for s in scores if s is not None])
@@ -91,7 +93,7 @@ class GenerationMonitor(Callback):
 
     def _answers(self, trainer: Trainer, pl_module: LightningModule, rows: list[Any], mine: list[Any]) -> list[str]:
         """Return this rank's answers, and behind them some that only keep all ranks equally busy."""
-        fill = math.ceil(len(rows) / trainer.world_size) - len(mine)
+        fill = math.ceil(len(rows) / sharing(trainer)[0]) - len(mine)
         prompts = [row.prompt_ids for row in (*mine, *rows[:fill])]
         model = find_causal_lm(pl_module)
         answers: list[str] = []

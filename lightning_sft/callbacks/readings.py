@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_sft._lightning import log_interval
+from lightning_sft.strategies import adapter_of
 
 
 class Readings(Callback):
@@ -53,11 +54,14 @@ class Readings(Callback):
             "train/perplexity": float(torch.tensor(nll, dtype=torch.float64).exp()),
             "train/token_accuracy": totals.mean("hits"),
             "train/mean_p": totals.mean("p"),
-            "train/grad_norm": _gradient_norm(optimizer),
             "train/lr": optimizer.param_groups[0]["lr"],
             "train/skipped_steps": float(getattr(pl_module, "skipped_steps", 0)),
             "perf/padding_share": float(totals["padding"]) / max(float(totals["positions"]), 1.0),
         }
+        norm = adapter_of(trainer).gradient_norm(
+            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        )
+        values |= {} if norm is None else {"train/grad_norm": norm.to(torch.float32)}
         objective = getattr(pl_module, "objective", None)
         if objective is not None:
             values |= {f"train/objective/{k}": v for k, v in objective.logged().items()}
@@ -67,9 +71,3 @@ class Readings(Callback):
         short = {"loss": values["train/loss"], "tokens/s": values["perf/tokens_per_second"]}
         pl_module.log_dict(short, prog_bar=True, logger=False, batch_size=1)
         self._since, self._tokens = now, 0.0
-
-
-def _gradient_norm(optimizer: Optimizer) -> torch.Tensor:
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm

@@ -39,7 +39,7 @@ def fit_lines(
 ) -> list[list[str]]:
     """Command lines: one whole fit in ``root/whole``; in ``root/parts`` its first half, and the rest from there."""
     given |= {"trainer__strategy": strategy if isinstance(strategy, str) else json.dumps(strategy)}
-    given |= {"trainer__devices": 2}
+    given = {"trainer__devices": 2, **given}
     whole = fit_arguments(model, rows, adapter, trainer__default_root_dir=f"{root}/whole", **given)
     half = {**given, "trainer__default_root_dir": f"{root}/parts", "trainer__max_steps": STEPS // 2}
     first = fit_arguments(model, rows, adapter, **half)

@@ -1,4 +1,4 @@
-"""Two gloo ranks in a process of their own: autograd's threads do not survive a fork of the test process."""
+"""A few gloo ranks in a process of their own: autograd's threads do not survive a fork of the test process."""
 
 import importlib
 import json
@@ -15,9 +15,15 @@ SECONDS = 120
 
 
 def two_ranks(work: str, folder: Path, **given: Any) -> list[Any]:
-    """Run ``tests.distributed.<module>:<function>`` on two ranks and return what each one returned.
+    """Run ``tests.distributed.<module>:<function>`` on two ranks; see :func:`some_ranks`."""
+    return some_ranks(2, work, folder, **given)
+
+
+def some_ranks(count: int, work: str, folder: Path, **given: Any) -> list[Any]:
+    """Run ``tests.distributed.<module>:<function>`` on several ranks and return what each one returned.
 
     Args:
+        count: number of ranks.
         work: such as ``work:fit``; called with ``(rank, **given)``.
         folder: where the results travel.
         given: plain data.
@@ -25,23 +31,23 @@ def two_ranks(work: str, folder: Path, **given: Any) -> list[Any]:
     Raises:
         AssertionError: a rank failed or hung; carries its output.
     """
-    command = [sys.executable, "-m", "tests.distributed.ranks", work, str(folder), json.dumps(given)]
+    command = [sys.executable, "-m", "tests.distributed.ranks", work, str(folder), json.dumps(given), str(count)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=SECONDS, env=environment, cwd=folder, check=False
     )
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
-    return [torch.load(folder / f"rank_{rank}.pt", weights_only=True) for rank in range(2)]
+    return [torch.load(folder / f"rank_{rank}.pt", weights_only=True) for rank in range(count)]
 
 
-def _rank(rank: int, port: int, work: str, folder: str, given: dict[str, Any]) -> None:
-    """One of two processes that torchrun would have started."""
+def _rank(rank: int, count: int, port: int, work: str, folder: str, given: dict[str, Any]) -> None:
+    """One of the processes that torchrun would have started."""
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
-        WORLD_SIZE="2",
-        LOCAL_WORLD_SIZE="2",
+        WORLD_SIZE=str(count),
+        LOCAL_WORLD_SIZE=str(count),
         GROUP_RANK="0",
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
@@ -59,5 +65,6 @@ if __name__ == "__main__":
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = (port, *sys.argv[1:3], json.loads(sys.argv[3]))
-    torch.multiprocessing.start_processes(_rank, arguments, nprocs=2, start_method="fork")
+    count = int(sys.argv[4])
+    arguments = (count, port, *sys.argv[1:3], json.loads(sys.argv[3]))
+    torch.multiprocessing.start_processes(_rank, arguments, nprocs=count, start_method="fork")

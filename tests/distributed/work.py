@@ -12,6 +12,7 @@ from peft import LoraConfig
 from lightning_sft import SFTDataModule, SFTModule
 from lightning_sft.cli import main
 from lightning_sft.errors import UserError
+from lightning_sft.objectives import Adaptive
 from tests.running import write_rows
 from tests.test_module import batches, loader, trainer
 
@@ -26,9 +27,11 @@ class Gradients(Callback):
         self.steps.append({n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None})
 
 
-def sgd_module(model: str, **settings: Any) -> SFTModule:
+def sgd_module(model_name_or_path: str, **settings: Any) -> SFTModule:
     """A module whose updates are its gradients."""
-    return SFTModule(model, optimizer=lambda p: torch.optim.SGD(p, lr=0.5), lr_scheduler="constant", **settings)
+    return SFTModule(
+        model_name_or_path, optimizer=lambda p: torch.optim.SGD(p, lr=0.5), lr_scheduler="constant", **settings
+    )
 
 
 def gradients(
@@ -101,17 +104,52 @@ def sharded_facts(rank: int, model: str) -> dict[str, Any]:
     }
 
 
-def refusals(rank: int, model: str) -> dict[str, str]:
-    """The messages of what FSDP2 cannot do."""
-    attempts = {
-        "auto": (fsdp2(data_parallel_size="auto", tensor_parallel_size="auto"), {}, "fit"),
-        "torch_compile": (fsdp2(), {"torch_compile": True}, "fit"),
-        "predict": (fsdp2(), {}, "predict"),
+def split_facts(rank: int, model: str) -> dict[str, Any]:
+    """What a rank holds of a model whose layers are split over two ranks, after training with dropout."""
+    rows = Rows()
+    overrides = {"attention_dropout": 0.2, "hidden_dropout": 0.2}
+    module = sgd_module(model, dtype="float64", config_overrides=overrides)
+    fit = trainer(strategy=fsdp2(data_parallel_size=1, tensor_parallel_size=2), devices=2, callbacks=[rows])
+    fit.fit(module, SFTDataModule(train=str(write_rows(Path(f"split_{rank}.jsonl"))), batch_size=4))
+    local = {name: p.to_local().detach().clone() for name, p in module.scorer.named_parameters()}
+    shapes = {name: list(p.shape) for name, p in module.scorer.named_parameters()}
+    split = [name for name, p in module.scorer.named_parameters() if local[name].shape != p.shape]
+    return {"rows": rows.rows, "local": local, "shapes": shapes, "split": split}
+
+
+def refusals(rank: int, model: str, narrow: str) -> dict[str, str]:
+    """The messages of what FSDP2 cannot do.
+
+    Args:
+        rank: this rank.
+        model: a toy folder.
+        narrow: a model of other sizes, whose heads two ranks cannot share out.
+    """
+    save = trainer(strategy=fsdp2(save_distributed_checkpoint=False), devices=2)
+    save.fit(sgd_module(model, objective=Adaptive()), loader(batches(4, 2)))
+    save.save_checkpoint("adaptive.ckpt")
+    save.strategy._save_distributed_checkpoint = True
+    save.save_checkpoint("shards.ckpt")
+    split = {"data_parallel_size": 1, "tensor_parallel_size": 2}
+    lora = {"adapter": LoraConfig(target_modules="all-linear")}
+    attempts: dict[str, Any] = {
+        "auto": ({"data_parallel_size": "auto", "tensor_parallel_size": "auto"}, {}, "fit", {}),
+        "sizes": ({"data_parallel_size": 3}, {}, "fit", {}),
+        "torch_compile": ({}, {"torch_compile": True}, "fit", {}),
+        "predict": ({}, {}, "predict", {}),
+        "adapter on split layers": (split, lora, "fit", {}),
+        "heads": (split, {"model_name_or_path": narrow}, "fit", {}),
+        "another model": ({}, {"model_name_or_path": narrow}, "fit", {"ckpt_path": "adaptive.ckpt"}),
+        "another model, shards": ({}, {"model_name_or_path": narrow}, "fit", {"ckpt_path": "shards.ckpt"}),
+        "an adapter": ({}, lora, "validate", {"ckpt_path": "adaptive.ckpt"}),
+        "another objective": ({}, {}, "fit", {"ckpt_path": "adaptive.ckpt"}),
+        "another objective, shards": ({}, {}, "fit", {"ckpt_path": "shards.ckpt"}),
     }
     messages = {}
-    for name, (strategy, settings, verb) in attempts.items():
+    for name, (sizes, settings, verb, given) in attempts.items():
+        module = sgd_module(**{"model_name_or_path": model, **settings})
         try:
-            getattr(trainer(strategy=strategy, devices=2), verb)(sgd_module(model, **settings), loader(batches(4, 2)))
-        except UserError as error:
+            getattr(trainer(strategy=fsdp2(**sizes), devices=2), verb)(module, loader(batches(4, 2)), **given)
+        except (UserError, RuntimeError) as error:
             messages[name] = str(error)
     return messages

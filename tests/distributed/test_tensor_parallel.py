@@ -1,0 +1,72 @@
+"""Layers split over ranks that see the same rows, alone and with FSDP2 across them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.distributed.fits import assert_equal, fit_arguments, fit_lines, last_checkpoint
+from tests.distributed.ranks import some_ranks, two_ranks
+from tests.running import run, run_folder, scalars, write_rows
+from tests.toys import save_toy
+
+#: rows of one optimizer step: 4 ranks in pairs share out what 2 ranks, or one device, see as one micro-batch
+RUNS: dict[str, tuple[str, int, int]] = {"gpt_neox": ("gpt_neox", 1, 2), "qwen3": ("qwen3", 1, 2)}
+RUNS |= {"gpt_neox, sharded over the data, too": ("gpt_neox", 2, 1)}
+EXACT: dict[str, Any] = {"dropout": 0.0, "model__dtype": "float64", "trainer__val_check_interval": 2}
+
+
+def strategy(data: int) -> dict[str, object]:
+    sizes = {"data_parallel_size": data, "tensor_parallel_size": 2, "save_distributed_checkpoint": False}
+    return {"class_path": "ModelParallelStrategy", "init_args": sizes}
+
+
+@pytest.fixture(scope="module")
+def fits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All fits of this file on several ranks, each in a folder of its name."""
+    folder = tmp_path_factory.mktemp("tensor_parallel")
+    rows = write_rows(folder / "rows.jsonl")
+    lines: dict[int, list[list[str]]] = {2: [], 4: []}
+    for name, (kind, data, batch) in RUNS.items():
+        model = save_toy(folder / kind, kind)
+        given = {**EXACT, "data__batch_size": batch, "root": name, "trainer__devices": 2 * data}
+        lines[2 * data] += fit_lines(model, rows, strategy=strategy(data), **given)[: 3 if name == "gpt_neox" else 1]
+    for count, of_this_many in lines.items():
+        some_ranks(count, "work:command_lines", folder, lines=of_this_many)
+    return folder
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_trajectory_is_that_of_one_device(name: str, fits: Path) -> None:
+    kind, data, batch = RUNS[name]
+    settings = {**EXACT, "data__batch_size": data * batch, "trainer__default_root_dir": "one"}
+    verb, *arguments = fit_arguments(fits / kind, fits / "rows.jsonl", **settings)
+    run(verb, arguments)
+    one, several = Path("one"), fits / name / "whole"
+    expected, got = (last_checkpoint(root)["state_dict"] for root in (one, several))
+    assert got.keys() == expected.keys()
+    for key, value in expected.items():
+        assert (got[key] - value).norm() <= 1e-10 * value.norm(), key
+    readings, again = (scalars(run_folder(root / "lightning_logs")) for root in (one, several))
+    for key in ("train/loss", "train/grad_norm", "val/nll", "val/token_accuracy"):
+        assert [v for _, v in again[key]] == pytest.approx([v for _, v in readings[key]], rel=1e-6), key
+
+
+def test_resumed_run_ends_like_the_uninterrupted_one(fits: Path) -> None:
+    assert_equal(*(last_checkpoint(fits / "gpt_neox" / part) for part in ("parts", "whole")))
+
+
+def test_ranks_see_the_same_rows_and_hold_parts_of_layers(tmp_path: Path) -> None:
+    model = save_toy(tmp_path / "toy", "gpt_neox")
+    first, second = two_ranks("work:split_facts", tmp_path, model=str(model))
+    assert first["rows"] == second["rows"] != []
+    weights = {name for name, shape in first["shapes"].items() if len(shape) == 2 and "layers" in name}
+    assert {name for name in first["split"] if name.endswith("weight")} == weights
+    for name, here in first["local"].items():
+        there = second["local"][name]
+        if name in first["split"]:
+            assert here.numel() + there.numel() == torch.Size(first["shapes"][name]).numel()
+            assert not torch.equal(here, there)
+        else:
+            assert torch.equal(here, there), f"{name} is whole on every rank, and dropout drew the same masks"
