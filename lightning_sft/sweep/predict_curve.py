@@ -1,16 +1,14 @@
 """From short, coarse runs to the rate at which a long one crosses zero: interpolation, and what step size does.
 
-The gap z_c - z_s is looked at as a function of the cumulated rate tau = sum_t lr_t. A run of few large steps and one of
-many small steps to the same tau end at nearly the same gap. What differs comes mostly from the optimizer's first moment,
-which always lags behind the gradient: the coarser the steps, the further. That lag is computed, not fitted.
+The gap z_c - z_s is looked at as a function of the cumulated rate tau = sum_t lr_t. A run of few large steps and one
+of many small steps to the same tau end at nearly the same gap. What differs comes mostly from the optimizer's first
+moment, which always lags behind the gradient: the coarser the steps, the further. That lag is computed, not fitted.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-
-import numpy as np
 
 #: furthest extrapolation, in lengths of the run
 REACH = 4.0
@@ -79,14 +77,12 @@ def lag(weights: Sequence[float], beta: float) -> float:
     return total
 
 
-def shortfall(steps: float, weights: Sequence[float], beta: float) -> float:
-    """Return how much more a run of equal steps lags than the run it stands for.
+def shortfall(steps: int, weights: Sequence[float], beta: float) -> float:
+    """Return how much more the run that is asked about lags than a run of equal steps.
 
     Args:
-        steps: of the coarse run until the crossing; between whole numbers it is interpolated.
-        weights: share of each step of the run it stands for.
+        steps: of the coarse run.
+        weights: share of each step of the run that is asked about.
         beta: of the first moment.
     """
-    counts = np.arange(1, max(len(weights), math.ceil(steps)) + 2)
-    lags = [lag([1 / n] * n, beta) for n in counts]
-    return lag(weights, beta) - float(np.interp(steps, counts, lags))
+    return lag(weights, beta) - lag([1 / steps] * steps if steps else [], beta)

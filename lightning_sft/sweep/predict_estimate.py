@@ -97,13 +97,13 @@ OF_CORRECTION = 0.2  # of the correction for step size
 OF_REACH = 0.1  # of the distance between the end of the last run and the crossing
 NOTHING_TO_COMPARE = 0.1  # if there is only one run, so that the correction is unknown
 
-NEAR = 1.2  # a run is near the crossing if it ends within this factor of it
+NEAR = 1.12  # a run is near the crossing if it ends within this factor of it
 FEELERS = 4  # most runs of two steps
 LONGEST_STRIDE = 30.0  # most that the next feeler changes the sum of rates
 
 
 def plan_runs(run: GapRunner, gap: Callable[[Sequence[float]], float], start: float, fine: int = 4) -> list[Run]:
-    """Make runs of two steps until one ends near the crossing, and one of ``fine`` steps to the crossing.
+    """Make runs of two steps until one ends near the crossing, and one of ``fine`` steps with the same sum of rates.
 
     Args:
         run: the trainer.
@@ -122,18 +122,14 @@ def plan_runs(run: GapRunner, gap: Callable[[Sequence[float]], float], start: fl
     total = start * d0
     for _ in range(FEELERS):
         runs.append(Run(total / 2, run((total / 2,) * 2)))
-        factor = _next_factor([gap(row) for row in runs[-1].gaps])
-        total *= factor
+        gaps = [gap(row) for row in runs[-1].gaps]
+        factor = _next_factor(gaps)
         if 1 / NEAR <= factor <= NEAR:
             return [*runs, Run(total / fine, run((total / fine,) * fine))]
-        if factor < 1 / LONGEST_STRIDE or _moves_away([gap(row) for row in runs[-1].gaps], len(runs)):
-            break
+        if gaps[-1] <= gaps[0] and len(runs) > 2:
+            break  # a feeler made much shorter than another one moves the wrong way, too
+        total *= factor
     return runs
-
-
-def _moves_away(gaps: Sequence[float], runs: int) -> bool:
-    """Return whether a second feeler, made much shorter than the first, still moves the wrong way."""
-    return runs > 2 and gaps[-1] <= gaps[0]
 
 
 def _next_factor(gaps: Sequence[float]) -> float:
@@ -149,8 +145,8 @@ def _next_factor(gaps: Sequence[float]) -> float:
 def estimate(runs: Sequence[Run], gap: Callable[[Sequence[float]], float], target: Target) -> Estimate:
     """Say what runs tell about the rate at which one gap crosses zero.
 
-    The crossing of the run with the most steps, corrected for its step size: two runs of different step sizes tell how
-    much it matters, and the optimizer's lag tells how it goes on to the target's steps.
+    The crossing of the last run, corrected for its step size: two runs with the same sum of rates and different steps
+    tell how much step size matters, and the optimizer's lag tells how it goes on to the target's steps.
 
     Args:
         runs: from :func:`plan_runs`, whichever gap they were planned for.
@@ -173,39 +169,42 @@ def estimate(runs: Sequence[Run], gap: Callable[[Sequence[float]], float], targe
     second = (gaps[2] - 2 * gaps[1] + gaps[0]) / shortest.rate**2
     curvature = d0 * second / slope**2 if slope else math.inf
     uniform = d0 / slope / target.multiplier if slope > 0 else None
-    crossings = [_Seen(r.steps, r.rate * t, t) for r, t in ((r, first_crossing(g)) for r, g in curves) if t < math.inf]
-    if not crossings:
+    found = _crossing(curves, target)
+    if found is None:
         return Estimate("beyond range", d0, slope, curvature, uniform_lr=uniform)
-    centre, half = _combined(crossings, target)
-    rate = centre / target.multiplier
-    return Estimate(
-        "predicted", d0, slope, curvature, rate, rate * math.exp(-half), rate * math.exp(half), uniform_lr=uniform
-    )
+    total, half = found
+    rate = total / target.multiplier
+    low, high = rate * math.exp(-half), rate * math.exp(half)
+    return Estimate("predicted", d0, slope, curvature, rate, low, high, uniform)
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """A crossing: steps of the run, sum of rates at the crossing, and after how many steps it came."""
-
-    steps: int
-    total: float
-    crossing: float
-
-    @property
-    def reach(self) -> float:
-        """|log| of the crossing over the end of the run."""
-        return abs(math.log(self.crossing / self.steps))
-
-
-def _combined(seen: Sequence[_Seen], target: Target) -> tuple[float, float]:
+def _crossing(curves: Sequence[tuple[Run, list[float]]], target: Target) -> tuple[float, float] | None:
     """Return the sum of rates at the target's crossing, and the half-width of its interval in log rate."""
-    best = min(seen, key=lambda s: (-s.steps, s.reach))
-    others = [s for s in seen if s.steps < best.steps]
-    if not others:
-        return best.total, math.hypot(FLOOR, NOTHING_TO_COMPARE, OF_REACH * best.reach)
-    other = min(others, key=lambda s: s.reach)
-    at_best, at_other = (shortfall(s.crossing, target.weights, target.beta) for s in (best, other))
-    difference = math.log(other.total / best.total)
-    correction = difference * at_best / (at_other - at_best) if at_other != at_best else 0.0
-    half = math.hypot(FLOOR, OF_CORRECTION * correction, OF_REACH * (best.reach + other.reach))
-    return best.total * math.exp(-correction), half
+    run, gaps = curves[-1]
+    same = [g for r, g in curves[:-1] if r.total == run.total]
+    if not same:
+        run, gaps = min(curves, key=lambda c: abs(math.log(min(first_crossing(c[1]), 1e9) / c[0].steps)))
+    plain = first_crossing(gaps)
+    if not same:
+        if math.isinf(plain):
+            return None
+        return plain * run.rate, math.hypot(FLOOR, NOTHING_TO_COMPARE, OF_REACH * math.log(plain / run.steps))
+    corrected = first_crossing(_refined(same[-1], gaps, target))
+    if math.isinf(corrected) or math.isinf(plain):
+        return None
+    correction, reach = math.log(plain / corrected), math.log(corrected / run.steps)
+    return corrected * run.rate, math.hypot(FLOOR, OF_CORRECTION * correction, OF_REACH * reach)
+
+
+def _refined(coarse: Sequence[float], fine: Sequence[float], target: Target) -> list[float]:
+    """Return the gaps of the fine run as they would be under the target's step sizes.
+
+    Args:
+        coarse: gaps of a run of fewer steps with the same sum of rates.
+        fine: gaps of the fine run.
+        target: the run that is asked about.
+    """
+    steps = len(fine) - 1
+    lacks = [shortfall(n, target.weights, target.beta) for n in range(steps + 1)]
+    amplitude = (fine[-1] - coarse[-1]) / (shortfall(len(coarse) - 1, target.weights, target.beta) - lacks[-1])
+    return [gap + amplitude * (k / steps) ** 2 * lacks[k] for k, gap in enumerate(fine)]
