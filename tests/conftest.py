@@ -19,9 +19,15 @@ RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE",
 
 
 @pytest.fixture(autouse=True)
-def _hygiene(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Each test starts from the same seeds, in an empty folder, and leaves environment and process groups clean."""
+def _hygiene(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Each test starts from the same seeds, in an empty folder, and leaves environment and process groups clean.
+
+    Encoded rows are kept for the session only: outside of tmp_path, where some tests look at every file.
+    """
     before = dict(os.environ)
+    monkeypatch.setenv("LIGHTNING_SFT_DATA_CACHE", str(tmp_path_factory.getbasetemp() / "encoded_rows"))
     monkeypatch.chdir(tmp_path)
     random.seed(0)
     np.random.seed(0)

@@ -18,11 +18,19 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 
+from lightning_sft.cache_root import encoded_rows_root
 from lightning_sft.data.digests import digest, file_digest
 
 META = "meta.json"
 PATIENCE = 3.0
 """Seconds of waiting for another process before it is said."""
+
+
+def cache_folder(setting: bool | str | None) -> Path | None:
+    """Return the folder that ``data.cache_dir`` stands for: the package's own if true, none if false or None."""
+    if setting is True:
+        return encoded_rows_root()
+    return Path(setting).expanduser() if setting else None
 
 
 @dataclass(frozen=True)

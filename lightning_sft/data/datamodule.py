@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lightning_sft.data.batching import Batching, TrainingBatches
 from lightning_sft.data.build import BuildOptions
+from lightning_sft.data.cache import Cache, cache_folder
 from lightning_sft.data.collate import Collator
 from lightning_sft.data.dataset import SetReport, TokenDataset
 from lightning_sft.data.encode import ApplyChatTemplate, Encoder, TrainOn
@@ -62,6 +63,9 @@ class SFTDataModule(LightningDataModule):
             ``grouped`` the same with rows of similar length in a batch; ``packed`` several rows behind each other, up
             to ``max_length`` tokens, none seeing another, and ``batch_size`` of these packs. ``auto`` is ``grouped``,
             or ``padded`` without ``shuffle``. The other sets are always padded, in order.
+        cache_dir: where encoded rows are kept between runs: a folder; ``true`` for ``LIGHTNING_SFT_DATA_CACHE`` or
+            ``data`` in the package's cache folder; ``false`` or null to keep nothing.
+        num_proc: processes that tokenise; default is one a core, up to 8, and a single one for a few thousand rows.
     """
 
     def __init__(
@@ -87,9 +91,12 @@ class SFTDataModule(LightningDataModule):
         seed: int = 0,
         pad_to_multiple_of: int | None = None,
         batching: Batching = "auto",
+        cache_dir: bool | str | None = True,
+        num_proc: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("val_batch_size", val_batch_size), ("max_length", max_length)):
+        at_least_one = {"batch_size": batch_size, "val_batch_size": val_batch_size, "max_length": max_length}
+        for name, value in {**at_least_one, "num_proc": num_proc}.items():
             if value is not None and value < 1:
                 raise UserError(f"data.{name} is {value}; it must be at least 1.")
         if seed < 0:
@@ -102,7 +109,8 @@ class SFTDataModule(LightningDataModule):
             "test": as_sources(test, "test"),
             "predict": as_sources(predict, "predict"),
         }
-        self.sets = SetLibrary(sources, val_split, seed, system, BuildOptions(max_length, truncation, on_bad_row))
+        options = BuildOptions(max_length, truncation, on_bad_row, num_proc)
+        self.sets = SetLibrary(sources, val_split, seed, system, options, Cache(cache_folder(cache_dir)))
         self.batch_size = batch_size
         self.val_batch_size = val_batch_size or batch_size
         self.num_workers = num_workers

@@ -121,8 +121,6 @@ class SetReport:
     source_rows: dict[str, int] = field(default_factory=dict)
     packs: int = 0
     pack_efficiency: float = 0.0
-    packs: int = 0
-    pack_efficiency: float = 0.0
 
     @property
     def tokens(self) -> int:
