@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from lightning_sft.cli import main
 from tests.distributed.fits import assert_equal, fit_arguments, fit_lines, last_checkpoint, last_path
 from tests.distributed.ranks import two_ranks
 from tests.running import run, run_folder, scalars, write_rows
@@ -33,9 +36,11 @@ def fits(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All fits of this file on two ranks, each in a folder of its name."""
     folder = tmp_path_factory.mktemp("fsdp2")
     rows = write_rows(folder / "rows.jsonl")
+    large = save_toy(folder / "large", vocab_size=40_000)  # so that a frozen base would show in a checkpoint's size
     lines = []
     for name, (sharded, adapter) in RESUMED.items():
-        lines += fit_lines(toy_folder, rows, adapter=adapter, strategy=strategy(sharded), root=name)
+        model = large if adapter else toy_folder
+        lines += fit_lines(model, rows, adapter=adapter, strategy=strategy(sharded), root=name)
     for name, further in TRAJECTORIES.items():
         arguments = fit_arguments(toy_folder, rows, **{**EXACT, **further, "trainer__default_root_dir": name})
         lines.append([*arguments[:1], f"--config={FRAGMENT}", *arguments[1:]])
@@ -48,6 +53,36 @@ def test_resumed_run_ends_like_the_uninterrupted_one(name: str, fits: Path) -> N
     sharded, _ = RESUMED[name]
     assert last_path(fits / name / "parts").is_dir() == sharded
     assert_equal(*(last_checkpoint(fits / name / part) for part in ("parts", "whole")))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_adapter_checkpoint_holds_the_adapter_and_no_more(form: str, fits: Path) -> None:
+    root = fits / f"{form}, lora" / "whole"
+    saved, path = last_checkpoint(root), last_path(root)
+    weights = saved["state_dict"]
+    assert len(weights) == 2 * 2 * 7, "two matrices for each linear layer"
+    assert all("lora_" in name for name in weights)
+    trained = 3 * 4 * sum(v.numel() for v in weights.values())  # with both moments of AdamW
+    size = sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]))
+    assert size <= 1.1 * trained + (500_000 if FORMS[form] else 150_000)  # RNG states, names, headers of shards
+    assert size < 0.2 * (fits / "large" / "model.safetensors").stat().st_size
+
+
+def test_a_folder_of_shards_is_exported_as_it_is(fits: Path) -> None:
+    root = fits / "shards, lora" / "whole"
+    main(["export", f"--ckpt_path={last_path(root)}", "--output=out"])
+    weights = last_checkpoint(root)["state_dict"]
+    exported = load_file("out/adapter_model.safetensors")
+    assert len(exported) == len(weights)
+    for name, value in exported.items():
+        name = name.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default.")
+        assert torch.equal(weights[f"scorer.model.{name}"], value), name
+    assert "| val/nll |" in Path("out/README.md").read_text()
+    assert sorted(p.name for p in last_path(root).parent.iterdir()) == ["best.ckpt", "last.ckpt"]
+    main(["export", f"--ckpt_path={last_path(fits / 'shards, full' / 'whole')}", "--output=whole"])
+    full = last_checkpoint(fits / "shards, full" / "whole")["state_dict"]
+    for name, value in load_file("whole/model.safetensors").items():
+        assert torch.equal(full[f"scorer.model.{name}"], value), name
 
 
 @pytest.mark.parametrize("name", TRAJECTORIES)

@@ -1,38 +1,63 @@
-"""The same rows under any split of an optimizer step give the same weights, through the real command line."""
+"""The same rows under any split of an optimizer step give one trajectory, through the real command line."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from tests.running import run, run_folder, run_ranks, toy_arguments, write_rows
+from tests.distributed.ranks import two_ranks
+from tests.running import run, toy_arguments, write_rows
+from tests.toys import save_toy
 
 ROWS = 8
-#: (micro-batch, accumulation, ranks, further settings)
-SPLITS = {
-    "4x2": (4, 2, 1, {}),
-    "2x4": (2, 4, 1, {}),
-    "1x8": (1, 8, 1, {}),
-    "3x3, short last micro-batch": (3, 3, 1, {}),
-    "8x1, gradient checkpointing": (8, 1, 1, {"model__gradient_checkpointing": True}),
-    "8x1, reference head": (8, 1, 1, {"model__head": "reference"}),
-    "4x1 on 2 ranks": (4, 1, 2, {}),
-    "2x2 on 2 ranks": (2, 2, 2, {}),
-    "1x4 on 2 ranks": (1, 4, 2, {}),
+CHECKPOINTING = {"model__gradient_checkpointing": "true"}
+
+
+def fsdp2(data: int = 2) -> dict[str, str]:
+    sizes = {"data_parallel_size": data, "tensor_parallel_size": 2 // data}
+    return {"trainer__strategy": json.dumps({"class_path": "ModelParallelStrategy", "init_args": sizes})}
+
+
+DDP = {"trainer__strategy": "ddp"}
+SPLIT_LAYERS = fsdp2(1)
+FSDP2 = fsdp2(2)
+#: (micro-batch, accumulation, further settings); with a strategy on two ranks, else on one device
+SPLITS: dict[str, tuple[int, int, dict[str, str]]] = {
+    "8x1": (8, 1, {}),
+    "4x2": (4, 2, {}),
+    "2x4": (2, 4, {}),
+    "1x8": (1, 8, {}),
+    "3x3, short last micro-batch": (3, 3, {}),
+    "4x2, gradient checkpointing": (4, 2, CHECKPOINTING),
+    "8x1, model's own logits": (8, 1, {"model__head": "reference"}),
+    "ddp 4x1": (4, 1, DDP),
+    "ddp 2x2, gradient checkpointing": (2, 2, {**DDP, **CHECKPOINTING}),
+    "ddp 1x4": (1, 4, DDP),
+    "fsdp2 4x1": (4, 1, FSDP2),
+    "fsdp2 2x2, gradient checkpointing": (2, 2, {**FSDP2, **CHECKPOINTING}),
+    "fsdp2 1x4": (1, 4, FSDP2),
+    "split layers 4x2": (4, 2, SPLIT_LAYERS),
+    "split layers 1x8, gradient checkpointing": (1, 8, {**SPLIT_LAYERS, **CHECKPOINTING}),
 }
-OPTIMIZERS = {
-    "sgd": {"model__optimizer": "torch.optim.SGD", "model__optimizer__lr": 0.5},
-    "adamw": {"model__optimizer": "torch.optim.AdamW", "model__optimizer__lr": 1e-3},
+#: further runs of some splits: (settings of the run, tolerance of gradients and weights, splits)
+FLOAT64, FLOAT32 = {"model__dtype": "float64"}, {"model__dtype": "float32"}
+SGD = {"model__optimizer": "torch.optim.SGD", "model__optimizer__lr": "0.5"}
+ADAMW = {"model__optimizer": "torch.optim.AdamW", "model__optimizer__lr": "1e-3"}
+FEW = ("8x1", "2x4", "ddp 2x2, gradient checkpointing", "fsdp2 2x2, gradient checkpointing")
+RUNS: dict[str, tuple[dict[str, str], float, tuple[str, ...]]] = {
+    "sgd, float64": ({**SGD, **FLOAT64}, 1e-12, tuple(SPLITS)),
+    "sgd, float32": ({**SGD, **FLOAT32}, 1e-5, (*FEW, "4x2", "1x8", "ddp 1x4", "split layers 4x2")),
+    "adamw, float64": ({**ADAMW, **FLOAT64}, 1e-12, FEW),
 }
 
 
-def trained_weights(
-    name: str, model: Path, rows: Path, batch: int, accumulate: int, ranks: int, **settings: object
-) -> dict[str, torch.Tensor]:
-    """Weights after two epochs of one optimizer step each."""
-    arguments = {
-        "model__dtype": "float64",
+def line(name: str, kind: str, model: Path, rows: Path, place: Path) -> list[str]:
+    """The command of one run: two epochs of one optimizer step each."""
+    batch, accumulate, further = SPLITS[name]
+    keep = {"class_path": "tests.invariants.kept.KeepTrajectory", "init_args": {"path": str(file(name, kind, place))}}
+    arguments: dict[str, Any] = {
         "model__lr_scheduler": "constant",
         "data__batch_size": batch,
         "data__val_split": None,
@@ -40,30 +65,52 @@ def trained_weights(
         "trainer__max_epochs": 2,
         "trainer__max_steps": -1,
         "trainer__gradient_clip_val": 0.1,
-        "trainer__default_root_dir": name.replace(" ", "_"),
-        **settings,
+        "trainer__enable_checkpointing": "false",
+        "trainer__logger": "false",
+        "trainer__callbacks": json.dumps([keep]),
+        "trainer__devices": 2 if "trainer__strategy" in further else 1,
+        **RUNS[kind][0],
+        **further,
     }
-    callbacks = [{"class_path": "ModelCheckpoint", "init_args": {"filename": "last"}}]
-    fit = run if ranks == 1 else run_ranks
-    fit("fit", [*toy_arguments(model, rows, **arguments), f"--trainer.callbacks={json.dumps(callbacks)}"])
-    folder = run_folder(Path(arguments["trainer__default_root_dir"]) / "lightning_logs")
-    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    assert checkpoint["global_step"] == 2
-    return checkpoint["state_dict"]
+    return ["fit", *toy_arguments(model, rows, **arguments)]
+
+
+def file(name: str, kind: str, place: Path) -> Path:
+    return place / f"{kind} {name}.pt".replace(" ", "_")
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", ROWS)
+def trajectories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Run -> split -> what it kept."""
+    place = tmp_path_factory.mktemp("splits")
+    model = save_toy(place / "toy", "gpt_neox")  # computes in float64 throughout
+    rows = write_rows(place / "rows.jsonl", ROWS)
+    of_two = []
+    for kind, (_, _, names) in RUNS.items():
+        for name in names:
+            words = line(name, kind, model, rows, place)
+            if "trainer__strategy" in SPLITS[name][2]:
+                of_two.append(words)
+            else:
+                run(words[0], words[1:])
+    two_ranks("work:command_lines", place, lines=of_two)
+    return {
+        kind: {name: torch.load(file(name, kind, place), weights_only=True) for name in names}
+        for kind, (_, _, names) in RUNS.items()
+    }
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_every_split_gives_the_same_weights(optimizer: str, toy_folder: Path, rows: Path) -> None:
-    settings = OPTIMIZERS[optimizer]
-    whole = trained_weights("whole", toy_folder, rows, 8, 1, 1, **settings)
-    splits = SPLITS if optimizer == "sgd" else {k: SPLITS[k] for k in ("2x4", "2x2 on 2 ranks")}
-    for name, (batch, accumulate, ranks, further) in splits.items():
-        split = trained_weights(name, toy_folder, rows, batch, accumulate, ranks, **settings, **further)
-        assert whole.keys() == split.keys()
-        for key, value in whole.items():
-            assert (split[key] - value).norm() <= 1e-12 * value.norm(), f"{name}: {key}"
+@pytest.mark.parametrize("kind", RUNS)
+def test_every_split_gives_one_trajectory(kind: str, trajectories: dict[str, dict[str, Any]]) -> None:
+    tolerance = RUNS[kind][1]
+    kept = trajectories[kind]
+    expected = kept["8x1"]
+    assert len(expected["gradients"]) == 2
+    for name, got in kept.items():
+        assert len(got["gradients"]) == 2, name
+        pairs = [*zip(got["gradients"], expected["gradients"], strict=True), (got["weights"], expected["weights"])]
+        for ours, theirs in pairs:
+            assert ours.keys() == theirs.keys()
+            assert sum(v.norm() for v in theirs.values()) > 0
+            for key, value in theirs.items():
+                assert (ours[key] - value).norm() <= tolerance * value.norm(), f"{name}: {key}"
