@@ -195,17 +195,30 @@ class SFTModule(ResumableModule):
     @override
     def setup(self, stage: str) -> None:
         self.strategy_adapter.check(self.trainer, self.settings, stage)
+        # the reference: the adapters switched off, or a frozen copy that build_scorer makes
+        self.objective.prepare(self._run_facts(stage, has_reference=True))
+
+    def _run_facts(self, stage: str, has_reference: bool) -> RunFacts:
         total = self.trainer.estimated_stepping_batches if stage == "fit" else None
-        self.objective.prepare(
-            RunFacts(
-                sources=tuple(getattr(getattr(self.trainer, "datamodule", None), "source_names", ())),
-                total_steps=int(total) if total is not None and total != float("inf") else None,
-                has_reference=True,  # the adapters switched off, or a frozen copy that build_scorer makes
-                denominator=self.denominator,
-                vocabulary=len(self.tokenizer),
-                training=stage == "fit",
-            )
+        return RunFacts(
+            sources=tuple(getattr(getattr(self.trainer, "datamodule", None), "source_names", ())),
+            total_steps=int(total) if total is not None and total != float("inf") else None,
+            has_reference=has_reference,
+            denominator=self.denominator,
+            vocabulary=len(self.tokenizer),
+            training=stage == "fit",
         )
+
+    def use_objective(self, objective: Objective) -> None:
+        """Train under another objective from here on, in a fit under way.
+
+        Raises:
+            UserError: the run cannot give what the objective needs, such as a reference model.
+        """
+        objective.prepare(self._run_facts("fit", self.settings.has_adapter or self.objective.reference != "none"))
+        self.objective = objective.to(self.device)
+        if objective.needs_seed():
+            self.seed_objective()
 
     # ------------------------------------------------------------------ evaluation
 

@@ -70,7 +70,7 @@ class TokenExactModule(LightningModule):
     def on_train_start(self) -> None:
         self._window = Window()
         if self.objective.needs_seed():
-            self._seed_objective()
+            self.seed_objective()
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class TokenExactModule(LightningModule):
         self.objective.update(self.step_totals.objective())
 
     @torch.no_grad()
-    def _seed_objective(self) -> None:
+    def seed_objective(self) -> None:
         """Let the objective see the first optimizer step's statistics before the first gradient is made."""
         datamodule = getattr(self.trainer, "datamodule", None)
         loader: Any = self.trainer.train_dataloader if datamodule is None else datamodule.train_dataloader()

@@ -5,6 +5,7 @@ from lightning_sft.callbacks.data_report import DataReport
 from lightning_sft.callbacks.generation import GenerationMonitor
 from lightning_sft.callbacks.last_checkpoint import LastCheckpoint
 from lightning_sft.callbacks.learning_rate_sweep import LearningRateSweep
+from lightning_sft.callbacks.objective_sweep import ObjectiveSweep
 from lightning_sft.callbacks.order_parameter import OrderParameterLogger
 from lightning_sft.callbacks.prediction import PredictionWriter
 from lightning_sft.callbacks.readings import Readings
@@ -17,6 +18,7 @@ __all__ = [
     "GenerationMonitor",
     "LastCheckpoint",
     "LearningRateSweep",
+    "ObjectiveSweep",
     "OrderParameterLogger",
     "PredictionWriter",
     "Readings",

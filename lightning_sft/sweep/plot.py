@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from lightning_sft.sweep.compare import Comparison
     from lightning_sft.sweep.results import CriticalRate, RangeTest
 
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
@@ -53,9 +54,26 @@ def critical_figure(result: CriticalRate) -> Figure:
     for probe in result.probes:
         if probe.upper is not None and probe.lower is not None:
             axes.axvline(probe.upper, ymax=0.04, color="black", linewidth=0.8)
-    axes.set_xscale("log")
+    if result.trials:
+        axes.set_xscale("log")
     axes.set_ylim(-0.05, 1.05)
     axes.set_xlabel("learning rate (short lines: single probes)")
     axes.set_ylabel(f"share of probes: {result.criterion}, {result.steps_allowed} steps")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def comparison_figure(result: Comparison) -> Figure:
+    """Return the reading that rates were chosen by, over the rate, a curve an objective; the chosen rates as dots."""
+    figure, axes = _figure(7, 4)
+    for row in result.objectives:
+        shown = [(lr, value) for lr, value in row.search if value is not None]
+        (line,) = axes.plot([lr for lr, _ in shown], [value for _, value in shown], label=row.objective, linewidth=1)
+        chosen = [value for lr, value in shown if lr == row.lr]
+        axes.plot([row.lr] * len(chosen), chosen, "o", color=line.get_color())
+    axes.axhline(result.start[result.select], color="grey", linewidth=0.6)
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate (dots: chosen; grey: before any step)")
+    axes.set_ylabel(f"{result.select} after {result.budget} steps")
     axes.legend(fontsize=8)
     return figure

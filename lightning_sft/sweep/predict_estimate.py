@@ -98,7 +98,7 @@ OF_REACH = 0.1  # of the distance between the end of the last run and the crossi
 NOTHING_TO_COMPARE = 0.1  # if there is only one run, so that the correction is unknown
 
 NEAR = 1.12  # a run is near the crossing if it ends within this factor of it
-FEELERS = 4  # most runs of two steps
+FEELERS = 6  # most runs of two steps
 LONGEST_STRIDE = 30.0  # most that the next feeler changes the sum of rates
 
 
@@ -165,7 +165,7 @@ def estimate(runs: Sequence[Run], gap: Callable[[Sequence[float]], float], targe
     shortest, gaps = min(curves, key=lambda c: c[0].total)
     if gaps[-1] <= gaps[0]:
         return Estimate("moves away", d0, (gaps[-1] - gaps[0]) / shortest.total)
-    slope = (gaps[1] - gaps[0]) / shortest.rate
+    slope = (4 * gaps[1] - 3 * gaps[0] - gaps[2]) / (2 * shortest.rate)  # of the parabola, at the start
     second = (gaps[2] - 2 * gaps[1] + gaps[0]) / shortest.rate**2
     curvature = d0 * second / slope**2 if slope else math.inf
     uniform = d0 / slope / target.multiplier if slope > 0 else None

@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities import rank_zero_info
-from tqdm import tqdm  # type: ignore[import-untyped]
 from typing_extensions import Self
 
 from lightning_sft.sweep.batches import Stretch
@@ -76,7 +76,7 @@ class Session:
             raise
         bar = self.trainer.progress_bar_callback
         shown = bar is not None and getattr(bar, "is_enabled", True) and self.trainer.is_global_zero
-        self._bar = tqdm(desc=f"sweep {self.setting.name}", unit="step", disable=not shown, leave=False)
+        self._bar = Tqdm(desc=f"sweep {self.setting.name}", unit="step", disable=not shown, leave=False)
         return self
 
     def __exit__(
@@ -96,6 +96,8 @@ class Session:
         rates: Sequence[float] | None = None,
         order: int = 0,
         variant: str = "",
+        *,
+        last_only: bool = False,
     ) -> Trial:
         """Run a trial, or return the same one finished earlier; arguments as of :meth:`TrialRunner.run`.
 
@@ -106,13 +108,14 @@ class Session:
             rates: a rate for each step.
             order: of the rows.
             variant: what else tells this trial apart, such as an objective.
+            last_only: observers are read after the last step alone.
         """
         key = f"{lr!r} {order} {variant}".strip()
         known = self._store.get(key)
         if known is not None:
             return known
         self._bar.set_postfix_str(f"lr {lr:.4g} {variant}")
-        trial = self.runner.run(lr, observers, stop, rates, order, lambda: self._bar.update())
+        trial = self.runner.run(lr, observers, stop, rates, order, lambda: self._bar.update(), last_only=last_only)
         self._store.put(key, trial)
         self.fresh += 1
         return trial

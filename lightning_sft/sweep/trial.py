@@ -144,6 +144,8 @@ class TrialRunner:
         rates: Sequence[float] | None = None,
         order: int = 0,
         on_step: Callable[[], None] | None = None,
+        *,
+        last_only: bool = False,
     ) -> Trial:
         """Run a trial from the snapshot, which is put back afterwards.
 
@@ -154,13 +156,15 @@ class TrialRunner:
             rates: a rate for each step, instead of the schedule; as many steps are taken.
             order: 0: the fit's own order of rows and random streams; another number: others, the same for each trial.
             on_step: called after every step, for a progress bar.
+            last_only: observers are read after the last step alone.
         """
         since = time.perf_counter()
         stretch = self.stretch(order)
         trial = Trial(lr=lr)
         try:
             self._prepare(lr, rates, order)
-            outcome = self._train(trial, stretch, observers, stop, rates, on_step)
+            watch = _Watch(tuple(observers), stop, on_step or (lambda: None), last_only)
+            outcome = self._train(trial, stretch, watch, rates)
         finally:
             self.snapshot.restore()
         return Trial(lr, trial.losses, trial.rates, trial.readings, outcome, time.perf_counter() - since)
@@ -182,10 +186,8 @@ class TrialRunner:
         self,
         trial: Trial,
         stretch: Stretch,
-        observers: Sequence[Observer],
-        stop: Callable[[Values], bool] | None,
+        watch: _Watch,
         rates: Sequence[float] | None,
-        on_step: Callable[[], None] | None,
     ) -> Outcome:
         trainer, tap = self.trainer, _Losses()
         loop = self._loop(stretch, tap, schedules=rates is None)
@@ -207,18 +209,29 @@ class TrialRunner:
                 trial.rates.append(rate)
                 if self._diverged(trial.losses):
                     return "diverged"
-                values = _read(observers, trainer, self.module)
+                watch.on_step()
+                if watch.last_only and trial.steps < steps:
+                    continue
+                values = _read(watch.observers, trainer, self.module)
                 for name, numbers in values.items():
                     trial.readings.setdefault(name, []).append(numbers)
-                if on_step is not None:
-                    on_step()
-                if stop is not None and trainer.strategy.broadcast(stop(values)):
+                if watch.stop is not None and trainer.strategy.broadcast(watch.stop(values)):
                     return "stopped"
         return "finished"
 
     def _diverged(self, losses: Sequence[float]) -> bool:
         bad = not math.isfinite(losses[-1]) or losses[-1] > self.divergence * abs(losses[0])
         return bool(self.trainer.strategy.broadcast(bad))
+
+
+@dataclass(frozen=True)
+class _Watch:
+    """What looks on while a trial trains."""
+
+    observers: tuple[Observer, ...]
+    stop: Callable[[Values], bool] | None
+    on_step: Callable[[], None]
+    last_only: bool
 
 
 class _Losses(Callback):
