@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any, cast
 
 from peft import PeftModel
+from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lightning_sft import shards
 from lightning_sft.checkpointing import KEY
 from lightning_sft.errors import UserError
 from lightning_sft.generation import end_tokens
 from lightning_sft.model_card import Kind, is_converted, model_card, run_config
-from lightning_sft.models.access import find_causal_lm, vocabulary_size
+from lightning_sft.models.access import find_causal_lm
 from lightning_sft.models.gguf import quiet_progress
 from lightning_sft.models.loading import resolve
 from lightning_sft.module import SFTModule
@@ -187,24 +188,10 @@ def _one_file(checkpoint: Path) -> Iterator[Path]:
 def _require_known_base(module: SFTModule, merge: bool) -> None:
     """Raise if readers of the folder could not get the frozen part of an adapter run."""
     settings = module.settings
-    if settings.init == "random":
-        if merge:
-            return
+    if settings.init == "random" and not merge:
         raise UserError(
             f"The adapter was trained on random weights (init: random of {settings.name!r}), which nobody else has. "
             "Add --merge: the checkpoint holds them, and the folder will."
-        )
-    causal_lm = find_causal_lm(module.scorer.model)
-    config = AutoConfig.from_pretrained(
-        resolve(settings.name), revision=settings.revision, trust_remote_code=settings.trust_remote_code
-    )
-    rows, known = vocabulary_size(causal_lm), config.get_text_config(decoder=True).vocab_size
-    embeddings: tuple[Any, Any] = (causal_lm.get_input_embeddings(), causal_lm.get_output_embeddings())
-    if rows > known and not all(e.weight.requires_grad for e in embeddings):
-        raise UserError(
-            f"The embeddings of {settings.name!r} grew from {known} to {rows} rows for added tokens. The new rows were "
-            "drawn at random and stayed frozen, so the checkpoint does not hold them. Train them with the adapter: "
-            "modules_to_save: [embed_tokens, lm_head], by the names that your model gives them."
         )
 
 
@@ -234,7 +221,9 @@ def _untie_adapted(model: PreTrainedModel) -> None:
     embeddings: tuple[Any, Any] = (model.get_input_embeddings(), model.get_output_embeddings())
     bases = [getattr(e, "base_layer", getattr(e, "original_module", e)) for e in embeddings]
     adapted = any(base is not embedding for base, embedding in zip(bases, embeddings, strict=True))
-    if adapted and bases[0].weight is bases[1].weight:
+    whole = all(isinstance(e, ModulesToSaveWrapper) for e in embeddings)
+    one_copy = whole and embeddings[0].weight is embeddings[1].weight  # as peft's ensure_weight_tying makes it
+    if adapted and bases[0].weight is bases[1].weight and not one_copy:
         bases[1].weight = nn.Parameter(bases[1].weight.detach().clone(), requires_grad=False)
         model.config.tie_word_embeddings = False
 

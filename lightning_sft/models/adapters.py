@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel, TaskType, get_peft_model
+from peft.utils.other import TrainableTokensWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -69,6 +70,40 @@ def load_adapter(model: PreTrainedModel, path: str) -> PeftModel:
         ) from error
     assert isinstance(adapted, PeftModel)
     return adapted
+
+
+def require_stored_rows(model: PreTrainedModel, rows: range, name: str) -> None:
+    """Raise unless an adapter trains, and thus stores, the rows that embeddings got for added tokens.
+
+    Args:
+        model: with its adapter.
+        rows: the new rows, drawn at random; nothing else brings them back.
+        name: of the model, for the message.
+
+    Raises:
+        UserError: says which settings store the rows.
+    """
+    layers: tuple[nn.Module, ...] = (model.get_input_embeddings(), model.get_output_embeddings())
+    if all(_stores(layer, rows) for layer in layers):
+        return
+    names = [next(n for n, m in model.named_modules() if m is layer).rpartition(".")[2] for layer in layers]
+    tied = bool(model.config.tie_word_embeddings)
+    ids = f"[{', '.join(map(str, rows))}]" if len(rows) <= 16 else f"[{rows.start}, ..., {rows.stop - 1}]"
+    few = ids if tied else f"{{{names[0]}: {ids}, {names[1]}: {ids}}}"
+    raise UserError(
+        f"The embeddings of {name!r} grew from {rows.start} to {rows.stop} rows for added tokens. The new rows were "
+        "drawn at random; frozen under the adapter they would neither learn nor be in a checkpoint. Train them with "
+        f"it: trainable_token_indices: {few}, or whole embeddings: modules_to_save: [{', '.join(names)}]"
+        f"{' with ensure_weight_tying: true' if tied else ''}."
+    )
+
+
+def _stores(layer: nn.Module, rows: range) -> bool:
+    if isinstance(layer, TrainableTokensWrapper):
+        indices = layer.token_adapter.token_indices
+        return all(set(rows) <= set(of_adapter) for of_adapter in indices.values())
+    weight = layer.weight
+    return isinstance(weight, torch.Tensor) and weight.requires_grad
 
 
 def _allow_old_name() -> None:

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from lightning_sft.errors import UserError
 from lightning_sft.head import HeadKind, choose_head
 from lightning_sft.models.access import backbone, find_causal_lm, unembedding, vocabulary_size
-from lightning_sft.models.adapters import add_adapter, load_adapter
-from lightning_sft.models.loading import Dtype, Init, load_causal_lm
+from lightning_sft.models.adapters import add_adapter, load_adapter, require_stored_rows
+from lightning_sft.models.loading import Dtype, Init, grow_embeddings, load_causal_lm
 from lightning_sft.models.mode import eval_mode
 from lightning_sft.models.neftune import add_noise
 from lightning_sft.models.packing import choose_attention
@@ -100,9 +100,9 @@ def build_scorer(settings: ModelSettings, objective: Objective, vocabulary: int,
         attn_implementation=settings.attn_implementation,
         revision=settings.revision,
         trust_remote_code=settings.trust_remote_code,
-        vocabulary=vocabulary,
         quantization=settings.quantization,
     )
+    new_rows = grow_embeddings(find_causal_lm(model), vocabulary, settings.init)
     if packed:
         _prepare_for_packing(find_causal_lm(model), settings)
     needs_copy = objective.reference != "none" and not settings.has_adapter
@@ -112,6 +112,8 @@ def build_scorer(settings: ModelSettings, objective: Objective, vocabulary: int,
     if settings.adapter_path is not None:
         model = load_adapter(find_causal_lm(model), settings.adapter_path)
     causal_lm = find_causal_lm(model)
+    if settings.base_comes_back and new_rows:
+        require_stored_rows(causal_lm, new_rows, settings.name)
     if settings.gradient_checkpointing:
         _enable_checkpointing(causal_lm)
     if settings.neftune_noise_alpha is not None:

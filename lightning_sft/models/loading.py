@@ -94,7 +94,6 @@ def load_causal_lm(
     attn_implementation: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    vocabulary: int | None = None,
     quantization: Quantization | None = None,
 ) -> PreTrainedModel:
     """Load a causal language model, or make one with random weights from its configuration.
@@ -107,7 +106,6 @@ def load_causal_lm(
         attn_implementation: ``"sdpa"``, ``"eager"``, ``"flash_attention_2"``, ...; None is transformers' choice.
         revision: revision of a hub name.
         trust_remote_code: run code that a hub repository brings along.
-        vocabulary: number of token ids the embeddings must hold; they grow if they are smaller.
         quantization: quantise the linear layers while loading; needs bitsandbytes.
 
     Raises:
@@ -136,12 +134,25 @@ def load_causal_lm(
             model = _from_config(config, name_or_path, dtype, **kwargs)
         else:
             model = _from_pretrained(source, name_or_path, config=config, dtype=dtype, revision=revision, **kwargs)
-        if vocabulary is not None and vocabulary > input_embeddings(model).shape[0]:
-            model.resize_token_embeddings(vocabulary, mean_resizing=init == "pretrained")
     # from_pretrained leaves the model in eval mode, and Lightning keeps the mode it finds: dropout would stay off.
     model.train()
     assert isinstance(model, PreTrainedModel)
     return model
+
+
+def grow_embeddings(model: PreTrainedModel, vocabulary: int, init: Init) -> range:
+    """Let the embeddings hold a vocabulary; return the rows that are new: drawn at random, around the mean of the old.
+
+    Args:
+        model: a model on the CPU.
+        vocabulary: number of token ids; a model that has as many or more rows stays as it is.
+        init: how the old rows came about; the mean of random ones is not looked at.
+    """
+    known = int(input_embeddings(model).shape[0])
+    if vocabulary > known:
+        with torch.device("cpu"):
+            model.resize_token_embeddings(vocabulary, mean_resizing=init == "pretrained")
+    return range(known, max(vocabulary, known))
 
 
 def _from_config(config: Any, name: str, dtype: Dtype, **kwargs: Any) -> PreTrainedModel:

@@ -123,6 +123,39 @@ def test_missing_targets_list_those_that_exist(untied: Path) -> None:
         module.configure_model()
 
 
+ADDED = [f"<|{i}|>" for i in range(8)]  # the toy's 263 rows hold four of them
+
+
+@pytest.mark.parametrize(
+    ("tied", "settings", "message"),
+    [
+        (
+            True,
+            {},
+            r"trainable_token_indices: \[263, 264, 265, 266\], .*\[embed_tokens, lm_head\] with ensure_weight_tying",
+        ),
+        (
+            False,
+            {},
+            r"\{embed_tokens: \[263, 264, 265, 266\], lm_head: \[.*modules_to_save: \[embed_tokens, lm_head\]\.$",
+        ),
+        (True, {"modules_to_save": ["embed_tokens"]}, "grew from 263 to 267 rows"),
+        (False, {"trainable_token_indices": [263, 264, 265, 266]}, "grew from 263 to 267 rows"),
+        (True, {"trainable_token_indices": [263, 264]}, "grew from 263 to 267 rows"),
+        (True, {"target_modules": ["embed_tokens", "lm_head"]}, "grew from 263 to 267 rows"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Model (with|has) `tie_word_embeddings=True`")
+def test_new_embedding_rows_must_be_trained(
+    tied: bool, settings: dict[str, Any], message: str, toy_folder: Path, untied: Path
+) -> None:
+    adapter = LoraConfig(**{"target_modules": ["q_proj"], **settings})
+    module = module_with(toy_folder if tied else untied, adapter, add_special_tokens=ADDED)
+    with pytest.raises(UserError, match=message):
+        module.configure_model()
+    module_with(untied, LoraConfig(target_modules=["q_proj"]), add_special_tokens=ADDED[:4]).configure_model()
+
+
 def test_training_goes_on_from_a_stored_adapter(untied: Path) -> None:
     first = module_with(untied, ADAPTERS["dora"]())
     trainer().fit(first, loader(batches(2, 2)))
