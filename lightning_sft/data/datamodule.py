@@ -18,7 +18,7 @@ from lightning_sft.data.collate import Collator
 from lightning_sft.data.dataset import SetReport, TokenDataset
 from lightning_sft.data.encode import ApplyChatTemplate, Encoder, TrainOn
 from lightning_sft.data.library import SetLibrary
-from lightning_sft.data.loader import ResumableDataLoader
+from lightning_sft.data.loader import ResumableDataLoader, State
 from lightning_sft.data.sampler import EpochSampler
 from lightning_sft.data.sets import OnBadRow, list_rejected
 from lightning_sft.data.sources import DataSource, as_sources
@@ -124,6 +124,7 @@ class SFTDataModule(LightningDataModule):
         self._given_tokenizer = tokenizer
         self._tokenizer: Any = None
         self._encoder: Encoder | None = None
+        self._position: State = {}
         if not self.sets.has("val"):
             # no validation is a hook that is not overridden; for an empty list Lightning would validate nothing
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
@@ -217,7 +218,7 @@ class SFTDataModule(LightningDataModule):
                 num_workers=self.num_workers,
                 generator=torch.Generator(),
             )
-        return ResumableDataLoader(
+        loader = ResumableDataLoader(
             batches.items,
             batches.sampler([source.weight for source in self.sets.sources], *self._ranks()),
             self.sets.fingerprint,
@@ -227,6 +228,34 @@ class SFTDataModule(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             batching=batches.describe(),
         )
+        if self._position:
+            loader.load_state_dict(self._position)
+            self._position = {}
+        return loader
+
+    @override
+    def state_dict(self) -> State:
+        """Return the position in the training data.
+
+        Lightning stores the training loader's own state too, but does not give it back to a loader that it has made to
+        count the steps before it restores a checkpoint, as it does for runs that are measured in epochs.
+        """
+        loader = self._loader_in_use()
+        return {} if loader is None else loader.state_dict()
+
+    @override
+    def load_state_dict(self, state_dict: State) -> None:
+        """Continue at a position, with the training loader that is there or the next one."""
+        loader = self._loader_in_use()
+        if loader is not None:
+            loader.load_state_dict(state_dict)
+        elif self.trainer is not None and self.trainer.state.fn == "fit":
+            self._position = state_dict
+
+    def _loader_in_use(self) -> ResumableDataLoader | None:
+        """Return the loader that the trainer trains from; others are made to look at the first rows."""
+        loader = None if self.trainer is None else self.trainer.train_dataloader
+        return loader if isinstance(loader, ResumableDataLoader) else None
 
     @override
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
