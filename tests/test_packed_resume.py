@@ -1,0 +1,80 @@
+"""A packed run, killed without warning in the middle of an epoch and continued, sees each row of the epoch once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.running import run_folder, toy_arguments, write_rows
+
+ROWS = 60
+CALLBACKS = [{"class_path": "lightning_sft.callbacks.LastCheckpoint", "init_args": {"every_n_train_steps": 2}}]
+
+
+def arguments(model: Path, rows: Path, ranks: int) -> list[str]:
+    settings = {
+        "data__val_split": None,
+        "data__batching": "packed",
+        "data__max_length": 128,
+        "data__batch_size": 2 // ranks,
+        "data__num_workers": 2,
+        "trainer__max_epochs": 1,
+        "trainer__max_steps": -1,
+        "trainer__devices": ranks,
+        "trainer__strategy": "ddp_fork" if ranks > 1 else "auto",
+    }
+    return [*toy_arguments(model, rows, **settings), f"--trainer.callbacks={json.dumps(CALLBACKS)}"]
+
+
+def start(command: list[str], record: Path, seconds: float) -> subprocess.Popen[bytes]:
+    """Start a run of which each step is written down, in a session of its own."""
+    record.mkdir()
+    script = str(Path(__file__).with_name("recorded_fit.py"))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment |= {"RECORD": str(record), "STEP_SECONDS": str(seconds)}
+    return subprocess.Popen(
+        [sys.executable, script, *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+def seen(record: Path, before: float = float("inf")) -> list[int]:
+    """Rows of all ranks, in steps below ``before``."""
+    lines = [line.split(":") for path in record.glob("rank*.txt") for line in path.read_text().splitlines()]
+    return [int(row) for step, rows in lines if int(step) < before for row in rows.split()]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_packed_run_sees_each_row_once(toy_folder: Path, tmp_path: Path, ranks: int) -> None:
+    command = arguments(toy_folder, write_rows(tmp_path / "rows.jsonl", ROWS, longest=17), ranks)
+    killed, resumed = tmp_path / "killed", tmp_path / "resumed"
+    process = start(command, killed, seconds=0.3)
+    checkpoint = tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists():
+        assert process.poll() is None, process.stderr.read().decode()[-2000:] if process.stderr else ""
+        assert time.monotonic() < deadline, "no checkpoint in time"
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    killed_at = torch.load(checkpoint, weights_only=True)["global_step"]
+    assert killed_at > 0
+    assert 0 < len(seen(killed, before=killed_at)) < ROWS
+
+    process = start([*command, "--ckpt_path=last"], resumed, seconds=0)
+    errors = process.communicate(timeout=240)[1].decode()
+    assert process.returncode == 0, errors[-2000:]
+    assert f"Resumed at step {killed_at}" in errors
+    assert sorted(seen(killed, before=killed_at) + seen(resumed)) == list(range(ROWS))
+    assert len(list(resumed.glob("rank*.txt"))) == ranks
+    steps = torch.load(run_folder() / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert steps > killed_at + 2
