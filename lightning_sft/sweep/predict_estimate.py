@@ -92,7 +92,7 @@ class Estimate:
 
 #: Width of the interval: the half-width in log rate is the root of the sum of squares of these, each times what it
 #: stands beside. Set on one half of the shipped probes (docs/critical_learning_rate.md).
-FLOOR = 0.004
+FLOOR = 0.008
 OF_CORRECTION = 0.2  # of the correction for step size
 OF_REACH = 0.1  # of the distance between the end of the last run and the crossing
 NOTHING_TO_COMPARE = 0.1  # if there is only one run, so that the correction is unknown

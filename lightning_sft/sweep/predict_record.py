@@ -141,8 +141,7 @@ class CriticalLRPrediction:
             UserError: which of them differ.
         """
         names = sorted({*self.inputs, *inputs})
-        plain = _plain(dict(inputs))
-        differ = [n for n in names if self.inputs.get(n) != plain.get(n)]
+        differ = [n for n in names if _plain(self.inputs.get(n)) != _plain(inputs.get(n))]
         if differ:
             raise UserError(
                 f"The prediction of {self.date} was made for other inputs: {', '.join(differ)} differ. Predict again, "
