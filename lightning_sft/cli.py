@@ -60,6 +60,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         refused = isinstance(error, ValueError | RuntimeError) and "/lightning/" in Path(frames[-1].filename).as_posix()
         if isinstance(error, MisconfigurationException) or refused:
             _fail(error)
+        # a forked or spawned rank hands over its traceback as text
+        _, found, message = str(error).rpartition(f"{UserError.__module__}.{UserError.__name__}: ")
+        if found and type(error).__name__ == "ProcessRaisedException":
+            _fail(UserError(message.strip()))
         raise
 
 

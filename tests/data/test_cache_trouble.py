@@ -200,10 +200,11 @@ def running(pid: int) -> bool:
         return False
 
 
-def test_both_ranks_end_with_the_message_about_a_bad_row(toy_folder, root, tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_fork"])
+def test_both_ranks_end_with_the_message_about_a_bad_row(toy_folder, root, tmp_path, strategy):
     path = write_jsonl(tmp_path / "rows.jsonl", [*(chat(i) for i in range(8)), {"messages": []}])
     arguments = toy_arguments(toy_folder, path, data__cache_dir=root, data__val_split=None, trainer__devices=2)
-    command = [sys.executable, "-m", "lightning_sft", "fit", *arguments, "--trainer.strategy=ddp"]
+    command = [sys.executable, "-m", "lightning_sft", "fit", *arguments, f"--trainer.strategy={strategy}"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, check=False)
     assert done.returncode == 2, done.stderr[-3000:]
