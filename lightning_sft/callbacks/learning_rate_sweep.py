@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_sft.callbacks.sweeping import SweepCallback
+from lightning_sft.errors import UserError
 from lightning_sft.sweep.range_test import Choice, Reads, check_range, range_test
 from lightning_sft.sweep.results import SweepResult
 
@@ -29,6 +30,8 @@ class LearningRateSweep(SweepCallback):
         val_batches: the most validation batches of a rank for a reading; None is all.
         smoothing: of the training loss, 0 (none) to 1.
         choice: the suggestion to take: ``"valley"``, ``"steepest"``, ``"minimum_tenth"`` or ``"edge"``.
+        edge_steps: 0, or the steps of further trials at constant rates that bisect ``edge`` to 2%: a rising rate may
+            cross the edge unnoticed.
         apply: set the chosen rate and scale the schedule to it; otherwise only report.
         at_step: the optimizer step before which to sweep; 0 is the start of the run.
         name: part of the log keys, the files and the state in checkpoints.
@@ -48,6 +51,7 @@ class LearningRateSweep(SweepCallback):
         val_batches: int | None = 4,
         smoothing: float = 0.9,
         choice: Choice = "valley",
+        edge_steps: int = 0,
         apply: bool = False,
         at_step: int = 0,
         name: str = "learning_rate",
@@ -63,6 +67,9 @@ class LearningRateSweep(SweepCallback):
         self.val_batches = val_batches
         self.smoothing = smoothing
         self.choice: Choice = choice
+        if edge_steps < 0 or edge_steps == 1:
+            raise UserError(f"edge_steps is {edge_steps}. Allowed: 0 (off), or 2 or more steps at a constant rate.")
+        self.edge_steps = edge_steps
 
     @override
     def sweep(self, trainer: Trainer, module: LightningModule, folder: Path | None) -> SweepResult:
@@ -77,4 +84,5 @@ class LearningRateSweep(SweepCallback):
             val_batches=self.val_batches,
             smoothing=self.smoothing,
             choice=self.choice,
+            edge_steps=self.edge_steps,
         )

@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lightning_sft.errors import UserError
 from lightning_sft.probes.verdict import ProbeHistory, VerdictSettings, find_jumps
+from lightning_sft.sweep.predict_session import predict_in_session
 from lightning_sft.sweep.results import CriticalRate, CriticalTrial, ProbeBracket
 from lightning_sft.sweep.search import Crossing, check_resolution, crossing, find_crossing, geometric_grid
 from lightning_sft.sweep.session import Session, Setting
@@ -97,6 +98,7 @@ def find_critical_rate(
     criterion: Criterion = "rank_flip",
     quantile: float = 0.5,
     target: float | None = None,
+    predict: bool = False,
 ) -> CriticalRate:
     """Search the critical rate and leave no trace of it.
 
@@ -116,11 +118,14 @@ def find_critical_rate(
         criterion: what crossing means.
         quantile: share of the probes that must cross; 0.5 is the median probe.
         target: the validation NLL to reach, under ``val_nll``.
+        predict: predict it first, from a few short runs, and write that down; only under ``rank_flip``.
     """
     check_critical(criterion, low, high, points, setting.steps, resolution, quantile)
     trials: dict[float, Trial] = {}
     with Session(trainer, module, setting) as session:
         judge = Judge(criterion, session.runner.start(observers), quantile, target)
+        if predict:
+            predict_in_session(session, observers, names, quantile)
 
         def passes(lr: float) -> bool:
             seen: list[list[float]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal, get_args
 
 from lightning.pytorch import LightningModule, Trainer
@@ -10,13 +11,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_sft.errors import UserError
 from lightning_sft.sweep.observers import HeldOutObserver
 from lightning_sft.sweep.results import RangeTest
-from lightning_sft.sweep.search import geometric_grid
+from lightning_sft.sweep.search import find_crossing, geometric_grid
 from lightning_sft.sweep.session import Session, Setting
 from lightning_sft.sweep.suggest import smoothed, suggest
 from lightning_sft.sweep.trial import Values
 
 Reads = Literal["train", "val"]
 Choice = Literal["steepest", "minimum_tenth", "valley", "edge"]
+EDGE_POINTS, EDGE_RESOLUTION = 5, 0.02
 
 
 def check_range(low: float, high: float, steps: int, reads: str, choice: str, smoothing: float) -> None:
@@ -42,6 +44,7 @@ def range_test(
     val_batches: int | None = None,
     smoothing: float = 0.9,
     choice: Choice = "valley",
+    edge_steps: int = 0,
 ) -> RangeTest:
     """Run a range test and leave no trace of it.
 
@@ -58,6 +61,8 @@ def range_test(
         val_batches: the most validation batches of a rank; None is all.
         smoothing: of the training loss, 0 to 1.
         choice: which suggestion to take.
+        edge_steps: 0, or the steps of trials at a constant rate that bisect the edge to 2%. A rising rate crosses the
+            edge unnoticed where training has meanwhile flattened what would diverge; trials from the snapshot do not.
     """
     check_range(low, high, setting.steps, reads, choice, smoothing)
     rates = geometric_grid(low, high, setting.steps)
@@ -71,6 +76,7 @@ def range_test(
 
     with Session(trainer, module, setting) as session:
         trial = session.trial(low, observers, too_high if observers else None, rates)
+        edge = _edge(session, rates[: trial.steps], edge_steps) if edge_steps else None
     if reads == "val":
         losses = [values[0] for values in trial.readings.get("val_nll", [])]
         losses += [math.nan] * (trial.outcome == "diverged")
@@ -78,6 +84,18 @@ def range_test(
         losses = trial.losses[1:]
     used, beta = rates[: len(losses)], smoothing if reads == "train" else 0.0
     found = suggest(used, losses, beta)
+    found = replace(found, edge=edge) if edge_steps else found
     what = "training loss" if reads == "train" else "validation NLL"
     curve = smoothed(losses, beta)
     return RangeTest(setting.name, trainer.global_step, session.digest, what, used, losses, curve, found, choice)
+
+
+def _edge(session: Session, rates: list[float], steps: int) -> float | None:
+    """Return the smallest constant rate at which the loss ends above its start, to 2%; None if there is none."""
+
+    def diverges(lr: float) -> bool:
+        trial = session.trial(lr, rates=[lr] * steps, variant="constant")
+        return trial.outcome == "diverged" or trial.losses[-1] > trial.losses[0]
+
+    found = find_crossing(diverges, geometric_grid(rates[0], rates[-1], EDGE_POINTS), EDGE_RESOLUTION)
+    return found.upper if found.status == "found" else None

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from typing_extensions import Self, override
 
@@ -210,6 +211,8 @@ class TrialRunner:
                 if self._diverged(trial.losses):
                     return "diverged"
                 watch.on_step()
+                if trainer.received_sigterm:
+                    raise SIGTERMException  # as Lightning's own loop does between two steps
                 if watch.last_only and trial.steps < steps:
                     continue
                 values = _read(watch.observers, trainer, self.module)
@@ -246,7 +249,7 @@ class _Losses(Callback):
     ) -> None:
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor):
-            self._values.append(loss.detach().float().mean() * trainer.accumulate_grad_batches)
+            self._values.append(loss.detach().to(torch.float64).mean() * trainer.accumulate_grad_batches)
 
     def close(self, trainer: Trainer, module: LightningModule, before: Sequence[float]) -> float:
         """Return the step's loss over all ranks: exact where the module keeps totals, else the micro-batches' mean."""
