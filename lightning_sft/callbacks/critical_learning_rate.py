@@ -44,6 +44,8 @@ class CriticalLearningRateFinder(SweepCallback):
         quantile: share of the probes that must cross; 0.5 is the median probe.
         target: nats a token, for ``"val_nll"``.
         val_batches: the most validation batches of a rank, for ``"val_nll"``; None is all.
+        predict: before the sweep, predict its outcome from a few short runs and write that, with a hash of its inputs,
+            to ``<run folder>/sweep/<name>.prediction.<hash>.json``; only with ``"rank_flip"``.
         apply: set the critical rate and scale the schedule to it; otherwise only report.
         at_step: the optimizer step before which to sweep; 0 is the start of the run.
         name: part of the log keys, the files and the state in checkpoints.
@@ -68,6 +70,7 @@ class CriticalLearningRateFinder(SweepCallback):
         quantile: float = 0.5,
         target: float | None = None,
         val_batches: int | None = None,
+        predict: bool = False,
         apply: bool = False,
         at_step: int = 0,
         name: str = "critical",
@@ -83,6 +86,11 @@ class CriticalLearningRateFinder(SweepCallback):
                 f"criterion is {criterion!r} and target is {target}. Allowed: a target, in nats a token, with "
                 "criterion val_nll, and none with the others."
             )
+        if predict and criterion != "rank_flip":
+            raise UserError(
+                f"predict is true and criterion is {criterion!r}. Allowed: predictions of the rank flip only; set "
+                "criterion to rank_flip, or predict to false."
+            )
         given = load_probes(probes) if criterion != "val_nll" else ()
         self.probes = tuple(p for p in given if p.kind == "synonym")
         if not self.probes and criterion != "val_nll":
@@ -96,6 +104,7 @@ class CriticalLearningRateFinder(SweepCallback):
         self.quantile = quantile
         self.target = target
         self.val_batches = val_batches
+        self.predict = predict
         self._model = model
         self._tokenizer = tokenizer
 
@@ -131,4 +140,5 @@ class CriticalLearningRateFinder(SweepCallback):
             criterion=self.criterion,
             quantile=self.quantile,
             target=self.target,
+            predict=self.predict,
         )

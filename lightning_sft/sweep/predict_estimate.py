@@ -95,6 +95,7 @@ class Estimate:
 FLOOR = 0.008
 OF_CORRECTION = 0.2  # of the correction for step size
 OF_REACH = 0.1  # of the distance between the end of the last run and the crossing
+OF_SHAPE = 0.01  # under a schedule whose rates differ, which short runs of equal steps do not follow
 NOTHING_TO_COMPARE = 0.1  # if there is only one run, so that the correction is unknown
 
 NEAR = 1.12  # a run is near the crossing if it ends within this factor of it
@@ -193,7 +194,8 @@ def _crossing(curves: Sequence[tuple[Run, list[float]]], target: Target) -> tupl
     if math.isinf(corrected) or math.isinf(plain):
         return None
     correction, reach = math.log(plain / corrected), math.log(corrected / run.steps)
-    return corrected * run.rate, math.hypot(FLOOR, OF_CORRECTION * correction, OF_REACH * reach)
+    shape = OF_SHAPE if max(target.weights) > 1.01 * min(target.weights) else 0.0
+    return corrected * run.rate, math.hypot(FLOOR, OF_CORRECTION * correction, OF_REACH * reach, shape)
 
 
 def _refined(coarse: Sequence[float], fine: Sequence[float], target: Target) -> list[float]:

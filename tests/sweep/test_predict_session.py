@@ -1,0 +1,101 @@
+"""A prediction inside a fit: before the sweep, against the sweep, and without a trace."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+
+from lightning_sft.callbacks import CriticalLearningRateFinder
+from lightning_sft.errors import UserError
+from lightning_sft.sweep.predict_record import CriticalLRPrediction
+from lightning_sft.sweep.predict_session import SHORT_DATA, schedule_shares
+from lightning_sft.sweep.snapshot import Snapshot
+from tests.callbacks.stranger import PROBES, Stranger
+from tests.callbacks.stranger import fit as fit_stranger
+from tests.running import run, run_folder, toy_arguments
+from tests.sweep.toys import Toy, between, quadratic
+
+PROBE = {"context": "say 1", "correct": "q", "competitor": "w", "leading_space": False, "name": "probe"}
+
+
+def fit(model: Path, rows: Path, root: str, **given: object) -> Path:
+    search = {"steps": 12, "low": 1e-5, "high": 1e-2, "points": 3, "resolution": 0.005, "probes": [PROBE], **given}
+    callbacks = [{"class_path": "CriticalLearningRateFinder", "init_args": search}]
+    settings = {
+        "model__optimizer": json.dumps({"class_path": "torch.optim.AdamW", "init_args": {"lr": 1, "weight_decay": 0}}),
+        "model__lr_scheduler": "linear",
+        "model__warmup_steps": 2,
+        "data__val_split": None,
+        "data__batch_size": 1,
+        "trainer__max_steps": 12,
+        "trainer__default_root_dir": root,
+        "trainer__limit_val_batches": 0,
+        "trainer__callbacks": json.dumps(callbacks),
+        "seed_everything": 3,
+    }
+    run("fit", toy_arguments(model, rows, **settings))
+    return run_folder(Path(root) / "lightning_logs")
+
+
+def written(folder: Path) -> CriticalLRPrediction:
+    (path,) = folder.glob("sweep/critical.prediction.*.json")
+    return CriticalLRPrediction.read(path)
+
+
+def test_prediction_and_sweep_of_one_run(toy_folder: Path, tmp_path: Path) -> None:
+    """One row again and again, under warm-up and decay: the schedule counts by its sum."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "say 1", "completion": "q"}\n')
+    folder = fit(toy_folder, rows, "swept", predict=True)
+    prediction = written(folder)
+    found = json.loads((folder / "sweep" / "critical.json").read_text())
+    assert found["status"] == "found"
+    assert prediction.together is not None
+    said = prediction.together.estimate
+    assert said.lr == prediction.probes[0].estimate.lr
+    assert abs(math.log(said.lr / found["upper"])) < 0.03
+    assert said.low < found["upper"] < said.high
+    assert prediction.steps <= sum(t["steps"] for t in found["trials"]) / 10
+    weights = prediction.inputs["target"]["weights"]
+    assert len(weights) == 12
+    assert weights[0] < weights[2] > weights[-1]
+    assert SHORT_DATA not in prediction.notes
+
+
+def test_a_prediction_leaves_no_trace(tmp_path: Path) -> None:
+    def weights(*callbacks: CriticalLearningRateFinder) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        module = Stranger(attention_dropout=0.1)
+        fit_stranger(module, list(callbacks), tmp_path)
+        return module.state_dict()
+
+    search = CriticalLearningRateFinder(
+        PROBES[:2], low=1e-3, high=1e-1, points=2, steps=3, resolution=200, at_step=1, predict=True
+    )
+    plain, swept = weights(), weights(search)
+    assert search.result is not None
+    assert all(torch.equal(swept[k], v) for k, v in plain.items())
+
+
+def test_the_schedule_is_read_and_put_back(tmp_path: Path) -> None:
+    class Scheduled(Toy):
+        def configure_optimizers(self):  # type: ignore[no-untyped-def]
+            optimizer = super().configure_optimizers()
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def work(trainer, module: LightningModule):  # type: ignore[no-untyped-def]
+        shares = schedule_shares(trainer, Snapshot(trainer, module), 4)
+        return shares, trainer.optimizers[0].param_groups[0]["lr"]
+
+    shares, now = between(Scheduled([1.0], quadratic(1.0), lr=0.5), work, tmp_path)
+    assert shares == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
+    assert now == 0.5
+
+
+def test_only_rank_flips_are_predicted() -> None:
+    with pytest.raises(UserError, match="predictions of the rank flip only"):
+        CriticalLearningRateFinder(PROBES[:1], criterion="phi", predict=True)
