@@ -32,6 +32,7 @@ SETTINGS: tuple[str, ...] = (
     "denominator",
     "init",
     "dtype",
+    "adapter_path",
 )
 SETTINGS += ("config_overrides", "neftune_noise_alpha", "add_special_tokens")
 
@@ -89,7 +90,7 @@ def _front_matter(module: SFTModule, kind: Kind) -> dict[str, Any]:
 
 
 def _summary(module: SFTModule, kind: Kind) -> str:
-    settings, adapter = module.settings, module.settings.adapter
+    settings, adapter = module.settings, module.settings.adapter_config
     name = f"`{settings.name}`" + (f" (revision `{settings.revision}`)" if settings.revision else "")
     start = " from random weights" if settings.init == "random" else ""
     text = {
@@ -140,7 +141,7 @@ def _training(module: SFTModule, checkpoint: dict[str, Any] | None) -> dict[str,
     # a module that is rebuilt from a checkpoint gets objects where the checkpoint holds their recipes
     hparams: dict[str, Any] = dict(module.hparams if checkpoint is None else checkpoint["hyper_parameters"])
     class_path = f"{type(module.objective).__module__}.{type(module.objective).__qualname__}"
-    adapter = module.settings.adapter
+    adapter = module.settings.adapter_config
     steps = {} if checkpoint is None else {"steps": checkpoint["global_step"], "epoch": checkpoint["epoch"]}
     facts = {} if checkpoint is None else checkpoint.get(KEY, {}).get("facts", {})
     return {

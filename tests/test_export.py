@@ -47,6 +47,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "embeddings saved whole": ("llama", {}, [*LORA, SAVED_WHOLE]),
     "tokens": ("llama", {}, [*LORA, "--model.adapter.trainable_token_indices=[1,40,41]"]),
     "ia3": ("llama", {}, ["--model.adapter=peft.IA3Config"]),
+    "continued": ("llama", {}, ["--config=continued.yaml", "--trainer.num_sanity_val_steps=-1"]),
     "grown": ("gpt_neox", {}, [*LORA, BOTH_WHOLE, *GROWN]),
     "grown, tied": ("llama", {}, [*LORA, TIED_WHOLE, "--model.adapter.ensure_weight_tying=true", *GROWN]),
     "grown, rows": ("gpt_neox", {}, [*LORA, NEW_ROWS, *GROWN]),
@@ -102,7 +103,14 @@ def train(folder: Path, name: str) -> Path:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Checkpoints of all runs."""
-    return {name: train(tmp_path_factory.mktemp(re.sub(r"\W", "_", name)), name) for name in RUNS}
+    made: dict[str, Path] = {}
+    for name in RUNS:
+        folder = tmp_path_factory.mktemp(re.sub(r"\W", "_", name))
+        if name == "continued":  # from the adapter of another run on the same model
+            main(["export", f"--ckpt_path={made['tied']}", f"--output={folder / 'stored'}"])
+            Path("continued.yaml").write_text(f"model:\n  adapter_path: {folder / 'stored'}\n")
+        made[name] = train(folder, name)
+    return made
 
 
 def jobs_of(name: str) -> list[str]:
@@ -168,6 +176,15 @@ def test_training_changed_every_model(trained: dict[str, Path], exported: dict[s
         assert abs(before["val/nll"] - data["nll"]) > 1e-3, name
 
 
+def test_a_continued_adapter_starts_where_the_stored_one_ended(trained: dict[str, Path]) -> None:
+    before = torch.load(trained["continued"], weights_only=True)["callbacks"]["RunSummary"]["before"]
+    rows = str(trained["tied"].parents[3] / "rows.jsonl")
+    data = SFTDataModule(train=rows, val_split=4, batch_size=4, system="Count ``` words.")
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    (readings,) = Trainer(accelerator="cpu", **quiet).validate(load_module(trained["tied"]), data, verbose=False)
+    assert before["val/nll"] == pytest.approx(readings["val/nll"], abs=1e-6)
+
+
 def test_answers_end_where_predict_ends_them(exported: dict[str, Any]) -> None:
     folder, _, told = exported["full"]
     assert told["ends"] == [0, 2], "the model's own end and the tokenizer's, which is the end of a turn"
@@ -189,6 +206,10 @@ def test_folders_hold_the_card_and_no_path_of_this_machine(job: str, exported: d
     assert training["optimizer"]["init_args"]["lr"] == 0.01
     assert data["system"] == "Count ``` words."
     assert re.search(r"^\| val/nll \| [\d.]+ \| [\d.]+ \|$", card, re.M), "before and after"
+    if job.startswith("continued"):
+        assert training["adapter_path"].endswith("stored")
+        assert training["adapter"]["init_args"]["r"] == 4
+        assert "adapter (LoraConfig)" in card
     if job.startswith("tied"):
         assert training["adapter"] == {
             "class_path": "peft.LoraConfig",

@@ -195,3 +195,14 @@ def test_a_seeded_objective_knows_the_first_step_before_it_trains(toy_folder: Pa
 
     trainer(callbacks=[FirstBatch()], accumulate_grad_batches=2).fit(module, loader(rows))
     assert seen[0] == pytest.approx({k: float(v) for k, v in expected.logged().items()}, rel=1e-6)
+
+
+def test_a_module_of_objects_is_not_rebuilt_in_silence_under_another_objective(toy_folder: Path) -> None:
+    module = SFTModule(str(toy_folder), objective=PowerFamily(alpha=2.0))
+    run = trainer(max_steps=1)
+    run.fit(module, loader(batches(2, 2)))
+    run.save_checkpoint("objects.ckpt")
+    with pytest.warns(UserWarning, match=r"trained under PowerFamily\(alpha=2\.0\); this run uses NLL\(\)"):
+        SFTModule.load_from_checkpoint("objects.ckpt")
+    again = SFTModule.load_from_checkpoint("objects.ckpt", objective=PowerFamily(alpha=2.0))
+    assert again.objective.alpha == 2.0

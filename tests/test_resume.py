@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from lightning_sft.callbacks import LastCheckpoint
+from tests.distributed.fits import assert_equal, fit_arguments, fit_lines, last_checkpoint, last_path
 from tests.running import run, run_folder, scalars, toy_arguments, write_rows
 
 STEPS = 8
@@ -116,3 +117,20 @@ def test_every_checkpoint_of_a_run_resumes_bitwise(
         resumed = weights(run_folder(Path(folder) / "lightning_logs"))
         for name, value in whole.items():
             assert torch.equal(value, resumed[name]), f"from step {step}: {name}"
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["a fresh adapter", "a stored adapter"])
+@pytest.mark.filterwarnings("ignore:`loftq_config` specified")  # the export rebuilds the module from its settings
+def test_adapter_run_resumes_bitwise(stored: bool, toy_folder: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", 30)
+    settings = {"trainer__devices": 1}
+    if stored:
+        verb, *words = fit_arguments(toy_folder, rows, adapter=True, trainer__default_root_dir="before")
+        run(verb, words)
+        run("export", [f"--ckpt_path={last_path(Path('before'))}", "--output=stored"])
+        settings["model__adapter_path"] = "stored"
+    for verb, *words in fit_lines(toy_folder, rows, adapter=not stored, strategy="auto", **settings):
+        run(verb, words)
+    whole, resumed = (last_checkpoint(Path(name)) for name in ("whole", "parts"))
+    assert all("lora_" in name for name in whole["state_dict"])
+    assert_equal(resumed, whole)

@@ -48,20 +48,13 @@ def load_adapter(model: PreTrainedModel, path: str) -> PeftModel:
     Raises:
         UserError: no such folder, an adapter that works on the prompt, or one of another model.
     """
-    folder = Path(path).expanduser()
-    if not (folder / "adapter_config.json").is_file():
-        what = f"it holds {sorted(p.name for p in folder.iterdir())[:10]}" if folder.is_dir() else "there is none"
-        raise UserError(
-            f"adapter_path is {path!r}, which must be a folder with an adapter_config.json; {what} (looked from "
-            f"{Path.cwd()}). `lightning-sft export` and peft's save_pretrained write such folders."
-        )
-    _refuse_prompt_learning(PeftConfig.from_pretrained(str(folder)))
+    _refuse_prompt_learning(stored_config(path))
     try:
         with warnings.catch_warnings():
             _allow_old_name()
             # weights that are missing are an adapter of another model
             warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
-            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+            adapted = PeftModel.from_pretrained(model, str(Path(path).expanduser()), is_trainable=True)
     except (ValueError, RuntimeError, UserWarning) as error:
         raise UserError(
             f"The adapter {path!r} does not fit {type(model).__name__}: {first_line(error)} Give "
@@ -70,6 +63,24 @@ def load_adapter(model: PreTrainedModel, path: str) -> PeftModel:
         ) from error
     assert isinstance(adapted, PeftModel)
     return adapted
+
+
+def stored_config(path: str) -> PeftConfig:
+    """Return the configuration of a stored adapter.
+
+    Raises:
+        UserError: the path is no folder that holds one.
+    """
+    folder = Path(path).expanduser()
+    if not (folder / "adapter_config.json").is_file():
+        what = f"it holds {sorted(p.name for p in folder.iterdir())[:10]}" if folder.is_dir() else "there is none"
+        raise UserError(
+            f"adapter_path is {path!r}, which must be a folder with an adapter_config.json; {what} (looked from "
+            f"{Path.cwd()}). `lightning-sft export` and peft's save_pretrained write such folders."
+        )
+    config = PeftConfig.from_pretrained(str(folder))
+    assert isinstance(config, PeftConfig)
+    return config
 
 
 def require_stored_rows(model: PreTrainedModel, rows: range, name: str) -> None:

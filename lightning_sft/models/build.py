@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from lightning_sft.errors import UserError
 from lightning_sft.head import HeadKind, choose_head
 from lightning_sft.models.access import backbone, find_causal_lm, unembedding, vocabulary_size
-from lightning_sft.models.adapters import add_adapter, load_adapter, require_stored_rows
+from lightning_sft.models.adapters import add_adapter, load_adapter, require_stored_rows, stored_config
 from lightning_sft.models.loading import Dtype, Init, grow_embeddings, load_causal_lm
 from lightning_sft.models.mode import eval_mode
 from lightning_sft.models.neftune import add_noise
@@ -67,6 +67,11 @@ class ModelSettings:
     def has_adapter(self) -> bool:
         """Whether an adapter trains and the base is frozen."""
         return self.adapter is not None or self.adapter_path is not None
+
+    @property
+    def adapter_config(self) -> PeftConfig | None:
+        """The configuration of the adapter, given or stored."""
+        return self.adapter if self.adapter_path is None else stored_config(self.adapter_path)
 
     @property
     def base_comes_back(self) -> bool:

@@ -1,5 +1,6 @@
 """Every shipped configuration runs two steps through the command line, on a toy model and toy data."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,19 @@ def test_configuration_parses(config: Path, capsys: pytest.CaptureFixture[str]) 
         main(["fit", *stacked, f"--config={config}", "--print_config"])
     assert stop.value.code == 0
     assert "model_name_or_path" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["fsdp", "deepspeed_2", "deepspeed_3"])
+def test_a_strategy_that_cannot_run_here_says_what_it_needs(
+    name: str, toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = "deepspeed" in name and importlib.util.find_spec("deepspeed") is None
+    if torch.cuda.is_available() and not missing:
+        pytest.skip("it can run here")
+    given = [f"--config={CONFIGS / 'strategy' / name}.yaml", f"--model.model_name_or_path={toy_folder}"]
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *given, f"--data.train={write_rows(tmp_path / 'rows.jsonl')}"])
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert ("you must have DeepSpeed installed" if missing else "No supported gpu backend found") in message
+    assert "Traceback" not in message

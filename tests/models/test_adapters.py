@@ -9,10 +9,12 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from peft import IA3Config, LoraConfig, PeftConfig, PromptTuningConfig
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 from lightning_sft import SFTModule
 from lightning_sft.errors import UserError
+from lightning_sft.export import write_folder
 from lightning_sft.models.quantization import quantization_config
 from lightning_sft.strategies import SingleDevice
 from tests.test_module import batches, loader, trainer
@@ -220,3 +222,8 @@ def test_a_quantised_base_stays_and_its_adapter_trains(quantization: str, tmp_pa
     run.save_checkpoint("quantised.ckpt")
     saved = torch.load("quantised.ckpt", weights_only=True)["state_dict"]
     assert saved.keys() == {n for n, p in module.named_parameters() if p.requires_grad}
+    assert write_folder(module, tmp_path / "out") == "adapter"
+    assert load_file(tmp_path / "out/adapter_model.safetensors").keys()
+    with pytest.raises(UserError, match=r"base is quantised \(bitsandbytes\).*without --merge"):
+        write_folder(module, tmp_path / "merged", merge=True)
+    assert not (tmp_path / "merged").exists()
