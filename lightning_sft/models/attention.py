@@ -114,5 +114,6 @@ def _attention(
     return (weights @ value).transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(PER_DOCUMENT, attention_per_document)
+# Not compiled: there are calls of as many sizes as there are documents, and each would be compiled anew.
+AttentionInterface.register(PER_DOCUMENT, torch.compiler.disable(attention_per_document))
 AttentionMaskInterface.register(PER_DOCUMENT, sdpa_mask)
