@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_sft.head.storage import Storage
 from lightning_sft.head.tiles import Projection
 
 
@@ -20,10 +21,21 @@ class Gradients:
         hidden: (tokens, dim).
         need: whether hidden, weight and bias need a gradient.
         single: whether each entry of the unembedding's gradient gets one product, so that no sum is needed.
+        storage: memory to work in.
+        tile: candidates whose products with the hidden states are made at once.
     """
 
-    def __init__(self, projection: Projection, hidden: Tensor, need: tuple[bool, ...], single: bool) -> None:
+    def __init__(
+        self,
+        projection: Projection,
+        hidden: Tensor,
+        need: tuple[bool, ...],
+        single: bool,
+        storage: Storage,
+        tile: int,
+    ) -> None:
         exact, given = projection.exact, projection.given
+        self._storage, self._tile = storage, tile
         self._projection = projection
         self._given = hidden
         self._source = hidden.to(projection.weight.dtype)
@@ -49,14 +61,14 @@ class Gradients:
     def add_tile(
         self, tokens: Tensor | slice, tile: Tensor, factor: Tensor | None, start: int, rows: Tensor | None = None
     ) -> None:
-        """Add the products of one tile of logit gradients.
+        """Add the products of logit gradients, of one tile or more.
 
         Args:
             tokens: which tokens the rows of the tile are.
-            tile: logit gradients up to the factor, zero at the targets, (rows, tile), in the dtype of the products.
+            tile: logit gradients up to the factor, zero at the targets, (rows, columns), in the dtype of the products.
             factor: of each row, (rows,), or None for 1.
-            start: the tile's first candidate.
-            rows: where the unembedding's part goes, (tile, dim); None for its place in ``weight``.
+            start: the first candidate.
+            rows: where the unembedding's part goes, (columns, dim); None for its place in ``weight``.
         """
         stop = start + tile.shape[1]
         if self.hidden is not None:
@@ -67,10 +79,11 @@ class Gradients:
             if factor is not None:
                 source = (source * factor[:, None]).to(tile.dtype)
             rows = self.weight[start:stop] if rows is None else rows
-            if rows.dtype == tile.dtype:
-                rows.addmm_(tile.T, source)
-            else:
-                rows.add_(tile.T @ source)
+            for part, to in zip(tile.split(self._tile, 1), rows.split(self._tile), strict=True):
+                if to.dtype == tile.dtype:
+                    to.addmm_(part.T, source)
+                else:
+                    to.add_(torch.mm(part.T, source, out=self._storage.take("gradient", *to.shape, tile.dtype)))
         if self.bias is not None:
             column = tile.to(self.bias.dtype)
             self.bias[start:stop] += column.sum(0) if factor is None else factor @ column

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_sft.head.checks import call_objective
 from lightning_sft.head.run import Run
-from lightning_sft.head.tiles import Chunk, mask_targets, tile_factors
+from lightning_sft.head.tiles import Chunk, factors, mask_targets
 from lightning_sft.objectives.base import Objective
 from lightning_sft.scores import TokenScores
 
@@ -18,10 +18,10 @@ def logp_pass(run: Run) -> Tensor:
     """Score each chunk, and make its gradient from s = -dL/dlogp while its exponentials are there. (tokens,)."""
     losses = torch.empty_like(run.logp)
     for span in run.spans():
-        chunk, tiles = run.score(span, keep=run.gradients is not None)
+        chunk, exponentials = run.score(span, keep=run.gradients is not None)
         losses[span], pull = _losses(run.objective, run.scores(span), run.gradients is not None)
         if pull is not None:
-            _spread(run, span, chunk, tiles, pull)
+            _spread(run, span, chunk, exponentials, pull)
     return losses
 
 
@@ -38,23 +38,25 @@ def _losses(objective: Objective, scores: TokenScores, grad: bool) -> tuple[Tens
     return losses.detach(), -slope
 
 
-def _spread(run: Run, span: slice, chunk: Chunk, tiles: list[Tensor], pull: Tensor) -> None:
+def _spread(run: Run, span: slice, chunk: Chunk, exponentials: Tensor, pull: Tensor) -> None:
     """Turn a chunk's s into gradients. Tokens with s = 0 take no part in the products."""
     assert run.gradients is not None
     at_target = pull * torch.expm1(chunk.logp) * chunk.slope
     run.gradients.add_targets(span, run.inputs.targets[span], at_target, chunk.target_rows)
     kept = pull.nonzero()[:, 0]
-    some = len(kept) < len(pull)
-    tokens = kept + span.start if some else span
     if len(kept) == 0:
         return
-    start = 0
-    for tile, factor in zip(tiles, tile_factors(chunk, pull, run.projection.given.scale), strict=True):
-        if some:
-            run.gradients.add_tile(tokens, tile[kept], factor[kept], start)
-        else:
-            run.gradients.add_tile(tokens, tile, factor, start)
-        start += tile.shape[1]
+    some = len(kept) < len(pull)
+    tokens = kept + span.start if some else span
+    parts = list(factors(chunk, pull, run.projection.given.scale))
+    stops = [start for start, _ in parts[1:]] + [run.projection.vocab]
+    for (start, factor), stop in zip(parts, stops, strict=True):
+        if not some:
+            run.gradients.add_tile(tokens, exponentials[:, start:stop], factor, start)
+            continue
+        for first in range(start, stop, run.sizes.tile):  # tile by tile, since the rows are copied
+            tile = exponentials[:, first : min(first + run.sizes.tile, stop)]
+            run.gradients.add_tile(tokens, tile[kept], factor[kept], first)
 
 
 def batch_pass(run: Run) -> Tensor:
@@ -83,12 +85,15 @@ def batch_pass(run: Run) -> Tensor:
         weight = projection.weight[start : start + tile]
         rows = gradients.open_tile(start, start + tile)
         for tokens in blocks:
-            z = (run.hidden[tokens].to(weight.dtype) @ weight.T).to(run.exact)
+            x = run.hidden[tokens].to(weight.dtype)
+            z = products = torch.mm(x, weight.T, out=run.storage.take("products", len(x), len(weight), x.dtype))
+            if z.dtype != run.exact:
+                z = run.storage.take("logits", *z.shape, run.exact).copy_(products)
             capped = projection.finish(z, start)
             mask_targets(z, targets[tokens], start)
             z.sub_(partition[tokens, None]).exp_().mul_(pull[tokens, None])
             if capped is not None:
                 z *= capped
-            gradients.add_tile(tokens, z.to(weight.dtype), None, start, rows)
+            gradients.add_tile(tokens, products if z is products else products.copy_(z), None, start, rows)
         gradients.close_tile(start, rows)
     return losses

@@ -18,9 +18,8 @@ def row_pass(run: Run) -> Tensor:
     losses = torch.empty_like(run.logp)
     vocab, dtype = run.projection.vocab, run.projection.weight.dtype
     few = max(1, run.sizes.rows // (vocab * run.exact.itemsize))
-    buffer = run.hidden.new_empty(run.chunk, vocab, dtype=dtype)
     for span in run.spans():
-        products = buffer[: span.stop - span.start]
+        products = run.storage.take("products", span.stop - span.start, vocab, dtype)
         torch.mm(run.hidden[span].to(dtype), run.projection.weight.T, out=products)
         z_target, slope, target_rows = run.projection.target(run.hidden[span], run.inputs.targets[span])
         others = None
@@ -34,8 +33,7 @@ def row_pass(run: Run) -> Tensor:
             losses[here] = _rows(run, here, products[part], z_target[part], at_target[part], reference)
         if run.gradients is not None:
             run.gradients.add_targets(span, run.inputs.targets[span], at_target * slope, target_rows)
-            for start in range(0, vocab, run.sizes.tile):
-                run.gradients.add_tile(span, products[:, start : start + run.sizes.tile], None, start)
+            run.gradients.add_tile(span, products, None, 0)
     return losses
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_sft.head.gradients import Gradients
 from lightning_sft.head.sizes import Sizes, pick_sizes
+from lightning_sft.head.storage import Storage
 from lightning_sft.head.tiles import Chunk, Projection, score_chunk
 from lightning_sft.head.types import HeadInput, Unembedding
 from lightning_sft.objectives.base import Objective
@@ -30,6 +31,7 @@ class Run:
 
     Attributes:
         sizes: how much to work on at once.
+        storage: memory to work in.
         logp: log-probabilities of the targets, (tokens,), filled chunk by chunk, as are ``hit`` and
             ``reference_logp`` (None without a reference).
         gradients: where they add up; None when nobody needs one.
@@ -52,6 +54,7 @@ class Run:
         if inputs.reference_hidden is not None:
             self.reference = _project(inputs.reference or unembedding, dtype, self.exact)
         self.sizes = sizes or pick_sizes(self.hidden.device, self.projection.vocab, dtype.itemsize)
+        self.storage = Storage(self.hidden.device)
         tokens = len(inputs.targets)
         self.logp = self.hidden.new_empty(tokens, dtype=self.exact)
         self.hit = self.hidden.new_empty(tokens, dtype=torch.bool)
@@ -61,8 +64,7 @@ class Run:
         self.gradients = None
         if any(need):
             single = chunks == 1 or objective.reads == "batch"  # the latter sums each tile in fp32 by itself
-            self.gradients = Gradients(self.projection, self.hidden, need, single)
-        self._storage = self.hidden.new_empty(0, dtype=dtype)
+            self.gradients = Gradients(self.projection, self.hidden, need, single, self.storage, self.sizes.tile)
 
     def spans(self) -> Iterator[slice]:
         """Yield the chunks."""
@@ -86,33 +88,15 @@ class Run:
             reference_logp=cut(self.reference_logp),
         )
 
-    def tiles(self, vocab: int, rows: int, keep: bool) -> list[Tensor]:
-        """Return buffers, (rows, tile) each, that together cover the vocabulary.
-
-        One storage serves all chunks; if the tiles need not be kept, one place in it serves all tiles.
-        """
-        tile = self.sizes.tile
-        size = rows * (vocab if keep else min(tile, vocab))
-        if self._storage.numel() < size:
-            self._storage = self._storage.new_empty(size)
-        result = []
-        for start in range(0, vocab, tile):
-            width = min(tile, vocab - start)
-            offset = start * rows if keep else 0
-            result.append(self._storage[offset : offset + width * rows].view(rows, width))
-        return result
-
-    def score(self, span: slice, keep: bool) -> tuple[Chunk, list[Tensor]]:
-        """Score a chunk, the reference model's log-probabilities first; return it with its tiles."""
-        targets = self.inputs.targets[span]
+    def score(self, span: slice, keep: bool) -> tuple[Chunk, Tensor]:
+        """Score a chunk, the reference model's log-probabilities first; return it with its exponentials."""
+        targets, tile = self.inputs.targets[span], self.sizes.tile
         if self.reference and self.inputs.reference_hidden is not None and self.reference_logp is not None:
-            tiles = self.tiles(self.reference.vocab, len(targets), keep=False)
             other = self.inputs.reference_hidden.detach()[span]
-            self.reference_logp[span] = score_chunk(self.reference, other, targets, tiles, keep=False).logp
-        tiles = self.tiles(self.projection.vocab, len(targets), keep)
-        chunk = score_chunk(self.projection, self.hidden[span], targets, tiles, keep)
+            self.reference_logp[span] = score_chunk(self.reference, other, targets, self.storage, tile, False)[0].logp
+        chunk, exponentials = score_chunk(self.projection, self.hidden[span], targets, self.storage, tile, keep)
         self.logp[span], self.hit[span] = chunk.logp, chunk.hit
-        return chunk, tiles
+        return chunk, exponentials
 
 
 def _project(unembedding: Unembedding, dtype: torch.dtype, exact: torch.dtype) -> Projection:

