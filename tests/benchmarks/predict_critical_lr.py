@@ -5,12 +5,12 @@ constant rate, fp32, 12 steps, no dropout): the prediction, then trials of 12 st
 bracket of 0.5%, both ends of it confirmed. Some minutes a probe on one core. Trials are kept in FILE, a line each; with
 the same file the command goes on where it stopped, and prints the tables.
 
-The probes stand in two halves, by the hash of the correct word, so that all contexts of a word are in the same half. The
-predictor was designed on `design`; `kept` was kept aside until it was done.
+The probes stand in two halves, by the hash of the correct word, so that all contexts of a word are in the same half.
+The predictor was designed on `design`; `kept` was kept aside until it was done.
 
 The cost of a sweep is that of `CriticalLearningRateFinder` with its default grid and 0.5%: seven points from 1e-7 to
-1e-4, then bisection, each trial ending at the flip. It is counted, not run: the trials here are fewer, because they begin
-at the prediction.
+1e-4, then bisection, each trial ending at the flip. It is counted, not run: the trials here are fewer, because they
+begin at the prediction.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from lightning_sft.models.loading import load_causal_lm, load_tokenizer
 from lightning_sft.probes import encode_probes, library
 from lightning_sft.sweep.predict import CONSTANT_TOTAL, TOTAL_PER_LOGIT, make_target
 from lightning_sft.sweep.predict_curve import first_crossing
-from lightning_sft.sweep.predict_estimate import Run, estimate, plan_runs
+from lightning_sft.sweep.predict_estimate import estimate, plan_runs
 from lightning_sft.sweep.predict_model import ModelRunner
 from lightning_sft.sweep.search import find_crossing, geometric_grid
 
