@@ -16,6 +16,7 @@ from lightning_sft.errors import UserError
 from lightning_sft.models.build import ModelSettings
 from lightning_sft.objectives import Objective
 from lightning_sft.runs import read_checkpoint
+from lightning_sft.strategies import sharing
 from lightning_sft.token_exact import TokenExactModule
 
 
@@ -38,7 +39,11 @@ class ResumableModule(TokenExactModule):
 
     def _facts(self) -> dict[str, Any]:
         """What the position in the data and in the schedule depends on."""
-        facts = {"world_size": self.trainer.world_size, "accumulate_grad_batches": accumulation(self.trainer)}
+        facts: dict[str, Any] = {
+            "world_size": self.trainer.world_size,
+            "data_parallel_size": sharing(self.trainer)[0],
+            "accumulate_grad_batches": accumulation(self.trainer),
+        }
         batch_size = getattr(getattr(self.trainer, "datamodule", None), "batch_size", None)
         return {**facts, **({} if batch_size is None else {"batch_size": batch_size}), **self._optimizer_as_asked}
 

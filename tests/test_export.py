@@ -47,7 +47,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "embeddings saved whole": ("llama", {}, [*LORA, SAVED_WHOLE]),
     "tokens": ("llama", {}, [*LORA, "--model.adapter.trainable_token_indices=[1,40,41]"]),
     "ia3": ("llama", {}, ["--model.adapter=peft.IA3Config"]),
-    "continued": ("llama", {}, ["--config=continued.yaml", "--trainer.num_sanity_val_steps=-1"]),
+    "continued": ("llama", {}, ["--trainer.num_sanity_val_steps=-1"]),
     "grown": ("gpt_neox", {}, [*LORA, BOTH_WHOLE, *GROWN]),
     "grown, tied": ("llama", {}, [*LORA, TIED_WHOLE, "--model.adapter.ensure_weight_tying=true", *GROWN]),
     "grown, rows": ("gpt_neox", {}, [*LORA, NEW_ROWS, *GROWN]),
@@ -89,14 +89,14 @@ json.dump(results, open("results.json", "w"))
 """
 
 
-def train(folder: Path, name: str) -> Path:
+def train(folder: Path, name: str, *further: str) -> Path:
     """A short run of the command line under ``folder``; returns its last checkpoint."""
     kind, overrides, settings = RUNS[name]
     model = save_toy(folder / "model", kind, **overrides)
     rows = write_rows(folder / "rows.jsonl", count=12)
     fast = {"model__optimizer__lr": 0.01, "model__lr_scheduler": "constant", "trainer__val_check_interval": 2}
     arguments = toy_arguments(model, rows, trainer__max_steps=4, trainer__default_root_dir=folder, **fast)
-    run("fit", [*arguments, "--data.system=Count ``` words.", *settings])
+    run("fit", [*arguments, "--data.system=Count ``` words.", *settings, *further])
     return folder / "lightning_logs/version_0/checkpoints/last.ckpt"
 
 
@@ -105,11 +105,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Checkpoints of all runs."""
     made: dict[str, Path] = {}
     for name in RUNS:
-        folder = tmp_path_factory.mktemp(re.sub(r"\W", "_", name))
+        folder, further = tmp_path_factory.mktemp(re.sub(r"\W", "_", name)), []
         if name == "continued":  # from the adapter of another run on the same model
             main(["export", f"--ckpt_path={made['tied']}", f"--output={folder / 'stored'}"])
-            Path("continued.yaml").write_text(f"model:\n  adapter_path: {folder / 'stored'}\n")
-        made[name] = train(folder, name)
+            (folder / "continued.yaml").write_text(f"model:\n  adapter_path: {folder / 'stored'}\n")
+            further = [f"--config={folder / 'continued.yaml'}"]
+        made[name] = train(folder, name, *further)
     return made
 
 
