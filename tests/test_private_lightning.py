@@ -7,6 +7,7 @@ import pytest
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.core.mixins import hparams_mixin
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lightning_sft import _lightning
@@ -55,3 +56,40 @@ def test_checkpoints_are_looked_at_before_they_are_loaded(monkeypatch: pytest.Mo
 def test_cli_parses_checkpoints_where_it_is_overridden() -> None:
     assert "_parse_ckpt_path" in inspect.getsource(LightningCLI.__init__)
     assert list(inspect.signature(LightningCLI._parse_ckpt_path).parameters) == ["self"]
+
+
+def test_what_a_trial_puts_in_the_place_of_the_fits_own() -> None:
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    owners = (trainer.fit_loop, trainer, trainer.strategy)
+    before = [dict(vars(owner)) for owner in owners]
+    loop = _lightning.TrialLoop(trainer, [], 8, 3)
+    with loop.entered():
+        changed = [
+            {k for k, v in old.items() if vars(owner)[k] is not v} for owner, old in zip(owners, before, strict=True)
+        ]
+        assert changed[0] == {"epoch_loop", "epoch_progress", "max_batches"}
+        assert changed[1] >= {"callbacks", "_loggers", "_logger_connector"}
+        assert vars(trainer.strategy).keys() == before[2].keys()
+        assert trainer.fit_loop.epoch_loop.batch_progress.current.ready == 3
+        assert trainer.num_training_batches == 8
+        assert trainer.global_step == 0
+        assert list(inspect.signature(trainer.fit_loop.epoch_loop.advance).parameters) == ["data_fetcher"]
+        loop.next_epoch()
+        assert trainer.current_epoch == 1
+    for owner, old in zip(owners, before, strict=True):
+        assert vars(owner).keys() == old.keys()
+        assert all(vars(owner)[k] is v for k, v in old.items())
+    source = inspect.getsource(_TrainingEpochLoop.advance)
+    for used in ("next(data_fetcher)", "data_fetcher.done", "increment_ready", "update_lr_schedulers"):
+        assert used in source
+
+
+def test_positions_and_loaders() -> None:
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    assert _lightning.batches_begun(trainer) == 0
+    trainer.training = True
+    with _lightning.validating(trainer):
+        assert trainer.validating
+    assert trainer.training
+    assert "setup_data" in dir(trainer.fit_loop.epoch_loop.val_loop)
+    assert "_on_before_batch_transfer" in dir(LightningModule())

@@ -11,10 +11,17 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_sft import SFTDataModule, SFTModule, callbacks
-from lightning_sft.callbacks import GenerationMonitor, OrderParameterLogger, SynonymRankMonitor
+from lightning_sft.callbacks import (
+    CriticalLearningRateFinder,
+    GenerationMonitor,
+    LearningRateSweep,
+    ObjectiveSweep,
+    OrderParameterLogger,
+    SynonymRankMonitor,
+)
 from lightning_sft.cli import LIGHTNING_VERBS, OWN_VERBS
 from lightning_sft.data import Source
-from lightning_sft.objectives import Adaptive
+from lightning_sft.objectives import NLL, Adaptive, PowerFamily
 from tests.callbacks.stranger import PROBES
 from tests.docs.pages import ROOT, table_column
 from tests.running import write_rows
@@ -50,6 +57,11 @@ def test_log_keys_are_those_of_a_run(tmp_path: Path) -> None:
             GenerationMonitor(limit=2, test_limit=2, max_new_tokens=2),
             SynonymRankMonitor(PROBES, every_n_steps=1),
             OrderParameterLogger(PROBES, every_n_steps=1, with_purity=True),
+            LearningRateSweep(low=1e-4, high=100.0, steps=12),
+            CriticalLearningRateFinder(
+                criterion="val_nll", target=5.5, low=1e-6, high=0.1, points=3, steps=3, resolution=9.0
+            ),
+            ObjectiveSweep([NLL(), PowerFamily(alpha=1.0)], steps=1, points=3, refine=0, seeds=1),
         ],
     )
     module = SFTModule(str(model), objective=Adaptive())
@@ -61,7 +73,7 @@ def test_log_keys_are_those_of_a_run(tmp_path: Path) -> None:
     logged = logged_keys(Path(logger.log_dir)) - {"epoch"}
     assert "synonyms/first/rank" in logged
     assert "order/output_phi" in logged
-    plain = {FORMS.sub(r"\1/", key) for key in logged}
+    plain = {re.sub(r"^sweep/\w+/", "sweep/<name>/", FORMS.sub(r"\1/", key)) for key in logged}
     table = set(table_column(REFERENCE / "log_keys.md", ""))
     objective = {key for key in plain if key.startswith("train/objective/")}
     assert objective == {"train/objective/alpha", "train/objective/mean_p"}
