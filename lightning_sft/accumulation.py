@@ -57,8 +57,8 @@ def scaled_loss(output: HeadOutput, accumulate: int, factor: float = 1.0) -> Ten
 def micro_batch_sums(output: HeadOutput, objective: Objective, attended: Tensor) -> dict[str, Tensor]:
     """Return the sums of one micro-batch: those that every run needs, and the objective's own statistics.
 
-    ``attended`` says which positions are no padding, (batch, length), bool. Keys ``supervised, kept, loss, nll, p, hits, positions, padding`` are scalars; the objective's start with
-    ``objective/``.
+    ``attended`` says which positions are no padding, (batch, length), bool. Keys ``supervised, kept, loss, nll, p,
+    hits, positions, padding`` are scalars; the objective's start with ``objective/``.
     """
     scores = output.scores
     hit = scores.hit if scores.hit is not None else torch.zeros_like(scores.logp, dtype=torch.bool)

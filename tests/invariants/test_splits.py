@@ -13,6 +13,7 @@ from tests.toys import save_toy
 
 ROWS = 8
 CHECKPOINTING = {"model__gradient_checkpointing": "true"}
+PACKED = {"data__batching": "packed", "data__max_length": "128"}
 
 
 def fsdp2(data: int = 2) -> dict[str, str]:
@@ -38,6 +39,11 @@ SPLITS: dict[str, tuple[int, int, dict[str, str]]] = {
     "fsdp2 4x1": (4, 1, FSDP2),
     "fsdp2 2x2, gradient checkpointing": (2, 2, {**FSDP2, **CHECKPOINTING}),
     "fsdp2 1x4": (1, 4, FSDP2),
+    "8x1, packed": (8, 1, PACKED),
+    "2x4, packed, masks": (2, 4, {**PACKED, "model__attn_implementation": "sdpa"}),
+    "ddp 2x2, packed, gradient checkpointing": (2, 2, {**DDP, **PACKED, **CHECKPOINTING}),
+    "fsdp2 4x1, packed": (4, 1, {**FSDP2, **PACKED}),
+    "split layers 4x2, packed": (4, 2, {**SPLIT_LAYERS, **PACKED}),
     "split layers 4x2": (4, 2, SPLIT_LAYERS),
     "split layers 1x8, gradient checkpointing": (1, 8, {**SPLIT_LAYERS, **CHECKPOINTING}),
 }
