@@ -1,7 +1,8 @@
 """What padding costs, and what grouping and packing save: ``python -m tests.benchmarks.data_path``.
 
 SmolLM2-135M on GSM8K, full fine-tuning on the completions. Each contender trains on the batches that its own data path
-makes of the set, about 2000 positions each, and contenders take turns step by step. Tokens/s counts real tokens only.
+makes of the set, and contenders take turns step by step. Packed batches hold half as many sequences as padded ones have
+rows, of 512 tokens, or one sequence as long as these together. Tokens/s counts real tokens only.
 Few processes fit into memory at once: contenders run in heats, each beside the first one, and ratios are to the first
 one of the same heat. The padding of a whole epoch is counted where our data module makes the batches; for the other
 trainers it is that of the measured steps.
@@ -22,8 +23,8 @@ from tests.benchmarks import corpus
 from tests.benchmarks.step import MODEL, save_model
 from tests.benchmarks.turns import Contender, count, python, take_turns
 
-ROWS, LENGTH = 8, 512
-"""Rows of a padded batch, and the longest row; packed batches hold as many positions as 4 of the longest."""
+LENGTH = 512
+"""The longest row; GSM8K has a few longer ones, which are dropped."""
 FASTEST = {"gradient_checkpointing": False}  # TRL's own default recomputes activations
 
 
@@ -33,16 +34,9 @@ def padded(head: str = "auto", attention: str | None = None, **data: Any) -> dic
     return {"kind": "ours", "module": module, "data": {"batching": "padded", **data}}
 
 
-def packed(rows: int, length: int, attention: str | None = None) -> dict[str, Any]:
+def packed(attention: str) -> dict[str, Any]:
     """Our trainer on packed rows."""
-    module = {"attn_implementation": attention}
-    return {
-        "kind": "ours",
-        "module": module,
-        "data": {"batching": "packed"},
-        "batch_size": rows,
-        "max_length": length,
-    }
+    return {"kind": "ours", "module": {"attn_implementation": attention}, "data": {"batching": "packed"}}
 
 
 def trl(order: str = "random", attention: str | None = None, **options: Any) -> dict[str, Any]:
@@ -54,20 +48,33 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     "padded to the longest": padded(),
     "padded to max_length, plain head": padded("reference", pad_to_multiple_of=LENGTH),
     "grouped by length": padded(batching="grouped"),
-    "packed 4 x 512, attention per document": packed(4, LENGTH, "per_document"),
-    "grouped by length, eager attention": padded(batching="grouped", attention="eager"),
+    "packed, attention per document": packed("per_document"),
+    "TRL, packing": trl(packing=True),
+    "Hugging Face Trainer, padded to the longest": {"kind": "hf", "options": {}, "padding": "longest"},
     "TRL, grouped by length": trl("group_by_length"),
-    "TRL, packing 4 x 512": {**trl(packing=True), "batch_size": 4},
-    "packed 4 x 512, sdpa with masks": packed(4, LENGTH, "sdpa"),
-    "packed 1 x 2048, attention per document": packed(1, 4 * LENGTH, "per_document"),
-    "packed 1 x 2048, sdpa with masks": packed(1, 4 * LENGTH, "sdpa"),
+    "grouped by length, eager attention": padded(batching="grouped", attention="eager"),
+    "packed, sdpa with masks": packed("sdpa"),
+    "packed in one sequence, attention per document": packed("per_document"),
+    "packed in one sequence, sdpa with masks": packed("sdpa"),
+    "TRL, packing in one sequence": trl(packing=True),
     "TRL, grouped by length, eager attention": trl("group_by_length", "eager"),
-    "TRL, packing 1 x 2048": {**trl(packing=True), "batch_size": 1, "max_length": 4 * LENGTH},
     "TRL, padded to the longest": trl(),
     "padded to the longest, plain head": padded("reference"),
     "padded to max_length": padded(pad_to_multiple_of=LENGTH),
     "Hugging Face Trainer, padded to max_length": {"kind": "hf", "options": {}, "padding": "max_length"},
 }
+
+
+def sizes(name: str, rows: int) -> dict[str, int]:
+    """Return batch size and longest sequence of a contender, by its name."""
+    if "pack" not in name:
+        return {"batch_size": rows, "max_length": LENGTH}
+    packs = max(rows // 2, 1)
+    return (
+        {"batch_size": 1, "max_length": packs * LENGTH}
+        if "one sequence" in name
+        else {"batch_size": packs, "max_length": LENGTH}
+    )
 
 
 def heats(names: list[str], together: int) -> list[list[str]]:
@@ -117,12 +124,11 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
         "folder": str(folder),
         "precision": arguments.precision,
         "threads": arguments.threads,
-        "batch_size": ROWS,
-        "max_length": LENGTH,
         "order": "random",
         "fused_adamw": True,
     }
-    print(f"\n### {arguments.precision}, {arguments.threads} threads: {corpus.facts(encoded)}\n")
+    setting = f"{arguments.precision}, {arguments.threads} threads, {arguments.batch_size} rows a batch"
+    print(f"\n### {setting}: {corpus.facts(encoded)}\n")
     print(
         "| data path | tokens/CPU s | tokens/wall s | ratio to the first: CPU | wall | padding of an epoch | "
         "of these steps | peak MiB |"
@@ -131,13 +137,13 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
     for heat in heats(arguments.contenders, arguments.together):
         contenders = []
         for name in heat:
-            settings = {**common, **CONTENDERS[name]}
+            settings = {**common, **CONTENDERS[name], **sizes(name, arguments.batch_size)}
             interpreter = sys.executable if settings["kind"] == "ours" else arguments.peers
             log = folder / f"{len(list(folder.glob('*.log')))}.log"
             contenders.append(Contender(name, python(interpreter, settings), arguments.threads, log))
         take_turns(contenders, arguments.warm, arguments.rounds)
         for contender in contenders:
-            settings = {**common, **CONTENDERS[contender.name]}
+            settings = {**common, **CONTENDERS[contender.name], **sizes(contender.name, arguments.batch_size)}
             steps = contender.steps
             padding = (
                 epoch_padding(settings, tokenizer)
@@ -157,6 +163,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--precision", choices=["bf16-mixed", "bf16", "fp32"], default="bf16")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, default=8, help="rows of a padded batch")
     parser.add_argument("--together", type=int, default=4, help="processes at once")
     parser.add_argument("--warm", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=6)

@@ -6,6 +6,7 @@ clock runs from one "go" until the loop comes round for the next one: data, forw
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -120,7 +121,13 @@ class Contender:
     def __post_init__(self) -> None:
         """Start the process; it warms up by itself later."""
         read, write = os.pipe()
-        environment = {**os.environ, REPLIES: str(write), "OMP_NUM_THREADS": str(self.threads), "HF_HUB_OFFLINE": "1"}
+        environment = {
+            **os.environ,
+            REPLIES: str(write),
+            "OMP_NUM_THREADS": str(self.threads),
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        }
         with self.log.open("w") as log:
             self._process = subprocess.Popen(
                 self.command,
@@ -141,21 +148,25 @@ class Contender:
     def step(self) -> Step:
         """Let it take one step."""
         assert self._process.stdin is not None
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # a process that died is reported with its output
+            self._process.stdin.write("go\n")
+            self._process.stdin.flush()
         return Step(**self._read())
 
     def close(self) -> None:
         """End the process."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.wait(60)
         self._replies.close()
 
     def _read(self) -> dict[str, Any]:
         line = self._replies.readline()
         if not line:
-            raise RuntimeError(f"{self.name} ended before its time:\n{self.log.read_text()[-3000:]}")
+            status = self._process.wait(60)
+            output = self.log.read_text()[-3000:]
+            raise RuntimeError(f"{self.name} ended before its time with status {status} (-9: memory?):\n{output}")
         return dict(json.loads(line))
 
 

@@ -1,0 +1,86 @@
+"""The benchmarks run, on toys and without peers: their tables have the rows that they promise."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.benchmarks import corpus, data_path, head, step
+from tests.benchmarks.turns import count
+from tests.running import write_rows
+from tests.toys import save_toy
+
+TINY = {"toy": (12, 8, 40)}
+
+
+def rows_of(table: str) -> dict[str, list[str]]:
+    """The cells of each row of a Markdown table, by its first cell."""
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    return {cells[0]: cells[1:] for cells in lines}
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_head_times(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dtype: str):
+    monkeypatch.setattr(head, "SIZES", TINY)
+    monkeypatch.setattr(head, "peers", dict)
+    head.timing("toy", dtype, rounds=1, skip=["GEM"])
+    rows = rows_of(capsys.readouterr().out)
+    assert {"plain", "bare products", "fused NLL", "fused cross-token"} <= set(rows)
+    assert "fused GEM" not in rows
+
+
+def test_head_accuracy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(head, "SIZES", {"toy": (12, 16, 300)})
+    head.accuracy("toy", "bf16")
+    cells = capsys.readouterr().out.strip("| \n").split(" | ")
+    assert int(cells[1]) > 0
+    assert float(cells[3]) < float(cells[2])
+
+
+def test_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Ours and a plain Trainer of transformers, in processes of their own, on the same batches."""
+    model, data = save_toy(tmp_path / "toy"), write_rows(tmp_path / "rows.jsonl", 30)
+    names = [step.OURS, "Hugging Face Trainer"]
+    sizes = ["--batch-size", "2", "--rounds", "2", "--precisions", "fp32"]
+    step.main(["--model", str(model), "--data", str(data), "--contenders", *names, *sizes])
+    rows = rows_of(capsys.readouterr().out)
+    assert set(names) <= set(rows)
+    assert all(float(cells[1]) > 0 for cells in (rows[name] for name in names))
+
+
+def test_data_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Grouped and packed batches of made-up text; a packed one holds more than it pads."""
+    model = save_toy(tmp_path / "toy")
+    data = tmp_path / "rows.jsonl"
+    rows = ({"prompt": "a" * (3 + 7 * i % 50), "completion": "b" * (5 + 11 * i % 90)} for i in range(64))
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    names = ["padded to the longest", "packed, attention per document"]
+    options = ["--model", str(model), "--data", str(data), "--rounds", "1", "--precision", "fp32"]
+    data_path.main([*options, "--contenders", *names])
+    table = rows_of(capsys.readouterr().out)
+    padding = [float(re.sub("%", "", table[name][4])) for name in names]
+    assert padding[1] < padding[0]
+
+
+def test_heats_hold_the_first_contender():
+    assert data_path.heats(["a", "b", "c", "d"], 3) == [["a", "b", "c"], ["a", "d"]]
+    assert data_path.heats(["a"], 3) == [["a"]]
+
+
+def test_made_up_rows_have_the_lengths_of_gsm8k():
+    rows = corpus.made_up(2000)
+    words = [sum(len(text.split()) for text in row.values()) for row in rows]
+    assert 170 < sum(words) / len(words) < 200
+    assert corpus.made_up(5) == corpus.made_up(5)
+
+
+def test_count():
+    ids = torch.zeros(2, 3, dtype=torch.int64)
+    labels = torch.tensor([[-100, 1, 1], [-100, 2, -100]])
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    assert count({"input_ids": ids, "labels": labels, "attention_mask": mask, "row": torch.tensor([0, 1])}) == (5, 6, 3)
+    packed = {"input_ids": ids, "labels": labels, "row": torch.tensor([[0, 0, 1], [2, -1, -1]])}
+    assert count(packed) == (4, 6, 3)
+    assert count({"input_ids": ids, "labels": labels}) == (6, 6, 3)
