@@ -70,6 +70,13 @@ class ResumableModule(TokenExactModule):
         saved = content.get(checkpointing.KEY, {})
         weights = shards.weights(path, empty=True) if path.is_dir() else content["state_dict"]
         checkpointing.check_weights(weights, self, saved.get("model", "another model"), self.settings.describe())
+        stateless = any(not state["state"] for state in content.get("optimizer_states", ()))
+        if stateless and self.trainer.state.fn == "fit":
+            raise UserError(
+                f"The checkpoint {str(path)!r} is one file, and its optimizer has no state, as SGD without momentum: "
+                f"{type(self.trainer.strategy).__name__} cannot read that. Save folders instead "
+                "(save_distributed_checkpoint: true), or use an optimizer with a state, such as SGD with momentum."
+            )
         stateful = any(self.objective.state_dict()) or any(k.startswith("objective.") for k in weights)
         if saved and stateful and saved["objective"] != repr(self.objective):
             raise UserError(

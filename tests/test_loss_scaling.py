@@ -24,13 +24,13 @@ def scaled(plugin: type[MixedPrecision], scale: float = SCALE) -> dict[str, obje
     return {"plugins": plugin("16-mixed", "cpu", scaler)}
 
 
-def fit(model: Path, masked: tuple[int, ...] = (), dtype: str = "float32", **settings: object):
-    rows = batches(8, 2)
+def fit(model: Path, masked: tuple[int, ...] = (), size: int = 2, accumulate: int = 2, **settings: object):
+    rows = batches(8, size)
     for index in masked:
         rows[index]["labels"].fill_(-100)
     seen = Gradients()
-    module = sgd_module(str(model), dtype=dtype)
-    run = trainer(callbacks=[seen], accumulate_grad_batches=2, gradient_clip_val=0.5, **settings)
+    module = sgd_module(str(model))
+    run = trainer(callbacks=[seen], accumulate_grad_batches=accumulate, gradient_clip_val=0.5, **settings)
     run.fit(module, loader(rows))
     return module, seen.steps
 
@@ -47,6 +47,14 @@ def test_scaled_gradients_and_weights_are_those_without_a_scaler(masked: tuple[i
             torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-5 * float(value.norm()))
     for name, value in plain.scorer.state_dict().items():
         torch.testing.assert_close(module.scorer.state_dict()[name], value, rtol=0, atol=1e-6)
+
+
+def test_every_split_of_a_scaled_step_gives_one_gradient(toy_folder: Path) -> None:
+    _, (expected,) = fit(toy_folder, size=8, accumulate=1)
+    for size in (8, 4, 2, 1):
+        _, (got,) = fit(toy_folder, size=size, accumulate=8 // size, **scaled(FullPrecision))
+        for name, value in expected.items():
+            assert (got[name] - value).norm() <= 1e-5 * value.norm(), f"{size} rows: {name}"
 
 
 def test_half_precision_agrees_to_its_own_rounding(toy_folder: Path) -> None:

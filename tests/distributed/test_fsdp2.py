@@ -127,6 +127,7 @@ def test_what_cannot_work_is_refused(toy_folder: Path, tmp_path: Path) -> None:
         "another model, shards": other,
         "an adapter": r"holds '.*toy.*'.* built '.*with LoraConfig.*missing there: .*lora_A",
         "another objective": objective,
+        "an optimizer without a state": "its optimizer has no state.*save_distributed_checkpoint: true",
         "another objective, shards": objective,
     }
     for messages in two_ranks("work:refusals", tmp_path, model=str(toy_folder), narrow=str(narrow)):

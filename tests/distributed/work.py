@@ -13,6 +13,7 @@ from lightning_sft import SFTDataModule, SFTModule
 from lightning_sft.cli import main
 from lightning_sft.errors import UserError
 from lightning_sft.objectives import Adaptive
+from tests.invariants.kept import whole
 from tests.running import write_rows
 from tests.test_module import batches, loader, trainer
 
@@ -24,7 +25,7 @@ class Gradients(Callback):
         self.steps: list[dict[str, torch.Tensor]] = []
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        self.steps.append({n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None})
+        self.steps.append({n: whole(p.grad) for n, p in pl_module.named_parameters() if p.grad is not None})
 
 
 def sgd_module(model_name_or_path: str, **settings: Any) -> SFTModule:
@@ -35,7 +36,13 @@ def sgd_module(model_name_or_path: str, **settings: Any) -> SFTModule:
 
 
 def gradients(
-    rank: int | None, model: str, masked: list[int], accumulate: int = 1, adapter: bool = False, **settings: Any
+    rank: int | None,
+    model: str,
+    masked: list[int],
+    accumulate: int = 1,
+    adapter: bool = False,
+    strategy: str = "ddp",
+    **settings: Any,
 ) -> dict[str, Any]:
     """Train on six micro-batches of two rows, dealt to the ranks in turn.
 
@@ -45,6 +52,7 @@ def gradients(
         masked: micro-batches without supervision.
         accumulate: micro-batches of a step on one rank.
         adapter: train LoRA.
+        strategy: of two ranks, ``"ddp"`` or ``"fsdp2"``.
         settings: of the module.
     """
     rows = batches(12, 2)
@@ -54,13 +62,15 @@ def gradients(
     adapters = {"adapter": LoraConfig(r=4, target_modules="all-linear")} if adapter else {}
     torch.manual_seed(0)
     module = sgd_module(model, **adapters, **settings)
-    sharing = {} if rank is None else {"strategy": "ddp", "devices": 2, "use_distributed_sampler": False}
+    how = fsdp2() if strategy == "fsdp2" else strategy
+    sharing = {} if rank is None else {"strategy": how, "devices": 2, "use_distributed_sampler": False}
     per_rank = rows if rank is None else rows[rank::2]
     fit = trainer(callbacks=[seen], accumulate_grad_batches=accumulate, gradient_clip_val=0.5, **sharing)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
         fit.fit(module, loader(per_rank))
-    return {"steps": seen.steps, "skipped": module.skipped_steps, "weights": dict(module.scorer.state_dict())}
+    weights = {name: whole(p) for name, p in module.scorer.named_parameters()}
+    return {"steps": seen.steps, "skipped": module.skipped_steps, "weights": weights}
 
 
 def all_gradients(rank: int, cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -142,7 +152,8 @@ def refusals(rank: int, model: str, narrow: str) -> dict[str, str]:
         "another model": ({}, {"model_name_or_path": narrow}, "fit", {"ckpt_path": "adaptive.ckpt"}),
         "another model, shards": ({}, {"model_name_or_path": narrow}, "fit", {"ckpt_path": "shards.ckpt"}),
         "an adapter": ({}, lora, "validate", {"ckpt_path": "adaptive.ckpt"}),
-        "another objective": ({}, {}, "fit", {"ckpt_path": "adaptive.ckpt"}),
+        "another objective": ({}, {}, "validate", {"ckpt_path": "adaptive.ckpt"}),
+        "an optimizer without a state": ({}, {"objective": Adaptive()}, "fit", {"ckpt_path": "adaptive.ckpt"}),
         "another objective, shards": ({}, {}, "fit", {"ckpt_path": "shards.ckpt"}),
     }
     messages = {}
