@@ -112,7 +112,8 @@ class SetLibrary:
         if "train_keys" in entry.arrays:
             self._keys.setdefault("train", entry.arrays["train_keys"])
         rows, _ = self._known_earlier(what, needed=False)
-        built.report.leaked = sum(row in rows for row in as_keys(self._keys[what])[0])
+        if rows:
+            built.report.leaked = sum(row in rows for row in as_keys(self._keys[what])[0])
         return built
 
     def _from_rows(self, what: str, encoder: Encoder) -> BuiltSet:
