@@ -30,14 +30,17 @@ class Readings(Callback):
         self._since = 0.0
         self._tokens = 0.0
 
-    @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def restart_clock(self) -> None:
+        """Measure the speed from here on: what came before was no training, or is dropped with its time."""
         self._since, self._tokens = time.perf_counter(), 0.0
 
     @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.restart_clock()
+
+    @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # validation is not training time; what was counted before it has been logged or is dropped with its time
-        self._since, self._tokens = time.perf_counter(), 0.0
+        self.restart_clock()
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

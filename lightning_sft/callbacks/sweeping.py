@@ -14,6 +14,7 @@ from typing_extensions import override
 from lightning_sft._lightning import callbacks_of
 from lightning_sft.callbacks.media import log_figure, log_text
 from lightning_sft.callbacks.probe_figures import can_show
+from lightning_sft.callbacks.readings import Readings
 from lightning_sft.errors import UserError
 from lightning_sft.sweep.rates import set_peak_rate
 from lightning_sft.sweep.results import SweepResult
@@ -76,6 +77,9 @@ class SweepCallback(Callback):
         folder = None if log_dir is None else Path(log_dir)
         self.result = self.sweep(trainer, pl_module, folder)
         self.done = True
+        for callback in callbacks_of(trainer):
+            if isinstance(callback, Readings):
+                callback.restart_clock()
         self._report(trainer, self.result, folder)
         if self.apply:
             self._apply(trainer, self.result)

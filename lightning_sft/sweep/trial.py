@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from typing_extensions import Self, override
@@ -77,7 +78,7 @@ class TrialRunner:
         divergence: a trial ends once its loss is above this multiple of its first loss.
 
     Raises:
-        UserError: fewer than one step, or a divergence threshold that the first loss itself exceeds.
+        UserError: fewer than one step, a divergence threshold that the first loss itself exceeds, or DeepSpeed.
     """
 
     def __init__(
@@ -110,6 +111,11 @@ class TrialRunner:
         return self._snapshot
 
     def __enter__(self) -> Self:
+        if isinstance(self.trainer.strategy, DeepSpeedStrategy):
+            raise UserError(
+                "There is no sweep under DeepSpeed, which keeps weights and optimizer states in an engine of its own: "
+                "they could not be put back. Sweep on one device, under ddp or FSDP2, and take the rate along."
+            )
         self._snapshot = Snapshot(self.trainer, self.module, self.callbacks)
         return self
 
