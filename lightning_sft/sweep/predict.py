@@ -28,8 +28,9 @@ from lightning_sft.sweep.predict_record import (
 
 #: Sum of rates of the first short run, for each logit of D0: a round number of the right size for AdamW on all weights.
 START = 8e-6
-#: The two rules beside a prediction: sums of rates at which probes flip, the median probe's and a logit's of D0. Medians
-#: over the half of the shipped probes that the predictor was designed on (SmolLM2-135M-Instruct, full fine-tuning).
+#: The two rules beside a prediction: sums of rates at which probes flip, the median probe's and a logit's of D0. They
+#: are medians over the half of the shipped probes that the predictor was designed on (SmolLM2-135M-Instruct, full
+#: fine-tuning).
 CONSTANT_TOTAL = 2.55e-5
 TOTAL_PER_LOGIT = 1.05e-5
 
