@@ -214,7 +214,7 @@ def compare_objectives(
     observer = HeldOutObserver(trainer, val_batches)
     rows = []
     with Session(trainer, module, setting) as session:
-        start = {name: values[0] for name, values in session.runner.start([observer]).items()}
+        start = {name: values[0] for name, values in session.start([observer]).items()}
         if set(READINGS) - set(start):
             raise UserError(f"{type(module).__name__}.validation_step returns no token scores to compare by.")
         for objective in objectives:

@@ -123,7 +123,7 @@ def find_critical_rate(
     check_critical(criterion, low, high, points, setting.steps, resolution, quantile)
     trials: dict[float, Trial] = {}
     with Session(trainer, module, setting) as session:
-        judge = Judge(criterion, session.runner.start(observers), quantile, target)
+        judge = Judge(criterion, session.start(observers), quantile, target)
         if predict:
             predict_in_session(session, observers, names, quantile)
 

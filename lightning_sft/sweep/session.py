@@ -88,6 +88,11 @@ class Session:
             kept = "" if self.setting.folder is None else "; the finished trials are kept, the same command continues"
             rank_zero_info(f"Sweep {self.setting.name}: interrupted, the model is as it was before{kept}.")
 
+    def start(self, observers: Sequence[Observer]) -> Values:
+        """Return what the observers read before the first step, the same on every rank."""
+        values: Values = self.trainer.strategy.broadcast(self.runner.start(observers))
+        return values
+
     def trial(
         self,
         lr: float,
@@ -115,7 +120,9 @@ class Session:
         if known is not None:
             return known
         self._bar.set_postfix_str(f"lr {lr:.4g} {variant}")
-        trial = self.runner.run(lr, observers, stop, rates, order, lambda: self._bar.update(), last_only=last_only)
+        ran = self.runner.run(lr, observers, stop, rates, order, lambda: self._bar.update(), last_only=last_only)
+        # rank 0's numbers for all: different devices may differ in the last bit, and decisions may not
+        trial: Trial = self.trainer.strategy.broadcast(ran)
         self._store.put(key, trial)
         self.fresh += 1
         return trial
