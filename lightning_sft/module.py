@@ -169,6 +169,8 @@ class SFTModule(ResumableModule):
         if not hasattr(self, "scorer"):
             scorer = build_scorer(self.settings, self.objective, len(self.tokenizer), self._packed)
             if attached_trainer(self) is not None:
+                if self._packed and not self.strategy_adapter.callable_inside:
+                    check_documents_apart(scorer)
                 self.strategy_adapter.shard(scorer, self.settings)
                 self.strategy_adapter.before_loading(self.check_checkpoint)
             self.scorer = scorer
@@ -282,7 +284,7 @@ class SFTModule(ResumableModule):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         _check_length(self.scorer.causal_lm, getattr(self.trainer, "datamodule", None))
-        if self._packed:
+        if self._packed and self.strategy_adapter.callable_inside:
             with self.trainer.precision_plugin.forward_context():
                 check_documents_apart(self.scorer)
 

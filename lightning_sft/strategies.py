@@ -43,10 +43,12 @@ class StrategyAdapter:
     Attributes:
         drops_frozen: whether a checkpoint of an adapter run may leave out the frozen base.
         scales_loss: the strategy keeps gradients to itself, so the loss must carry the exact factor beforehand.
+        callable_inside: the scorer can be called once it is sharded, and not only the strategy's wrapper around it.
     """
 
     drops_frozen = True
     scales_loss = False
+    callable_inside = True
 
     def __init__(self, strategy: Strategy) -> None:
         self.strategy = strategy
@@ -161,6 +163,7 @@ class FullyShard1(StrategyAdapter):
     """FSDP1: Lightning wraps the whole module as the root, and the layers are wrapped here. Needs GPUs."""
 
     drops_frozen = False
+    callable_inside = False
 
     @override
     def check(self, trainer: Trainer, settings: ModelSettings, stage: str) -> None:
