@@ -3,9 +3,11 @@
 SmolLM2-135M on GSM8K, full fine-tuning on the completions. Each contender trains on the batches that its own data path
 makes of the set, and contenders take turns step by step. Packed batches hold half as many sequences as padded ones have
 rows, of 512 tokens, or one sequence as long as these together. Tokens/s counts real tokens only.
+
 Few processes fit into memory at once: contenders run in heats, each beside the first one, and ratios are to the first
-one of the same heat. The padding of a whole epoch is counted where our data module makes the batches; for the other
-trainers it is that of the measured steps.
+one of the same heat. ``--together 1`` runs them one by one, and only processor seconds mean something then. The padding
+of a whole epoch is counted where our data module makes the batches; for the other trainers it is that of the measured
+steps.
 """
 
 from __future__ import annotations
@@ -78,7 +80,9 @@ def sizes(name: str, rows: int) -> dict[str, int]:
 
 
 def heats(names: list[str], together: int) -> list[list[str]]:
-    """Split contenders into heats of at most ``together``, the first one in each."""
+    """Split contenders into heats of at most ``together``, the first one in each unless they run one by one."""
+    if together == 1:
+        return [[name] for name in names]
     first, others = names[0], names[1:]
     step = max(together - 1, 1)
     return [[first, *others[i : i + step]] for i in range(0, len(others), step)] or [[first]]
@@ -134,6 +138,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
         "of these steps | peak MiB |"
     )
     print("|---|---|---|---|---|---|---|---|", flush=True)
+    first: Contender | None = None
     for heat in heats(arguments.contenders, arguments.together):
         contenders = []
         for name in heat:
@@ -142,6 +147,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
             log = folder / f"{len(list(folder.glob('*.log')))}.log"
             contenders.append(Contender(name, python(interpreter, settings), arguments.threads, log))
         take_turns(contenders, arguments.warm, arguments.rounds)
+        first = contenders[0] if first is None or arguments.together > 1 else first
         for contender in contenders:
             settings = {**common, **CONTENDERS[contender.name], **sizes(contender.name, arguments.batch_size)}
             steps = contender.steps
@@ -150,7 +156,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
                 if settings["kind"] == "ours"
                 else 1 - sum(step.tokens for step in steps) / sum(step.positions for step in steps)
             )
-            print(line(contender, contenders[0], padding), flush=True)
+            print(line(contender, first, padding), flush=True)
 
 
 def main(argv: list[str] | None = None) -> None:

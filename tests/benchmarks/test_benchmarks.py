@@ -67,6 +67,7 @@ def test_data_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 def test_heats_hold_the_first_contender():
     assert data_path.heats(["a", "b", "c", "d"], 3) == [["a", "b", "c"], ["a", "d"]]
     assert data_path.heats(["a"], 3) == [["a"]]
+    assert data_path.heats(["a", "b"], 1) == [["a"], ["b"]]
 
 
 def test_made_up_rows_have_the_lengths_of_gsm8k():
