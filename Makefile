@@ -12,7 +12,7 @@ help:
 	@echo "make demo       set up $(VENV), fine-tune SmolLM2-135M on two-number sums, say where to look"
 	@echo "make test       set up $(VENV), then lint, types and tests"
 	@echo "make docs       build the documentation into site/"
-	@echo "make benchmark  print speed and memory ratios of the head, side by side with peers"
+	@echo "make benchmark  print speed and memory of head, training step and data path beside their peers (hours)"
 	@echo "make clean      remove $(VENV) and build products"
 
 $(BIN)/python:
@@ -45,8 +45,16 @@ lint: $(VENV)/.test
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict
 
-benchmark: $(VENV)/.test
+$(VENV)/.peers: | $(VENV)/.test
+	$(PIP) trl==1.16.0 liger-kernel==0.8.5
+	$(PIP) --no-deps cut-cross-entropy==25.1.1
+	@touch $@
+
+# DATA: JSON lines with question and answer, such as GSM8K's; without it the rows are made up with its lengths
+benchmark: $(VENV)/.peers
 	$(BIN)/python -m tests.benchmarks.head
+	$(BIN)/python -m tests.benchmarks.step $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m tests.benchmarks.data_path $(if $(DATA),--data $(DATA))
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info
