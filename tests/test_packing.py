@@ -1,4 +1,4 @@
-"""A packed run, killed without warning in the middle of an epoch and continued, sees each row of the epoch once."""
+"""Packed runs through the command line: killed and continued, validated, and refused."""
 
 import json
 import os
@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.running import run_folder, toy_arguments, write_rows
+from tests.running import run, run_folder, scalars, toy_arguments, write_rows
+from tests.toys import save_toy
 
 ROWS = 60
 CALLBACKS = [{"class_path": "lightning_sft.callbacks.LastCheckpoint", "init_args": {"every_n_train_steps": 2}}]
@@ -78,3 +79,29 @@ def test_killed_packed_run_sees_each_row_once(toy_folder: Path, tmp_path: Path, 
     assert len(list(resumed.glob("rank*.txt"))) == ranks
     steps = torch.load(run_folder() / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
     assert steps > killed_at + 2
+
+
+def test_validation_does_not_depend_on_packing(toy_folder: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl")
+    readings = {}
+    for batching in ("padded", "packed"):
+        root = tmp_path / batching
+        settings = {"data__batching": batching, "data__max_length": 256, "trainer__default_root_dir": root}
+        first = {"trainer__num_sanity_val_steps": -1, "trainer__max_steps": 1}
+        run("fit", toy_arguments(toy_folder, rows, **settings, **first))
+        readings[batching] = scalars(run_folder(root / "lightning_logs"))
+    for key in ("val/nll", "val/token_accuracy"):
+        values = [readings[batching][key][0][1] for batching in ("packed", "padded")]  # before the first step
+        assert values[0] == pytest.approx(values[1], rel=1e-6)
+    assert readings["packed"]["perf/padding_share"][0][1] < 0.2
+
+
+def test_opt_is_refused_at_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save_toy(tmp_path / "opt", "opt")
+    settings = {"data__batching": "packed", "data__max_length": 256}
+    with pytest.raises(SystemExit) as stop:
+        run("fit", toy_arguments(model, write_rows(tmp_path / "rows.jsonl"), **settings))
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert "OPTForCausalLM (model_type 'opt', attention 'sdpa') cannot train on packed rows" in message
+    assert "Set data.batching: grouped" in message
