@@ -111,6 +111,12 @@ class SFTCLI(ConfigurationWins, LightningCLI):
         root, extra = _run_root(config.trainer, loggers), _checkpoint_folders(config.trainer)
         found = runs.find_checkpoint(str(which), root, extra)
         config.ckpt_path = str(found.path)
+        if found.path.is_dir() and not _reads_folders(config.trainer.strategy):
+            raise UserError(
+                f"--ckpt_path is {str(found.path)!r}, a folder with a file of each rank, which this run's strategy "
+                "does not read. Use the strategy that wrote it (config.yaml of its run), or start from its weights: "
+                "`lightning-sft export` writes a model folder for --model.model_name_or_path."
+            )
         if self.subcommand != "fit":
             # ModelCheckpoint's remark that it will not continue the other run's list of best models
             warnings.filterwarnings("ignore", message="The dirpath has changed from")
@@ -162,6 +168,12 @@ def _best_checkpoint() -> Callback:
     return ModelCheckpoint(
         filename="best", monitor="val/nll", mode="min", save_on_train_epoch_end=False, enable_version_counter=False
     )
+
+
+def _reads_folders(strategy: str | Namespace) -> bool:
+    """Return whether a strategy, as configured, may write and read folders instead of files."""
+    name = strategy if isinstance(strategy, str) else str(strategy.class_path)
+    return any(part in name.lower() for part in ("modelparallel", "fsdp", "deepspeed"))
 
 
 def _versioned_loggers(trainer: Namespace) -> list[Namespace]:

@@ -44,7 +44,8 @@ def find_checkpoint(which: str, root: Path, extra: list[Path]) -> RunCheckpoint:
         path = Path(which).expanduser()
         if not path.exists():
             raise UserError(f"--ckpt_path is {which!r}, which does not exist. Allowed: a checkpoint, 'last' or 'best'.")
-        read_checkpoint(path)
+        if path.is_file():  # folders are left to their strategy
+            read_checkpoint(path)
         return RunCheckpoint(path, _version(path, root))
     # version folders, no logger at all, and loggers that put a project between (W&B)
     depths = (f"*/{CHECKPOINTS}", CHECKPOINTS, f"*/*/{CHECKPOINTS}")

@@ -24,8 +24,8 @@ def read_common(folder: Path) -> dict[str, Any]:
     if not (folder / _COMMON).is_file() or not (folder / ".metadata").is_file():
         names = sorted(p.name for p in folder.iterdir())[:10]
         raise UserError(
-            f"--ckpt_path is the folder {str(folder)!r}, which is no sharded checkpoint: it holds {names}, but neither "
-            f"'.metadata' nor '{_COMMON}' may be missing. Give a .ckpt that a run wrote, 'last' or 'best'."
+            f"--ckpt_path is the folder {str(folder)!r}, which is no sharded checkpoint of FSDP2: it holds {names}, "
+            f"but '.metadata' and '{_COMMON}' are needed. Give a .ckpt that a run wrote, 'last' or 'best'."
         )
     try:
         content = torch.load(folder / _COMMON, map_location="cpu", weights_only=True)

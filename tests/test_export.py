@@ -276,7 +276,7 @@ def test_what_is_no_checkpoint_of_ours(tmp_path: Path, capsys: pytest.CaptureFix
         "noise.ckpt": "cannot be read as a checkpoint",
         "other.ckpt": "holds no SFTModule",
         "weights.ckpt": "Lightning did not write",
-        "empty.ckpt": "which is no sharded checkpoint: it holds []",
+        "empty.ckpt": "which is no sharded checkpoint of FSDP2: it holds []",
         "nowhere.ckpt": "does not exist",
         "last": "no run with a checkpoint",
     }

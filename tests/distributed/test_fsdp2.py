@@ -1,5 +1,6 @@
 """FSDP2 on two gloo ranks: the trajectory of one device, sharded and resumable."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ EXACT: dict[str, Any] = {
     "model__dtype": "float64",
     "trainer__val_check_interval": 2,
 }
-TRAJECTORIES = {"full": {}, "lora": {"adapter": True}, "checkpointing": {"model__gradient_checkpointing": True}}
+DORA = json.dumps({"class_path": "peft.LoraConfig", "init_args": {"target_modules": "all-linear", "use_dora": True}})
+TRAJECTORIES = {"full": {}, "lora": {"adapter": True}, "dora": {"model__adapter": DORA}}
 
 
 def strategy(sharded: bool) -> dict[str, object]:
@@ -85,6 +87,16 @@ def test_a_folder_of_shards_is_exported_as_it_is(fits: Path) -> None:
         assert torch.equal(full[f"scorer.model.{name}"], value), name
 
 
+def test_one_device_refuses_a_folder_of_shards(
+    fits: Path, toy_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = fit_arguments(toy_folder, fits / "rows.jsonl")
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, f"--ckpt_path={last_path(fits / 'shards, full' / 'whole')}"])
+    assert stop.value.code == 2
+    assert "a folder with a file of each rank, which this run's strategy does not read" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", TRAJECTORIES)
 def test_trajectory_is_that_of_one_device(name: str, fits: Path, toy_folder: Path) -> None:
     settings = {**EXACT, **TRAJECTORIES[name], "data__batch_size": 4, "trainer__default_root_dir": "one"}
@@ -101,8 +113,17 @@ def test_trajectory_is_that_of_one_device(name: str, fits: Path, toy_folder: Pat
         assert [v for _, v in again[key]] == pytest.approx([v for _, v in readings[key]], rel=1e-5), key
 
 
-def test_ranks_see_different_rows_and_hold_shards(toy_folder: Path, tmp_path: Path) -> None:
-    first, second = two_ranks("work:sharded_facts", tmp_path, model=str(toy_folder))
+@pytest.fixture(scope="module")
+def facts(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two ranks holds, and what they refuse."""
+    folder = tmp_path_factory.mktemp("facts")
+    narrow = save_toy(folder / "narrow", hidden_size=24, num_attention_heads=3, num_key_value_heads=3)
+    calls = {"sharded_facts": {"model": str(toy_folder)}, "refusals": {"model": str(toy_folder), "narrow": str(narrow)}}
+    return two_ranks("work:several", folder, calls=calls)
+
+
+def test_ranks_see_different_rows_and_hold_shards(facts: list[dict[str, Any]]) -> None:
+    first, second = (rank["sharded_facts"] for rank in facts)
     for rank in (first, second):
         assert rank["data_parallel_size"] == 2
         assert rank["local"] <= 0.6 * rank["whole"]
@@ -112,8 +133,7 @@ def test_ranks_see_different_rows_and_hold_shards(toy_folder: Path, tmp_path: Pa
     assert not set(first["rows"]) & set(second["rows"])
 
 
-def test_what_cannot_work_is_refused(toy_folder: Path, tmp_path: Path) -> None:
-    narrow = save_toy(tmp_path / "narrow", hidden_size=24, num_attention_heads=3, num_key_value_heads=3)
+def test_what_cannot_work_is_refused(facts: list[dict[str, Any]]) -> None:
     other = r"checkpoint holds '.*toy.*'.*this run built '.*narrow.*of another shape: scorer"
     objective = r"trained under Adaptive.*this run uses NLL.*lightning-sft export"
     parts = {
@@ -130,7 +150,7 @@ def test_what_cannot_work_is_refused(toy_folder: Path, tmp_path: Path) -> None:
         "an optimizer without a state": "its optimizer has no state.*save_distributed_checkpoint: true",
         "another objective, shards": objective,
     }
-    for messages in two_ranks("work:refusals", tmp_path, model=str(toy_folder), narrow=str(narrow)):
+    for messages in (rank["refusals"] for rank in facts):
         assert messages.keys() == parts.keys()
         for name, part in parts.items():
             assert re.search(part, messages[name]), f"{name}: {messages[name]}"

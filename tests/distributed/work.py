@@ -84,6 +84,11 @@ def command_lines(rank: int, lines: list[list[str]]) -> None:
         main(line)
 
 
+def several(rank: int, calls: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The results of several functions of this file, by name, in one process."""
+    return {name: globals()[name](rank, **given) for name, given in calls.items()}
+
+
 def fsdp2(**sizes: Any) -> ModelParallelStrategy:
     """The strategy, over data alone unless ``sizes`` say otherwise."""
     return ModelParallelStrategy(**{"data_parallel_size": 2, "tensor_parallel_size": 1, **sizes})
