@@ -9,7 +9,7 @@ from torch import Tensor
 class Storage:
     """One piece of memory for each purpose, used for tile after tile and chunk after chunk.
 
-    On a CPU fresh memory of some MiB comes from the system page by page, which took longer than the arithmetic on it
+    On a CPU fresh memory of some MiB comes from the system page by page, which can take as long as the arithmetic on it
     (docs/performance.md).
 
     Args:
