@@ -182,7 +182,7 @@ def estimate(runs: Sequence[Run], gap: Callable[[Sequence[float]], float], targe
 def _crossing(curves: Sequence[tuple[Run, list[float]]], target: Target) -> tuple[float, float] | None:
     """Return the sum of rates at the target's crossing, and the half-width of its interval in log rate."""
     run, gaps = curves[-1]
-    same = [g for r, g in curves[:-1] if r.total == run.total]
+    same = [g for r, g in curves[:-1] if math.isclose(r.total, run.total)]
     if not same:
         run, gaps = min(curves, key=lambda c: abs(math.log(min(first_crossing(c[1]), 1e9) / c[0].steps)))
     plain = first_crossing(gaps)
