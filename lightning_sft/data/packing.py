@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -73,7 +74,7 @@ def best_fit(lengths: NDArray[np.int64], capacity: int, seed: int = 0) -> PackPl
     shuffled = random.permutation(len(lengths))
     longest_first = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
     packs: list[list[int]] = []
-    with_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # by room in tokens: packs
+    with_room: defaultdict[int, list[int]] = defaultdict(list)  # by room in tokens: packs
     rooms = 0  # bit r: some pack has room r
     for row, length in zip(longest_first.tolist(), lengths[longest_first].tolist(), strict=True):
         fitting = rooms >> length
