@@ -125,12 +125,26 @@ def plan_runs(run: GapRunner, gap: Callable[[Sequence[float]], float], start: fl
         runs.append(Run(total / 2, run((total / 2,) * 2)))
         gaps = [gap(row) for row in runs[-1].gaps]
         factor = _next_factor(gaps)
-        if 1 / NEAR <= factor <= NEAR:
+        closed_in = _between(runs, gap) or total * factor
+        if any(1 / NEAR <= f <= NEAR for f in (factor, closed_in / total)):
             return [*runs, Run(total / fine, run((total / fine,) * fine))]
         if gaps[-1] <= gaps[0] and len(runs) > 2:
             break  # a feeler made much shorter than another one moves the wrong way, too
-        total *= factor
+        total = closed_in
     return runs
+
+
+def _between(runs: Sequence[Run], gap: Callable[[Sequence[float]], float]) -> float | None:
+    """Return the sum of rates at which a feeler would end at zero, if one ended below and a longer one above.
+
+    A gap that slows down makes parabolas point too far, and they would do so again and again.
+    """
+    ends = [(r.total, gap(r.gaps[-1]), max(map(gap, r.gaps))) for r in runs if r.steps]
+    above = min(((total, end) for total, end, _ in ends if end > 0), default=None)
+    below = max(((t, end) for t, end, most in ends if most <= 0 and above and t < above[0]), default=None)
+    if above is None or below is None:
+        return None
+    return below[0] + (above[0] - below[0]) * below[1] / (below[1] - above[1])
 
 
 def _next_factor(gaps: Sequence[float]) -> float:

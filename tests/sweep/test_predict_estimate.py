@@ -115,6 +115,17 @@ def test_no_number_is_told():
     assert early.lr == pytest.approx(1 / T)
 
 
+@pytest.mark.parametrize("reach", [1.1, 1.2, 1.5])
+@pytest.mark.parametrize("start", [0.3, 1.0, 4.0])
+def test_a_gap_that_slows_down_is_closed_in_upon(reach, start):
+    """Parabolas point too far beyond a feeler, and too short within a longer one."""
+    run = Closed(lambda tau: -1 + reach * (1 - math.exp(-tau)))
+    runs, said = predict(run, start)
+    assert runs[-1].steps == 4
+    assert said.lr * T == pytest.approx(-math.log(1 - 1 / reach), rel=0.02)
+    assert run.steps <= 14
+
+
 def test_the_first_of_several_crossings_counts():
     """Non-monotonic within a run: it overtakes at tau = 1 and falls back at 3."""
     said = predict(Closed(lambda tau: -(tau - 1) * (tau - 3) / 3))[1]
