@@ -13,7 +13,7 @@ from lightning_sft.data.grouping import group_by_length
 from lightning_sft.data.inspect import inspect
 from lightning_sft.errors import UserError
 from tests.data.helpers import write_jsonl
-from tests.data.test_loader import ROWS, fit
+from tests.data.test_loader import ROWS, Recorder, fit
 from tests.data.test_packing import like_gsm8k
 from tests.toys import toy_tokenizer
 
@@ -91,6 +91,23 @@ def test_resume_continues_with_the_next_unseen_row(folder, batching, workers, st
     for epoch in (whole[:steps], whole[steps:]):
         assert sorted(rows_seen(epoch)) == list(range(ROWS))
     assert rows_seen(whole[:steps]) != rows_seen(whole[steps:])
+
+
+@pytest.mark.parametrize("batching", ["padded", "grouped", "packed"])
+def test_resume_of_a_run_that_counts_its_steps_beforehand(folder, batching, monkeypatch):
+    """Schedules ask for the number of steps; Lightning then makes the loader before it restores a checkpoint."""
+    configure_optimizers = Recorder.configure_optimizers
+
+    def counting(self: Recorder) -> torch.optim.Optimizer:
+        assert self.trainer.estimated_stepping_batches > 4
+        return configure_optimizers(self)
+
+    monkeypatch.setattr(Recorder, "configure_optimizers", counting)
+    data = {"batching": batching, "max_length": 120, "batch_size": 2}
+    whole = fit(folder, "whole", epochs=2, data=data)
+    fit(folder, "first", epochs=2, data=data, limit_train_batches=4)
+    rest = fit(folder, "rest", epochs=2, resume=folder / "first" / "step=3.ckpt", data=data)
+    assert rest == whole[3:]
 
 
 @pytest.mark.parametrize("batching", ["grouped", "packed"])
