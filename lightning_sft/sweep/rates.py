@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -38,12 +38,17 @@ def set_peak_rate(trainer: Trainer, rate: float) -> None:
     Ratios between groups, warm-up, the present place in the schedule and its shape stay. What a scheduler computes
     from numbers of its own (the floor of a ``LambdaLR``'s function, say) cannot be seen and is not scaled.
     """
-    factor = rate / peak_rate(trainer)
+    peak = peak_rate(trainer)
+
+    def scaled(value: Any) -> Any:
+        # the peak becomes the very number that a run with this rate would begin with, not its neighbour
+        return rate if value == peak else value * (rate / peak)
+
     for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
-            _scale(group, _GROUP_KEYS, factor)
+            _scale(group, _GROUP_KEYS, scaled)
     for scheduler in _schedulers(trainer):
-        _scale(vars(scheduler), _SCHEDULER_KEYS, factor)
+        _scale(vars(scheduler), _SCHEDULER_KEYS, scaled)
 
 
 def set_rate_now(optimizer: Optimizer, rate: float) -> None:
@@ -56,13 +61,13 @@ def set_rate_now(optimizer: Optimizer, rate: float) -> None:
         group["initial_lr"] = value
 
 
-def _scale(table: dict[str, Any], keys: tuple[str, ...], factor: float) -> None:
+def _scale(table: dict[str, Any], keys: tuple[str, ...], scaled: Callable[[Any], Any]) -> None:
     for key in keys:
         value = table.get(key)
         if isinstance(value, list | tuple):
-            table[key] = type(value)(v * factor for v in value)
+            table[key] = type(value)(map(scaled, value))
         elif isinstance(value, int | float | torch.Tensor):
-            _assign(table, key, value * factor)
+            _assign(table, key, scaled(value))
 
 
 def _assign(table: dict[str, Any], key: str, value: Any) -> None:

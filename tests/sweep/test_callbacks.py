@@ -56,11 +56,15 @@ def test_both_ends_of_the_bracket_hold_in_plain_runs(toy_folder: Path, tmp_path:
     found = json.loads((swept / "sweep" / "critical.json").read_text())
     assert found["status"] == "found"
     assert found["upper"] / found["lower"] - 1 == found["resolution"] <= 0.05
+    trials = json.loads((swept / "sweep" / "critical.trials.json").read_text())["trials"]
     for rate, crosses in ((found["lower"], False), (found["upper"], True)):
         plain = fit(toy_folder, rows, str(crosses), monitor(), model__optimizer__lr=rate)
         flips = [value for step, value in scalars(plain)["synonyms/flip"] if step > 0]
         assert len(flips) == STEPS
         assert (max(flips) == 1.0) == crosses
+        trial = trials[f"{rate!r} 0"]
+        margins = [value for step, value in scalars(plain)["synonyms/margin"] if step > 0]
+        assert [m[0] for m in trial["readings"]["margin"]] == margins[: len(trial["losses"])], "to the last bit"
     again = fit(toy_folder, rows, "again", finder())
     assert json.loads((again / "sweep" / "critical.json").read_text())["upper"] == found["upper"]
 
