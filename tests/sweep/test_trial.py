@@ -188,3 +188,25 @@ def test_a_rate_of_zero_and_bad_numbers_are_refused(tmp_path: Path) -> None:
     for given, message in (({"steps": 0}, "0 optimizer steps"), ({"steps": 1, "divergence": 1.0}, "divergence is 1.0")):
         with pytest.raises(UserError, match=message):
             TrialRunner(None, None, **given)  # type: ignore[arg-type]
+
+
+def test_data_that_trials_cannot_read_again_are_refused(tmp_path: Path) -> None:
+    class Given(Toy):
+        loaders: Any = None
+
+        def train_dataloader(self) -> Any:
+            return self.loaders
+
+    def work(trainer: Trainer, toy: LightningModule) -> Any:
+        with TrialRunner(trainer, toy, 2) as runner:
+            return runner.run(0.1)
+
+    plain = Toy([1.0], quadratic(1.0)).train_dataloader
+    for loaders, words in (
+        ({"a": plain(), "b": plain()}, "one training loader"),
+        (iter([torch.zeros(1)] * 3), "only once"),
+    ):
+        module = Given([1.0], quadratic(1.0))
+        module.loaders = loaders
+        with pytest.raises(UserError, match=words):
+            between(module, work, tmp_path)
