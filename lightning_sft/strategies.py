@@ -29,8 +29,8 @@ from lightning_sft.models.build import ModelSettings
 from lightning_sft.models.scorer import TokenScorer
 
 SUPPORTED = (
-    "auto (one device), ddp, ModelParallelStrategy with data_parallel_size set (FSDP2), fsdp, deepspeed_stage_2, "
-    "deepspeed_stage_3; configs/strategy/ holds a fragment for each"
+    "auto (one device), ddp, ModelParallelStrategy with its sizes set (FSDP2, tensor parallelism), fsdp, "
+    "deepspeed_stage_2, deepspeed_stage_3; configs/strategy/ holds a fragment for each"
 )
 
 
@@ -97,7 +97,7 @@ class DataParallel(StrategyAdapter):
 
 
 class FullyShard(StrategyAdapter):
-    """FSDP2: ``fully_shard`` over the data-parallel dimension of ModelParallelStrategy's mesh."""
+    """FSDP2 over the data-parallel dimension of ModelParallelStrategy's mesh, layers split over the other one."""
 
     def __init__(self, strategy: ModelParallelStrategy) -> None:
         super().__init__(strategy)

@@ -19,11 +19,7 @@ FRAGMENT = Path(__file__).parents[2] / "configs" / "strategy" / "fsdp2.yaml"
 FORMS = {"one file": False, "shards": True}
 RESUMED = {f"{form}, {kind}": (sharded, kind == "lora") for form, sharded in FORMS.items() for kind in ("full", "lora")}
 #: no dropout: two ranks draw other masks than one device
-EXACT: dict[str, Any] = {
-    "dropout": 0.0,
-    "model__dtype": "float64",
-    "trainer__val_check_interval": 2,
-}
+EXACT: dict[str, Any] = {"dropout": 0.0, "model__dtype": "float64"}
 DORA = json.dumps({"class_path": "peft.LoraConfig", "init_args": {"target_modules": "all-linear", "use_dora": True}})
 TRAJECTORIES = {"full": {}, "lora": {"adapter": True}, "dora": {"model__adapter": DORA}}
 
