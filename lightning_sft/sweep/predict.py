@@ -31,8 +31,8 @@ START = 8e-6
 #: The two rules beside a prediction: sums of rates at which probes flip, the median probe's and a logit's of D0. They
 #: are medians over the half of the shipped probes that the predictor was designed on (SmolLM2-135M-Instruct, full
 #: fine-tuning).
-CONSTANT_TOTAL = 2.55e-5
-TOTAL_PER_LOGIT = 1.05e-5
+CONSTANT_TOTAL = 1.41e-5
+TOTAL_PER_LOGIT = 8.34e-6
 
 
 def predict_critical_lr(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -94,6 +95,7 @@ class Estimate:
 #: stands beside. Set on one half of the shipped probes (docs/critical_learning_rate.md).
 FLOOR = 0.008
 OF_CORRECTION = 0.2  # of the correction for step size
+OF_TURN = 0.03  # of the log ratio of the largest to the smallest step of the gap in the last run
 OF_REACH = 0.1  # of the distance between the end of the last run and the crossing
 OF_SHAPE = 0.01  # under a schedule whose rates differ, which short runs of equal steps do not follow
 NOTHING_TO_COMPARE = 0.1  # if there is only one run, so that the correction is unknown
@@ -209,7 +211,14 @@ def _crossing(curves: Sequence[tuple[Run, list[float]]], target: Target) -> tupl
         return None
     correction, reach = math.log(plain / corrected), math.log(corrected / run.steps)
     shape = OF_SHAPE if max(target.weights) > 1.01 * min(target.weights) else 0.0
-    return corrected * run.rate, math.hypot(FLOOR, OF_CORRECTION * correction, OF_REACH * reach, shape)
+    half = math.hypot(FLOOR, OF_CORRECTION * correction, OF_TURN * _turn(gaps), OF_REACH * reach, shape)
+    return corrected * run.rate, half
+
+
+def _turn(gaps: Sequence[float]) -> float:
+    """Return how uneven a gap's motion is: 0 for uniform motion, at most 1."""
+    moves = [b - a for a, b in itertools.pairwise(gaps)]
+    return min(math.log(max(moves) / min(moves)), 1.0) if min(moves) > 0 else 1.0
 
 
 def _refined(coarse: Sequence[float], fine: Sequence[float], target: Target) -> list[float]:
