@@ -83,7 +83,9 @@ class Gradients:
                 if to.dtype == tile.dtype:
                     to.addmm_(part.T, source)
                 else:
-                    to.add_(torch.mm(part.T, source, out=self._storage.take("gradient", *to.shape, tile.dtype)))
+                    to.add_(
+                        torch.mm(part.T, source, out=self._storage.take("gradient", len(to), to.shape[1], tile.dtype))
+                    )
         if self.bias is not None:
             column = tile.to(self.bias.dtype)
             self.bias[start:stop] += column.sum(0) if factor is None else factor @ column

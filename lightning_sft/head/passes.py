@@ -88,7 +88,7 @@ def batch_pass(run: Run) -> Tensor:
             x = run.hidden[tokens].to(weight.dtype)
             z = products = torch.mm(x, weight.T, out=run.storage.take("products", len(x), len(weight), x.dtype))
             if z.dtype != run.exact:
-                z = run.storage.take("logits", *z.shape, run.exact).copy_(products)
+                z = run.storage.take("logits", len(x), len(weight), run.exact).copy_(products)
             capped = projection.finish(z, start)
             mask_targets(z, targets[tokens], start)
             z.sub_(partition[tokens, None]).exp_().mul_(pull[tokens, None])

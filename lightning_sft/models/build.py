@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,6 +150,20 @@ def _enable_checkpointing(model: PreTrainedModel) -> None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments)
 
 
+@contextlib.contextmanager
+def _attention_for(model: PreTrainedModel) -> Iterator[None]:
+    """Attend in plain products while a model that is to train with flash attention is still on the CPU."""
+    chosen = str(model.config._attn_implementation)
+    if "flash" not in chosen or model.device.type != "cpu":
+        yield
+        return
+    model.config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = chosen
+
+
 @torch.no_grad()
 def _checked_head(kind: HeadKind, model: nn.Module) -> HeadKind:
     """Compare the head's logits with the model's own on a few tokens, and decide."""
@@ -155,7 +171,7 @@ def _checked_head(kind: HeadKind, model: nn.Module) -> HeadKind:
         return kind
     causal_lm = find_causal_lm(model)
     ids = torch.arange(8, device=causal_lm.device)[None] % vocabulary_size(causal_lm)
-    with eval_mode(causal_lm):
+    with eval_mode(causal_lm), _attention_for(causal_lm):
         return choose_head(
             kind,
             lambda: causal_lm(input_ids=ids, use_cache=False).logits[0],
