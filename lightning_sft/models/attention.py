@@ -15,6 +15,9 @@ from lightning_sft.errors import UserError
 PER_DOCUMENT = "per_document"
 """Name of this implementation for ``attn_implementation``."""
 
+SHORT = 512
+"""Tokens up to which 16-bit documents on a CPU are attended to by plain products (docs/performance.md)."""
+
 
 def sizes_as_mask(position_ids: Tensor) -> Tensor:
     """Return the sizes of documents in the shape in which models hand a finished mask on to their layers.
@@ -99,6 +102,8 @@ def _attention(
     softcap: float | None,
 ) -> tuple[Tensor, None]:
     """Attend under a bool mask, or causally without one."""
+    if softcap is None and mask is None and _is_short(query, key):
+        return _causal_products(module, query, key, value, dropout, scaling), None
     if softcap is None:
         return sdpa_attention_forward(module, query, key, value, mask, dropout, scaling)
     groups = query.shape[1] // key.shape[1]
@@ -115,5 +120,27 @@ def _attention(
 
 
 # Not compiled: there are calls of as many sizes as there are documents, and each would be compiled anew.
+def _is_short(query: Tensor, key: Tensor) -> bool:
+    """Return whether plain products are faster than torch's kernel: 16-bit documents of the usual length on a CPU."""
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    return query.device.type == "cpu" and half and query.shape[2] == key.shape[2] <= SHORT
+
+
+def _causal_products(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None
+) -> Tensor:
+    """Attend causally by two matrix products, (batch, length, heads, dim); heads that share keys share a product."""
+    batch, heads, length, dim = query.shape
+    groups = key.shape[1]
+    scaled = query * (dim**-0.5 if scaling is None else scaling)
+    products = scaled.reshape(batch, groups, -1, dim) @ key.mT
+    future = torch.full((length, length), float("-inf"), dtype=query.dtype, device=query.device).triu(1)
+    # softmax works in fp32 inside; a copy in fp32 would cost more than the products
+    weights = torch.softmax(products.view(batch, heads, length, length) + future, -1)
+    weights = nn.functional.dropout(weights, dropout, module.training)
+    mixed = weights.view(batch, groups, -1, length) @ value
+    return mixed.view(batch, heads, length, dim).transpose(1, 2).contiguous()
+
+
 AttentionInterface.register(PER_DOCUMENT, torch.compiler.disable(attention_per_document))
 AttentionMaskInterface.register(PER_DOCUMENT, sdpa_mask)
