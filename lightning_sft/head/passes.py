@@ -46,17 +46,16 @@ def _spread(run: Run, span: slice, chunk: Chunk, exponentials: Tensor, pull: Ten
     kept = pull.nonzero()[:, 0]
     if len(kept) == 0:
         return
-    some = len(kept) < len(pull)
-    tokens = kept + span.start if some else span
+    tokens: Tensor | slice = span
     parts = list(factors(chunk, pull, run.projection.given.scale))
+    if len(kept) < len(pull):
+        tokens = kept + span.start
+        parts = [(start, factor[kept]) for start, factor in parts]
+        some = run.storage.take("kept", len(kept), run.projection.vocab, exponentials.dtype)
+        exponentials = torch.index_select(exponentials, 0, kept, out=some)
     stops = [start for start, _ in parts[1:]] + [run.projection.vocab]
     for (start, factor), stop in zip(parts, stops, strict=True):
-        if not some:
-            run.gradients.add_tile(tokens, exponentials[:, start:stop], factor, start)
-            continue
-        for first in range(start, stop, run.sizes.tile):  # tile by tile, since the rows are copied
-            tile = exponentials[:, first : min(first + run.sizes.tile, stop)]
-            run.gradients.add_tile(tokens, tile[kept], factor[kept], first)
+        run.gradients.add_tile(tokens, exponentials[:, start:stop], factor, start)
 
 
 def batch_pass(run: Run) -> Tensor:
