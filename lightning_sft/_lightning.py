@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ProgressBar
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -118,7 +118,8 @@ class TrialLoop:
         loop.batch_progress.is_last_batch = False
         progress = deepcopy(fit.epoch_progress)
         self._fit_state = {"epoch_loop": loop, "epoch_progress": progress, "max_batches": batches}
-        self._trainer_state = {"callbacks": list(callbacks), "_loggers": [], "should_stop": False}
+        bars = [_still(c) for c in callbacks_of(trainer) if isinstance(c, ProgressBar) and c not in callbacks]
+        self._trainer_state = {"callbacks": [*callbacks, *bars], "_loggers": [], "should_stop": False}
         self._trainer_state["_logger_connector"] = _LoggerConnector(trainer)
         self._schedulers = trainer.strategy.lr_scheduler_configs if schedules else []
 
@@ -156,6 +157,18 @@ class TrialLoop:
         loop = self._loop
         for counted in (loop.batch_progress, loop.scheduler_progress, loop.automatic_optimization.optim_progress):
             counted.reset_on_run()
+
+
+def _still(bar: ProgressBar) -> ProgressBar:
+    """Return a stand-in for a progress bar that no hook moves; rich's thread, which draws on, asks for one."""
+    hooks = {name: _nothing for name in dir(Callback) if name.startswith("on_") or name in ("setup", "teardown")}
+    stand_in: ProgressBar = object.__new__(type(type(bar).__name__, (type(bar),), hooks))
+    vars(stand_in).update(vars(bar))
+    return stand_in
+
+
+def _nothing(self: Callback, *args: Any, **kwargs: Any) -> None:
+    """Be deaf to a hook."""
 
 
 class _OneBatch:

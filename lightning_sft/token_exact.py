@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.optim import Optimizer
@@ -105,7 +107,14 @@ class TokenExactModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         value = gradient_clip_val or 0.0
-        if not (value and self.strategy_adapter.clip(value, gradient_clip_algorithm or "norm")):
+        if value and self.strategy_adapter.clip(value, gradient_clip_algorithm or "norm"):
+            return
+        precision = self.trainer.precision_plugin
+        if isinstance(precision, MixedPrecision) and precision.scaler is None:
+            # MixedPrecision refuses optimizers that unscale by themselves, such as fused ones. Nothing is scaled here.
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            super(MixedPrecision, precision).clip_gradients(optimizer, value, algorithm)
+        else:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     @override

@@ -78,3 +78,19 @@ def fresh(model: Path) -> list[torch.Tensor]:
     module = sgd_module(str(model))
     module.configure_model()
     return list(module.scorer.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_fused_optimizers_are_clipped_in_bf16_where_nothing_is_scaled(toy_folder: Path) -> None:
+    weights = []
+    for fused in (False, True):
+        module = sgd_module(str(toy_folder))
+        module.make_optimizer = lambda groups, fused=fused: torch.optim.SGD(groups, lr=1.0, fused=fused)
+        run = trainer(precision="bf16-mixed", gradient_clip_val=1e-2)
+        run.fit(module, loader(batches(2, 2)))
+        weights.append(torch.cat([p.detach().flatten() for p in module.scorer.parameters()]))
+    start = sgd_module(str(toy_folder))
+    start.configure_model()
+    moved = weights[1] - torch.cat([p.detach().flatten() for p in start.scorer.parameters()])
+    assert 0 < moved.norm() <= 2 * 1e-2 * 1.001, "two steps, each at most as long as clipping allows"
+    torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=1e-6)

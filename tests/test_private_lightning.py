@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.core.mixins import hparams_mixin
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
@@ -82,6 +83,23 @@ def test_what_a_trial_puts_in_the_place_of_the_fits_own() -> None:
     source = inspect.getsource(_TrainingEpochLoop.advance)
     for used in ("next(data_fetcher)", "data_fetcher.done", "increment_ready", "update_lr_schedulers"):
         assert used in source
+
+
+@pytest.mark.parametrize("kind", [RichProgressBar, TQDMProgressBar])
+def test_a_progress_bar_stands_still_in_a_trial(kind: type[ProgressBar]) -> None:
+    bar = kind()
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[bar])
+    bar.setup(trainer, LightningModule(), "fit")
+    with _lightning.TrialLoop(trainer, [], 8, 3).entered():
+        stand_in = trainer.progress_bar_callback
+        assert stand_in is not bar
+        assert isinstance(stand_in, kind), "rich's thread asserts this while it draws"
+        before = dict(vars(stand_in))
+        for hook in ("on_train_start", "on_train_epoch_start", "on_train_epoch_end", "on_train_end", "teardown"):
+            getattr(stand_in, hook)(trainer, LightningModule())
+        stand_in.on_train_batch_end(trainer, LightningModule(), None, None, 0)
+        assert vars(stand_in) == before
+    assert trainer.progress_bar_callback is bar
 
 
 def test_positions_and_loaders() -> None:
