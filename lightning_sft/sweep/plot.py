@@ -58,7 +58,7 @@ def critical_figure(result: CriticalRate) -> Figure:
         axes.set_xscale("log")
     axes.set_ylim(-0.05, 1.05)
     axes.set_xlabel("learning rate (short lines: single probes)")
-    axes.set_ylabel(f"share of probes: {result.criterion}, {result.steps_allowed} steps")
+    axes.set_ylabel(f"share of probes as the trial ended: {result.criterion}, {result.steps_allowed} steps")
     axes.legend(fontsize=8)
     return figure
 
