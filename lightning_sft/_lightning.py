@@ -36,6 +36,15 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
     return cast("list[Callback]", untyped.callbacks)
 
 
+def sharing(trainer: Trainer | None) -> tuple[int, int]:
+    """Return among how many ranks the rows are shared out, and this one's place: ranks that split layers count once.
+
+    Without a trainer, or on one device, there is one.
+    """
+    kwargs = (None if trainer is None else trainer.distributed_sampler_kwargs) or {}
+    return kwargs.get("num_replicas", 1), kwargs.get("rank", 0)
+
+
 def log_interval(trainer: Trainer) -> int:
     """Return ``log_every_n_steps``, at least 1: public, but set by a connector that type checkers do not see."""
     untyped: Any = trainer

@@ -10,13 +10,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_sft import checkpointing, shards
-from lightning_sft._lightning import accumulation, all_gather, attached_trainer
+from lightning_sft._lightning import accumulation, all_gather, attached_trainer, sharing
 from lightning_sft.accumulation import Denominator
 from lightning_sft.errors import UserError
 from lightning_sft.models.build import ModelSettings
 from lightning_sft.objectives import Objective
 from lightning_sft.runs import read_checkpoint
-from lightning_sft.strategies import sharing
 from lightning_sft.token_exact import TokenExactModule
 
 

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from lightning_sft.errors import UserError
 
+#: the label of a position without supervision, as in Hugging Face
+IGNORED = -100
+
 
 class StatisticUnavailable(UserError):
     """An objective asked for a statistic that these scores do not hold."""

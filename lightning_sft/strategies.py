@@ -235,12 +235,6 @@ _ADAPTERS: tuple[tuple[type[Strategy], type[StrategyAdapter]], ...] = (
 )
 
 
-def sharing(trainer: Trainer) -> tuple[int, int]:
-    """Return among how many ranks the rows are shared out, and this one's place: ranks that split layers count once."""
-    kwargs = trainer.distributed_sampler_kwargs or {}
-    return kwargs.get("num_replicas", 1), kwargs.get("rank", 0)
-
-
 def refuse_auto_sizes(strategy: Strategy) -> None:
     """Raise if ModelParallelStrategy is to choose its sizes; must run before it sets up its processes.
 

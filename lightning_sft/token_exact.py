@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_sft._lightning import sharing
 from lightning_sft.accumulation import (
     SCALE,
     Denominator,
@@ -29,7 +30,7 @@ from lightning_sft.models.mode import eval_mode
 from lightning_sft.models.packing import attended
 from lightning_sft.models.scorer import TokenScorer
 from lightning_sft.objectives import Objective
-from lightning_sft.strategies import StrategyAdapter, adapter_of, sharing
+from lightning_sft.strategies import StrategyAdapter, adapter_of
 
 Batch = dict[str, Tensor]
 

@@ -11,12 +11,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from typing_extensions import override
 
+from lightning_sft._lightning import sharing
 from lightning_sft.callbacks.media import log_text
 from lightning_sft.errors import UserError
 from lightning_sft.generation import generate
 from lightning_sft.models.access import find_causal_lm, find_tokenizer
 from lightning_sft.probes.forward import within_shards
-from lightning_sft.strategies import sharing
 
 Stage = Literal["val", "test"]
 

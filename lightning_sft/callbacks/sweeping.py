@@ -18,6 +18,7 @@ from lightning_sft.callbacks.readings import Readings
 from lightning_sft.errors import UserError
 from lightning_sft.sweep.rates import set_peak_rate
 from lightning_sft.sweep.results import SweepResult
+from lightning_sft.sweep.search import check_divergence
 from lightning_sft.sweep.session import Setting
 
 
@@ -43,8 +44,7 @@ class SweepCallback(Callback):
             raise UserError(f"at_step is {at_step}. Allowed: 0 (before the first step) or more.")
         if not name or "/" in name:
             raise UserError(f"name is {name!r}. Allowed: a word; it becomes part of log keys and file names.")
-        if not divergence > 1:
-            raise UserError(f"divergence is {divergence}. Allowed: above 1, a multiple of the first loss.")
+        check_divergence(divergence)
         self.name = name
         self.at_step = at_step
         self.apply = apply

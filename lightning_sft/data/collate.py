@@ -10,8 +10,8 @@ from typing_extensions import override
 
 from lightning_sft.data.dataset import Row
 from lightning_sft.data.packing import Pack
+from lightning_sft.scores import IGNORED
 
-IGNORED = -100
 """The label of a position that is not trained, as everywhere in Hugging Face's libraries."""
 
 

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from lightning_sft._lightning import sharing
 from lightning_sft.data.batching import Batching, TrainingBatches
 from lightning_sft.data.build import BuildOptions
 from lightning_sft.data.cache import Cache, cache_folder
@@ -192,11 +193,6 @@ class SFTDataModule(LightningDataModule):
             list_rejected(path, what, rejected)
         rank_zero_info(f"{what}: {len(rejected)} bad rows were skipped; their reasons are in {path}.")
 
-    def _ranks(self) -> tuple[int, int]:
-        """Return number of ranks over the data, and this process's."""
-        kwargs = (self.trainer.distributed_sampler_kwargs if self.trainer is not None else None) or {}
-        return kwargs.get("num_replicas", 1), kwargs.get("rank", 0)
-
     def _pad_token_id(self) -> int:
         ids = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id, 0)
         return next(int(i) for i in ids if i is not None)
@@ -220,7 +216,7 @@ class SFTDataModule(LightningDataModule):
             )
         loader = ResumableDataLoader(
             batches.items,
-            batches.sampler([source.weight for source in self.sets.sources], *self._ranks()),
+            batches.sampler([source.weight for source in self.sets.sources], *sharing(self.trainer)),
             self.sets.fingerprint,
             batch_size=self.batch_size,
             collate_fn=collator,
@@ -276,7 +272,7 @@ class SFTDataModule(LightningDataModule):
         if what not in self.sets:
             raise UserError(f"There is nothing for {what}: data.{what} is not set. Give a path or a DataSource.")
         dataset = self.sets[what].dataset
-        num_replicas, rank = self._ranks()
+        num_replicas, rank = sharing(self.trainer)
         return DataLoader(
             dataset,
             batch_size=self.val_batch_size,

@@ -14,6 +14,7 @@ from lightning_sft.models.access import find_causal_lm, text_config, vocabulary_
 from lightning_sft.models.attention import PER_DOCUMENT, sizes_as_mask
 from lightning_sft.models.mode import eval_mode
 from lightning_sft.objectives import NLL
+from lightning_sft.scores import IGNORED
 
 #: Architectures (``model_type``) whose packed and unpacked losses and gradients are equal in the tests, under every
 #: attention implementation that runs on a CPU. Others train with dense masks if they pass the check at the start.
@@ -51,7 +52,6 @@ PROVEN = (
     "starcoder2",
 )
 
-IGNORED = -100
 DOCUMENT = 12  # tokens of each document of the check at the start
 
 

@@ -16,8 +16,7 @@ from lightning_sft.models.access import backbone, find_causal_lm, unembedding
 from lightning_sft.models.mode import eval_mode
 from lightning_sft.models.packing import decoder_inputs, documents, flattened, is_packed, per_document
 from lightning_sft.objectives import Objective
-
-IGNORED = -100  # the label of a position without supervision, as in Hugging Face
+from lightning_sft.scores import IGNORED
 
 
 class TokenScorer(nn.Module):

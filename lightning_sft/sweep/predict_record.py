@@ -149,10 +149,6 @@ class CriticalLRPrediction:
             )
 
 
-def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-
-
 def _made(fields: dict[str, Any]) -> ProbePrediction:
     return ProbePrediction(**{**fields, "estimate": Estimate(**fields["estimate"])})
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SweepResult:
+class SweepResult(ABC):
     """What every sweep's result can do.
 
     Attributes:
@@ -34,21 +35,21 @@ class SweepResult:
     step: int
     digest: str
 
+    @abstractmethod
     def rows(self) -> list[dict[str, Any]]:
         """Return the table behind the result, a row a point or trial."""
-        raise NotImplementedError
 
+    @abstractmethod
     def scalars(self) -> dict[str, float]:
         """Return what is logged."""
-        raise NotImplementedError
 
+    @abstractmethod
     def text(self) -> str:
         """Return the result for people."""
-        raise NotImplementedError
 
+    @abstractmethod
     def figure(self) -> Figure:
         """Return the result as a matplotlib figure."""
-        raise NotImplementedError
 
     def chosen(self) -> float | None:
         """Return the rate that ``apply`` sets; None where there is none."""

@@ -29,6 +29,16 @@ def geometric_grid(low: float, high: float, points: int) -> list[float]:
     return [low, *(float(f"{rate:.12g}") for rate in inner), high]  # short numbers: they are typed on command lines
 
 
+def check_divergence(divergence: float) -> None:
+    """Raise unless a trial may end at this multiple of its first loss.
+
+    Raises:
+        UserError: it is not above 1.
+    """
+    if not divergence > 1:
+        raise UserError(f"divergence is {divergence}. Allowed: above 1, a multiple of the first loss.")
+
+
 @dataclass(frozen=True)
 class Crossing:
     """Where outcomes change from "not yet" to "yes", as far as the trials show.

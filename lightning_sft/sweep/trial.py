@@ -22,6 +22,7 @@ from lightning_sft._lightning import TrialLoop
 from lightning_sft.errors import UserError
 from lightning_sft.sweep.batches import Stretch, upcoming
 from lightning_sft.sweep.rates import set_peak_rate, set_rate_now
+from lightning_sft.sweep.search import check_divergence
 from lightning_sft.sweep.snapshot import Snapshot
 
 Outcome = Literal["finished", "stopped", "diverged"]
@@ -92,8 +93,7 @@ class TrialRunner:
     ) -> None:
         if steps < 1:
             raise UserError(f"A trial of {steps} optimizer steps was asked for. Allowed: 1 or more.")
-        if not divergence > 1:
-            raise UserError(f"divergence is {divergence}. Allowed: above 1, a multiple of the first loss.")
+        check_divergence(divergence)
         self.trainer = trainer
         self.module = module
         self.steps = steps
