@@ -36,7 +36,7 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
     return cast("list[Callback]", untyped.callbacks)
 
 
-def sharing(trainer: Trainer | None) -> tuple[int, int]:
+def data_parallel_size_and_rank(trainer: Trainer | None) -> tuple[int, int]:
     """Return among how many ranks the rows are shared out, and this one's place: ranks that split layers count once.
 
     Without a trainer, or on one device, there is one.
@@ -93,7 +93,7 @@ def accumulation(trainer: Trainer) -> int | str:
 class TrialLoop:
     """Training steps through Lightning's own epoch loop, beside the fit that is under way.
 
-    While :meth:`entered`, the trainer has a fresh epoch loop (whose counters go on from the fit's), fresh metrics, no
+    While `entered`, the trainer has a fresh epoch loop (whose counters go on from the fit's), fresh metrics, no
     logger and only the given callbacks; the fit's own objects are put aside, untouched. Hooks, accumulation,
     precision, gradient synchronisation, clipping and schedulers are those of ``Trainer.fit``.
 

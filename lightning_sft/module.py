@@ -16,18 +16,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lightning_sft._lightning import attached_trainer, callbacks_of, made_by_cli
-from lightning_sft.accumulation import Denominator
+from lightning_sft.checkpoints.resume import ResumableModule
 from lightning_sft.errors import UserError
-from lightning_sft.generation import generate
 from lightning_sft.head import HeadKind
 from lightning_sft.metrics import TokenAverages
 from lightning_sft.models.access import position_limit, text_config
 from lightning_sft.models.build import ModelSettings, build_scorer
+from lightning_sft.models.generation import generate
 from lightning_sft.models.loading import Dtype, Init, load_tokenizer
 from lightning_sft.models.packing import check_documents_apart
 from lightning_sft.models.quantization import Quantization
 from lightning_sft.objectives import NLL, Objective, RunFacts
-from lightning_sft.optim import (
+from lightning_sft.training.accumulation import Denominator
+from lightning_sft.training.optim import (
     ScheduleName,
     checked_optimizer,
     describe_optimizer,
@@ -35,21 +36,20 @@ from lightning_sft.optim import (
     schedule,
     warmup_length,
 )
-from lightning_sft.resumable import ResumableModule
-from lightning_sft.strategies import refuse_auto_sizes
-from lightning_sft.token_exact import Batch
+from lightning_sft.training.strategies import refuse_auto_sizes
+from lightning_sft.training.token_exact import Batch
 
 
 class SFTModule(ResumableModule):
     """Fine-tune a Hugging Face causal language model under a swappable objective.
 
-    The loss is delegated: decoder -> head -> :class:`TokenScores` -> objective. Gradients are those of (sum of the
+    The loss is delegated: decoder -> head -> `TokenScores` -> objective. Gradients are those of (sum of the
     losses over every micro-batch and rank of an optimizer step) / (denominator), however the step is split. The
     model is built in ``configure_model``.
 
     Args:
         model_name_or_path: hub name, local folder, GGUF file, or ``pkg://package/file.gguf``.
-        objective: the loss of a token; :class:`NLL` by default.
+        objective: the loss of a token; `NLL` by default.
         adapter: a peft configuration of an adapter that acts inside modules, such as ``peft.LoraConfig``.
         adapter_path: a folder with an adapter to go on training, in place of ``adapter``.
         quantization: ``"int8"`` or ``"nf4"``: quantise the frozen base while loading it; needs the extra
@@ -187,10 +187,12 @@ class SFTModule(ResumableModule):
 
     @override
     def configure_callbacks(self) -> list[Callback]:
-        from lightning_sft.callbacks import DataReport, GenerationMonitor, Readings
+        from lightning_sft.callbacks import DataReport, GenerationMonitor, TrainingMetrics
 
         refuse_auto_sizes(self.trainer.strategy)  # no hook comes earlier
-        defaults: list[Callback] = [] if self.trainer.barebones else [DataReport(), Readings(), GenerationMonitor()]
+        defaults: list[Callback] = (
+            [] if self.trainer.barebones else [DataReport(), TrainingMetrics(), GenerationMonitor()]
+        )
         given = callbacks_of(self.trainer)
         return [c for c in defaults if not any(isinstance(g, type(c)) for g in given)]
 

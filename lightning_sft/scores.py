@@ -23,14 +23,14 @@ class TokenScores:
 
     Everything is one row a token. ``logp`` is always there. ``logits`` is there only for objectives that declare
     ``reads = "row"`` (the head then calls them chunk by chunk and differentiates through it), so every statistic
-    below that is made of a row of logits raises :class:`StatisticUnavailable` for the others.
+    below that is made of a row of logits raises `StatisticUnavailable` for the others.
 
     Attributes:
         logp: log-probability of the target in nats, (tokens,), fp32 or float64.
         targets: target ids, (tokens,), int64.
         row: which sequence of the micro-batch a token belongs to, (tokens,), int64; None if unknown.
         source: id of the data source of a token's sequence, (tokens,), int64; None if unknown.
-        hit: whether the target is the strongest candidate, (tokens,), bool; only in the scores that a head returns.
+        is_top1: whether the target is the strongest candidate, (tokens,), bool; only in the scores that a head returns.
         reference_logp: log-probability of the target under the reference model, (tokens,); None without a reference.
         logits: the logits, (tokens, vocab), fp32 or float64, differentiable; None where no row is at hand.
         reference_logits: the reference model's logits, (tokens, vocab), without gradient; None without a reference.
@@ -40,7 +40,7 @@ class TokenScores:
     targets: Tensor
     row: Tensor | None = None
     source: Tensor | None = None
-    hit: Tensor | None = None
+    is_top1: Tensor | None = None
     reference_logp: Tensor | None = None
     logits: Tensor | None = None
     reference_logits: Tensor | None = None
@@ -51,7 +51,7 @@ class TokenScores:
         return self.logp.exp()
 
     def require(self, name: str) -> Tensor:
-        """Return the field ``name``, or raise :class:`StatisticUnavailable` with the way out."""
+        """Return the field ``name``, or raise `StatisticUnavailable` with the way out."""
         value = getattr(self, name)
         if isinstance(value, Tensor):
             return value

@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from lightning_sft.cli import main
+from lightning_sft.cli.entry import main
 from lightning_sft.module import SFTModule
 
 training_step = SFTModule.training_step

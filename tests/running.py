@@ -10,7 +10,7 @@ from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_sft.cli import main
+from lightning_sft.cli.entry import main
 
 QUIET = [
     "--trainer.accelerator=cpu",

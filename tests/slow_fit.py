@@ -3,7 +3,7 @@
 import sys
 import time
 
-from lightning_sft.cli import main
+from lightning_sft.cli.entry import main
 from lightning_sft.module import SFTModule
 
 training_step = SFTModule.training_step

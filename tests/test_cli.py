@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lightning_sft import SFTModule
-from lightning_sft.cli import main
+from lightning_sft.cli.entry import main
 from tests.running import run, run_folder, scalars, toy_arguments, write_rows
 from tests.toys import save_toy
 
@@ -37,7 +37,10 @@ def message_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 BAD_INPUT = {
     "unknown verb": (["fitt"], ["'fitt'", "did you mean 'fit'", "validate, test, predict"]),
     "unknown objective": (["fit", *BASE, "--model.objective=Powr"], ["'Powr'", "PowerFamily", "NLL", "my_module"]),
-    "unknown callback": (["fit", *BASE, "--trainer.callbacks+=Redings"], ["'Redings'", "did you mean 'Readings'"]),
+    "unknown callback": (
+        ["fit", *BASE, "--trainer.callbacks+=TrainingMetric"],
+        ["'TrainingMetric'", "did you mean 'TrainingMetrics'"],
+    ),
     "objective option": (
         ["fit", *BASE, "--model.objective=PowerFamily", "--model.objective.alhpa=2"],
         ["'alhpa'", "did you mean 'alpha'"],

@@ -15,10 +15,10 @@ import yaml
 from lightning.pytorch import Trainer
 
 from lightning_sft import SFTDataModule, SFTModule
-from lightning_sft.cli import main
+from lightning_sft.cli.entry import main
 from lightning_sft.errors import UserError
-from lightning_sft.export import load_module, write_folder
-from lightning_sft.generation import generate
+from lightning_sft.export.folder import load_module, write_folder
+from lightning_sft.models.generation import generate
 from tests.running import run, toy_arguments, write_rows
 from tests.toys import save_toy, toy_model
 

@@ -1,6 +1,6 @@
 import torch
 
-from lightning_sft.generation import generate
+from lightning_sft.models.generation import generate
 from tests.toys import toy_model, toy_tokenizer
 
 

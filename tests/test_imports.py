@@ -26,16 +26,21 @@ FORBIDDEN = {
     "head": ("lightning.", "lightning_sft.module", "lightning_sft.models", "lightning_sft.metrics", "transformers"),
     "models": ("lightning.", "lightning_sft.module", "lightning_sft.callbacks", "lightning_sft.data"),
     "data": ("lightning_sft.module", "lightning_sft.callbacks", "lightning_sft.models", "lightning_sft.objectives"),
-    "callbacks": ("lightning_sft.module", "lightning_sft.cli", "lightning_sft.lightning_cli", *TRIALS),
+    "callbacks": ("lightning_sft.module", "lightning_sft.cli.entry", "lightning_sft.cli.lightning_cli", *TRIALS),
     "token_exact.py": (
         "lightning_sft.module",
-        "lightning_sft.resumable",
+        "lightning_sft.checkpoints.resume",
         "lightning_sft.callbacks",
         "lightning_sft.data",
     ),
     "resumable.py": ("lightning_sft.module", "lightning_sft.callbacks", "lightning_sft.data"),
-    "sweep": ("lightning_sft.module", "lightning_sft.callbacks", "lightning_sft.cli", "lightning_sft.lightning_cli"),
-    "module.py": ("lightning_sft.cli", "lightning_sft.lightning_cli"),
+    "sweep": (
+        "lightning_sft.module",
+        "lightning_sft.callbacks",
+        "lightning_sft.cli.entry",
+        "lightning_sft.cli.lightning_cli",
+    ),
+    "module.py": ("lightning_sft.cli.entry", "lightning_sft.cli.lightning_cli"),
 }
 
 

@@ -9,7 +9,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleD
 
 from lightning_sft.errors import UserError
 from lightning_sft.models.build import ModelSettings
-from lightning_sft.strategies import DataParallel, DeepSpeed, SingleDevice, adapter_of
+from lightning_sft.training.strategies import DataParallel, DeepSpeed, SingleDevice, adapter_of
 
 
 def trainer_with(strategy: Strategy, accumulate: int = 1) -> Any:

@@ -8,9 +8,9 @@ from lightning_sft.callbacks.learning_rate_sweep import LearningRateSweep
 from lightning_sft.callbacks.objective_sweep import ObjectiveSweep
 from lightning_sft.callbacks.order_parameter import OrderParameterLogger
 from lightning_sft.callbacks.prediction import PredictionWriter
-from lightning_sft.callbacks.readings import Readings
 from lightning_sft.callbacks.summary import RunSummary
 from lightning_sft.callbacks.synonym_rank import SynonymRankMonitor
+from lightning_sft.callbacks.training_metrics import TrainingMetrics
 
 __all__ = [
     "CriticalLearningRateFinder",
@@ -21,7 +21,7 @@ __all__ = [
     "ObjectiveSweep",
     "OrderParameterLogger",
     "PredictionWriter",
-    "Readings",
     "RunSummary",
     "SynonymRankMonitor",
+    "TrainingMetrics",
 ]

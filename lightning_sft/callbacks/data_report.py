@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
-from lightning_sft.callbacks.media import log_text
+from lightning_sft.figures.loggers import log_text
 
 
 class DataReport(Callback):
@@ -17,7 +17,7 @@ class DataReport(Callback):
     For each set: a text table of rows used, rejected, dropped, truncated and leaked with the share of trained tokens
     (``data/report``), the scalars ``data/<set>_trained_share`` and ``data/<set>_rows``, and, in TensorBoard, the
     histograms ``data/<set>_row_tokens`` and ``data/<set>_trained_tokens``. It needs a data module with ``report``,
-    such as :class:`lightning_sft.SFTDataModule`; with others it does nothing.
+    such as [`SFTDataModule`][lightning_sft.data.SFTDataModule]; with others it does nothing.
     """
 
     @override

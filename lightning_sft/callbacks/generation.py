@@ -11,11 +11,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from typing_extensions import override
 
-from lightning_sft._lightning import sharing
-from lightning_sft.callbacks.media import log_text
+from lightning_sft._lightning import data_parallel_size_and_rank
 from lightning_sft.errors import UserError
-from lightning_sft.generation import generate
+from lightning_sft.figures.loggers import log_text
 from lightning_sft.models.access import find_causal_lm, find_tokenizer
+from lightning_sft.models.generation import generate
 from lightning_sft.probes.forward import within_shards
 
 Stage = Literal["val", "test"]
@@ -26,8 +26,8 @@ class GenerationMonitor(Callback):
 
     The accuracy (``val/task_accuracy``, ``test/task_accuracy``) is the mean score over the prompts whose source scores
     answers, exact over ranks. It needs a data module with ``generation_rows`` and ``score``, such as
-    :class:`lightning_sft.SFTDataModule`; with others this callback does nothing. Decoding is greedy and draws no random
-    number.
+    [`SFTDataModule`][lightning_sft.data.SFTDataModule]; with others this callback does nothing. Decoding is greedy and
+    draws no random number.
 
     Args:
         samples: prompts whose answers are logged as text.
@@ -82,7 +82,7 @@ class GenerationMonitor(Callback):
                 "generation. Use configs/strategy/fsdp2.yaml for answers."
             )
             return
-        count, rank = sharing(trainer)
+        count, rank = data_parallel_size_and_rank(trainer)
         mine = rows[rank::count]
         answers = self._answers(trainer, pl_module, rows, mine)
         scores = [datamodule.score(row, answer) for row, answer in zip(mine, answers, strict=False)]
@@ -93,7 +93,7 @@ class GenerationMonitor(Callback):
 
     def _answers(self, trainer: Trainer, pl_module: LightningModule, rows: list[Any], mine: list[Any]) -> list[str]:
         """Return this rank's answers, and behind them some that only keep all ranks equally busy."""
-        fill = math.ceil(len(rows) / sharing(trainer)[0]) - len(mine)
+        fill = math.ceil(len(rows) / data_parallel_size_and_rank(trainer)[0]) - len(mine)
         prompts = [row.prompt_ids for row in (*mine, *rows[:fill])]
         model = find_causal_lm(pl_module)
         answers: list[str] = []

@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
-from lightning_sft.callbacks.embedding_track import EmbeddingTrack, Moved, UnembeddingMemory, embedding_layers
-from lightning_sft.callbacks.media import log_figure
-from lightning_sft.callbacks.probe_figures import can_show, order_curves
 from lightning_sft.callbacks.probe_reading import ProbeCallback
-from lightning_sft.callbacks.verdict_report import as_text, verdict_row, write_report
+from lightning_sft.figures.loggers import log_figure
+from lightning_sft.figures.probes import can_show, order_curves
 from lightning_sft.metrics.order_parameter import order_parameter, purity
 from lightning_sft.metrics.synonyms import synonym_rank
+from lightning_sft.probes.embedding_track import EmbeddingTrack, Moved, UnembeddingMemory, embedding_layers
 from lightning_sft.probes.encode import EncodedProbes
 from lightning_sft.probes.forward import ProbeReading
 from lightning_sft.probes.probe import Probe
 from lightning_sft.probes.verdict import ProbeHistory, Verdict, VerdictSettings, find_jumps, judge
+from lightning_sft.probes.verdict_report import as_text, verdict_row, write_report
 
 Matrix = Literal["auto", "input", "output"]
 

@@ -200,7 +200,7 @@ class ProbeCallback(Callback):
 def batch_loss(outputs: Any, accumulate: int) -> Tensor | None:
     """Return a micro-batch's mean loss in nats a token from what a training step gave back, or None.
 
-    With the token scores of :class:`lightning_sft.module.SFTModule` it is the negative log-likelihood; else the
+    With the token scores of [`SFTModule`][lightning_sft.module.SFTModule] it is the negative log-likelihood; else the
     step's own loss, which Lightning has divided by the number of accumulated batches.
     """
     if isinstance(outputs, Mapping):

@@ -12,14 +12,14 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from lightning_sft._lightning import callbacks_of
-from lightning_sft.callbacks.media import log_figure, log_text
-from lightning_sft.callbacks.probe_figures import can_show
-from lightning_sft.callbacks.readings import Readings
+from lightning_sft.callbacks.training_metrics import TrainingMetrics
 from lightning_sft.errors import UserError
+from lightning_sft.figures.loggers import log_figure, log_text
+from lightning_sft.figures.probes import can_show
 from lightning_sft.sweep.rates import set_peak_rate
 from lightning_sft.sweep.results import SweepResult
 from lightning_sft.sweep.search import check_divergence
-from lightning_sft.sweep.session import Setting
+from lightning_sft.sweep.session import SweepSettings
 
 
 class SweepCallback(Callback):
@@ -78,13 +78,13 @@ class SweepCallback(Callback):
         self.result = self.sweep(trainer, pl_module, folder)
         self.done = True
         for callback in callbacks_of(trainer):
-            if isinstance(callback, Readings):
+            if isinstance(callback, TrainingMetrics):
                 callback.restart_clock()
         self._report(trainer, self.result, folder)
         if self.apply:
             self._apply(trainer, self.result)
 
-    def setting(self, trainer: Trainer, steps: int, folder: Path | None, **facts: Any) -> Setting:
+    def setting(self, trainer: Trainer, steps: int, folder: Path | None, **facts: Any) -> SweepSettings:
         """Return what the sweep room needs to know.
 
         Raises:
@@ -95,7 +95,7 @@ class SweepCallback(Callback):
         if unknown:
             raise UserError(f"keep_callbacks names {unknown}, which this run does not have. It has: {sorted(own)}.")
         kept = tuple(own[name] for name in self.keep_callbacks)
-        return Setting(self.name, steps, folder, kept, self.divergence, {"sweep": type(self).__name__, **facts})
+        return SweepSettings(self.name, steps, folder, kept, self.divergence, {"sweep": type(self).__name__, **facts})
 
     def _report(self, trainer: Trainer, result: SweepResult, folder: Path | None) -> None:
         rank_zero_info(f"\nSweep {self.name} at step {result.step}:\n{result.text()}\n")

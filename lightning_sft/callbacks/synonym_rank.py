@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
-from lightning_sft.callbacks.media import log_figure
-from lightning_sft.callbacks.probe_figures import can_show, rank_heat_map
 from lightning_sft.callbacks.probe_reading import ProbeCallback
+from lightning_sft.figures.loggers import log_figure
+from lightning_sft.figures.probes import can_show, rank_heat_map
 from lightning_sft.metrics.synonyms import synonym_rank
 from lightning_sft.probes.encode import EncodedProbes
 from lightning_sft.probes.forward import ProbeReading

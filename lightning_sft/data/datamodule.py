@@ -11,19 +11,19 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_sft._lightning import sharing
-from lightning_sft.data.batching import Batching, TrainingBatches
-from lightning_sft.data.build import BuildOptions
-from lightning_sft.data.cache import Cache, cache_folder
-from lightning_sft.data.collate import Collator
-from lightning_sft.data.dataset import SetReport, TokenDataset
-from lightning_sft.data.encode import ApplyChatTemplate, Encoder, TrainOn
+from lightning_sft._lightning import data_parallel_size_and_rank
+from lightning_sft.data.batches.batching import Batching, TrainingBatches
+from lightning_sft.data.batches.collate import Collator
+from lightning_sft.data.batches.loader import ResumableDataLoader, State
+from lightning_sft.data.batches.sampler import EpochSampler
+from lightning_sft.data.encoding.build import BuildOptions
+from lightning_sft.data.encoding.encode import ApplyChatTemplate, Encoder, TrainOn
+from lightning_sft.data.encoding.truncate import Truncation
 from lightning_sft.data.library import SetLibrary
-from lightning_sft.data.loader import ResumableDataLoader, State
-from lightning_sft.data.sampler import EpochSampler
+from lightning_sft.data.reading.sources import DataSource, as_sources
 from lightning_sft.data.sets import OnBadRow, list_rejected
-from lightning_sft.data.sources import DataSource, as_sources
-from lightning_sft.data.truncate import Truncation
+from lightning_sft.data.storage.cache import Cache, cache_folder
+from lightning_sft.data.storage.dataset import SetReport, TokenDataset
 from lightning_sft.data.types import GenerationRow
 from lightning_sft.errors import UserError
 
@@ -216,7 +216,9 @@ class SFTDataModule(LightningDataModule):
             )
         loader = ResumableDataLoader(
             batches.items,
-            batches.sampler([source.weight for source in self.sets.sources], *sharing(self.trainer)),
+            batches.sampler(
+                [source.weight for source in self.sets.sources], *data_parallel_size_and_rank(self.trainer)
+            ),
             self.sets.fingerprint,
             batch_size=self.batch_size,
             collate_fn=collator,
@@ -272,7 +274,7 @@ class SFTDataModule(LightningDataModule):
         if what not in self.sets:
             raise UserError(f"There is nothing for {what}: data.{what} is not set. Give a path or a DataSource.")
         dataset = self.sets[what].dataset
-        num_replicas, rank = sharing(self.trainer)
+        num_replicas, rank = data_parallel_size_and_rank(self.trainer)
         return DataLoader(
             dataset,
             batch_size=self.val_batch_size,

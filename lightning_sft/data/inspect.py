@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_sft.data.dataset import SetReport
+from lightning_sft.data.storage.dataset import SetReport
 
 if TYPE_CHECKING:
     from lightning_sft.data.datamodule import SFTDataModule

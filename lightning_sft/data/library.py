@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_sft.data.build import BuildOptions, BuiltSet, build
-from lightning_sft.data.cache import Cache, Entry
-from lightning_sft.data.digests import code_digest, digest, rows_digest
-from lightning_sft.data.encode import Encoder
+from lightning_sft.data.encoding.build import BuildOptions, BuiltSet, build
+from lightning_sft.data.encoding.encode import Encoder
+from lightning_sft.data.reading.sources import DataSource
 from lightning_sft.data.sets import RawSet, read, split_off, without_leaks
-from lightning_sft.data.sources import DataSource
-from lightning_sft.data.stored import pack, unpack
+from lightning_sft.data.storage.cache import Cache, Entry
+from lightning_sft.data.storage.digests import code_digest, digest, rows_digest
+from lightning_sft.data.storage.stored import pack, unpack
 from lightning_sft.errors import UserError
 
 EARLIER = {"train": (), "val": ("train",), "test": ("train", "val"), "predict": ()}

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from lightning_sft.data.sources import DataSource
+from lightning_sft.data.reading.sources import DataSource
 from lightning_sft.data.types import BadRow, Example
 from lightning_sft.errors import UserError
 

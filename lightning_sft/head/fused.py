@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from lightning_sft.head.checks import check_call, check_finite
 from lightning_sft.head.passes import batch_pass, logp_pass
 from lightning_sft.head.rows import row_pass
-from lightning_sft.head.run import Run
+from lightning_sft.head.run import HeadRun
 from lightning_sft.head.sizes import Sizes
 from lightning_sft.head.types import HeadInput, HeadOutput, Unembedding
 from lightning_sft.objectives.base import Objective
@@ -48,17 +48,17 @@ def fused_head(
     tensors = (inputs.hidden, unembedding.weight, unembedding.bias)
     need = tuple(torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in tensors)
     with torch.autocast(device, enabled=False):
-        run = Run(inputs, unembedding, objective, dtype, need, sizes)
+        run = HeadRun(inputs, unembedding, objective, dtype, need, sizes)
         loss_sum, losses = _FusedHead.apply(*tensors, run)  # type: ignore[no-untyped-call]
     check_finite(loss_sum.detach(), losses, run.logp, inputs, objective)
-    return HeadOutput(loss_sum, losses, run.scores(hit=run.hit))
+    return HeadOutput(loss_sum, losses, run.scores(is_top1=run.is_top1))
 
 
 class _FusedHead(torch.autograd.Function):
     """Makes the gradient in forward and hands it out, scaled by what comes in, in backward."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, run: Run) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, run: HeadRun) -> tuple[Tensor, Tensor]:
         losses = _PASSES[run.objective.reads](run)
         if run.gradients is not None:
             run.gradients.finish(run.inputs.targets)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_sft.head.storage import Storage
 from lightning_sft.head.tiles import Projection
+from lightning_sft.head.workspace import Workspace
 
 
 class Gradients:
@@ -21,7 +21,7 @@ class Gradients:
         hidden: (tokens, dim).
         need: whether hidden, weight and bias need a gradient.
         single: whether each entry of the unembedding's gradient gets one product, so that no sum is needed.
-        storage: memory to work in.
+        workspace: memory to work in.
         tile: candidates whose products with the hidden states are made at once.
     """
 
@@ -31,27 +31,30 @@ class Gradients:
         hidden: Tensor,
         need: tuple[bool, ...],
         single: bool,
-        storage: Storage,
+        workspace: Workspace,
         tile: int,
     ) -> None:
-        exact, given = projection.exact, projection.given
-        self._storage, self._tile = storage, tile
+        accumulation_dtype, given = projection.accumulation_dtype, projection.given
+        self._workspace, self._tile = workspace, tile
         self._projection = projection
         self._given = hidden
         self._source = hidden.to(projection.weight.dtype)
-        self._pull = torch.zeros(len(hidden), dtype=exact, device=hidden.device)
+        self._grad_logp = torch.zeros(len(hidden), dtype=accumulation_dtype, device=hidden.device)
         # fp16 cannot hold a gradient that the loss scale has not met yet; bf16 has the range of fp32
-        kept = torch.bfloat16 if single and given.weight.dtype == torch.bfloat16 else exact
-        self.hidden = torch.zeros_like(hidden, dtype=exact) if need[0] else None
+        kept = torch.bfloat16 if single and given.weight.dtype == torch.bfloat16 else accumulation_dtype
+        self.hidden = torch.zeros_like(hidden, dtype=accumulation_dtype) if need[0] else None
         self.weight = torch.zeros_like(given.weight, dtype=kept) if need[1] else None
-        self.bias = torch.zeros_like(given.bias, dtype=exact) if need[2] and given.bias is not None else None
+        self.bias = (
+            torch.zeros_like(given.bias, dtype=accumulation_dtype) if need[2] and given.bias is not None else None
+        )
 
     def open_tile(self, start: int, stop: int) -> Tensor | None:
         """Return where the products of one tile of the unembedding add up, (tile, dim), or None without need."""
         if self.weight is None:
             return None
         rows = self.weight[start:stop]
-        return rows if rows.dtype == self._projection.exact else torch.zeros_like(rows, dtype=self._projection.exact)
+        dtype = self._projection.accumulation_dtype
+        return rows if rows.dtype == dtype else torch.zeros_like(rows, dtype=dtype)
 
     def close_tile(self, start: int, rows: Tensor | None) -> None:
         """Put a tile from ``open_tile`` in its place."""
@@ -84,32 +87,32 @@ class Gradients:
                     to.addmm_(part.T, source)
                 else:
                     to.add_(
-                        torch.mm(part.T, source, out=self._storage.take("gradient", len(to), to.shape[1], tile.dtype))
+                        torch.mm(part.T, source, out=self._workspace.take("gradient", len(to), to.shape[1], tile.dtype))
                     )
         if self.bias is not None:
             column = tile.to(self.bias.dtype)
             self.bias[start:stop] += column.sum(0) if factor is None else factor @ column
 
-    def add_targets(self, tokens: Tensor | slice, targets: Tensor, pull: Tensor, rows: Tensor) -> None:
+    def add_targets(self, tokens: Tensor | slice, targets: Tensor, grad_logp: Tensor, rows: Tensor) -> None:
         """Add the targets' own part; the unembedding's comes with ``finish``.
 
         Args:
             tokens: which tokens.
             targets: their targets, (rows,).
-            pull: gradient on the bare products of the targets, (rows,).
+            grad_logp: gradient on the bare products of the targets, (rows,).
             rows: the targets' rows of the unembedding, (rows, dim).
         """
-        self._pull[tokens] = pull
+        self._grad_logp[tokens] = grad_logp
         if self.hidden is not None:
-            self.hidden[tokens] += rows * pull[:, None]
+            self.hidden[tokens] += rows * grad_logp[:, None]
         if self.bias is not None:
-            self.bias.index_add_(0, targets, pull)
+            self.bias.index_add_(0, targets, grad_logp)
 
     def finish(self, targets: Tensor) -> None:
         """Add the part of all targets, (tokens,), to the unembedding's gradient: one rounding for each row."""
         if self.weight is None:
             return
         ids, which = torch.unique(targets, return_inverse=True)
-        rows = self.weight[ids].to(self._pull.dtype)
-        rows.index_add_(0, which, self._given * self._pull[:, None])
+        rows = self.weight[ids].to(self._grad_logp.dtype)
+        rows.index_add_(0, which, self._given * self._grad_logp[:, None])
         self.weight[ids] = rows.to(self.weight.dtype)

@@ -55,7 +55,7 @@ def reference_from_logits(
         targets=inputs.targets,
         row=inputs.row,
         source=inputs.source,
-        hit=logits.detach().gather(-1, target)[:, 0] >= logits.detach().amax(-1),
+        is_top1=logits.detach().gather(-1, target)[:, 0] >= logits.detach().amax(-1),
         reference_logp=reference_logp,
         logits=logits if objective.reads == "row" else None,
         reference_logits=reference_logits if objective.reference == "logits" else None,

@@ -9,17 +9,17 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from lightning_sft.head.checks import call_objective
-from lightning_sft.head.run import Run
+from lightning_sft.head.run import HeadRun
 from lightning_sft.scores import TokenScores
 
 
-def row_pass(run: Run) -> Tensor:
+def row_pass(run: HeadRun) -> Tensor:
     """Multiply chunk by chunk, but give the objective a few rows at a time. Returns the losses, (tokens,)."""
     losses = torch.empty_like(run.logp)
     vocab, dtype = run.projection.vocab, run.projection.weight.dtype
-    few = max(1, run.sizes.rows // (vocab * run.exact.itemsize))
+    few = max(1, run.sizes.rows // (vocab * run.accumulation_dtype.itemsize))
     for span in run.spans():
-        products = run.storage.take("products", span.stop - span.start, vocab, dtype)
+        products = run.workspace.take("products", span.stop - span.start, vocab, dtype)
         torch.mm(run.hidden[span].to(dtype), run.projection.weight.T, out=products)
         z_target, slope, target_rows = run.projection.target(run.hidden[span], run.inputs.targets[span])
         others = None
@@ -37,18 +37,18 @@ def row_pass(run: Run) -> Tensor:
     return losses
 
 
-def _reference(run: Run, here: slice, products: Tensor) -> Tensor:
+def _reference(run: HeadRun, here: slice, products: Tensor) -> Tensor:
     """Return the reference model's logits, (rows, vocab), and note its log-probabilities of the targets."""
     assert run.reference is not None
     assert run.reference_logp is not None
-    logits = products.to(run.exact)
-    run.reference.finish(logits, 0)
+    logits = products.to(run.accumulation_dtype)
+    run.reference.apply_bias_scale_cap(logits, 0)
     run.reference_logp[here] = logits.log_softmax(-1).gather(1, run.inputs.targets[here, None])[:, 0]
     return logits
 
 
 def _rows(
-    run: Run, here: slice, products: Tensor, z_target: Tensor, at_target: Tensor, reference: Tensor | None
+    run: HeadRun, here: slice, products: Tensor, z_target: Tensor, at_target: Tensor, reference: Tensor | None
 ) -> Tensor:
     """Score a few rows and, if wanted, put the gradient on the bare products in their place.
 
@@ -64,14 +64,14 @@ def _rows(
         The losses, (rows,).
     """
     target = run.inputs.targets[here, None]
-    logits = products.to(run.exact, copy=True)
-    capped = run.projection.finish(logits, 0)
+    logits = products.to(run.accumulation_dtype, copy=True)
+    capped = run.projection.apply_bias_scale_cap(logits, 0)
     logits.scatter_(1, target, float("-inf"))
-    top = logits.amax(-1).clamp_min(torch.finfo(run.exact).min)
+    top = logits.amax(-1).clamp_min(torch.finfo(run.accumulation_dtype).min)
     others = (logits - top[:, None]).exp_()
     total = others.sum(-1)
     run.logp[here] = logsigmoid(z_target - top - total.log())
-    run.hit[here] = z_target >= top
+    run.is_top1[here] = z_target >= top
     logits.scatter_(1, target, z_target[:, None])
     wanted = reference if run.objective.reference == "logits" else None
     scores = replace(run.scores(here), logits=logits, reference_logits=wanted)
@@ -80,7 +80,7 @@ def _rows(
     losses, by_logp, by_row = _differentiate(run, scores)
     # dL/dlogits = dL/dlogp (onehot - softmax) + what autograd found on the row; 1 - p and the others' share are exact
     rest = by_logp * torch.expm1(scores.logp)
-    gradient = others.mul_((rest / total.clamp_min(torch.finfo(run.exact).tiny))[:, None])
+    gradient = others.mul_((rest / total.clamp_min(torch.finfo(run.accumulation_dtype).tiny))[:, None])
     if by_row is not None:
         gradient += by_row
     at_target.copy_(gradient.gather(1, target)[:, 0] - rest)
@@ -93,7 +93,7 @@ def _rows(
     return losses
 
 
-def _differentiate(run: Run, scores: TokenScores) -> tuple[Tensor, Tensor, Tensor | None]:
+def _differentiate(run: HeadRun, scores: TokenScores) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the losses, their slope in logp, both (rows,), and in the row, (rows, vocab) or None if they have none."""
     assert scores.logits is not None
     with torch.enable_grad():

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from lightning_sft.head.gradients import Gradients
 from lightning_sft.head.sizes import Sizes, pick_sizes
-from lightning_sft.head.storage import Storage
 from lightning_sft.head.tiles import Chunk, Projection, score_chunk
 from lightning_sft.head.types import HeadInput, Unembedding
+from lightning_sft.head.workspace import Workspace
 from lightning_sft.objectives.base import Objective
 from lightning_sft.scores import TokenScores
 
 
-class Run:
+class HeadRun:
     """Tokens, buffers and results of one call.
 
     Args:
@@ -31,8 +31,8 @@ class Run:
 
     Attributes:
         sizes: how much to work on at once.
-        storage: memory to work in.
-        logp: log-probabilities of the targets, (tokens,), filled chunk by chunk, as are ``hit`` and
+        workspace: memory to work in.
+        logp: log-probabilities of the targets, (tokens,), filled chunk by chunk, as are ``is_top1`` and
             ``reference_logp`` (None without a reference).
         gradients: where they add up; None when nobody needs one.
     """
@@ -48,23 +48,23 @@ class Run:
     ) -> None:
         self.inputs, self.objective = inputs, objective
         self.hidden = inputs.hidden.detach()
-        self.exact = torch.promote_types(self.hidden.dtype, torch.float32)
-        self.projection = _project(unembedding, dtype, self.exact)
+        self.accumulation_dtype = torch.promote_types(self.hidden.dtype, torch.float32)
+        self.projection = _project(unembedding, dtype, self.accumulation_dtype)
         self.reference = None
         if inputs.reference_hidden is not None:
-            self.reference = _project(inputs.reference or unembedding, dtype, self.exact)
+            self.reference = _project(inputs.reference or unembedding, dtype, self.accumulation_dtype)
         self.sizes = sizes or pick_sizes(self.hidden.device, self.projection.vocab, dtype.itemsize)
-        self.storage = Storage(self.hidden.device)
+        self.workspace = Workspace(self.hidden.device)
         tokens = len(inputs.targets)
-        self.logp = self.hidden.new_empty(tokens, dtype=self.exact)
-        self.hit = self.hidden.new_empty(tokens, dtype=torch.bool)
+        self.logp = self.hidden.new_empty(tokens, dtype=self.accumulation_dtype)
+        self.is_top1 = self.hidden.new_empty(tokens, dtype=torch.bool)
         self.reference_logp = torch.empty_like(self.logp) if self.reference else None
         chunks = max(1, math.ceil(tokens / self.sizes.chunk))
         self.chunk = math.ceil(tokens / chunks)  # equal chunks, no small last one
         self.gradients = None
         if any(need):
             single = chunks == 1 or objective.reads == "batch"  # the latter sums each tile in fp32 by itself
-            self.gradients = Gradients(self.projection, self.hidden, need, single, self.storage, self.sizes.tile)
+            self.gradients = Gradients(self.projection, self.hidden, need, single, self.workspace, self.sizes.tile)
 
     def spans(self) -> Iterator[slice]:
         """Yield the chunks."""
@@ -72,7 +72,7 @@ class Run:
         for start in range(0, tokens, max(1, self.chunk)):
             yield slice(start, min(start + self.chunk, tokens))
 
-    def scores(self, span: slice = slice(None), hit: Tensor | None = None) -> TokenScores:
+    def scores(self, span: slice = slice(None), is_top1: Tensor | None = None) -> TokenScores:
         """Return the scores of a chunk, as far as they are known."""
         inputs = self.inputs
 
@@ -84,7 +84,7 @@ class Run:
             targets=inputs.targets[span],
             row=cut(inputs.row),
             source=cut(inputs.source),
-            hit=cut(hit),
+            is_top1=cut(is_top1),
             reference_logp=cut(self.reference_logp),
         )
 
@@ -93,13 +93,13 @@ class Run:
         targets, tile = self.inputs.targets[span], self.sizes.tile
         if self.reference and self.inputs.reference_hidden is not None and self.reference_logp is not None:
             other = self.inputs.reference_hidden.detach()[span]
-            self.reference_logp[span] = score_chunk(self.reference, other, targets, self.storage, tile, False)[0].logp
-        chunk, exponentials = score_chunk(self.projection, self.hidden[span], targets, self.storage, tile, keep)
-        self.logp[span], self.hit[span] = chunk.logp, chunk.hit
+            self.reference_logp[span] = score_chunk(self.reference, other, targets, self.workspace, tile, False)[0].logp
+        chunk, exponentials = score_chunk(self.projection, self.hidden[span], targets, self.workspace, tile, keep)
+        self.logp[span], self.is_top1[span] = chunk.logp, chunk.hit
         return chunk, exponentials
 
 
-def _project(unembedding: Unembedding, dtype: torch.dtype, exact: torch.dtype) -> Projection:
+def _project(unembedding: Unembedding, dtype: torch.dtype, accumulation_dtype: torch.dtype) -> Projection:
     bias = None if unembedding.bias is None else unembedding.bias.detach()
     given = replace(unembedding, weight=unembedding.weight.detach(), bias=bias)
-    return Projection(given, given.weight.to(dtype), exact)
+    return Projection(given, given.weight.to(dtype), accumulation_dtype)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lightning_sft.head.storage import Storage
 from lightning_sft.head.types import Unembedding
+from lightning_sft.head.workspace import Workspace
 
 # How far a logit may exceed the base of the exponentials before the base moves. Where it stays, tiles share a factor,
 # and their products are made at once. These types have the range for it; exponentials round the same whatever the base.
@@ -29,19 +29,19 @@ class Projection:
     Attributes:
         given: the unembedding as given, detached; targets are read from it.
         weight: its weight in the dtype of the products, (vocab, dim).
-        exact: dtype of everything that is no product: fp32, or float64 for float64 inputs.
+        accumulation_dtype: dtype of everything that is no product: fp32, or float64 for float64 inputs.
     """
 
     given: Unembedding
     weight: Tensor
-    exact: torch.dtype
+    accumulation_dtype: torch.dtype
 
     @property
     def vocab(self) -> int:
         """Number of candidates."""
         return int(self.weight.shape[0])
 
-    def finish(self, logits: Tensor, start: int) -> Tensor | None:
+    def apply_bias_scale_cap(self, logits: Tensor, start: int) -> Tensor | None:
         """Turn bare products, (tokens, tile), into logits, in place.
 
         Returns:
@@ -49,7 +49,7 @@ class Projection:
         """
         given = self.given
         if given.bias is not None:
-            logits += given.bias[start : start + logits.shape[1]].to(self.exact)
+            logits += given.bias[start : start + logits.shape[1]].to(self.accumulation_dtype)
         if given.scale != 1.0:
             logits *= given.scale
         if given.softcap is None:
@@ -63,10 +63,10 @@ class Projection:
     def target(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return, for the targets, exact logits (tokens,), their slope in the bare product, and rows (tokens, dim)."""
         given = self.given
-        rows = given.weight[targets].to(self.exact)
-        logits = (hidden.to(self.exact) * rows).sum(-1)
+        rows = given.weight[targets].to(self.accumulation_dtype)
+        logits = (hidden.to(self.accumulation_dtype) * rows).sum(-1)
         if given.bias is not None:
-            logits += given.bias[targets].to(self.exact)
+            logits += given.bias[targets].to(self.accumulation_dtype)
         logits *= given.scale
         slope = torch.full_like(logits, given.scale)
         if given.softcap is not None:
@@ -81,7 +81,7 @@ class Chunk:
 
     Attributes:
         logp: log-probabilities of the targets, (tokens,).
-        hit: whether the target is the strongest candidate, (tokens,).
+        is_top1: whether the target is the strongest candidate, (tokens,).
         starts: first candidate of each tile.
         bases: for each tile, the logit that its exponentials are relative to, (tokens,).
         total: sum of the others' exponentials relative to the last base, (tokens,).
@@ -90,7 +90,7 @@ class Chunk:
     """
 
     logp: Tensor
-    hit: Tensor
+    is_top1: Tensor
     starts: list[int]
     bases: list[Tensor]
     total: Tensor
@@ -108,7 +108,7 @@ def mask_targets(logits: Tensor, targets: Tensor, start: int) -> None:
 
 
 def score_chunk(
-    projection: Projection, hidden: Tensor, targets: Tensor, storage: Storage, tile: int, keep: bool
+    projection: Projection, hidden: Tensor, targets: Tensor, workspace: Workspace, tile: int, keep: bool
 ) -> tuple[Chunk, Tensor]:
     """Score a chunk.
 
@@ -116,7 +116,7 @@ def score_chunk(
         projection: the unembedding.
         hidden: (tokens, dim).
         targets: (tokens,).
-        storage: memory to work in.
+        workspace: memory to work in.
         tile: candidates that the elementwise part works on at once.
         keep: whether the exponentials are needed afterwards.
 
@@ -127,19 +127,20 @@ def score_chunk(
     x = hidden.to(projection.weight.dtype)
     slack = _SLACK.get(x.dtype, 0.0)
     # a finite floor, not -inf: a tile of nothing but the target would otherwise make inf - inf
-    top = torch.full(targets.shape, torch.finfo(projection.exact).min, dtype=projection.exact, device=x.device)
+    dtype = projection.accumulation_dtype
+    top = torch.full(targets.shape, torch.finfo(dtype).min, dtype=dtype, device=x.device)
     base, total = top, torch.zeros_like(top)
     starts, bases = list(range(0, projection.vocab, tile)), []
-    buffer = storage.take("products", len(x), projection.vocab if keep else tile, x.dtype)
+    buffer = workspace.take("products", len(x), projection.vocab if keep else tile, x.dtype)
     if keep:
         torch.mm(x, projection.weight.T, out=buffer)
     for start in starts:
         rows = projection.weight[start : start + tile]
         products = buffer[:, start : start + tile] if keep else torch.mm(x, rows.T, out=buffer[:, : len(rows)])
         z = products
-        if z.dtype != projection.exact:
-            z = storage.take("logits", len(x), len(rows), projection.exact).copy_(products)
-        slope = projection.finish(z, start)
+        if z.dtype != projection.accumulation_dtype:
+            z = workspace.take("logits", len(x), len(rows), projection.accumulation_dtype).copy_(products)
+        slope = projection.apply_bias_scale_cap(z, start)
         mask_targets(z, targets, start)
         peak = z.amax(-1)
         top = torch.maximum(top, peak)
@@ -154,7 +155,7 @@ def score_chunk(
     z_target, target_slope, target_rows = projection.target(hidden, targets)
     chunk = Chunk(
         logp=logsigmoid(z_target - base - total.log()),
-        hit=z_target >= top,
+        is_top1=z_target >= top,
         starts=starts,
         bases=bases,
         total=total,
@@ -164,18 +165,18 @@ def score_chunk(
     return chunk, buffer
 
 
-def factors(chunk: Chunk, pull: Tensor, scale: float) -> Iterator[tuple[int, Tensor]]:
+def factors(chunk: Chunk, grad_logp: Tensor, scale: float) -> Iterator[tuple[int, Tensor]]:
     """Yield the factors (tokens,) that turn exponentials into the gradient on the bare products.
 
     Args:
         chunk: the scores.
-        pull: s = -dL/dlogp, (tokens,).
+        grad_logp: s = -dL/dlogp, (tokens,).
         scale: the unembedding's factor on the logits.
 
     Yields:
         The first candidate that a factor is for, and the factor; it holds until the next one.
     """
-    others = -torch.expm1(chunk.logp) * pull * scale
+    others = -torch.expm1(chunk.logp) * grad_logp * scale
     share = others / chunk.total.clamp_min(torch.finfo(others.dtype).tiny)
     bases = torch.stack(chunk.bases)
     moved = [True, *(bases[1:] != bases[:-1]).any(-1).tolist()]

@@ -54,7 +54,7 @@ class HeadOutput:
     Attributes:
         loss_sum: sum of the losses, scalar, fp32 (float64 for float64 inputs); carries the gradient.
         losses: the losses, (tokens,), detached.
-        scores: the scores, detached, with ``hit`` and without rows of logits.
+        scores: the scores, detached, with ``is_top1`` and without rows of logits.
     """
 
     loss_sum: Tensor

@@ -180,7 +180,7 @@ def step_split(
         dPhi = sum_k dp_k (a_k + a'_k) / 2  +  sum_k (p_k + p'_k) / 2 da_k
 
     This is algebra, not cause: where embeddings are tied to the unembedding, moved rows also move p. For the cause
-    see :func:`counterfactual_split`.
+    see `counterfactual_split`.
 
     Args:
         before: probabilities of the earlier reading, (probes, vocab).
@@ -226,9 +226,9 @@ def counterfactual_split(before: Tensor, after: Tensor, kept: Tensor) -> Counter
 
 
 class OrderParameter(Metric):
-    """Averages of :func:`order_parameter` over readings, from sums in float64: exact however ranks share the rows.
+    """Averages of `order_parameter` over readings, from sums in float64: exact however ranks share the rows.
 
-    ``compute`` returns, for every field of :class:`OrderReading`, the average over all rows and, under
+    ``compute`` returns, for every field of `OrderReading`, the average over all rows and, under
     ``<field>_per_probe``, the averages of each probe, (num_probes,); with ``with_purity`` also ``purity``.
 
     Args:

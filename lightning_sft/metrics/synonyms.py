@@ -54,9 +54,9 @@ def synonym_rank(logits: Tensor, correct: Tensor, competitor: Tensor) -> Synonym
 
 
 class SynonymRank(Metric):
-    """Averages of :func:`synonym_rank` over readings, from sums in float64: exact however ranks share the rows.
+    """Averages of `synonym_rank` over readings, from sums in float64: exact however ranks share the rows.
 
-    ``compute`` returns, for every field of :class:`SynonymReading`, the average over all rows (``rank``, ``flip``
+    ``compute`` returns, for every field of `SynonymReading`, the average over all rows (``rank``, ``flip``
     (the flip share), ...) and, under ``<field>_per_probe``, the averages of each probe, (num_probes,); nan for what
     was never seen.
 

@@ -37,7 +37,7 @@ class TokenAverages(Metric):
         self.loss += losses.sum(dtype=torch.float64)
         self.nll -= scores.logp.sum(dtype=torch.float64)
         self.p += scores.logp.exp().sum(dtype=torch.float64)
-        self.hits += scores.require("hit").sum()
+        self.hits += scores.require("is_top1").sum()
         self.tokens += len(scores)
 
     @override

@@ -28,7 +28,7 @@ from lightning_sft.objectives import Objective
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Everything that decides which model is trained; the fields are those of :class:`SFTModule`."""
+    """Everything that decides which model is trained; the fields are those of `SFTModule`."""
 
     name: str
     adapter: PeftConfig | None = None

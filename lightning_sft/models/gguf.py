@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from lightning_sft.cache_root import cache_root
 from lightning_sft.errors import UserError
+from lightning_sft.files import cache_root
 
 PACKAGE_SCHEME = "pkg://"
 

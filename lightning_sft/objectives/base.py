@@ -21,13 +21,13 @@ Denominator = Literal["all", "kept"]
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What an objective may know of the run, given to :meth:`Objective.prepare` before the first batch.
+    """What an objective may know of the run, given to `Objective.prepare` before the first batch.
 
     Attributes:
         sources: names of the data sources; ``TokenScores.source`` indexes them.
         total_steps: optimizer steps of the whole run; None if unknown (a run that ends by time, or validation).
         has_reference: whether the run can score tokens under a reference model.
-        denominator: what the run divides by: all supervised tokens, or those of :meth:`Objective.kept`.
+        denominator: what the run divides by: all supervised tokens, or those of `Objective.kept`.
         vocabulary: number of rows of the model's unembedding; None if unknown.
         training: whether optimizer steps follow. A run that only validates knows no ``total_steps`` and needs none.
     """
@@ -44,13 +44,13 @@ class Objective(nn.Module, ABC):
     """A map from token scores to per-token losses. It never divides, never reduces and never sees Lightning.
 
     The head calls ``forward`` chunk by chunk, micro-batch by micro-batch, and in self-checks: it must be pure. What
-    an objective remembers changes in :meth:`update` alone, once per optimizer step, from sums over every
+    an objective remembers changes in `update` alone, once per optimizer step, from sums over every
     micro-batch and rank of that step, and lives in buffers so that checkpoints hold it. An objective has no
     trainable parameters: the fused gradient would miss them.
 
-    Order of calls in a run: :meth:`prepare`; if :meth:`needs_seed` says so (a fresh run, not a resumed one), the
-    micro-batches of the first optimizer step are scored without gradient, their :meth:`statistics` summed and given
-    to :meth:`seed`; then, for every optimizer step, ``forward`` on its micro-batches, and :meth:`update` with the
+    Order of calls in a run: `prepare`; if `needs_seed` says so (a fresh run, not a resumed one), the
+    micro-batches of the first optimizer step are scored without gradient, their `statistics` summed and given
+    to `seed`; then, for every optimizer step, ``forward`` on its micro-batches, and `update` with the
     sums of their statistics.
 
     Class attributes (an instance may set its own, as wrappers do):
@@ -103,7 +103,7 @@ class Objective(nn.Module, ABC):
         return torch.ones_like(scores.logp, dtype=torch.bool)
 
     def mask(self) -> str:
-        """Return in words which tokens :meth:`kept` keeps, such as ``"p >= 0.1"``; ``"all"`` without a mask.
+        """Return in words which tokens `kept` keeps, such as ``"p >= 0.1"``; ``"all"`` without a mask.
 
         Objectives that are mixed under ``denominator="kept"`` must give the same answer, as all gradients of a step
         are divided by one number.
@@ -118,14 +118,14 @@ class Objective(nn.Module, ABC):
         return {}
 
     def needs_seed(self) -> bool:
-        """Return whether :meth:`seed` must be called before the first optimizer step is trained on."""
+        """Return whether `seed` must be called before the first optimizer step is trained on."""
         return False
 
     def seed(self, sums: dict[str, Tensor]) -> None:
         """Take a first state from the first optimizer step's own ``statistics``, before it is trained on.
 
         Args:
-            sums: as in :meth:`update`. Not a step of its own: ``update`` follows with the same step's sums.
+            sums: as in `update`. Not a step of its own: ``update`` follows with the same step's sums.
         """
 
     def update(self, sums: dict[str, Tensor]) -> None:

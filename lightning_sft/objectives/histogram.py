@@ -33,7 +33,7 @@ def save_histogram(path: str | Path, edges: Sequence[float], counts: Sequence[fl
 
 
 def load_histogram(path: str | Path) -> tuple[list[float], list[float]]:
-    """Read what :func:`save_histogram` wrote.
+    """Read what `save_histogram` wrote.
 
     Returns:
         The edges, (bins + 1), and the counts, (bins,).

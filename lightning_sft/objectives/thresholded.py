@@ -37,7 +37,7 @@ class Thresholded(Composite):
         keep: ``"top"`` or ``"bottom"``.
         threshold: q, in [0, 1].
         percentile: q as a percentile, in [0, 100], of the base model's p over the training set; needs ``histogram``.
-        histogram: file of the measured histogram, see :func:`lightning_sft.objectives.save_histogram`.
+        histogram: file of the measured histogram, see `save_histogram`.
 
     Raises:
         UserError: a value is out of range, not exactly one of ``threshold`` and ``percentile`` is given, or a

@@ -97,7 +97,7 @@ def _made(entry: object, where: str) -> Probe:
 
 
 def save_probes(probes: Iterable[Probe], path: str | Path) -> Path:
-    """Write probes into a ``.yaml``, ``.yml`` or ``.jsonl`` file that :func:`load_probes` reads back the same.
+    """Write probes into a ``.yaml``, ``.yml`` or ``.jsonl`` file that `load_probes` reads back the same.
 
     Raises:
         UserError: another ending.

@@ -45,9 +45,9 @@ def read_probes(model: PreTrainedModel, encoded: EncodedProbes, *, plain: bool |
     hidden @ W^T (an adapter on the head, say): then the model's own are raised to fp32.
 
     Args:
-        model: the transformers model. Under FSDP2 all ranks must call this, inside :func:`within_shards`.
+        model: the transformers model. Under FSDP2 all ranks must call this, inside `within_shards`.
         encoded: the probes.
-        plain: what an earlier reading found for :attr:`ProbeReading.plain`; None checks.
+        plain: what an earlier reading found for `ProbeReading.plain`; None checks.
     """
     encoded = encoded.to(input_embeddings(model).device)
     rows = torch.arange(len(encoded.probes), device=encoded.last.device)

@@ -36,7 +36,7 @@ class MicroBatch:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class TrialBatches:
     """What trials are trained on.
 
     Attributes:
@@ -50,7 +50,7 @@ class Stretch:
     per_epoch: float
 
 
-def repeated(batches: Iterable[Any]) -> Stretch:
+def repeated(batches: Iterable[Any]) -> TrialBatches:
     """Return given micro-batches as an epoch of their own; trials go round in it as often as they need.
 
     Raises:
@@ -59,15 +59,15 @@ def repeated(batches: Iterable[Any]) -> Stretch:
     given = list(batches)
     if not given:
         raise UserError("A trial got no micro-batch to train on. Give at least one.")
-    return Stretch(tuple(MicroBatch(b, i == len(given) - 1) for i, b in enumerate(given)), 0, len(given))
+    return TrialBatches(tuple(MicroBatch(b, i == len(given) - 1) for i, b in enumerate(given)), 0, len(given))
 
 
-def upcoming(trainer: Trainer, steps: int, order: int = 0) -> Stretch:
+def upcoming(trainer: Trainer, steps: int, order: int = 0) -> TrialBatches:
     """Return the micro-batches of the next ``steps`` optimizer steps: those that the fit itself will see.
 
     They are read through a copy of the training loader, so the fit's own loader, its workers and its sampler stay
     where they are. The position within an epoch is known for samplers that can start in the middle, such as those of
-    :class:`lightning_sft.SFTDataModule`; other loaders are read from the beginning of an epoch.
+    `SFTDataModule`; other loaders are read from the beginning of an epoch.
 
     Args:
         trainer: in ``on_train_batch_start``, at the first micro-batch of an optimizer step.
@@ -98,7 +98,7 @@ def upcoming(trainer: Trainer, steps: int, order: int = 0) -> Stretch:
             found.append(MicroBatch(batch, is_last))
             missing -= int(number % accumulate == 0 or is_last)
             if not missing:
-                return Stretch(tuple(found), done, whole)
+                return TrialBatches(tuple(found), done, whole)
         if len(found) == counted and start == 0:
             raise UserError("The training loader hands out no batch, so there is nothing to make trials with.")
         epoch += 1

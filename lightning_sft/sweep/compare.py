@@ -22,7 +22,7 @@ from lightning_sft.objectives import Objective
 from lightning_sft.sweep.observers import HeldOutObserver
 from lightning_sft.sweep.results import SweepResult
 from lightning_sft.sweep.search import geometric_grid
-from lightning_sft.sweep.session import Session, Setting
+from lightning_sft.sweep.session import Session, SweepSettings
 from lightning_sft.sweep.trial import Trial
 
 if TYPE_CHECKING:
@@ -153,13 +153,13 @@ class Comparison(SweepResult):
 
     @override
     def figure(self) -> Figure:
-        from lightning_sft.sweep.plot import comparison_figure
+        from lightning_sft.figures.sweeps import comparison_figure
 
         return comparison_figure(self)
 
 
 def check_comparison(objectives: Sequence[Objective], points: int, refine: int, seeds: int, select: str) -> None:
-    """Raise :class:`UserError` for settings that cannot work."""
+    """Raise `UserError` for settings that cannot work."""
     names = [repr(o) for o in objectives]
     if len(names) < 2 or len(set(names)) < len(names):
         raise UserError(f"The objectives to compare are {names}. Allowed: two or more, all different.")
@@ -175,7 +175,7 @@ def check_comparison(objectives: Sequence[Objective], points: int, refine: int, 
 def compare_objectives(
     trainer: Trainer,
     module: LightningModule,
-    setting: Setting,
+    setting: SweepSettings,
     objectives: Sequence[Objective],
     *,
     low: float,

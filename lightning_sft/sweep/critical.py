@@ -14,10 +14,10 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lightning_sft.errors import UserError
 from lightning_sft.probes.verdict import ProbeHistory, VerdictSettings, find_jumps
-from lightning_sft.sweep.predict_session import predict_in_session
+from lightning_sft.sweep.prediction.session import predict_in_session
 from lightning_sft.sweep.results import CriticalRate, CriticalTrial, ProbeBracket
 from lightning_sft.sweep.search import Crossing, check_resolution, crossing, find_crossing, geometric_grid
-from lightning_sft.sweep.session import Session, Setting
+from lightning_sft.sweep.session import Session, SweepSettings
 from lightning_sft.sweep.trial import Observer, Trial, Values
 
 Criterion = Literal["rank_flip", "phi", "first_jump", "val_nll"]
@@ -33,7 +33,7 @@ READS = {
 def check_critical(
     criterion: str, low: float, high: float, points: int, steps: int, resolution: float, quantile: float
 ) -> None:
-    """Raise :class:`UserError` for settings that cannot work."""
+    """Raise `UserError` for settings that cannot work."""
     if criterion not in get_args(Criterion):
         raise UserError(f"criterion is {criterion!r}. Allowed: {', '.join(get_args(Criterion))}.")
     geometric_grid(low, high, points)
@@ -87,7 +87,7 @@ class Judge:
 def find_critical_rate(
     trainer: Trainer,
     module: LightningModule,
-    setting: Setting,
+    setting: SweepSettings,
     observers: Sequence[Observer],
     names: Sequence[str],
     *,

@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 
-from lightning_sft.checkpointing import rng_state
-from lightning_sft.sweep.batches import Stretch
+from lightning_sft.checkpoints.state import rng_state
+from lightning_sft.sweep.batches import TrialBatches
 
 AHEAD = 32  # steps that a schedule given as a function is evaluated for
 SAMPLE = 4096  # elements of a frozen tensor that are looked at: enough to tell models apart
 
 
-def digest(trainer: Trainer, module: LightningModule, stretch: Stretch, settings: dict[str, Any]) -> str:
+def digest(trainer: Trainer, module: LightningModule, trial_batches: TrialBatches, settings: dict[str, Any]) -> str:
     """Return a hexadecimal digest, the same on every rank.
 
     It covers trainable parameters, buffers, optimizer and scheduler states and the data in full, frozen parameters by
@@ -28,7 +28,7 @@ def digest(trainer: Trainer, module: LightningModule, stretch: Stretch, settings
     Args:
         trainer: in a fit.
         module: its module.
-        stretch: the trials' data.
+        trial_batches: the trials' data.
         settings: plain data: of the search, its observers, and so on.
     """
     own = hashlib.sha256()
@@ -37,7 +37,7 @@ def digest(trainer: Trainer, module: LightningModule, stretch: Stretch, settings
         _feed(own, parameter, whole=parameter.requires_grad)
     for _, buffer in module.named_buffers():
         _feed(own, buffer, whole=buffer.numel() <= 1 << 20)
-    for value in tree_leaves([batch.batch for batch in stretch.batches]) + tree_leaves(rng_state()):
+    for value in tree_leaves([batch.batch for batch in trial_batches.batches]) + tree_leaves(rng_state()):
         _feed(own, value, whole=True)
     for optimizer in trainer.optimizers:
         own.update(type(optimizer).__name__.encode())

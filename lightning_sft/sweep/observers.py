@@ -117,7 +117,7 @@ def _sums(output: Any, module: LightningModule) -> tuple[Tensor, bool]:
     scores = output.get("scores") if isinstance(output, Mapping) else None
     if isinstance(scores, TokenScores):
         logp = scores.logp.to(torch.float64)
-        hits = scores.hit.sum() if scores.hit is not None else torch.zeros((), device=logp.device)
+        hits = scores.is_top1.sum() if scores.is_top1 is not None else torch.zeros((), device=logp.device)
         count = torch.tensor(len(scores), device=logp.device)
         return torch.stack([count.to(logp), -logp.sum(), logp.exp().sum(), hits.to(logp)]), True
     loss = output.get("loss") if isinstance(output, Mapping) else output

@@ -12,7 +12,7 @@ from lightning_sft.errors import UserError
 from lightning_sft.sweep.observers import HeldOutObserver
 from lightning_sft.sweep.results import RangeTest
 from lightning_sft.sweep.search import find_crossing, geometric_grid
-from lightning_sft.sweep.session import Session, Setting
+from lightning_sft.sweep.session import Session, SweepSettings
 from lightning_sft.sweep.suggest import smoothed, suggest
 from lightning_sft.sweep.trial import Values
 
@@ -22,7 +22,7 @@ EDGE_POINTS, EDGE_RESOLUTION = 5, 0.02
 
 
 def check_range(low: float, high: float, steps: int, reads: str, choice: str, smoothing: float) -> None:
-    """Raise :class:`UserError` for settings that cannot work."""
+    """Raise `UserError` for settings that cannot work."""
     geometric_grid(low, high, 2)
     if steps < 4:
         raise UserError(f"The range test has {steps} steps. Allowed: 4 or more; 100 gives a clear curve.")
@@ -36,7 +36,7 @@ def check_range(low: float, high: float, steps: int, reads: str, choice: str, sm
 def range_test(
     trainer: Trainer,
     module: LightningModule,
-    setting: Setting,
+    setting: SweepSettings,
     *,
     low: float,
     high: float,

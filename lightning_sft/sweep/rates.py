@@ -33,7 +33,7 @@ def peak_rate(trainer: Trainer) -> float:
 
 
 def set_peak_rate(trainer: Trainer, rate: float) -> None:
-    """Scale every parameter group and scheduler so that :func:`peak_rate` becomes ``rate``.
+    """Scale every parameter group and scheduler so that `peak_rate` becomes ``rate``.
 
     Ratios between groups, warm-up, the present place in the schedule and its shape stay. What a scheduler computes
     from numbers of its own (the floor of a ``LambdaLR``'s function, say) cannot be seen and is not scaled.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from lightning_sft.sweep.search import Status
+from lightning_sft.sweep.search import CrossingStatus
 from lightning_sft.sweep.store import write_atomically
 from lightning_sft.sweep.suggest import Suggestions
 
@@ -60,7 +60,7 @@ class SweepResult(ABC):
         return json.dumps(_strict(asdict(self) | {"text": self.text()}), indent=1)
 
     def to_csv(self) -> str:
-        """Return :meth:`rows` as CSV."""
+        """Return `rows` as CSV."""
         rows = self.rows()
         file = io.StringIO()
         writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
@@ -119,7 +119,7 @@ class RangeTest(SweepResult):
 
     @override
     def figure(self) -> Figure:
-        from lightning_sft.sweep.plot import range_figure
+        from lightning_sft.figures.sweeps import range_figure
 
         return range_figure(self)
 
@@ -184,7 +184,7 @@ class CriticalRate(SweepResult):
         probes: brackets of the single probes, as far as these trials saw them.
     """
 
-    status: Status
+    status: CrossingStatus
     criterion: str
     quantile: float
     steps_allowed: int
@@ -252,7 +252,7 @@ class CriticalRate(SweepResult):
 
     @override
     def figure(self) -> Figure:
-        from lightning_sft.sweep.plot import critical_figure
+        from lightning_sft.figures.sweeps import critical_figure
 
         return critical_figure(self)
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from lightning_sft.errors import UserError
 
-Status = Literal["found", "already", "never", "below"]
+CrossingStatus = Literal["found", "already", "never", "below"]
 
 
 def geometric_grid(low: float, high: float, points: int) -> list[float]:
@@ -51,7 +51,7 @@ class Crossing:
         outcomes: rate -> whether it was so, by rising rate.
     """
 
-    status: Status
+    status: CrossingStatus
     lower: float | None
     upper: float | None
     outcomes: dict[float, bool]
@@ -103,6 +103,6 @@ def find_crossing(passes: Callable[[float], bool], grid: list[float], resolution
 
 
 def check_resolution(resolution: float) -> None:
-    """Raise :class:`UserError` for a resolution that bisection cannot reach."""
+    """Raise `UserError` for a resolution that bisection cannot reach."""
     if not 1e-6 <= resolution < math.inf:
         raise UserError(f"resolution is {resolution}. Allowed: 1e-6 or more; 0.02 is a bracket of 2%.")

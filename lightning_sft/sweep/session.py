@@ -13,14 +13,14 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import Self
 
-from lightning_sft.sweep.batches import Stretch
+from lightning_sft.sweep.batches import TrialBatches
 from lightning_sft.sweep.digest import digest
 from lightning_sft.sweep.store import TrialStore
 from lightning_sft.sweep.trial import Observer, Trial, TrialRunner, Values
 
 
 @dataclass(frozen=True)
-class Setting:
+class SweepSettings:
     """What every kind of sweep needs to know.
 
     Attributes:
@@ -30,7 +30,7 @@ class Setting:
         callbacks: callbacks that take part in trials.
         divergence: a trial ends once its loss is above this multiple of its first loss.
         facts: further settings that outcomes depend on, as plain data.
-        stretch: what trials are trained on; None: what the fit sees next.
+        trial_batches: what trials are trained on; None: what the fit sees next.
     """
 
     name: str
@@ -39,11 +39,11 @@ class Setting:
     callbacks: tuple[Callback, ...] = ()
     divergence: float = 4.0
     facts: dict[str, Any] | None = None
-    stretch: Stretch | None = None
+    trial_batches: TrialBatches | None = None
 
 
 class Session:
-    """Trials of one sweep; a context manager around :class:`TrialRunner`.
+    """Trials of one sweep; a context manager around `TrialRunner`.
 
     Leaving it, by an exception or Ctrl-C too, puts the model back; the trials finished by then are on disk, and a
     session with the same model, data and settings takes them from there.
@@ -54,12 +54,12 @@ class Session:
         setting: of the sweep.
     """
 
-    def __init__(self, trainer: Trainer, module: LightningModule, setting: Setting) -> None:
+    def __init__(self, trainer: Trainer, module: LightningModule, setting: SweepSettings) -> None:
         self.trainer = trainer
         self.module = module
         self.setting = setting
         self.runner = TrialRunner(
-            trainer, module, setting.steps, setting.stretch, setting.callbacks, setting.divergence
+            trainer, module, setting.steps, setting.trial_batches, setting.callbacks, setting.divergence
         )
         self.digest = ""
         self.fresh = 0  # trials that were run and not remembered
@@ -69,7 +69,7 @@ class Session:
         try:
             facts = {"steps": self.setting.steps, "divergence": self.setting.divergence, **(self.setting.facts or {})}
             facts["callbacks"] = [type(c).__name__ for c in self.setting.callbacks]
-            self.digest = digest(self.trainer, self.module, self.runner.stretch(), facts)
+            self.digest = digest(self.trainer, self.module, self.runner.trial_batches(), facts)
             self._store = TrialStore(self.trainer, self.setting.folder, self.setting.name, self.digest)
         except BaseException as error:
             self.runner.__exit__(type(error), error, error.__traceback__)
@@ -104,7 +104,7 @@ class Session:
         *,
         last_only: bool = False,
     ) -> Trial:
-        """Run a trial, or return the same one finished earlier; arguments as of :meth:`TrialRunner.run`.
+        """Run a trial, or return the same one finished earlier; arguments as of `TrialRunner.run`.
 
         Args:
             lr: peak rate.

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from lightning_sft.checkpointing import rng_state, set_rng_state
+from lightning_sft.checkpoints.state import rng_state, set_rng_state
 
 #: What every nn.Module keeps of its own: hooks, and the three tables that are looked at apart.
 _INTERNAL = frozenset(vars(nn.Module())) - {"training"}

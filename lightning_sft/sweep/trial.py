@@ -20,7 +20,7 @@ from typing_extensions import Self, override
 
 from lightning_sft._lightning import TrialLoop
 from lightning_sft.errors import UserError
-from lightning_sft.sweep.batches import Stretch, upcoming
+from lightning_sft.sweep.batches import TrialBatches, upcoming
 from lightning_sft.sweep.rates import set_peak_rate, set_rate_now
 from lightning_sft.sweep.search import check_divergence
 from lightning_sft.sweep.snapshot import Snapshot
@@ -74,7 +74,7 @@ class TrialRunner:
         trainer: in a fit.
         module: its module.
         steps: optimizer steps of a trial.
-        stretch: what to train on; None: the rows that the fit will see next.
+        trial_batches: what to train on; None: the rows that the fit will see next.
         callbacks: callbacks that take part in trials; all others are deaf.
         divergence: a trial ends once its loss is above this multiple of its first loss.
 
@@ -87,7 +87,7 @@ class TrialRunner:
         trainer: Trainer,
         module: LightningModule,
         steps: int,
-        stretch: Stretch | None = None,
+        trial_batches: TrialBatches | None = None,
         callbacks: Sequence[Callback] = (),
         divergence: float = 4.0,
     ) -> None:
@@ -99,8 +99,8 @@ class TrialRunner:
         self.steps = steps
         self.callbacks = tuple(callbacks)
         self.divergence = divergence
-        self._given = stretch
-        self._stretches: dict[int, Stretch] = {}
+        self._given = trial_batches
+        self._trial_batches: dict[int, TrialBatches] = {}
         self._snapshot: Snapshot | None = None
 
     @property
@@ -124,16 +124,16 @@ class TrialRunner:
     ) -> None:
         self.snapshot.restore()
         self._snapshot = None
-        self._stretches = {}
+        self._trial_batches = {}
 
-    def stretch(self, order: int = 0) -> Stretch:
+    def trial_batches(self, order: int = 0) -> TrialBatches:
         """Return the micro-batches of a trial, read once for each ``order`` (0: the fit's own)."""
         if self._given is not None:
             return self._given
-        if order not in self._stretches:
-            self._stretches[order] = upcoming(self.trainer, self.steps, order)
+        if order not in self._trial_batches:
+            self._trial_batches[order] = upcoming(self.trainer, self.steps, order)
             self.snapshot.restore()  # a loader may have drawn from the global random stream
-        return self._stretches[order]
+        return self._trial_batches[order]
 
     def start(self, observers: Sequence[Observer]) -> Values:
         """Return what the observers read before the first step."""
@@ -166,20 +166,20 @@ class TrialRunner:
             last_only: observers are read after the last step alone.
         """
         since = time.perf_counter()
-        stretch = self.stretch(order)
+        trial_batches = self.trial_batches(order)
         trial = Trial(lr=lr)
         try:
             self._prepare(lr, rates, order)
             watch = _Watch(tuple(observers), stop, on_step or (lambda: None), last_only)
-            outcome = self._train(trial, stretch, watch, rates)
+            outcome = self._train(trial, trial_batches, watch, rates)
         finally:
             self.snapshot.restore()
         return Trial(lr, trial.losses, trial.rates, trial.readings, outcome, time.perf_counter() - since)
 
-    def _loop(self, stretch: Stretch | None = None, *first: Callback, schedules: bool = True) -> TrialLoop:
-        stretch = stretch or self.stretch()
+    def _loop(self, trial_batches: TrialBatches | None = None, *first: Callback, schedules: bool = True) -> TrialLoop:
+        trial_batches = trial_batches or self.trial_batches()
         callbacks = [*first, *self.callbacks]
-        return TrialLoop(self.trainer, callbacks, stretch.per_epoch, stretch.done, schedules=schedules)
+        return TrialLoop(self.trainer, callbacks, trial_batches.per_epoch, trial_batches.done, schedules=schedules)
 
     def _prepare(self, lr: float, rates: Sequence[float] | None, order: int) -> None:
         for parameter in self.module.parameters():
@@ -192,12 +192,12 @@ class TrialRunner:
     def _train(
         self,
         trial: Trial,
-        stretch: Stretch,
+        trial_batches: TrialBatches,
         watch: _Watch,
         rates: Sequence[float] | None,
     ) -> Outcome:
         trainer, tap = self.trainer, _Losses()
-        loop = self._loop(stretch, tap, schedules=rates is None)
+        loop = self._loop(trial_batches, tap, schedules=rates is None)
         steps = self.steps if rates is None else len(rates)
         position = 0
         with loop.entered():
@@ -207,7 +207,7 @@ class TrialRunner:
                     set_rate_now(optimizer, rates[trial.steps])
                 rate, complete = float(optimizer.param_groups[0]["lr"]), False
                 while not complete:
-                    micro_batch = stretch.batches[position % len(stretch.batches)]
+                    micro_batch = trial_batches.batches[position % len(trial_batches.batches)]
                     position += 1
                     complete = loop.micro_batch(micro_batch.fresh(), micro_batch.is_last)
                     if micro_batch.is_last:

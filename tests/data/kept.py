@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lightning_sft.data import SFTDataModule, Source
-from lightning_sft.data.encode import Encoder
+from lightning_sft.data.encoding.encode import Encoder
 from lightning_sft.errors import UserError
 from tests.toys import toy_tokenizer
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from lightning_sft.data import library
-from lightning_sft.data.encode import Encoder
+from lightning_sft.data.encoding.encode import Encoder
 from tests.data.kept import built, facts
 
 

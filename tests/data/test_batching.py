@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_sft.data import EpochSampler, SFTDataModule, Source
-from lightning_sft.data.grouping import group_by_length
+from lightning_sft.data.batches.grouping import group_by_length
 from lightning_sft.data.inspect import inspect
 from lightning_sft.errors import UserError
 from tests.data.helpers import write_jsonl

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lightning_sft.cache_root import encoded_rows_root
 from lightning_sft.data import DataSource, Example, ReasoningGymTask, Source
-from lightning_sft.data.encode import Encoder
+from lightning_sft.data.encoding.encode import Encoder
 from lightning_sft.data.inspect import inspect
 from lightning_sft.errors import UserError
+from lightning_sft.files import encoded_rows_root
 from tests.data import kept as shared
 from tests.data.helpers import byte_tokenizer, template, write_jsonl
 from tests.data.kept import built, chat, entries, facts, outcome
@@ -225,7 +225,7 @@ def test_a_template_that_tells_the_date_is_asked_again_tomorrow(rows, root, monk
         def today(cls):
             return datetime.date(2999, 1, 1)
 
-    monkeypatch.setattr("lightning_sft.data.encode.datetime.date", Tomorrow)
+    monkeypatch.setattr("lightning_sft.data.encoding.encode.datetime.date", Tomorrow)
     built(train=rows, tokenizer=byte_tokenizer(dated), cache_dir=str(root))
     assert len(entries(root)) == 2
 

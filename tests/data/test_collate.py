@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from lightning_sft.data.collate import Collator
-from lightning_sft.data.dataset import TokenDataset
+from lightning_sft.data.batches.collate import Collator
+from lightning_sft.data.storage.dataset import TokenDataset
 from lightning_sft.data.types import Encoded
 
 

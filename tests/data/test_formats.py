@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 
 from lightning_sft.data import BadRow, Example, SFTDataModule, Source
-from lightning_sft.data.encode import Encoder
-from lightning_sft.data.formats import detect, to_example
+from lightning_sft.data.encoding.encode import Encoder
+from lightning_sft.data.reading.formats import detect, to_example
 from lightning_sft.data.types import BadRowError
 from lightning_sft.errors import UserError
 from tests.data.helpers import byte_tokenizer, marked, template, write_jsonl

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from lightning_sft.data.encode import Encoder, TrainOn
-from lightning_sft.data.formats import to_example
+from lightning_sft.data.encoding.encode import Encoder, TrainOn
+from lightning_sft.data.reading.formats import to_example
 from lightning_sft.data.types import BadRowError
 from lightning_sft.errors import UserError
 from tests.data.helpers import byte_tokenizer, marked, space_tokenizer, template

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_sft.data.collate import PackCollator
-from lightning_sft.data.dataset import TokenDataset
-from lightning_sft.data.packing import PackedDataset, best_fit
+from lightning_sft.data.batches.collate import PackCollator
+from lightning_sft.data.batches.packing import PackedDataset, best_fit
+from lightning_sft.data.storage.dataset import TokenDataset
 from lightning_sft.data.types import Encoded
 from lightning_sft.errors import UserError
 

@@ -7,9 +7,10 @@ import signal
 
 import pytest
 
-from lightning_sft.data import SFTDataModule, parallel, progress
-from lightning_sft.data.encode import Encoder
-from lightning_sft.data.parallel import encode_rows, processes_for
+from lightning_sft.data import SFTDataModule, progress
+from lightning_sft.data.encoding import parallel
+from lightning_sft.data.encoding.encode import Encoder
+from lightning_sft.data.encoding.parallel import encode_rows, processes_for
 from lightning_sft.data.types import Encoded
 from lightning_sft.errors import UserError
 from tests.data.helpers import byte_tokenizer, write_jsonl

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lightning_sft.data.encode import Encoder
-from lightning_sft.data.formats import to_example
-from lightning_sft.data.truncate import truncate
+from lightning_sft.data.encoding.encode import Encoder
+from lightning_sft.data.encoding.truncate import truncate
+from lightning_sft.data.reading.formats import to_example
 from tests.data.helpers import byte_tokenizer, space_tokenizer, template
 
 TOKENIZERS = {

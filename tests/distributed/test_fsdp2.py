@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lightning_sft.cli import main
+from lightning_sft.cli.entry import main
 from tests.distributed.fits import assert_equal, fit_arguments, fit_lines, last_checkpoint, last_path
 from tests.distributed.ranks import two_ranks
 from tests.running import run, run_folder, scalars, write_rows

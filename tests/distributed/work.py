@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from peft import LoraConfig
 
 from lightning_sft import SFTDataModule, SFTModule
-from lightning_sft.cli import main
+from lightning_sft.cli.entry import main
 from lightning_sft.errors import UserError
 from lightning_sft.objectives import Adaptive
 from tests.invariants.kept import whole

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_sft.cli import LIGHTNING_VERBS, OWN_VERBS, main
+from lightning_sft.cli.entry import LIGHTNING_VERBS, OWN_VERBS, main
 from tests.docs.pages import (
     PAGES,
     ROOT,

@@ -21,7 +21,7 @@ SMALL = Sizes(chunk=7, tile=10, block=6, rows=600)  # divides nothing below
 
 
 class Kept(Objective):
-    """-logp of the tokens above a probability: the others pull with s = 0."""
+    """-logp of the tokens above a probability: the others have s = 0."""
 
     def __init__(self, above: float = 0.03) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class Case:
         assert scores.logits is None
         assert scores.row is not None
         leaves = [leaf.grad for leaf in (self.hidden, self.weight, self.bias) if leaf is not None]
-        return [output.loss_sum.detach(), output.losses, scores.logp, scores.hit, scores.row, *leaves]
+        return [output.loss_sum.detach(), output.losses, scores.logp, scores.is_top1, scores.row, *leaves]
 
 
 def make(

@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_sft.head import HeadInput, Unembedding, fused_head, reference_head
 from lightning_sft.head.sizes import Sizes, pick_sizes, sizes_for_memory
-from lightning_sft.head.storage import Storage
+from lightning_sft.head.workspace import Workspace
 from lightning_sft.objectives import NLL, Objective, PowerFamily
 from tests.head.cases import KL, OBJECTIVES, SMALL, Case, Kept, Largest, LogRatio, Smoothed, make
 
@@ -238,7 +238,7 @@ def test_activation_checkpointing(inside: bool):
 def test_hit_counts_ties():
     hidden, weight = torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 2.0], [0.0, 1.0]])
     output = fused_head(HeadInput(hidden, torch.tensor([1, 2])), Unembedding(weight), Smoothed())
-    assert output.scores.hit.tolist() == [True, False]
+    assert output.scores.is_top1.tolist() == [True, False]
 
 
 @pytest.mark.parametrize("name", ["nll", "kept", "power"])
@@ -258,13 +258,13 @@ def test_logits_of_all_magnitudes(name: str, softcap: float | None):
 
 def test_memory_is_let_go_before_backward():
     case = make(tokens=40, vocab=2000, dim=8)
-    run_storage: list[Storage] = []
+    run_workspace: list[Workspace] = []
     with pytest.MonkeyPatch.context() as patch:
-        made = Storage.__init__
-        patch.setattr(Storage, "__init__", lambda self, device: (run_storage.append(self), made(self, device))[1])
+        made = Workspace.__init__
+        patch.setattr(Workspace, "__init__", lambda self, device: (run_workspace.append(self), made(self, device))[1])
         fused_head(HeadInput(case.hidden, case.targets), case.unembedding(), NLL(), SMALL)
-    assert len(run_storage) == 1
-    assert not run_storage[0]._flat
+    assert len(run_workspace) == 1
+    assert not run_workspace[0]._flat
 
 
 def test_sizes_on_a_gpu_follow_its_free_memory(monkeypatch: pytest.MonkeyPatch):

@@ -62,7 +62,7 @@ def test_gradients_of_every_architecture_are_the_models_own(kind: str, name: str
     fused.loss_sum.backward()
     assert seen.numel <= max(16 * 263, 263 * 32)
     torch.testing.assert_close(fused.losses, own.losses, rtol=1e-9, atol=1e-9)
-    assert torch.equal(fused.scores.hit, own.scores.hit)
+    assert torch.equal(fused.scores.is_top1, own.scores.is_top1)
     for key, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, want[key], rtol=1e-9, atol=1e-9, msg=key)
 

@@ -14,9 +14,9 @@ from torch.nn.functional import cross_entropy
 
 from lightning_sft import SFTModule
 from lightning_sft.errors import UserError
-from lightning_sft.export import write_folder
+from lightning_sft.export.folder import write_folder
 from lightning_sft.models.quantization import quantization_config
-from lightning_sft.strategies import SingleDevice
+from lightning_sft.training.strategies import SingleDevice
 from tests.test_module import batches, loader, trainer
 from tests.toys import save_toy
 

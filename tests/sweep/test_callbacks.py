@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_sft.callbacks import CriticalLearningRateFinder, LearningRateSweep, SynonymRankMonitor
-from lightning_sft.cli import main
+from lightning_sft.cli.entry import main
 from lightning_sft.errors import UserError
 from tests.callbacks.stranger import PROBES, Stranger
 from tests.callbacks.stranger import fit as fit_stranger

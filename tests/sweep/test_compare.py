@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_sft.errors import UserError
 from lightning_sft.objectives import NLL, PowerFamily
 from lightning_sft.sweep.compare import STUDENT, check_comparison, compare_objectives, interval
-from lightning_sft.sweep.session import Setting
+from lightning_sft.sweep.session import SweepSettings
 from tests.running import run, run_folder, scalars, toy_arguments, write_rows
 from tests.sweep.toys import Toy, between
 
@@ -96,7 +96,7 @@ def test_bad_comparisons_say_what_is_allowed(tmp_path: Path) -> None:
         check_comparison(two, 3, 1, 1, "loss")
 
     def work(trainer: Any, module: Any) -> Any:
-        return compare_objectives(trainer, module, Setting("toy", 1, None), two, low=0.1, high=1.0)
+        return compare_objectives(trainer, module, SweepSettings("toy", 1, None), two, low=0.1, high=1.0)
 
     with pytest.raises(UserError, match="no method use_objective"):
         between(Toy([1.0], Tensor.sum), work, tmp_path)

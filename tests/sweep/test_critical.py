@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_sft.errors import UserError
 from lightning_sft.sweep.critical import find_critical_rate
 from lightning_sft.sweep.results import CriticalRate
-from lightning_sft.sweep.session import Setting
+from lightning_sft.sweep.session import SweepSettings
 from tests.sweep.toys import Margin, Toy, between, quadratic
 
 RESOLUTION = 0.01
@@ -36,7 +36,9 @@ def search(toy: Toy, margin: Any, folder: Path, steps: int = 6, **given: Any) ->
     settings = {"low": 0.01, "high": 10.0, "points": 7, "resolution": RESOLUTION, **given}
 
     def work(trainer: Trainer, module: LightningModule) -> CriticalRate:
-        return find_critical_rate(trainer, module, Setting("toy", steps, None), [Margin(margin)], ["toy"], **settings)
+        return find_critical_rate(
+            trainer, module, SweepSettings("toy", steps, None), [Margin(margin)], ["toy"], **settings
+        )
 
     found = between(toy, work, folder)
     assert isinstance(found, CriticalRate)
@@ -134,7 +136,7 @@ class Several(Margin):
 def test_the_quantile_over_probes_is_that_of_their_own_rates(quantile: float, known: float, tmp_path: Path) -> None:
     def work(trainer: Trainer, module: LightningModule) -> CriticalRate:
         given = {"low": 0.05, "high": 2.0, "points": 5, "resolution": RESOLUTION, "quantile": quantile}
-        return find_critical_rate(trainer, module, Setting("toy", 1, None), [Several()], ["c", "a", "b"], **given)
+        return find_critical_rate(trainer, module, SweepSettings("toy", 1, None), [Several()], ["c", "a", "b"], **given)
 
     found = between(Toy([0.0], lambda x: -x.sum()), work, tmp_path)
     assert found.critical == pytest.approx(known, rel=RESOLUTION)

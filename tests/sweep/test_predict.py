@@ -8,9 +8,9 @@ from torch.nn.functional import cross_entropy
 
 from lightning_sft.errors import UserError
 from lightning_sft.probes import Probe, encode_probes
-from lightning_sft.sweep.predict import make_target, predict_critical_lr, predict_set
-from lightning_sft.sweep.predict_model import ModelRunner, only
-from lightning_sft.sweep.predict_record import CriticalLRPrediction
+from lightning_sft.sweep.prediction.model import ModelRunner, only
+from lightning_sft.sweep.prediction.predict import make_target, predict_critical_lr, predict_set
+from lightning_sft.sweep.prediction.record import CriticalLRPrediction
 from tests.toys import toy_model, toy_tokenizer
 
 # peft asks transformers 5 by the old name when it wraps a model

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_sft.sweep.predict_curve import first_crossing, lag, shortfall
-from lightning_sft.sweep.predict_estimate import Target, estimate, plan_runs
+from lightning_sft.sweep.prediction.curve import first_crossing, lag, shortfall
+from lightning_sft.sweep.prediction.estimate import Target, estimate, plan_runs
 
 T = 12
 CONSTANT = Target((1 / T,) * T, float(T), 0.9)

@@ -10,8 +10,8 @@ from lightning.pytorch import LightningModule
 
 from lightning_sft.callbacks import CriticalLearningRateFinder
 from lightning_sft.errors import UserError
-from lightning_sft.sweep.predict_record import CriticalLRPrediction
-from lightning_sft.sweep.predict_session import SHORT_DATA, schedule_shares
+from lightning_sft.sweep.prediction.record import CriticalLRPrediction
+from lightning_sft.sweep.prediction.session import SHORT_DATA, schedule_shares
 from lightning_sft.sweep.snapshot import Snapshot
 from tests.callbacks.stranger import PROBES, Stranger
 from tests.callbacks.stranger import fit as fit_stranger

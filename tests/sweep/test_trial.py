@@ -13,13 +13,13 @@ from torch import Tensor
 from lightning_sft.errors import UserError
 from lightning_sft.sweep.range_test import range_test
 from lightning_sft.sweep.rates import peak_rate, set_peak_rate
-from lightning_sft.sweep.session import Session, Setting
+from lightning_sft.sweep.session import Session, SweepSettings
 from lightning_sft.sweep.trial import TrialRunner
 from tests.sweep.toys import Between, Margin, Toy, between, fit, quadratic
 
 
-def at(folder: Path | None = None, steps: int = 5, **given: Any) -> Setting:
-    return Setting("toy", steps, folder, **given)
+def at(folder: Path | None = None, steps: int = 5, **given: Any) -> SweepSettings:
+    return SweepSettings("toy", steps, folder, **given)
 
 
 def test_a_trial_is_plain_gradient_descent_and_is_taken_back(tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""TrainingMetrics: what every fine-tuning run should show of its optimizer steps."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lightning_sft._lightning import log_interval
+from lightning_sft.training.strategies import adapter_of
+
+
+class TrainingMetrics(Callback):
+    """Log each optimizer step's exact token averages, gradient norm, learning rate and speed.
+
+    The values are sums over all micro-batches and ranks of the step, divided by its supervised tokens: they do not
+    depend on how the step was split. Keys: ``train/loss`` (under the objective), ``train/nll``, ``train/perplexity``,
+    ``train/token_accuracy``, ``train/mean_p``, ``train/grad_norm`` (before clipping), ``train/lr``,
+    ``train/skipped_steps``, ``train/objective/...``, ``perf/tokens_per_second`` (supervised tokens),
+    ``perf/padding_share``.
+
+    Works with modules that keep ``step_totals``, such as [`SFTModule`][lightning_sft.module.SFTModule].
+    """
+
+    def __init__(self) -> None:
+        self._since = 0.0
+        self._tokens = 0.0
+
+    def restart_clock(self) -> None:
+        """Measure the speed from here on: what came before was no training, or is dropped with its time."""
+        self._since, self._tokens = time.perf_counter(), 0.0
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.restart_clock()
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.restart_clock()
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        totals = getattr(pl_module, "step_totals", None)
+        if not totals:
+            return
+        self._tokens += float(totals["supervised"])
+        if (trainer.global_step + 1) % log_interval(trainer):
+            return
+        now = time.perf_counter()
+        nll = totals.mean("nll")
+        values: dict[str, Any] = {
+            "train/nll": nll,
+            "train/perplexity": float(torch.tensor(nll, dtype=torch.float64).exp()),
+            "train/token_accuracy": totals.mean("hits"),
+            "train/mean_p": totals.mean("p"),
+            "train/lr": optimizer.param_groups[0]["lr"],
+            "train/skipped_steps": float(getattr(pl_module, "skipped_steps", 0)),
+            "perf/padding_share": float(totals["padding"]) / max(float(totals["positions"]), 1.0),
+        }
+        norm = adapter_of(trainer).gradient_norm(
+            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        )
+        values |= {} if norm is None else {"train/grad_norm": norm.to(torch.float32)}
+        objective = getattr(pl_module, "objective", None)
+        if objective is not None:
+            values |= {f"train/objective/{k}": v for k, v in objective.logged().items()}
+        values["train/loss"] = totals.mean("loss")
+        values["perf/tokens_per_second"] = self._tokens / max(now - self._since, 1e-9)
+        pl_module.log_dict(values, batch_size=1)
+        short = {"loss": values["train/loss"], "tokens/s": values["perf/tokens_per_second"]}
+        pl_module.log_dict(short, prog_bar=True, logger=False, batch_size=1)
+        self._since, self._tokens = now, 0.0

@@ -1,0 +1,1 @@
+"""Checkpoints: what they hold, what a resume checks, where runs keep them."""

@@ -1,0 +1,117 @@
+"""The command line: Lightning's verbs through LightningCLI, and our own verbs in front of it."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import NoReturn
+
+from lightning_sft.errors import UserError
+
+LIGHTNING_VERBS = {
+    "fit": "fine-tune a model",
+    "validate": "read the validation metrics of a checkpoint",
+    "test": "read the test metrics of a checkpoint",
+    "predict": "answer prompts and write them as JSON lines",
+}
+#: verb -> (module, function that takes the remaining arguments, help)
+OWN_VERBS: dict[str, tuple[str, str, str]] = {
+    "export": (
+        "lightning_sft.export.folder",
+        "main",
+        "write a checkpoint as a Hugging Face folder, adapters merged or not",
+    ),
+    "mine-probes": ("lightning_sft.probes.mine", "main", "find near-synonym probes in your own text"),
+    "inspect": (
+        "lightning_sft.cli.inspect",
+        "inspect",
+        "show rows as the model will see them, with the trained tokens marked",
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one verb; bad input ends with a message and exit status 2, without a traceback.
+
+    Args:
+        argv: the arguments after the program's name; those of the process by default.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verb = arguments[0] if arguments else "--help"
+    if verb in ("-h", "--help"):
+        print(_help())
+        return
+    if verb == "--version":
+        print(f"lightning-sft {metadata.version('lightning-sft')}, lightning {metadata.version('lightning')}")
+        return
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())  # a script's path lacks the folder where users keep classes of their own
+    try:
+        _verb(verb)(arguments)
+    except UserError as error:
+        _fail(error)
+    except Exception as error:
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+        # What Lightning itself refuses is a setting, too: its own frame is the innermost one.
+        frames = traceback.extract_tb(error.__traceback__)
+        refused = isinstance(error, ValueError | RuntimeError) and "/lightning/" in Path(frames[-1].filename).as_posix()
+        if isinstance(error, MisconfigurationException) or refused:
+            _fail(error)
+        # a forked or spawned rank hands over its traceback as text
+        _, found, message = str(error).rpartition(f"{UserError.__module__}.{UserError.__name__}: ")
+        if found and type(error).__name__ == "ProcessRaisedException":
+            _fail(UserError(message.strip()))
+        raise
+
+
+def _verb(verb: str) -> Callable[[list[str]], None]:
+    if verb in OWN_VERBS:
+        module, function, _ = OWN_VERBS[verb]
+        run: Callable[[list[str]], None] = getattr(import_module(module), function)
+        return lambda arguments: run(arguments[1:])
+    if verb in LIGHTNING_VERBS or verb.startswith("-"):
+        return _run_lightning_cli
+    raise UserError(_unknown_verb(verb))
+
+
+def _run_lightning_cli(arguments: list[str]) -> None:
+    from lightning_sft.cli.lightning_cli import SFTCLI
+
+    # Lightning 2.6 with torch 2.13; nothing that a user could change
+    warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated", FutureWarning)
+    SFTCLI(args=arguments)
+
+
+def _unknown_verb(verb: str) -> str:
+    known = [*LIGHTNING_VERBS, *OWN_VERBS]
+    close = difflib.get_close_matches(verb, known, n=1)
+    message = f"There is no verb {verb!r}{f'; did you mean {close[0]!r}?' if close else '.'} Verbs: {', '.join(known)}."
+    try:
+        scripts = metadata.distribution("lightning-sdk").entry_points.select(group="console_scripts")
+    except metadata.PackageNotFoundError:
+        return message
+    names = [script.name for script in scripts if script.name.startswith("lightning-")]
+    other = names[0] if names else f"python -m {next(iter(scripts)).module}"
+    return f"{message} For the command of the installed package lightning-sdk, run: {other} {verb}"
+
+
+def _help() -> str:
+    lines = ["usage: lightning VERB [--config FILE ...] [--KEY VALUE ...]", "", "verbs:"]
+    helps = {**LIGHTNING_VERBS, **{verb: text for verb, (_, _, text) in OWN_VERBS.items()}}
+    lines += [f"  {verb:<14}{text}" for verb, text in helps.items()]
+    lines += ["", "`lightning VERB --help` lists the settings of a verb, `lightning --version` prints the versions."]
+    return "\n".join(lines)
+
+
+def _fail(error: Exception) -> NoReturn:
+    if os.environ.get("LIGHTNING_SFT_DEBUG"):
+        raise error
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)

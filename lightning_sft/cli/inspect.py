@@ -1,0 +1,35 @@
+"""Our own verbs, each a function of the arguments after the verb."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+from typing_extensions import override
+
+from lightning_sft.cli.lightning_cli import SFTCLI
+from lightning_sft.data.inspect import inspect as describe
+from lightning_sft.errors import UserError
+
+
+class _InspectCLI(SFTCLI):
+    """The settings of ``fit``, without a trainer: what it describes may be meant for another machine."""
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--rows", type=int, default=3, help="rows of the training data to show")
+        parser.add_argument("--color", type=bool, default=sys.stdout.isatty(), help="mark trained tokens by colour")
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        return None  # type: ignore[return-value]  # nothing is run
+
+
+def inspect(arguments: list[str]) -> None:
+    """Print rows as the model will see them; loads tokenizer and data, never the model's weights."""
+    cli = _InspectCLI(args=arguments, run=False)
+    if cli.config.rows < 0:
+        raise UserError(f"--rows is {cli.config.rows}. Allowed: 0 or more.")
+    print(describe(cli.datamodule, cli.model.tokenizer, cli.config.rows, cli.config.color))

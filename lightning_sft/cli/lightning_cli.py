@@ -1,0 +1,199 @@
+"""LightningCLI with this package's classes, defaults, run folders and error messages."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import lightning.pytorch.callbacks
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from typing_extensions import override
+
+import lightning_sft.callbacks
+import lightning_sft.data
+import lightning_sft.objectives  # these rooms are imported so that short class names resolve in configurations
+from lightning_sft._lightning import ConfigurationWins
+from lightning_sft.callbacks import LastCheckpoint, PredictionWriter, RunSummary
+from lightning_sft.checkpoints import runs
+from lightning_sft.cli.parser_errors import explain
+from lightning_sft.data import SFTDataModule
+from lightning_sft.errors import UserError
+from lightning_sft.module import SFTModule
+
+
+class Parser(LightningArgumentParser):
+    """A parser whose errors say what was meant instead of printing the usage."""
+
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        subparsers = [p for a in self._actions if isinstance(a.choices, dict) for p in a.choices.values()]
+        keys = {action.dest for parser in (self, *subparsers) for action in parser._actions}
+        raise UserError(explain(message, keys, known_classes())) from ex
+
+
+def known_classes() -> dict[str, type]:
+    """Return the classes that configurations may name by their short names."""
+    rooms = (lightning_sft.objectives, lightning_sft.callbacks, lightning_sft.data, lightning.pytorch.callbacks)
+    named = ((name, getattr(room, name)) for room in rooms for name in room.__all__)
+    return {name: value for name, value in named if isinstance(value, type)}
+
+
+class RunConfig(SaveConfigCallback):
+    """Write config.yaml into the run's folder once training starts: a run that fails before leaves no folder."""
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write nothing yet."""
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        log_dir = trainer.log_dir  # a collective: every rank asks
+        if log_dir is None or not trainer.loggers or not trainer.is_global_zero:
+            return  # without a logger, log_dir is the user's own folder
+        folder = Path(log_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"config_resumed_at_step_{trainer.global_step}.yaml" if trainer.ckpt_path else self.config_filename
+        again = self.config.clone()
+        again.ckpt_path = None  # so that the file starts a run of its own
+        for logger in _versioned_loggers(again.trainer):
+            logger.init_args.version = None
+        self.parser.save(again, folder / name, skip_none=False, overwrite=True, multifile=False)
+
+
+class SFTCLI(ConfigurationWins, LightningCLI):
+    """LightningCLI for `SFTModule` and `SFTDataModule`.
+
+    What it adds: ``best.ckpt`` by ``val/nll``, unless the configuration brings a ModelCheckpoint, and ``last.ckpt``
+    by `LastCheckpoint`; a table of the held-out readings before and after; ``--ckpt_path last`` and
+    ``best`` across runs, continued in their own folder; the configuration always beats what a checkpoint stored.
+    """
+
+    def __init__(self, args: ArgsType = None, **kwargs: Any) -> None:
+        self._new_folders: list[Path] = []
+        try:
+            super().__init__(
+                SFTModule,
+                SFTDataModule,
+                args=args,
+                auto_configure_optimizers=False,
+                seed_everything_default=42,
+                parser_class=Parser,
+                save_config_callback=RunConfig,
+                **kwargs,
+            )
+        except BaseException:
+            if hasattr(self, "trainer") and self.trainer.is_global_zero:
+                for folder in self._new_folders:
+                    runs.remove_unstarted(folder)
+            raise
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        # without the warning about sys.argv: args are always given here
+        self.config = parser.parse_args(cast("list[str] | None", args))
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        if self.subcommand is None:
+            return
+        config = self.config[self.subcommand]
+        if config.trainer.accumulate_grad_batches < 1:
+            given = config.trainer.accumulate_grad_batches
+            raise UserError(f"trainer.accumulate_grad_batches is {given}. Allowed: 1 or more.")
+        loggers = _versioned_loggers(config.trainer)
+        which = config.get("ckpt_path")
+        if not which:
+            return
+        root, extra = _run_root(config.trainer, loggers), _checkpoint_folders(config.trainer)
+        found = runs.find_checkpoint(str(which), root, extra)
+        config.ckpt_path = str(found.path)
+        if found.path.is_dir() and not _reads_folders(config.trainer.strategy):
+            raise UserError(
+                f"--ckpt_path is {str(found.path)!r}, a folder with a file of each rank, which this run's strategy "
+                "does not read. Use the strategy that wrote it (config.yaml of its run), or start from its weights: "
+                "`lightning-sft export` writes a model folder for --model.model_name_or_path."
+            )
+        if self.subcommand != "fit":
+            # ModelCheckpoint's remark that it will not continue the other run's list of best models
+            warnings.filterwarnings("ignore", message="The dirpath has changed from")
+        if found.version is None:
+            return
+        # The run goes on in its own folder, which naturally holds its checkpoints.
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+        warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+        for logger in loggers:
+            if logger.init_args.version is None and (self.subcommand == "fit" or logger.class_path == runs.TENSORBOARD):
+                runs.keep_metrics(root / found.version)
+                logger.init_args.version = found.version
+
+    @override
+    def instantiate_classes(self) -> None:
+        try:
+            with warnings.catch_warnings():
+                # jsonargparse spells out LoraConfig's default of loftq_config, and peft warns that it was given
+                warnings.filterwarnings("ignore", message="`loftq_config` specified but will be ignored")
+                super().instantiate_classes()
+        except ValueError as error:  # jsonargparse wraps what a constructor says
+            if isinstance(error, UserError):
+                raise
+            raise UserError(explain(str(error), (), known_classes())) from error
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self.config_init[self.subcommand] if self.subcommand else self.config_init
+        configured = config.trainer.callbacks or []
+        callbacks: list[Callback] = list(configured) if isinstance(configured, list) else [configured]
+        if config.trainer.enable_checkpointing is not False and not config.trainer.barebones:
+            given = tuple(type(c) for c in callbacks)
+            callbacks += [] if any(issubclass(c, ModelCheckpoint) for c in given) else [_best_checkpoint()]
+            callbacks += [] if any(issubclass(c, LastCheckpoint) for c in given) else [LastCheckpoint()]
+        if not any(isinstance(c, RunSummary) for c in callbacks):
+            callbacks.append(RunSummary())
+        if self.subcommand == "predict" and not any(isinstance(c, _PREDICTION_WRITERS) for c in callbacks):
+            callbacks.append(PredictionWriter())
+        trainer = super().instantiate_trainer(**{"callbacks": callbacks, **kwargs})
+        folders = [Path(logger.log_dir) for logger in trainer.loggers if logger.log_dir]
+        self._new_folders = [folder for folder in folders if not folder.exists()]
+        return trainer
+
+
+_PREDICTION_WRITERS = (PredictionWriter, BasePredictionWriter)
+
+
+def _best_checkpoint() -> Callback:
+    return ModelCheckpoint(
+        filename="best", monitor="val/nll", mode="min", save_on_train_epoch_end=False, enable_version_counter=False
+    )
+
+
+def _reads_folders(strategy: str | Namespace) -> bool:
+    """Return whether a strategy, as configured, may write and read folders instead of files."""
+    name = strategy if isinstance(strategy, str) else str(strategy.class_path)
+    return any(part in name.lower() for part in ("modelparallel", "fsdp", "deepspeed"))
+
+
+def _versioned_loggers(trainer: Namespace) -> list[Namespace]:
+    """Return the configurations of the loggers that keep versions; Lightning's default logger is spelled out."""
+    if trainer.logger is True or (trainer.logger is None and not (trainer.fast_dev_run or trainer.barebones)):
+        arguments = Namespace(save_dir=trainer.default_root_dir or ".", name="lightning_logs", version=None)
+        arguments.default_hp_metric = False
+        trainer.logger = Namespace(class_path=runs.TENSORBOARD, init_args=arguments)
+    loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+    return [x for x in loggers if isinstance(x, Namespace) and x.class_path in runs.VERSIONED]
+
+
+def _run_root(trainer: Namespace, loggers: list[Namespace]) -> Path:
+    if not loggers:
+        return Path(trainer.default_root_dir or ".")
+    first = loggers[0].init_args
+    return Path(first.save_dir) / (first.name or "")
+
+
+def _checkpoint_folders(trainer: Namespace) -> list[Path]:
+    callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+    arguments = [c.init_args for c in callbacks if isinstance(c, Namespace) and "init_args" in c]
+    return [Path(a.dirpath) for a in arguments if a.get("dirpath")]

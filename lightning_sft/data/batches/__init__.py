@@ -1,0 +1,1 @@
+"""Batches: which rows share a batch, in which order, as which tensors."""

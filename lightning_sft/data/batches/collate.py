@@ -1,0 +1,92 @@
+"""Rows, or packs of rows -> one batch of tensors, padded on the right to the longest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_sft.data.batches.packing import Pack
+from lightning_sft.data.storage.dataset import Row
+from lightning_sft.scores import IGNORED
+
+"""The label of a position that is not trained, as everywhere in Hugging Face's libraries."""
+
+
+class Collator:
+    """Pads rows to the batch's longest.
+
+    Labels come from the rows' masks and the attention mask from their lengths, so that the padding token may be any,
+    the end-of-turn token included.
+
+    Args:
+        pad_token_id: what stands on padded positions.
+        pad_to_multiple_of: round the length up to a multiple of this.
+    """
+
+    def __init__(self, pad_token_id: int, pad_to_multiple_of: int | None = None) -> None:
+        self.pad_token_id = pad_token_id
+        self.pad_to_multiple_of = pad_to_multiple_of or 1
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """Return ``input_ids``, ``attention_mask``, ``labels`` (batch, length), ``row``, ``source`` (batch,), int64.
+
+        ``labels[t]`` is ``input_ids[t]`` where trained (not shifted), else -100. A padding row (index -1) is one
+        attended and untrained token: a row without any attended position would make NaN in some attention kernels.
+        """
+        length = self._length(len(row.ids) for row in rows)
+        input_ids = torch.full((len(rows), length), self.pad_token_id, dtype=torch.int64)
+        labels = torch.full((len(rows), length), IGNORED, dtype=torch.int64)
+        attention_mask = torch.zeros((len(rows), length), dtype=torch.int64)
+        for i, row in enumerate(rows):
+            size = len(row.ids)
+            ids = torch.as_tensor(row.ids, dtype=torch.int64)
+            input_ids[i, :size] = ids
+            labels[i, :size] = torch.where(torch.as_tensor(row.trained), ids, IGNORED)
+            attention_mask[i, : max(size, 1)] = 1
+        return {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "labels": labels,
+            "row": torch.tensor([row.index for row in rows], dtype=torch.int64),
+            "source": torch.tensor([row.source for row in rows], dtype=torch.int64),
+        }
+
+    def _length(self, lengths: Iterable[int]) -> int:
+        """Return the length of a batch of rows, at least 1."""
+        multiple = self.pad_to_multiple_of
+        return -(-max(1, *lengths) // multiple) * multiple
+
+
+class PackCollator(Collator):
+    """Puts the rows of each pack behind each other, and pads packs to the batch's longest.
+
+    There is no attention mask: models tell the rows apart by their positions, and only without one. What is left of a
+    pack's length is one more row of padding, which no other row sees.
+    """
+
+    @override
+    def __call__(self, packs: Sequence[Pack]) -> dict[str, Tensor]:  # type: ignore[override]  # packs, not rows
+        """Return ``input_ids``, ``labels``, ``position_ids``, ``row`` and ``source``, (batch, length) each, int64.
+
+        Positions begin at 0 in each row. The first label of a row is -100: what stands before it is another row.
+        ``row`` and ``source`` are those of each token; -1 on padding.
+        """
+        length = self._length(sum(len(row.ids) for row in pack) for pack in packs)
+        fill = {"input_ids": self.pad_token_id, "labels": IGNORED, "position_ids": 0, "row": -1, "source": -1}
+        batch = {key: torch.full((len(packs), length), value, dtype=torch.int64) for key, value in fill.items()}
+        for i, pack in enumerate(packs):
+            start = 0
+            for row in pack:
+                at = slice(start, start + len(row.ids))
+                ids = torch.as_tensor(row.ids, dtype=torch.int64)
+                batch["input_ids"][i, at] = ids
+                batch["labels"][i, at] = torch.where(torch.as_tensor(row.trained), ids, IGNORED)
+                batch["labels"][i, start : start + 1] = IGNORED
+                batch["position_ids"][i, at] = torch.arange(len(ids))
+                batch["row"][i, at], batch["source"][i, at] = row.index, row.source
+                start = at.stop
+            batch["position_ids"][i, start:] = torch.arange(length - start)
+        return batch

@@ -1,0 +1,150 @@
+"""Best-fit packing: several rows behind each other in one sequence, each row whole and in one pack."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+from typing_extensions import override
+
+from lightning_sft.data.batches.sampler import PADDING
+from lightning_sft.data.storage.dataset import Row, TokenDataset
+from lightning_sft.errors import UserError
+
+Pack = list[Row]
+"""The rows of one pack, in the order in which they stand."""
+
+
+@dataclass(frozen=True)
+class PackPlan:
+    """Which rows stand in which pack.
+
+    Args:
+        rows: (rows,) indices of the rows, pack after pack.
+        ends: (packs,) where each pack ends in ``rows``.
+        capacity: the most tokens of a pack.
+        tokens: tokens of all packs.
+    """
+
+    rows: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    capacity: int
+    tokens: int
+
+    def __len__(self) -> int:
+        """Return the number of packs."""
+        return len(self.ends)
+
+    def __getitem__(self, pack: int) -> NDArray[np.int64]:
+        """Return the rows of one pack."""
+        return self.rows[int(self.ends[pack - 1]) if pack else 0 : int(self.ends[pack])]
+
+    @property
+    def efficiency(self) -> float:
+        """Tokens / (packs * capacity), 0 to 1."""
+        return self.tokens / max(len(self) * self.capacity, 1)
+
+
+def best_fit(lengths: NDArray[np.int64], capacity: int, seed: int = 0) -> PackPlan:
+    """Pack rows by best-fit decreasing: the longest row first, each into the fullest pack that has room for it.
+
+    Best-fit decreasing needs at most 11/9 of the fewest packs possible, plus one (Johnson, "Near-optimal bin packing
+    algorithms", 1973). The packs with room are kept by their room; the fullest that fits is the lowest bit of a mask,
+    so that the time grows with the number of rows.
+
+    Args:
+        lengths: (rows,) tokens of each row, at least 1.
+        capacity: the most tokens of a pack.
+        seed: rows of the same length take their turn in an order drawn from it, as do the packs and the rows in each.
+
+    Raises:
+        UserError: a row is longer than a pack.
+    """
+    if len(lengths) and lengths.max() > capacity:
+        raise UserError(
+            f"A row of {lengths.max()} tokens does not fit into a pack of {capacity}: under batching: packed, no row "
+            "may be longer than max_length. Raise max_length, or set data.truncation: drop, left, right or "
+            "keep_completion."
+        )
+    random = np.random.default_rng([seed, len(lengths)])
+    shuffled = random.permutation(len(lengths))
+    longest_first = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
+    packs: list[list[int]] = []
+    with_room: defaultdict[int, list[int]] = defaultdict(list)  # by room in tokens: packs
+    rooms = 0  # bit r: some pack has room r
+    for row, length in zip(longest_first.tolist(), lengths[longest_first].tolist(), strict=True):
+        fitting = rooms >> length
+        if fitting:
+            room = length + (fitting & -fitting).bit_length() - 1
+            pack = with_room[room].pop()
+            if not with_room[room]:
+                rooms ^= 1 << room
+            packs[pack].append(row)
+        else:
+            room, pack = capacity, len(packs)
+            packs.append([row])
+        left = room - length
+        with_room[left].append(pack)
+        rooms |= 1 << left
+    order = random.permutation(len(packs)).tolist()
+    rows = [random.permutation(packs[pack]) for pack in order]
+    return PackPlan(
+        np.concatenate(rows) if rows else np.empty(0, np.int64),
+        np.cumsum([len(pack) for pack in rows], dtype=np.int64),
+        capacity,
+        int(lengths.sum()),
+    )
+
+
+class PackedDataset(Dataset[Pack]):
+    """The rows of a set in packs, each of one source.
+
+    Packs are made once, of one source each: a source's weight then holds for its packs as it holds for its rows, the
+    number of batches is the same in each epoch, and a position in the epoch is a number of packs. Their order is drawn
+    anew for each epoch.
+
+    Args:
+        dataset: the rows, those of one source side by side.
+        capacity: the most tokens of a pack.
+        seed: see `best_fit`.
+
+    Attributes:
+        plan: the packs, those of one source side by side.
+        sources: (packs,) source of each.
+    """
+
+    def __init__(self, dataset: TokenDataset, capacity: int, seed: int = 0) -> None:
+        self.dataset = dataset
+        numbers, firsts = np.unique(dataset.sources, return_index=True)
+        ends = [*firsts[1:].tolist(), len(dataset)]
+        plans = [
+            (first, best_fit(dataset.lengths[first:end], capacity, seed))
+            for first, end in zip(firsts.tolist(), ends, strict=True)
+        ]
+        self.plan = _joined(plans, capacity)
+        self.sources = np.repeat(numbers, [len(plan) for _, plan in plans])
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    @override
+    def __getitem__(self, index: int) -> Pack:
+        """Return pack ``index``; `PADDING` gives a pack of one empty row."""
+        rows: Sequence[int] = [PADDING] if index == PADDING else self.plan[index].tolist()
+        return [self.dataset[row] for row in rows]
+
+
+def _joined(plans: Sequence[tuple[int, PackPlan]], capacity: int) -> PackPlan:
+    """Return the plans of all sources as one; each comes with the index of its source's first row."""
+    rows = [first + plan.rows for first, plan in plans]
+    sizes = [np.diff(plan.ends, prepend=0) for _, plan in plans]
+    return PackPlan(
+        np.concatenate(rows) if rows else np.empty(0, np.int64),
+        np.cumsum(np.concatenate(sizes)) if sizes else np.empty(0, np.int64),
+        capacity,
+        sum(plan.tokens for _, plan in plans),
+    )

@@ -1,0 +1,1 @@
+"""Encoding: examples become token ids and the mask of what is trained."""

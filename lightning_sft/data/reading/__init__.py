@@ -1,0 +1,1 @@
+"""Reading: files, hub names and tasks become examples."""

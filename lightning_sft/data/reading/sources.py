@@ -1,0 +1,277 @@
+"""Where examples come from: the contract of a source, and the one for files and hub names."""
+
+from __future__ import annotations
+
+import glob
+import re
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from typing_extensions import override
+
+from lightning_sft.data.progress import counted, progress
+from lightning_sft.data.reading import formats
+from lightning_sft.data.reading.readers import SUFFIXES, read_file, suffix
+from lightning_sft.data.storage.digests import file_digest
+from lightning_sft.data.types import BadRow, BadRowError, Example, Record, printable
+from lightning_sft.errors import UserError, first_line
+
+
+class DataSource(ABC):
+    """Examples under one name.
+
+    Attributes:
+        name: name of the source in per-source readings.
+        weight: how often each row is seen in an epoch. 2 shows every row twice, 0.5 shows half of them, another half
+            in the next epoch.
+        drop_leaks: whether rows of validation and test that also stand in train are dropped, not only counted.
+        system: system prompt for conversations that bring none.
+    """
+
+    name: str
+    weight: float = 1.0
+    drop_leaks: bool = False
+    system: str | None = None
+
+    @abstractmethod
+    def examples(self, answers: bool = True) -> Iterator[Example | BadRow]:
+        """Yield every row, the bad ones as `BadRow`; the same rows in the same order each time.
+
+        Args:
+            answers: whether rows without an answer are bad rows; for prediction they are not.
+        """
+
+    def identity(self) -> list[Any] | None:
+        """Return what the examples are made of, as plain data; equal ones mean equal examples.
+
+        With it, encoded rows come from the cache without being read. Without it (None, the default) they are read,
+        and the cache is asked for the tokens of just these rows.
+        """
+        return None
+
+    def score(self, example: Example, answer: str) -> float | None:
+        """Return the score of ``answer``, 0 to 1, or None where this source has no scorer."""
+        return None
+
+
+class Source(DataSource):
+    """Rows from a file, a glob, a folder or a name on the Hugging Face hub.
+
+    Args:
+        path: file (JSON, JSONL, CSV, TSV, TXT, Parquet, Arrow; also .gz, .bz2, .xz, .zst), glob, folder (read
+            recursively; one written by ``save_to_disk`` of ``datasets`` as such), or hub name.
+        format: format of the rows; ``auto`` takes the one whose columns most rows of a file have.
+        columns: standard column name -> name in the file, such as ``{prompt: question, completion: answer}``.
+        weight: see `DataSource`.
+        name: name of the source; default is the last part of the path without suffixes.
+        split: split of a hub dataset or a saved ``DatasetDict``.
+        subset: configuration name of a hub dataset.
+        system: system prompt for rows that bring none.
+        score: how answers are scored: ``exact_match`` compares them with the reference, surrounding white space aside.
+        max_rows: read at most so many rows.
+        streaming: read a hub dataset as a stream, without downloading it whole; needs ``max_rows``.
+        max_row_bytes: longer lines, or rows with more characters, are bad rows.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        format: formats.Format = "auto",
+        columns: dict[str, str] | None = None,
+        weight: float = 1.0,
+        name: str | None = None,
+        split: str = "train",
+        subset: str | None = None,
+        system: str | None = None,
+        score: Literal["exact_match"] | None = None,
+        max_rows: int | None = None,
+        streaming: bool = False,
+        max_row_bytes: int = 1 << 22,
+    ) -> None:
+        if weight <= 0:
+            raise UserError(
+                f"{path}: weight is {weight}; it must be above 0. Leave the source out to train without it."
+            )
+        if max_rows is not None and max_rows < 1:
+            raise UserError(f"{path}: max_rows is {max_rows}; it must be at least 1.")
+        if streaming and max_rows is None:
+            raise UserError(f"{path}: streaming needs max_rows, since the rows read are kept. Set max_rows.")
+        self.path = path
+        self.format = format
+        self.columns = columns or {}
+        self.weight = weight
+        self.name = name or re.sub(r"(\.\w+)+$", "", Path(path.rstrip("/")).name) or path
+        self.split = split
+        self.subset = subset
+        self.system = system
+        self.scorer = score
+        self.max_rows = max_rows
+        self.streaming = streaming
+        self.max_row_bytes = max_row_bytes
+
+    def examples(self, answers: bool = True) -> Iterator[Example | BadRow]:
+        """Yield every row of every file, file after file in the order of their names."""
+        with progress(f"Reading {self.name}") as advance:
+            tables = (counted(table, advance) for table in self._tables())
+            yield from islice((row for table in tables for row in self._convert(table, answers)), self.max_rows)
+
+    @override
+    def identity(self) -> list[Any] | None:
+        """Return the settings that shape the rows, and the content of the files; None for hub names and subclasses."""
+        if type(self) is not Source:
+            return None
+        folder = Path(self.path)
+        files = sorted(p for p in folder.rglob("*") if p.is_file()) if _is_saved(folder) else self._files()
+        if not files:
+            return None
+        shape = [self.format, self.columns, self.split, self.system, self.max_rows, self.max_row_bytes]
+        try:
+            return [self.path, *shape, [[str(path), file_digest(path)] for path in files]]
+        except OSError:
+            return None  # reading says what is wrong
+
+    def score(self, example: Example, answer: str) -> float | None:
+        """Compare ``answer`` with the reference where ``score: exact_match`` is set."""
+        if self.scorer is None or example.reference is None:
+            return None
+        return float(answer.strip() == example.reference.strip())
+
+    def _tables(self) -> Iterator[Iterable[Record | BadRow]]:
+        """Yield the rows of each file; a format is detected within one of them."""
+        folder = Path(self.path)
+        if _is_saved(folder):
+            yield self._saved(folder)
+        elif files := self._files():
+            for path in files:
+                yield read_file(path, self._is_row, self.max_row_bytes)
+        else:
+            yield self._hub()
+
+    def _files(self) -> list[Path]:
+        """Return the files that ``path`` stands for; none if it can only be a hub name."""
+        path = Path(self.path)
+        if path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.is_file() and suffix(p) in SUFFIXES)
+            if not files:
+                raise UserError(f"The folder {path} has no data files. Known kinds are {', '.join(SUFFIXES)}.")
+            return files
+        if path.is_file():
+            return [path]
+        if glob.has_magic(self.path):
+            files = sorted(Path(p) for p in glob.glob(self.path, recursive=True) if Path(p).is_file())
+            if not files:
+                raise UserError(f"No file matches {self.path} (in {Path.cwd()}). Check the pattern.")
+            return files
+        if suffix(path) in SUFFIXES or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.path):
+            near = ""
+            if path.parent.is_dir():
+                names = sorted(p.name for p in path.parent.iterdir() if suffix(p) in SUFFIXES)[:10]
+                near = f" {path.parent.resolve()} has {', '.join(names) or 'no data files'}."
+            raise UserError(f"There is no file {self.path} (in {Path.cwd()}).{near} Check the path.")
+        return []
+
+    def _hub(self) -> Iterator[Record]:
+        import datasets
+
+        try:
+            table = datasets.load_dataset(self.path, self.subset, split=self.split, streaming=self.streaming)
+        except Exception as e:  # datasets raises errors of many libraries here
+            raise UserError(
+                f"{self.path!r} is neither a file or folder here ({Path.cwd()}) nor a dataset that loads from the "
+                f"Hugging Face hub: {first_line(e)}. Check the path, split={self.split!r} and subset={self.subset!r}."
+            ) from e
+        for i, row in enumerate(table):
+            yield Record(f"{self.path}[{i}]", dict(row))
+
+    def _saved(self, folder: Path) -> Iterator[Record]:
+        import datasets
+
+        table = datasets.load_from_disk(str(folder))
+        if isinstance(table, datasets.DatasetDict):
+            if self.split not in table:
+                raise UserError(f"{folder} has no split {self.split!r}; it has {', '.join(table)}. Set split.")
+            table = table[self.split]
+        for i, row in enumerate(table):
+            yield Record(f"{folder}[{i}]", row)
+
+    def _mapped(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return ``row`` under the standard column names."""
+        taken = set(self.columns.values())
+        rest = {k: v for k, v in row.items() if k not in taken and k not in self.columns}
+        return {**rest, **{name: row[column] for name, column in self.columns.items() if column in row}}
+
+    def _is_row(self, row: dict[str, Any]) -> bool:
+        found = formats.detect(self._mapped(row))
+        return found is not None if self.format == "auto" else found == self.format
+
+    def _convert(self, table: Iterable[Record | BadRow], answers: bool) -> Iterator[Example | BadRow]:
+        rows = list(islice(table, self.max_rows))
+        form = self.format if self.format != "auto" else self._detect(rows, answers)
+        for row in rows:
+            if isinstance(row, BadRow):
+                yield row
+                continue
+            if (size := _size(row.row)) > self.max_row_bytes:
+                yield BadRow(row.where, f"the row has {size} characters, more than max_row_bytes={self.max_row_bytes}")
+                continue
+            try:
+                yield formats.to_example(self._mapped(row.row), form, row.where, answers)
+            except BadRowError as e:
+                reason = str(e)
+                if unmapped := [column for column in self.columns.values() if column not in row.row]:
+                    reason = f"missing column {', '.join(unmapped)}; the row has {', '.join(row.row) or 'none'}"
+                yield BadRow(row.where, reason, str(row.row))
+
+    def _detect(self, rows: list[Record | BadRow], answers: bool) -> str:
+        """Return the format that most rows have."""
+        records = [row for row in rows if isinstance(row, Record)]
+        counts = Counter(formats.detect(self._mapped(row.row), answers) for row in records)
+        counts.pop(None, None)
+        if counts:
+            return str(counts.most_common(1)[0][0])
+        if not records:
+            return "messages"  # no row to convert: every one is reported as bad
+        present = dict.fromkeys(column for row in records[:100] for column in row.row)
+        columns = printable(", ".join(map(str, present)), 400) or "(none)"
+        known = "; ".join(f"{name}: {', '.join(formats.needed(name, answers))}" for name in formats.REQUIRED)
+        mapped = f" under columns={self.columns}" if self.columns else ""
+        raise UserError(
+            f"{records[0].where}: no known format has the columns {columns}{mapped}. "
+            f"Formats and their columns are: {known}. Map the columns, for example "
+            "`columns: {prompt: question, completion: answer}`."
+        )
+
+
+def _is_saved(folder: Path) -> bool:
+    """Return whether ``save_to_disk`` of ``datasets`` wrote a folder."""
+    return folder.is_dir() and ((folder / "state.json").exists() or (folder / "dataset_dict.json").exists())
+
+
+def _size(value: object) -> int:
+    """Return the characters in all texts of a row."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list) else 0
+
+
+def as_sources(value: DataSource | list[DataSource | str] | str | None, what: str) -> list[DataSource]:
+    """Return the sources that a setting such as ``train`` stands for; a string is a path.
+
+    Raises:
+        UserError: ``value`` is of another kind, or two sources have one name.
+    """
+    items = [] if value is None else value if isinstance(value, list) else [value]
+    sources = [Source(item) if isinstance(item, str) else item for item in items]
+    for source in sources:
+        if not isinstance(source, DataSource):
+            raise UserError(f"data.{what}: expected a path or a DataSource, got {type(source).__name__}.")
+    twice = [name for name, count in Counter(source.name for source in sources).items() if count > 1]
+    if twice:
+        raise UserError(f"data.{what}: several sources are named {', '.join(twice)}. Give each its own `name`.")
+    return sources

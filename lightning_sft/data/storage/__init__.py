@@ -1,0 +1,1 @@
+"""Storage: encoded rows in flat arrays, kept on disk between runs."""

@@ -1,0 +1,147 @@
+"""Encoded rows in flat arrays, and what is known about them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+from typing_extensions import override
+
+from lightning_sft.data.batches.sampler import PADDING
+from lightning_sft.data.storage.cache import map_array
+from lightning_sft.data.types import BadRow, Encoded
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One encoded row as a loader hands it on; ``index`` and ``source`` are -1 for a padding row."""
+
+    ids: NDArray[np.int32]
+    trained: NDArray[np.bool_]
+    index: int
+    source: int
+
+
+class TokenDataset(Dataset[Row]):
+    """All rows of one set, in flat arrays that all processes share: mapped from the cache, or inherited by a fork.
+
+    Args:
+        rows: the encoded rows, those of one source side by side.
+        sources: (rows,) index of each row's source, not decreasing.
+    """
+
+    def __init__(self, rows: Sequence[Encoded], sources: Sequence[int]) -> None:
+        self.lengths = np.array([len(row.ids) for row in rows], dtype=np.int64)
+        self.ends = np.cumsum(self.lengths)
+        self.ids = np.concatenate([row.ids for row in rows]) if rows else np.empty(0, np.int32)
+        self.trained = np.concatenate([row.trained for row in rows]) if rows else np.empty(0, np.bool_)
+        self.sources = np.array(sources, dtype=np.int64)
+        self._folder: Path | None = None
+
+    @classmethod
+    def from_arrays(
+        cls,
+        ids: NDArray[np.int32],
+        trained: NDArray[np.bool_],
+        lengths: NDArray[np.int64],
+        sources: NDArray[np.int64],
+        folder: Path | None = None,
+    ) -> TokenDataset:
+        """Return the dataset of flat arrays.
+
+        Args:
+            ids: (tokens,) ids of all rows, one after the other.
+            trained: (tokens,) whether each is trained.
+            lengths: (rows,) tokens of each row.
+            sources: (rows,) index of each row's source.
+            folder: where ``ids`` and ``trained`` are mapped from: another process maps them again.
+        """
+        self = cls([], [])
+        self.ids, self.trained, self.lengths, self.sources = ids, trained, lengths, sources
+        self.ends = np.cumsum(lengths)
+        self._folder = folder
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what another process maps for itself."""
+        mapped = ("ids", "trained") if self._folder else ()
+        return {name: value for name, value in self.__dict__.items() if name not in mapped}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._folder:
+            self.ids, self.trained = (map_array(self._folder / f"{name}.npy") for name in ("ids", "trained"))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @override
+    def __getitem__(self, index: int) -> Row:
+        """Return row ``index``; `PADDING` gives an empty row."""
+        if index == PADDING:
+            return Row(self.ids[:0], self.trained[:0], PADDING, PADDING)
+        end = int(self.ends[index])
+        start = end - int(self.lengths[index])
+        return Row(self.ids[start:end], self.trained[start:end], index, int(self.sources[index]))
+
+
+@dataclass
+class SetReport:
+    """What became of the rows of one set.
+
+    Args:
+        rows: rows that are used.
+        rejected: bad rows, left out under ``on_bad_row: skip``.
+        dropped: rows left out by ``truncation``.
+        truncated: rows shortened by ``truncation``.
+        leaked: rows that also stand in an earlier set (train; for test also validation).
+        leaked_dropped: those of them that were left out.
+        lengths: (rows,) tokens of each row.
+        full_lengths: (rows,) tokens of each row before it was truncated.
+        trained: (rows,) trained tokens of each row.
+        source_rows: rows of each source.
+        packs: packs of the rows, under ``batching: packed``.
+        pack_efficiency: tokens / (packs * the most tokens of a pack).
+    """
+
+    rows: int = 0
+    rejected: list[BadRow] = field(default_factory=list)
+    dropped: int = 0
+    truncated: int = 0
+    leaked: int = 0
+    leaked_dropped: int = 0
+    lengths: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    full_lengths: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    trained: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    source_rows: dict[str, int] = field(default_factory=dict)
+    packs: int = 0
+    pack_efficiency: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows."""
+        return int(self.lengths.sum())
+
+    @property
+    def trained_share(self) -> float:
+        """Trained tokens / all tokens."""
+        return float(self.trained.sum() / max(self.tokens, 1))
+
+    def counts(self) -> dict[str, float]:
+        """Return the scalars of the report by name."""
+        return {
+            "rows": self.rows,
+            "tokens": self.tokens,
+            "trained_share": self.trained_share,
+            "rejected": len(self.rejected),
+            "dropped": self.dropped,
+            "truncated": self.truncated,
+            "leaked": self.leaked,
+            "leaked_dropped": self.leaked_dropped,
+            **({"packs": self.packs, "pack_efficiency": self.pack_efficiency} if self.packs else {}),
+        }

@@ -1,0 +1,1 @@
+"""Checkpoints as Hugging Face folders, with a model card."""

@@ -1,0 +1,1 @@
+"""Figures and texts for the loggers that can show them."""

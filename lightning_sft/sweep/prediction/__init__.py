@@ -1,0 +1,1 @@
+"""Critical learning rates predicted from a few short runs."""

@@ -1,0 +1,147 @@
+"""Short runs on a plain Hugging Face model, which is afterwards as it was, to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+from typing_extensions import Self
+
+from lightning_sft.errors import UserError
+from lightning_sft.models.access import input_embeddings
+from lightning_sft.probes.encode import EncodedProbes
+from lightning_sft.probes.forward import evaluation
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+def adamw(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """Return AdamW with torch's settings and without weight decay; its fused form, where there is one."""
+    parameters = list(parameters)
+    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+    return torch.optim.AdamW(parameters, weight_decay=0.0, fused=fused)
+
+
+def first_beta(optimizer: Optimizer) -> float:
+    """Return the decay of the optimizer's first moment, 0 if it has none."""
+    group = optimizer.param_groups[0]
+    return float(group["betas"][0] if "betas" in group else group.get("momentum", 0.0))
+
+
+def only(encoded: EncodedProbes, index: int) -> EncodedProbes:
+    """Return one probe of a batch, without its padding."""
+    one = slice(index, index + 1)
+    length = int(encoded.last[index]) + 1
+    ids, mask = encoded.input_ids[one, :length], encoded.attention_mask[one, :length]
+    return EncodedProbes(
+        encoded.probes[one], ids, mask, encoded.last[one], encoded.correct[one], encoded.competitor[one]
+    )
+
+
+class ModelRunner:
+    """Trains a model on the answers of its probes alone, in one batch, without dropout; a context manager.
+
+    Leaving it, the parameters, their gradients, the training modes and the random state are as on entering.
+
+    Args:
+        model: the model; parameters that require no gradient stay as they are.
+        encoded: probes to train and to read.
+        optimizer: makes the optimizer. Rates of parameter groups keep the ratios it gives them.
+
+    Raises:
+        UserError: nothing is trainable.
+    """
+
+    def __init__(self, model: PreTrainedModel, encoded: EncodedProbes, optimizer: OptimizerFactory = adamw) -> None:
+        self._model = model
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        if not self._parameters:
+            raise UserError("No parameter of the model requires a gradient, so no rate is critical. Unfreeze some.")
+        self._make_optimizer = optimizer
+        self.encoded = encoded.to(input_embeddings(model).device)
+        self.steps = 0
+        self._before: list[Tensor] = []
+        self._gradients: list[Tensor | None] = []
+
+    def __enter__(self) -> Self:
+        self._before = [p.detach().clone() for p in self._parameters]
+        self._gradients = [p.grad for p in self._parameters]
+        for parameter in self._parameters:
+            parameter.grad = None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            parameter.grad = gradient
+        self._before, self._gradients = [], []
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        for parameter, before in zip(self._parameters, self._before, strict=True):
+            parameter.copy_(before)
+
+    @property
+    def beta(self) -> float:
+        """Decay of the optimizer's first moment."""
+        return first_beta(self._make_optimizer(self._parameters))
+
+    def describe_optimizer(self) -> dict[str, Any]:
+        """Return the optimizer's class and settings as plain data."""
+        optimizer = self._make_optimizer(self._parameters)
+        groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+        return {"class": type(optimizer).__qualname__, "groups": groups}
+
+    def train_on(self, encoded: EncodedProbes) -> None:
+        """Train and read other probes from now on."""
+        self.encoded = encoded.to(self.encoded.last.device)
+
+    def __call__(self, rates: Sequence[float]) -> list[list[float]]:
+        """Take a step at each rate from the start; see `GapRunner`."""
+        if self.steps:
+            self._restore()
+        gaps = []
+        optimizer = self._make_optimizer(self._parameters)
+        first = float(optimizer.param_groups[0]["lr"])
+        ratios = [float(group["lr"]) / first if first else 1.0 for group in optimizer.param_groups]
+        with evaluation(self._model), torch.enable_grad():
+            for rate in rates:
+                logits = self._answers()
+                gaps.append(self._gaps(logits.detach()))
+                cross_entropy(logits, self.encoded.correct).backward()
+                for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
+                    group["lr"] = rate * ratio
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                self.steps += 1
+            with torch.no_grad():
+                gaps.append(self._gaps(self._answers()))
+        return gaps
+
+    def _answers(self) -> Tensor:
+        """Return the logits at the answer positions, (probes, vocab), at least fp32."""
+        rows = torch.arange(len(self.encoded.probes), device=self.encoded.last.device)
+
+        def keep_answers(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (args[0][rows, self.encoded.last][:, None], *args[1:])
+
+        hook = self._model.get_output_embeddings().register_forward_pre_hook(keep_answers)
+        try:
+            ids, mask = self.encoded.input_ids, self.encoded.attention_mask
+            logits: Tensor = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 0]
+        finally:
+            hook.remove()
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def _gaps(self, logits: Tensor) -> list[float]:
+        answers = logits.double()
+        gap = answers.gather(1, self.encoded.correct[:, None]) - answers.gather(1, self.encoded.competitor[:, None])
+        return [float(g) for g in gap[:, 0]]

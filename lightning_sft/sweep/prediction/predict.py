@@ -1,0 +1,180 @@
+"""Predict critical learning rates from a few steps: beside a sweep that takes ten times as many, and before it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lightning_sft.errors import UserError
+from lightning_sft.probes.encode import encode_probes
+from lightning_sft.probes.files import load_probes
+from lightning_sft.probes.probe import Probe
+from lightning_sft.sweep.prediction.estimate import Estimate, GapRunner, Target, estimate, plan_runs
+from lightning_sft.sweep.prediction.model import ModelRunner, OptimizerFactory, adamw, only
+from lightning_sft.sweep.prediction.record import (
+    CriticalLRPrediction,
+    ProbePrediction,
+    code_hash,
+    probes_inputs,
+    versions,
+    weights_hash,
+)
+
+#: Sum of rates of the first short run, for each logit of D0: a round number of the right size for AdamW on all weights.
+START = 8e-6
+#: The two rules beside a prediction: sums of rates at which probes flip, the median probe's and a logit's of D0. They
+#: are medians over the half of the shipped probes that the predictor was designed on (SmolLM2-135M-Instruct, full
+#: fine-tuning).
+CONSTANT_TOTAL = 1.41e-5
+TOTAL_PER_LOGIT = 8.34e-6
+
+
+def predict_critical_lr(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    probes: str | Path | Sequence[Probe | Mapping[str, Any]] = "library",
+    *,
+    steps: int = 12,
+    schedule: Sequence[float] | None = None,
+    optimizer: OptimizerFactory = adamw,
+    together: bool = False,
+    quantile: float = 0.5,
+    start: float = START,
+    path: str | Path | None = None,
+) -> CriticalLRPrediction:
+    """Predict the smallest learning rate at which correct tokens overtake their competitors within some steps.
+
+    Each probe's answer is trained alone, from the model's present weights, in runs of two and four large steps,
+    usually six to eight steps in all. The model is afterwards as it was, to the bit. Reconstructed from the abstract of
+    arXiv 2606.07559.
+
+    Args:
+        model: a causal language model; what requires a gradient is trained, without dropout.
+        tokenizer: its tokenizer.
+        probes: the probes, or where they are; see `load_probes`.
+        steps: optimizer steps within which the flip must happen.
+        schedule: each step's rate as a share of the peak rate, (steps,); None is a constant rate.
+        optimizer: makes the optimizer of an iterable of parameters.
+        together: train all probes as one batch, and predict for the set, too.
+        quantile: share of the set that must have flipped.
+        start: sum of rates of the first short run, for each logit of D0; far off, it costs steps, not accuracy.
+        path: a JSON file to write the prediction to; must not exist.
+
+    Returns:
+        The predictions, with 80% intervals.
+
+    Raises:
+        UserError: probes, steps, a schedule, a quantile or a start that cannot be.
+    """
+    encoded = encode_probes(load_probes(probes), tokenizer)
+    names = [p.name for p in encoded.probes]
+    with ModelRunner(model, encoded, optimizer) as runner:
+        target = make_target(steps, runner.beta, schedule)
+        inputs = {
+            "model": {"class": type(model).__name__, "weights": weights_hash(model)},
+            **probes_inputs(encoded, tokenizer),
+            **settings_inputs(target, together, quantile, start),
+            "optimizer": runner.describe_optimizer(),
+        }
+        if together:
+            whole, single = predict_set(runner, names, target, quantile, start)
+            prediction = CriticalLRPrediction(single, whole, inputs)
+        else:
+            single = []
+            for i, name in enumerate(names):
+                runner.train_on(only(encoded, i))
+                single.append(predict_set(runner, [name], target, quantile, start)[0])
+            prediction = CriticalLRPrediction(single, None, inputs)
+    if path is not None:
+        prediction.write(path)
+    return prediction
+
+
+def predict_set(
+    run: GapRunner, names: Sequence[str], target: Target, quantile: float = 0.5, start: float = START
+) -> tuple[ProbePrediction, list[ProbePrediction]]:
+    """Predict for probes that are trained together, by whatever trains them.
+
+    The short runs are aimed at the crossing of the set. Probes that cross far from there are told by extrapolation,
+    and their intervals are wide.
+
+    Args:
+        run: trains and reads all probes.
+        names: of the probes.
+        target: the run that is asked about.
+        quantile: share of the probes that must have flipped.
+        start: sum of rates of the first short run, for each logit of D0.
+
+    Returns:
+        The prediction for the set (named after its probe if it has but one), and one for each probe.
+
+    Raises:
+        UserError: a quantile or a start that cannot be.
+    """
+    if not 0 < quantile <= 1:
+        raise UserError(f"quantile is {quantile}. Allowed: above 0, at most 1; 0.5 is half of the probes.")
+    if not 0 < start < math.inf:
+        raise UserError(f"start is {start}. Allowed: a positive sum of rates; {START} is the default.")
+    began = time.perf_counter()
+    needed = math.ceil(quantile * len(names) - 1e-9)
+
+    def of_set(gaps: Sequence[float]) -> float:
+        """Return the gap that is above zero as soon as enough probes have flipped."""
+        if any(map(math.isnan, gaps)):
+            return math.nan
+        return sorted(gaps, reverse=True)[needed - 1]
+
+    def of_probe(i: int) -> Callable[[Sequence[float]], float]:
+        return lambda gaps: gaps[i]
+
+    runs = plan_runs(run, of_set, start)
+    steps = sum(r.steps for r in runs)
+    single = [_named(name, estimate(runs, of_probe(i), target), target) for i, name in enumerate(names)]
+    whole = _named(names[0] if len(names) == 1 else "all", estimate(runs, of_set, target), target)
+    return replace(whole, steps=steps, seconds=time.perf_counter() - began), single
+
+
+def make_target(steps: int, beta: float, schedule: Sequence[float] | None = None) -> Target:
+    """Describe the run whose critical rate is asked for.
+
+    Args:
+        steps: its optimizer steps.
+        beta: of the optimizer's first moment.
+        schedule: each step's rate as a share of the peak rate; None is a constant rate.
+
+    Raises:
+        UserError: no step, or a schedule that does not fit.
+    """
+    if steps < 1:
+        raise UserError(f"steps is {steps}. Allowed: 1 or more optimizer steps.")
+    shares = [1.0] * steps if schedule is None else [float(share) for share in schedule]
+    total = sum(shares)
+    if len(shares) != steps or not all(0 <= s < math.inf for s in shares) or not total > 0:
+        raise UserError(
+            f"The schedule has {len(shares)} shares of the peak rate ({min(shares, default=0)} to "
+            f"{max(shares, default=0)}) for {steps} steps. Allowed: one for each step, none negative, not all zero."
+        )
+    return Target(tuple(share / total for share in shares), total, beta)
+
+
+def settings_inputs(target: Target, together: bool, quantile: float, start: float) -> dict[str, Any]:
+    """Return what a prediction depends on in settings and code."""
+    return {
+        "target": asdict(target),
+        "together": together,
+        "quantile": quantile,
+        "start": start,
+        "code": code_hash(),
+        "versions": versions(),
+    }
+
+
+def _named(name: str, said: Estimate, target: Target) -> ProbePrediction:
+    per_logit = TOTAL_PER_LOGIT * max(said.d0, 0.0) / target.multiplier
+    return ProbePrediction(name, said, CONSTANT_TOTAL / target.multiplier, per_logit)

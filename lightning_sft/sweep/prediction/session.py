@@ -1,0 +1,108 @@
+"""Prediction inside a fit: short runs through Lightning's own training path, written down before the sweep begins."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils._pytree import tree_leaves
+
+from lightning_sft.sweep.prediction.model import first_beta
+from lightning_sft.sweep.prediction.predict import START, make_target, predict_set, settings_inputs
+from lightning_sft.sweep.prediction.record import CriticalLRPrediction
+from lightning_sft.sweep.rates import peak_rate
+from lightning_sft.sweep.session import Session
+from lightning_sft.sweep.snapshot import Snapshot
+from lightning_sft.sweep.store import FOLDER
+from lightning_sft.sweep.trial import Observer
+
+SHORT_DATA = (
+    "short runs see only the first rows of those that the sweep sees; no interval knows how the later ones differ"
+)
+
+
+def predict_in_session(
+    session: Session, observers: Sequence[Observer], names: Sequence[str], quantile: float = 0.5
+) -> CriticalLRPrediction:
+    """Predict the critical rate of a fit, and write it to ``<run folder>/sweep/<name>.prediction.<hash>.json``.
+
+    The optimizer, the order of rows, dropout and accumulation are the fit's own; the schedule counts by the sum of its
+    rates. All ranks must call this.
+
+    Args:
+        session: under way.
+        observers: one of them reads ``margin``.
+        names: of the probes, in the order in which they are read.
+        quantile: share of the probes that must have flipped.
+    """
+    trainer, setting = session.trainer, session.setting
+    start = session.runner.start(observers)["margin"]
+
+    def run(rates: Sequence[float]) -> list[list[float]]:
+        if not rates:
+            return [start]
+        trial = session.trial(rates[0], observers, rates=rates, variant=f"prediction of {len(rates)} steps")
+        seen = trial.readings.get("margin", [])
+        lost = [math.nan] * len(start)  # a trial that diverged ends early
+        return [start, *seen, *(lost for _ in range(len(rates) - len(seen)))]
+
+    shares = schedule_shares(trainer, session.runner.snapshot, setting.steps)
+    target = make_target(setting.steps, first_beta(trainer.optimizers[0]), shares)
+    whole, single = predict_set(run, names, target, quantile)
+    inputs = {"run": session.digest, "probes": list(names), **settings_inputs(target, True, quantile, START)}
+    prediction = CriticalLRPrediction(single, whole, inputs)
+    if not _one_batch(session):
+        prediction.notes.append(SHORT_DATA)
+    if setting.folder is not None and trainer.is_global_zero:
+        _write_once(prediction, setting.folder / FOLDER / f"{setting.name}.prediction.{prediction.hash[:12]}.json")
+    rank_zero_info(f"Prediction, before the sweep {setting.name}:\n{prediction}\n")
+    return prediction
+
+
+def schedule_shares(trainer: Trainer, snapshot: Snapshot, steps: int) -> list[float]:
+    """Return each step's rate as a share of the peak rate, from stepping the schedulers without training.
+
+    Schedulers that go by epochs or by a metric are taken as they stand.
+
+    Args:
+        trainer: in a fit.
+        snapshot: puts the schedulers back.
+        steps: number of optimizer steps.
+    """
+    peak, shares = peak_rate(trainer), []
+    group = trainer.optimizers[0].param_groups[0]
+    by_step = [c for c in trainer.lr_scheduler_configs if c.interval == "step" and not c.reduce_on_plateau]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of torch: no optimizer step before the scheduler's
+            for step in range(trainer.global_step + 1, trainer.global_step + steps + 1):
+                shares.append(float(group["lr"]) / peak)
+                for config in by_step:
+                    if step % config.frequency == 0:
+                        config.scheduler.step()  # type: ignore[call-arg]  # those by metric are left out
+    finally:
+        snapshot.restore()
+    return shares
+
+
+def _one_batch(session: Session) -> bool:
+    """Return whether every micro-batch of the trials is the same."""
+    first, *others = (tree_leaves(b.batch) for b in session.runner.trial_batches().batches)
+    return all(len(first) == len(other) and all(map(_same, first, other)) for other in others)
+
+
+def _same(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return torch.equal(a, b)
+    return type(a) is type(b) and bool(a == b)
+
+
+def _write_once(prediction: CriticalLRPrediction, path: Path) -> None:
+    """Write the prediction, unless an interrupted sweep that goes on here has written it already."""
+    if not path.exists():
+        prediction.write(path)

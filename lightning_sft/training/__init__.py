@@ -1,0 +1,1 @@
+"""Optimizer steps: sums over micro-batches and ranks, the exact factor, optimizers and groups, strategies."""
