@@ -1,9 +1,20 @@
-"""Where the package keeps what it makes once: converted models and encoded rows."""
+"""Every write to disk: beside its place, synced, renamed; and where the package keeps what it makes once."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def cache_root() -> Path:
@@ -18,3 +29,144 @@ def encoded_rows_root() -> Path:
     """Return the folder of encoded rows: ``LIGHTNING_SFT_DATA_CACHE``, or ``data`` in the cache folder."""
     explicit = os.environ.get("LIGHTNING_SFT_DATA_CACHE")
     return Path(explicit).expanduser() if explicit else cache_root() / "data"
+
+
+# ---------------------------------------------------------------------- writing
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give the path of a new file beside ``path``; when the context ends well, it takes that place, synced.
+
+    A reader sees the old file or the new one, never a part of one, whatever kills the process. If the context
+    raises, the old file stays and the new one is removed. Folders above are made.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full; the old file is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _beside(path)
+    try:
+        yield partial
+        _sync(partial)
+        partial.replace(path)
+        _sync(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that is never seen half written; see `replacing`."""
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file that is never seen half written; line ends stay as given; see `replacing`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+@contextmanager
+def new_folder(folder: Path, *, place: Path | None = None) -> Iterator[Path]:
+    """Give the path of a new empty folder; when the context ends well, it becomes ``folder``, with all files synced.
+
+    Args:
+        folder: must not exist when the context ends, or be empty.
+        place: where the new folder is made meanwhile; the parent of ``folder`` by default. On the same filesystem.
+
+    Raises:
+        OSError: it cannot be written, or ``folder`` exists by then; nothing is left behind.
+    """
+    if place is None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = _beside(folder if place is None else place / folder.name)
+    try:
+        partial.mkdir()
+        yield partial
+        for path in sorted(partial.rglob("*"), reverse=True):  # what a folder holds before the folder
+            _sync(path)
+        _sync(partial)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial.rename(folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append whole lines to a UTF-8 file in one write, and sync it: what was there before is never touched.
+
+    Of a killed process, at worst the last line is cut.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    with os.fdopen(descriptor, "wb", buffering=0) as file:
+        remaining = memoryview(text.encode("utf-8"))
+        while remaining:
+            remaining = remaining[file.write(remaining) :]
+        os.fsync(descriptor)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial")
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or a folder's entries to the disk; filesystems that cannot sync a folder are passed over."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if path.is_dir():
+            with suppress(OSError):
+                os.fsync(descriptor)
+        else:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ---------------------------------------------------------------------- digests and JSON
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 digest of a file's content, as hexadecimal digits."""
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()
+
+
+def code_digest(*rooms: Path) -> str:
+    """Return the SHA-256 digest of the Python files in folders and all folders inside them, with their names."""
+    state = hashlib.sha256()
+    for room in rooms:
+        for path in sorted(room.rglob("*.py")):
+            state.update(f"{path.relative_to(room).as_posix()} {file_digest(path)}\n".encode())
+    return state.hexdigest()
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """Return the bytes of a tensor's elements, in order, whatever its dtype and device."""
+    import torch
+
+    whole = tensor.detach().contiguous().cpu().reshape(-1)
+    return whole.view(torch.uint8).numpy().tobytes() if whole.numel() else b""
+
+
+def finite(value: Any) -> Any:
+    """Return plain data as strict JSON can hold it: numbers that are not finite become None, tuples lists.
+
+    What is no plain data becomes its ``repr``.
+    """
+    if isinstance(value, Mapping):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else repr(value)
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Return strict JSON of plain data; see `finite`."""
+    return json.dumps(finite(value), indent=indent, allow_nan=False, ensure_ascii=False)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from lightning_sft.errors import UserError
@@ -49,6 +49,12 @@ class TokenScores:
     def p(self) -> Tensor:
         """Probability of the target, (tokens,). Losses are better written in ``logp`` (``expm1``, ``log1p``)."""
         return self.logp.exp()
+
+    @property
+    def hit(self) -> Tensor | None:
+        """The name of ``is_top1`` before 0.2; it goes with the release after the next."""
+        warnings.warn("TokenScores.hit is now called is_top1.", DeprecationWarning, stacklevel=2)
+        return self.is_top1
 
     def require(self, name: str) -> Tensor:
         """Return the field ``name``, or raise `StatisticUnavailable` with the way out."""
@@ -114,9 +120,3 @@ class TokenScores:
     def __len__(self) -> int:
         """Return the number of supervised tokens."""
         return int(self.logp.shape[0])
-
-
-def empty_scores(device: torch.device | str = "cpu") -> TokenScores:
-    """Return the scores of a micro-batch without a supervised token."""
-    none = torch.zeros(0, dtype=torch.long, device=device)
-    return TokenScores(torch.zeros(0, device=device), none, none, none, torch.zeros(0, dtype=torch.bool, device=device))

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 import lightning_sft
 
 PACKAGE = Path(lightning_sft.__file__).parent
+#: the files that may stand at the root of the package
+ROOT_FILES = {"__init__", "__main__", "_lightning", "errors", "scores", "files", "module", "evaluation"}
 #: how a trial runs, which no callback knows
 TRIALS = tuple(f"lightning_sft.sweep.{name}" for name in ("trial", "snapshot", "batches"))
 #: room -> what its files must never import, at any level
@@ -21,30 +24,35 @@ FORBIDDEN = {
         "lightning.",
         "torchmetrics",
     ),
+    "files.py": ("lightning.", "lightning_sft."),
     "objectives": ("lightning.", "lightning_sft.head", "lightning_sft.module", "lightning_sft.models", "transformers"),
     "metrics": ("lightning.", "lightning_sft.module", "lightning_sft.callbacks"),
     "head": ("lightning.", "lightning_sft.module", "lightning_sft.models", "lightning_sft.metrics", "transformers"),
     "models": ("lightning.", "lightning_sft.module", "lightning_sft.callbacks", "lightning_sft.data"),
     "data": ("lightning_sft.module", "lightning_sft.callbacks", "lightning_sft.models", "lightning_sft.objectives"),
-    "callbacks": ("lightning_sft.module", "lightning_sft.cli.entry", "lightning_sft.cli.lightning_cli", *TRIALS),
-    "token_exact.py": (
+    "probes": ("lightning_sft.module", "lightning_sft.callbacks", "lightning_sft.cli", "lightning_sft.sweep"),
+    "figures": ("lightning_sft.module", "lightning_sft.callbacks", "lightning_sft.cli"),
+    "callbacks": ("lightning_sft.module", "lightning_sft.cli", *TRIALS),
+    "training": (
         "lightning_sft.module",
-        "lightning_sft.checkpoints.resume",
+        "lightning_sft.checkpoints",
         "lightning_sft.callbacks",
         "lightning_sft.data",
+        "lightning_sft.cli",
     ),
-    "resumable.py": ("lightning_sft.module", "lightning_sft.callbacks", "lightning_sft.data"),
-    "sweep": (
+    "checkpoints": (
         "lightning_sft.module",
         "lightning_sft.callbacks",
-        "lightning_sft.cli.entry",
-        "lightning_sft.cli.lightning_cli",
+        "lightning_sft.data",
+        "lightning_sft.cli",
     ),
-    "module.py": ("lightning_sft.cli.entry", "lightning_sft.cli.lightning_cli"),
+    "sweep": ("lightning_sft.module", "lightning_sft.callbacks", "lightning_sft.cli", "lightning_sft.figures"),
+    "module.py": ("lightning_sft.cli",),
 }
 
 
 def imported(path: Path) -> set[str]:
+    """Every imported module, and every imported name as if it were one, wherever in the file it stands."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -69,16 +77,86 @@ def test_import_direction(room: str) -> None:
     assert not wrong
 
 
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def graph(package: Path = PACKAGE) -> dict[str, set[str]]:
+    """Module -> the modules of this package that it imports, inside functions and for type checking included.
+
+    A package's ``__init__`` that gives a name from one of its files stands for that file only where the name is
+    imported from it.
+    """
+    files = {module_name(path): path for path in package.rglob("*.py")}
+    found: dict[str, set[str]] = {}
+    for name, path in files.items():
+        found[name] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found[name] |= {alias.name for alias in node.names} & files.keys()
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                inside = {f"{node.module}.{alias.name}" for alias in node.names} & files.keys()
+                plain = len(inside) < len(node.names)
+                found[name] |= inside | ({node.module} & files.keys() if plain else set())
+    return found
+
+
+def circles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """Strongly connected components of more than one module (Tarjan)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for other in edges[node]:
+            if other not in index:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in stack:
+                low[node] = min(low[node], index[other])
+        if low[node] == index[node]:
+            component = stack[stack.index(node) :]
+            del stack[stack.index(node) :]
+            if len(component) > 1 or node in edges[node]:
+                found.append(sorted(component))
+
+    for node in sorted(edges):
+        if node not in index:
+            visit(node)
+    return found
+
+
+def test_no_import_circle() -> None:
+    assert circles(graph()) == []
+
+
+def test_a_circle_would_be_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"]]
+
+
+def test_the_root_holds_what_it_should() -> None:
+    assert {path.stem for path in PACKAGE.glob("*.py")} <= ROOT_FILES
+
+
+def test_files_are_short() -> None:
+    long = {str(p.relative_to(PACKAGE)): n for p in PACKAGE.rglob("*.py") if (n := len(p.read_text().splitlines())) > 300}
+    assert not long
+
+
+def private_lightning() -> Iterator[str]:
+    for path in PACKAGE.rglob("*.py"):
+        for name in imported(path):
+            if path.name != "_lightning.py" and name.startswith("lightning."):
+                if any(part.startswith("_") for part in name.split(".")):
+                    yield f"{path.relative_to(PACKAGE)}: {name}"
+
+
 def test_private_lightning_stays_in_one_file() -> None:
-    allowed = {"_lightning.py"}
-    wrong = [
-        f"{path.relative_to(PACKAGE)}: {name}"
-        for path in PACKAGE.rglob("*.py")
-        if path.name not in allowed
-        for name in imported(path)
-        if name.startswith("lightning.") and any(part.startswith("_") for part in name.split("."))
-    ]
-    assert not wrong
+    assert not list(private_lightning())
 
 
 def test_importing_the_package_is_cheap() -> None:

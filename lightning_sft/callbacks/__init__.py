@@ -1,5 +1,7 @@
 """Callbacks, thin: they read, reduce and log. They also work in other people's LightningModules."""
 
+import warnings
+
 from lightning_sft.callbacks.critical_learning_rate import CriticalLearningRateFinder
 from lightning_sft.callbacks.data_report import DataReport
 from lightning_sft.callbacks.generation import GenerationMonitor
@@ -25,3 +27,11 @@ __all__ = [
     "SynonymRankMonitor",
     "TrainingMetrics",
 ]
+
+
+def __getattr__(name: str) -> type[TrainingMetrics]:
+    """Give the callback under its name before 0.2, which config.yaml of earlier runs hold."""
+    if name != "Readings":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn("The callback Readings is now called TrainingMetrics.", DeprecationWarning, stacklevel=2)
+    return TrainingMetrics

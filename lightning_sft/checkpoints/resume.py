@@ -10,11 +10,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_sft._lightning import accumulation, all_gather, attached_trainer, data_parallel_size_and_rank
-from lightning_sft.checkpoints import shards
-from lightning_sft.checkpoints import state as checkpointing
+from lightning_sft.checkpoints import shards, state
 from lightning_sft.checkpoints.runs import read_checkpoint
 from lightning_sft.errors import UserError
 from lightning_sft.models.build import ModelSettings
+from lightning_sft.models.frozen import without_frozen
 from lightning_sft.objectives import Objective
 from lightning_sft.training.accumulation import Denominator
 from lightning_sft.training.token_exact import TokenExactModule
@@ -50,13 +50,13 @@ class ResumableModule(TokenExactModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.settings.base_comes_back and self.strategy_adapter.drops_frozen:
-            checkpoint["state_dict"] = checkpointing.without_frozen(checkpoint["state_dict"], self)
-        checkpoint[checkpointing.KEY] = {
+            checkpoint["state_dict"] = without_frozen(checkpoint["state_dict"], self)
+        checkpoint[state.KEY] = {
             "facts": self._facts(),
             "open_micro_batches": len(self._window),
             "model": self.settings.describe(),
             "objective": repr(self.objective),
-            "rng": checkpointing.gather_rng_states(self.trainer.world_size, all_gather(self)),
+            "rng": state.gather_rng_states(self.trainer.world_size, all_gather(self)),
             "skipped_steps": self.skipped_steps,
         }
 
@@ -67,9 +67,9 @@ class ResumableModule(TokenExactModule):
             UserError: the checkpoint is of another model, adapter or objective with a state; names both.
         """
         content = read_checkpoint(path)
-        saved = content.get(checkpointing.KEY, {})
+        saved = content.get(state.KEY, {})
         weights = shards.weights(path, empty=True) if path.is_dir() else content["state_dict"]
-        checkpointing.check_weights(weights, self, saved.get("model", "another model"), self.settings.describe())
+        state.check_weights(weights, self, saved.get("model", "another model"), self.settings.describe())
         stateless = any(not state["state"] for state in content.get("optimizer_states", ()))
         if stateless and self.trainer.state.fn == "fit":
             raise UserError(
@@ -88,7 +88,7 @@ class ResumableModule(TokenExactModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved = checkpoint.get(checkpointing.KEY, {})
+        saved = checkpoint.get(state.KEY, {})
         # FSDP2 loads the weights before this hook, and takes them out
         weights: dict[str, Tensor] | None = checkpoint.get("state_dict")
         if saved and saved["objective"] != repr(self.objective):
@@ -101,7 +101,7 @@ class ResumableModule(TokenExactModule):
                 weights = checkpoint["state_dict"] = {**others, **self.objective.state_dict(prefix="objective.")}
         if weights is not None:
             here = self.settings.describe()
-            checkpointing.check_weights(weights, self, saved.get("model", "another model"), here)
+            state.check_weights(weights, self, saved.get("model", "another model"), here)
         trainer = attached_trainer(self)
         if trainer is None or trainer.state.fn != "fit" or not saved:
             return
@@ -118,7 +118,7 @@ class ResumableModule(TokenExactModule):
     def _check_resumed(self) -> None:
         """Compare with the checkpoint once, as soon as the optimizer is there: before or after it was restored."""
         saved, self._resumed_facts = self._resumed_facts, {}
-        checkpointing.check_resume(saved, self._facts())
+        state.check_resume(saved, self._facts())
 
     @override
     def on_fit_start(self) -> None:
@@ -129,6 +129,6 @@ class ResumableModule(TokenExactModule):
         self._check_resumed()
         super().on_train_start()
         if self._rng_to_restore is not None:
-            checkpointing.set_rng_state(self._rng_to_restore)
+            state.set_rng_state(self._rng_to_restore)
             self._rng_to_restore = None
             rank_zero_info(f"Resumed at step {self.trainer.global_step} from {self.trainer.ckpt_path}")

@@ -22,6 +22,7 @@ from lightning_sft.checkpoints import runs
 from lightning_sft.cli.parser_errors import explain
 from lightning_sft.data import SFTDataModule
 from lightning_sft.errors import UserError
+from lightning_sft.files import write_text
 from lightning_sft.module import SFTModule
 
 
@@ -55,13 +56,12 @@ class RunConfig(SaveConfigCallback):
         if log_dir is None or not trainer.loggers or not trainer.is_global_zero:
             return  # without a logger, log_dir is the user's own folder
         folder = Path(log_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         name = f"config_resumed_at_step_{trainer.global_step}.yaml" if trainer.ckpt_path else self.config_filename
         again = self.config.clone()
         again.ckpt_path = None  # so that the file starts a run of its own
         for logger in _versioned_loggers(again.trainer):
             logger.init_args.version = None
-        self.parser.save(again, folder / name, skip_none=False, overwrite=True, multifile=False)
+        write_text(folder / name, self.parser.dump(again, skip_none=False))
 
 
 class SFTCLI(ConfigurationWins, LightningCLI):

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_sft.data.encoding.build import BuildOptions, BuiltSet, build
+from lightning_sft.data.encoding.build import BuildOptions, build
 from lightning_sft.data.encoding.encode import Encoder
 from lightning_sft.data.reading.sources import DataSource
 from lightning_sft.data.sets import RawSet, read, split_off, without_leaks
 from lightning_sft.data.storage.cache import Cache, Entry
-from lightning_sft.data.storage.digests import code_digest, digest, rows_digest
+from lightning_sft.data.storage.dataset import BuiltSet
+from lightning_sft.data.storage.digests import digest, encoding_digest, rows_digest
 from lightning_sft.data.storage.stored import pack, unpack
 from lightning_sft.errors import UserError
 
@@ -149,7 +150,7 @@ class SetLibrary:
     def _key(self, what: str, encoder: Encoder, rows: list[Any]) -> str | None:
         """Return the key of a set in the cache; None if something it depends on cannot be told from another."""
         try:
-            return f"{what}-{digest([code_digest(), encoder.identity(), self.options.identity(), rows])[:32]}"
+            return f"{what}-{digest([encoding_digest(), encoder.identity(), self.options.identity(), rows])[:32]}"
         except TypeError:
             return None
 

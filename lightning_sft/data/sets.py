@@ -13,6 +13,7 @@ import numpy as np
 from lightning_sft.data.reading.sources import DataSource
 from lightning_sft.data.types import BadRow, Example
 from lightning_sft.errors import UserError
+from lightning_sft.files import append_text
 
 OnBadRow = Literal["error", "skip"]
 
@@ -122,8 +123,5 @@ def without_leaks(
 
 def list_rejected(path: Path, what: str, rows: Sequence[BadRow]) -> None:
     """Append bad rows with their reasons to a file of JSON lines."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        for row in rows:
-            line = {"set": what, "where": row.where, "reason": row.reason, "text": row.text}
-            file.write(json.dumps(line) + "\n")
+    lines = ({"set": what, "where": row.where, "reason": row.reason, "text": row.text} for row in rows)
+    append_text(path, "".join(json.dumps(line) + "\n" for line in lines))

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+PADDING = -1
+"""Index of no row: what a rank gets when the rows do not divide by the number of ranks."""
+
 Message = dict[str, Any]
 """One message of a conversation as chat templates read it: ``role``, ``content`` and, with tools, ``tool_calls``."""
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,6 +20,7 @@ from lightning_sft.checkpoints.runs import find_checkpoint, read_checkpoint
 from lightning_sft.checkpoints.state import KEY
 from lightning_sft.errors import UserError
 from lightning_sft.export.model_card import Kind, is_converted, model_card, run_config
+from lightning_sft.files import new_folder
 from lightning_sft.models.access import find_causal_lm
 from lightning_sft.models.generation import end_tokens
 from lightning_sft.models.gguf import quiet_progress
@@ -127,17 +126,12 @@ def write_folder(
     _for_generation(module)
     card = model_card(module, kind, output.name, saved, None if checkpoint is None else run_config(Path(checkpoint)))
     place = next(folder for folder in output.absolute().parents if folder.is_dir())
-    partial = place / f".{output.name}-{os.getpid()}.partial"
     try:
-        partial.mkdir()
-        _write(module, model, partial)
-        (partial / "README.md").write_text(card, encoding="utf-8")  # in place of the one that peft writes
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial.rename(output)
+        with new_folder(output, place=place) as partial:
+            _write(module, model, partial)
+            (partial / "README.md").write_text(card, encoding="utf-8")  # in place of the one that peft writes
     except OSError as error:
         raise UserError(f"The folder {str(output)!r} could not be written: {error}. Give another --output.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return kind
 
 

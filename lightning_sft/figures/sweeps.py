@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from functools import singledispatch
 from typing import TYPE_CHECKING
+
+from lightning_sft.sweep.compare import Comparison
+from lightning_sft.sweep.results import CriticalRate, RangeTest, SweepResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from lightning_sft.sweep.compare import Comparison
-    from lightning_sft.sweep.results import CriticalRate, RangeTest
 
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 
@@ -24,6 +25,17 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
+@singledispatch
+def sweep_figure(result: SweepResult) -> Figure:
+    """Return a sweep's result as a matplotlib figure.
+
+    Raises:
+        TypeError: no figure is known for this kind of result.
+    """
+    raise TypeError(f"There is no figure of a {type(result).__name__}.")
+
+
+@sweep_figure.register(RangeTest)
 def range_figure(result: RangeTest) -> Figure:
     """Return the loss over the rate with the suggestions as vertical lines."""
     figure, axes = _figure(7, 4)
@@ -42,6 +54,7 @@ def range_figure(result: RangeTest) -> Figure:
     return figure
 
 
+@sweep_figure.register(CriticalRate)
 def critical_figure(result: CriticalRate) -> Figure:
     """Return the share of crossed probes over the rate, with the bracket and the probes' own rates."""
     figure, axes = _figure(7, 4)
@@ -63,6 +76,7 @@ def critical_figure(result: CriticalRate) -> Figure:
     return figure
 
 
+@sweep_figure.register(Comparison)
 def comparison_figure(result: Comparison) -> Figure:
     """Return the reading that rates were chosen by, over the rate, a curve an objective; the chosen rates as dots."""
     figure, axes = _figure(7, 4)

@@ -62,7 +62,7 @@ class _FusedHead(torch.autograd.Function):
         losses = _PASSES[run.objective.reads](run)
         if run.gradients is not None:
             run.gradients.finish(run.inputs.targets)
-        run.storage.clear()  # the gradients, which wait for backward, know it too
+        run.workspace.clear()  # the gradients, which wait for backward, know it too
         ctx.gradients, run.gradients = run.gradients, None
         ctx.dtypes = tuple(None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias))
         ctx.mark_non_differentiable(losses)

@@ -95,7 +95,7 @@ class HeadRun:
             other = self.inputs.reference_hidden.detach()[span]
             self.reference_logp[span] = score_chunk(self.reference, other, targets, self.workspace, tile, False)[0].logp
         chunk, exponentials = score_chunk(self.projection, self.hidden[span], targets, self.workspace, tile, keep)
-        self.logp[span], self.is_top1[span] = chunk.logp, chunk.hit
+        self.logp[span], self.is_top1[span] = chunk.logp, chunk.is_top1
         return chunk, exponentials
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from lightning_sft.errors import UserError
-from lightning_sft.files import cache_root
+from lightning_sft.files import cache_root, new_folder
 
 PACKAGE_SCHEME = "pkg://"
 
@@ -51,14 +49,12 @@ def converted_folder(gguf: Path) -> Path:
     folder = cache_root() / "gguf" / f"{gguf.stem}-{_content_hash(gguf)}"
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _convert(gguf, partial)
-        with contextlib.suppress(OSError):  # another process was first: its folder is the same
-            partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with new_folder(folder) as partial:
+            _convert(gguf, partial)
+    except OSError:
+        if not folder.is_dir():  # else another process was first: its folder is the same
+            raise
     return folder
 
 

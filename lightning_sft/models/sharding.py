@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from transformers import PreTrainedModel
 
 from lightning_sft.errors import UserError
@@ -63,9 +61,3 @@ def wrap_layers(scorer: TokenScorer) -> None:
     for name, layer in decoder_layers(model).items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, wrap(layer))
-
-
-def is_sharded(module: nn.Module) -> bool:
-    """Return whether FSDP2 shards any part of a module."""
-    modules: Any = module.modules()
-    return any(isinstance(m, FSDPModule) for m in modules)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from lightning_sft.errors import UserError
+from lightning_sft.files import to_json, write_text
 
 FORMAT = "lightning_sft.histogram.v1"
 
@@ -29,7 +30,7 @@ def save_histogram(path: str | Path, edges: Sequence[float], counts: Sequence[fl
     """
     edges, counts = _check(str(path), edges, counts)
     content = {"format": FORMAT, "quantity": "p", "edges": edges, "counts": counts}
-    Path(path).write_text(json.dumps(content) + "\n", encoding="utf-8")
+    write_text(Path(path), to_json(content) + "\n")
 
 
 def load_histogram(path: str | Path) -> tuple[list[float], list[float]]:

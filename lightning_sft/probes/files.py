@@ -11,6 +11,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from lightning_sft.errors import UserError
+from lightning_sft.files import write_text
 from lightning_sft.probes.probe import Probe, named
 
 LIBRARY = Path(__file__).parent / "library.yaml"
@@ -111,6 +112,5 @@ def save_probes(probes: Iterable[Probe], path: str | Path) -> Path:
         text = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True, width=120)
     else:
         raise UserError(f"A probe file cannot be written to {str(path)!r}. Allowed endings: .yaml, .yml, .jsonl.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     return path

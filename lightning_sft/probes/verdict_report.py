@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lightning_sft.files import to_json, write_text
 from lightning_sft.probes.probe import Probe
 from lightning_sft.probes.verdict import ProbeHistory, Verdict, VerdictSettings
 
@@ -72,12 +73,12 @@ def write_report(
     training_loss: Sequence[float | None],
 ) -> None:
     """Write ``verdicts.txt``, ``verdicts.csv`` and ``verdicts.json`` (with settings, jumps and all readings)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "verdicts.txt").write_text(text + "\n", encoding="utf-8")
-    with (folder / "verdicts.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_text(folder / "verdicts.txt", text + "\n")
+    table = io.StringIO()
+    writer = csv.DictWriter(table, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / "verdicts.csv", table.getvalue())
     entries = [
         {**row, "modes": verdict.modes, "jump_list": [asdict(jump) for jump in verdict.jumps]}
         for row, verdict in zip(rows, verdicts, strict=True)
@@ -89,4 +90,4 @@ def write_report(
         "readings": {name: asdict(history) for name, history in histories.items()},
         "training_loss": list(training_loss),
     }
-    (folder / "verdicts.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    write_text(folder / "verdicts.json", to_json(content, indent=1))

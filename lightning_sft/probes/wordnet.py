@@ -52,11 +52,6 @@ def _lemmas(word: str, known: dict[str, frozenset[tuple[str, str]]]) -> Iterator
             yield lemma
 
 
-def is_known(word: str, folder: Path) -> bool:
-    """Return whether WordNet has the word or a base form of it."""
-    return any(_lemmas(word, _senses(folder)))
-
-
 def are_synonyms(a: str, b: str, folder: Path) -> bool:
     """Return whether two different words, or base forms of theirs, share a synset.
 

@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
@@ -24,9 +24,6 @@ from lightning_sft.sweep.results import SweepResult
 from lightning_sft.sweep.search import geometric_grid
 from lightning_sft.sweep.session import Session, SweepSettings
 from lightning_sft.sweep.trial import Trial
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Select = Literal["val_nll", "val_mean_p", "val_accuracy"]
 READINGS = get_args(Select)
@@ -150,12 +147,6 @@ class Comparison(SweepResult):
                 "rows.",
             ]
         )
-
-    @override
-    def figure(self) -> Figure:
-        from lightning_sft.figures.sweeps import comparison_figure
-
-        return comparison_figure(self)
 
 
 def check_comparison(objectives: Sequence[Objective], points: int, refine: int, seeds: int, select: str) -> None:

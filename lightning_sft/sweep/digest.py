@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 
 from lightning_sft.checkpoints.state import rng_state
+from lightning_sft.files import tensor_bytes
 from lightning_sft.sweep.batches import TrialBatches
 
 AHEAD = 32  # steps that a schedule given as a function is evaluated for
@@ -69,7 +70,7 @@ def _feed(own: Any, value: object, *, whole: bool) -> None:
     flat = (value.to_local() if isinstance(value, DTensor) else value).detach().reshape(-1)
     if not whole and flat.numel() > SAMPLE:
         flat = flat[:: flat.numel() // SAMPLE]
-    own.update(flat.contiguous().cpu().view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+    own.update(tensor_bytes(flat))
 
 
 def _schedule(scheduler: Any) -> dict[str, Any]:

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from typing_extensions import override
 
+from lightning_sft.files import to_json, write_text
 from lightning_sft.sweep.search import CrossingStatus
-from lightning_sft.sweep.store import write_atomically
 from lightning_sft.sweep.suggest import Suggestions
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -47,17 +42,13 @@ class SweepResult(ABC):
     def text(self) -> str:
         """Return the result for people."""
 
-    @abstractmethod
-    def figure(self) -> Figure:
-        """Return the result as a matplotlib figure."""
-
     def chosen(self) -> float | None:
         """Return the rate that ``apply`` sets; None where there is none."""
         return None
 
     def to_json(self) -> str:
         """Return all of the result as strict JSON; numbers that are not finite become null."""
-        return json.dumps(_strict(asdict(self) | {"text": self.text()}), indent=1)
+        return to_json(asdict(self) | {"text": self.text()}, indent=1)
 
     def to_csv(self) -> str:
         """Return `rows` as CSV."""
@@ -70,8 +61,8 @@ class SweepResult(ABC):
 
     def save(self, folder: Path) -> None:
         """Write ``<name>.json`` and ``<name>.csv`` into a folder."""
-        write_atomically(folder / f"{self.name}.json", self.to_json() + "\n")
-        write_atomically(folder / f"{self.name}.csv", self.to_csv())
+        write_text(folder / f"{self.name}.json", self.to_json() + "\n")
+        write_text(folder / f"{self.name}.csv", self.to_csv())
 
 
 @dataclass(frozen=True)
@@ -116,12 +107,6 @@ class RangeTest(SweepResult):
         chosen = self.chosen()
         end = f"`{self.choice}` is taken: {chosen:.4g}." if chosen is not None else f"The curve gives no {self.choice}."
         return "\n".join([*lines, "", f"Range test on the {self.reads}, {len(self.rates)} steps. {end}"])
-
-    @override
-    def figure(self) -> Figure:
-        from lightning_sft.figures.sweeps import range_figure
-
-        return range_figure(self)
 
 
 @dataclass(frozen=True)
@@ -249,17 +234,3 @@ class CriticalRate(SweepResult):
             f"Critical rate {self.upper:.6g}: {what}. Bracket {self.lower:.6g} (no) to {self.upper:.6g} (yes), "
             f"{self.resolution:.2%} wide, {len(self.trials)} trials.{end}"
         )
-
-    @override
-    def figure(self) -> Figure:
-        from lightning_sft.figures.sweeps import critical_figure
-
-        return critical_figure(self)
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _strict(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_sft.files import write_text
 from lightning_sft.sweep.trial import Trial
 
 #: where a run keeps its sweeps
@@ -49,7 +49,7 @@ class TrialStore:
         self._trials[key] = trial
         if self._path is not None and self._trainer.is_global_zero:
             content = {"digest": self._digest, "trials": {k: asdict(t) for k, t in self._trials.items()}}
-            write_atomically(self._path, json.dumps(content))
+            write_text(self._path, json.dumps(content))
 
     def _find(self) -> dict[str, Trial]:
         if self._path is None:
@@ -69,11 +69,3 @@ class TrialStore:
             return {key: Trial(**trial) for key, trial in content["trials"].items()}
         except (OSError, ValueError, KeyError, TypeError):  # another version's, a damaged or a vanished file
             return {}
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file that is never seen half written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

@@ -22,9 +22,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_sft._lightning import before_loading, sizes_are_auto
-from lightning_sft.checkpoints.state import hide_frozen
 from lightning_sft.errors import UserError
 from lightning_sft.models.build import ModelSettings
+from lightning_sft.models.frozen import hide_frozen
 from lightning_sft.models.scorer import TokenScorer
 from lightning_sft.training.accumulation import gradient_norm, multiply_gradients
 

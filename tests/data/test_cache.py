@@ -209,7 +209,7 @@ def test_what_does_not_matter_makes_no_new_rows(rows, root, request):
 
 def test_changed_code_makes_new_rows(rows, root, monkeypatch):
     built(train=rows, cache_dir=str(root))
-    monkeypatch.setattr("lightning_sft.data.library.code_digest", lambda: "another version")
+    monkeypatch.setattr("lightning_sft.data.library.encoding_digest", lambda: "another version")
     built(train=rows, cache_dir=str(root))
     assert len(entries(root)) == 2
 

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_sft.errors import UserError
+from lightning_sft.figures.sweeps import sweep_figure
 from lightning_sft.sweep.critical import find_critical_rate
 from lightning_sft.sweep.results import CriticalRate
 from lightning_sft.sweep.session import SweepSettings
@@ -61,7 +62,7 @@ def test_two_logits_flip_at_their_known_rate(steps: int, tmp_path: Path) -> None
     written = json.loads(found.to_json())
     assert written["upper"] == found.critical
     assert len(written["trials"]) == len(found.trials) == len(found.to_csv().splitlines()) - 1
-    assert found.figure().axes
+    assert sweep_figure(found).axes
     assert all(t.outcome == ("stopped" if t.crossed else "finished") for t in found.trials)
     assert all((t.step is not None) == t.crossed for t in found.trials)
 
@@ -103,7 +104,7 @@ def test_no_number_is_an_answer_in_words(margin: Any, given: dict[str, float], s
     assert found.critical is found.chosen() is None
     assert words in found.text()
     assert len(found.trials) == (0 if status == "already" else 7)
-    assert found.figure().axes
+    assert sweep_figure(found).axes
     assert "critical" not in found.scalars()
 
 

@@ -17,7 +17,7 @@ from lightning_sft.callbacks import LearningRateSweep
 from lightning_sft.sweep.snapshot import Snapshot
 from tests.distributed.work import sgd_module
 from tests.sweep.toys import Between, Toy, between, fit, quadratic
-from tests.test_loss_scaling import SCALE, FullPrecision, scaled
+from tests.training.test_loss_scaling import SCALE, FullPrecision, scaled
 from tests.test_module import batches, loader, trainer
 
 

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_sft.errors import UserError
+from lightning_sft.figures.sweeps import sweep_figure
 from lightning_sft.sweep.range_test import range_test
 from lightning_sft.sweep.rates import peak_rate, set_peak_rate
 from lightning_sft.sweep.session import Session, SweepSettings
@@ -68,7 +69,7 @@ def test_the_range_test_finds_the_edge_of_a_quadratic(reads: Any, tmp_path: Path
     assert found.chosen() == found.suggestions.edge
     assert len(found.to_csv().splitlines()) == len(found.losses) + 1
     assert json.loads(found.to_json())["suggestions"]["edge"] == found.suggestions.edge
-    assert found.figure().axes
+    assert sweep_figure(found).axes
 
 
 def test_constant_rates_find_the_edge_that_a_rising_rate_crosses_unnoticed(tmp_path: Path) -> None:

@@ -12,8 +12,6 @@ from lightning_sft.data.batches.packing import Pack
 from lightning_sft.data.storage.dataset import Row
 from lightning_sft.scores import IGNORED
 
-"""The label of a position that is not trained, as everywhere in Hugging Face's libraries."""
-
 
 class Collator:
     """Pads rows to the batch's longest.

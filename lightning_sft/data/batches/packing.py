@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from typing_extensions import override
 
-from lightning_sft.data.batches.sampler import PADDING
 from lightning_sft.data.storage.dataset import Row, TokenDataset
+from lightning_sft.data.types import PADDING
 from lightning_sft.errors import UserError
 
 Pack = list[Row]

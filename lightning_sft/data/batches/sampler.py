@@ -10,9 +10,7 @@ from torch.utils.data import DistributedSampler
 from typing_extensions import override
 
 from lightning_sft.data.batches.grouping import group_by_length
-
-PADDING = -1
-"""Index of no row: what a rank gets when the rows do not divide by the number of ranks."""
+from lightning_sft.data.types import PADDING
 
 
 class EpochSampler(DistributedSampler[int]):

@@ -9,34 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lightning_sft.data.encoding.encode import Encoder
 from lightning_sft.data.encoding.parallel import encode_rows
 from lightning_sft.data.encoding.truncate import Truncation, truncate
 from lightning_sft.data.sets import OnBadRow, RawSet, describe, reject
-from lightning_sft.data.storage.dataset import SetReport, TokenDataset
-from lightning_sft.data.types import BadRow, BadRowError, Encoded, Example
+from lightning_sft.data.storage.dataset import BuiltSet, SetReport, TokenDataset
+from lightning_sft.data.types import BadRow, BadRowError, Encoded
 from lightning_sft.errors import UserError
-
-
-@dataclass
-class BuiltSet:
-    """One encoded set.
-
-    Args:
-        dataset: the encoded rows.
-        examples: what each row was made of; may be read when it is first asked for.
-        report: what became of the rows.
-        kept: (rows,) index of each row among those that were given.
-        fingerprint: a digest of the rows in their order.
-    """
-
-    dataset: TokenDataset
-    examples: Sequence[Example]
-    report: SetReport
-    kept: NDArray[np.int64]
-    fingerprint: str
 
 
 @dataclass(frozen=True)

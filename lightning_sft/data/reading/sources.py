@@ -16,9 +16,9 @@ from typing_extensions import override
 from lightning_sft.data.progress import counted, progress
 from lightning_sft.data.reading import formats
 from lightning_sft.data.reading.readers import SUFFIXES, read_file, suffix
-from lightning_sft.data.storage.digests import file_digest
 from lightning_sft.data.types import BadRow, BadRowError, Example, Record, printable
 from lightning_sft.errors import UserError, first_line
+from lightning_sft.files import file_digest
 
 
 class DataSource(ABC):

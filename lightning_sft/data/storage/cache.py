@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -18,8 +17,8 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 
-from lightning_sft.data.storage.digests import digest, file_digest
-from lightning_sft.files import encoded_rows_root
+from lightning_sft.data.storage.digests import digest
+from lightning_sft.files import encoded_rows_root, file_digest, new_folder
 
 META = "meta.json"
 PATIENCE = 3.0
@@ -134,17 +133,12 @@ class Cache:
         """Write an entry; afterwards it is there as a whole or not at all."""
         assert self.root is not None
         self._remove_partial(key)
-        partial = self.root / f".{key}.{uuid.uuid4().hex}.partial"
-        try:
-            partial.mkdir()
+        with new_folder(self.root / key) as partial:
             for name, array in entry.arrays.items():
                 np.save(partial / f"{name}.npy", array, allow_pickle=False)
             files = {p.name: [p.stat().st_size, file_digest(p)] for p in sorted(partial.glob("*.npy"))}
             content = {"files": files, "meta": entry.meta}
             (partial / META).write_text(json.dumps({"digest": digest(content), **content}), encoding="utf-8")
-            partial.rename(self.root / key)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
 
     def _remove_partial(self, key: str) -> None:
         """Remove what killed processes left: whoever still writes holds the lock of its key."""

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from typing_extensions import override
 
-from lightning_sft.data.batches.sampler import PADDING
 from lightning_sft.data.storage.cache import map_array
-from lightning_sft.data.types import BadRow, Encoded
+from lightning_sft.data.types import PADDING, BadRow, Encoded, Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,3 +144,22 @@ class SetReport:
             "leaked_dropped": self.leaked_dropped,
             **({"packs": self.packs, "pack_efficiency": self.pack_efficiency} if self.packs else {}),
         }
+
+
+@dataclass
+class BuiltSet:
+    """One encoded set.
+
+    Args:
+        dataset: the encoded rows.
+        examples: what each row was made of; may be read when it is first asked for.
+        report: what became of the rows.
+        kept: (rows,) index of each row among those that were given.
+        fingerprint: a digest of the rows in their order.
+    """
+
+    dataset: TokenDataset
+    examples: Sequence[Example]
+    report: SetReport
+    kept: NDArray[np.int64]
+    fingerprint: str

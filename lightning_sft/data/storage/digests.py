@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_sft.data.types import BadRow, Example
+from lightning_sft.files import code_digest, file_digest
 
 LIBRARIES = ("transformers", "tokenizers", "jinja2")
 """Libraries whose version may change what a row becomes."""
@@ -30,15 +31,6 @@ def digest(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_digest(path: Path) -> str:
-    """Return the digest of a file's content."""
-    state = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            state.update(block)
-    return state.hexdigest()
-
-
 def folder_digest(folder: Path) -> str:
     """Return the digest of the names and contents of all files in a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -46,11 +38,10 @@ def folder_digest(folder: Path) -> str:
 
 
 @cache
-def code_digest() -> str:
-    """Return the digest of what turns rows into tokens: this room's files, and the versions of the libraries."""
-    room = Path(__file__).parent
-    files = [[path.name, file_digest(path)] for path in sorted(room.glob("*.py"))]
-    return digest([files, [[name, metadata.version(name)] for name in LIBRARIES]])
+def encoding_digest() -> str:
+    """Return the digest of what turns rows into tokens: all files of ``data/``, and the versions of the libraries."""
+    room = Path(__file__).parent.parent
+    return digest([code_digest(room), [[name, metadata.version(name)] for name in LIBRARIES]])
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from lightning_sft.data.encoding.build import BuiltSet
 from lightning_sft.data.storage.cache import Entry
-from lightning_sft.data.storage.dataset import SetReport, TokenDataset
+from lightning_sft.data.storage.dataset import BuiltSet, SetReport, TokenDataset
 from lightning_sft.data.types import BadRow, Example
 
 EXAMPLES = "examples"

@@ -5,21 +5,19 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from lightning_sft.errors import UserError
+from lightning_sft.files import code_digest, finite, tensor_bytes, to_json, write_text
 from lightning_sft.probes.encode import EncodedProbes
 from lightning_sft.sweep.prediction.estimate import Estimate
-from lightning_sft.sweep.store import write_atomically
 
 SOURCE = "formulas reconstructed from the abstract of arXiv 2606.07559; not the paper's own"
 
@@ -111,7 +109,7 @@ class CriticalLRPrediction:
                 f"There is a prediction {str(path)!r} already, and predictions are not replaced, so that nobody can "
                 "make one after the fact. Give another path, or delete the file."
             )
-        write_atomically(path, json.dumps(_plain(self.content()), indent=1, allow_nan=False) + "\n")
+        write_text(path, to_json(self.content(), indent=1) + "\n")
         return path
 
     @classmethod
@@ -141,7 +139,7 @@ class CriticalLRPrediction:
             UserError: which of them differ.
         """
         names = sorted({*self.inputs, *inputs})
-        differ = [n for n in names if _plain(self.inputs.get(n)) != _plain(inputs.get(n))]
+        differ = [n for n in names if finite(self.inputs.get(n)) != finite(inputs.get(n))]
         if differ:
             raise UserError(
                 f"The prediction of {self.date} was made for other inputs: {', '.join(differ)} differ. Predict again, "
@@ -153,27 +151,13 @@ def _made(fields: dict[str, Any]) -> ProbePrediction:
     return ProbePrediction(**{**fields, "estimate": Estimate(**fields["estimate"])})
 
 
-def _plain(value: Any) -> Any:
-    """Return plain data as JSON gives it back: no tuples, no numbers that JSON does not have."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, str | int | float | bool | None) else repr(value)
-
-
 def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(finite(value), sort_keys=True).encode()).hexdigest()
 
 
 def code_hash() -> str:
-    """Return a hash of the predictor's own source."""
-    own = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("predict*.py")):
-        own.update(path.read_bytes())
-    return own.hexdigest()
+    """Return a hash of the predictor's own source: every file of this room."""
+    return code_digest(Path(__file__).parent)
 
 
 def versions() -> dict[str, str]:
@@ -186,7 +170,7 @@ def weights_hash(model: nn.Module) -> str:
     own = hashlib.sha256()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         own.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {tensor.requires_grad}".encode())
-        own.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+        own.update(tensor_bytes(tensor))
     return own.hexdigest()
 
 

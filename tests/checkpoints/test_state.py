@@ -3,7 +3,8 @@ import random
 import numpy as np
 import torch
 
-from lightning_sft.checkpoints.state import gather_rng_states, rng_state, set_rng_state, without_frozen
+from lightning_sft.checkpoints.state import gather_rng_states, rng_state, set_rng_state
+from lightning_sft.models.frozen import without_frozen
 from tests.toys import toy_model
 
 
