@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from lightning_sft.probes import load_probes
-from tests.probes.test_encode import word_tokenizer
+from tests.probes.tokenizers import word_tokenizer
 from tests.toys import toy_model
 
 PAGE = (Path(__file__).parents[2] / "docs" / "near_synonyms.md").read_text(encoding="utf-8")

@@ -82,3 +82,8 @@ def _same(got: Any, expected: Any, where: str) -> None:
             _same(*pair, f"{where}.{i}")
     else:
         assert got == expected, where
+
+
+def fsdp2_strategy(sharded: bool) -> dict[str, object]:
+    sizes = {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": sharded}
+    return {"class_path": "ModelParallelStrategy", "init_args": sizes}

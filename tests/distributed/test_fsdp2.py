@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from lightning_sft.cli.entry import main
-from tests.distributed.fits import assert_equal, fit_arguments, fit_lines, last_checkpoint, last_path
+from tests.distributed.fits import assert_equal, fit_arguments, fit_lines, fsdp2_strategy, last_checkpoint, last_path
 from tests.distributed.ranks import two_ranks
 from tests.running import run, run_folder, scalars, write_rows
 from tests.toys import save_toy
@@ -24,11 +24,6 @@ DORA = json.dumps({"class_path": "peft.LoraConfig", "init_args": {"target_module
 TRAJECTORIES = {"full": {}, "lora": {"adapter": True}, "dora": {"model__adapter": DORA}}
 
 
-def strategy(sharded: bool) -> dict[str, object]:
-    sizes = {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": sharded}
-    return {"class_path": "ModelParallelStrategy", "init_args": sizes}
-
-
 @pytest.fixture(scope="module")
 def fits(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All fits of this file on two ranks, each in a folder of its name."""
@@ -38,7 +33,7 @@ def fits(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = []
     for name, (sharded, adapter) in RESUMED.items():
         model = large if adapter else toy_folder
-        lines += fit_lines(model, rows, adapter=adapter, strategy=strategy(sharded), root=name)
+        lines += fit_lines(model, rows, adapter=adapter, strategy=fsdp2_strategy(sharded), root=name)
     for name, further in TRAJECTORIES.items():
         arguments = fit_arguments(toy_folder, rows, **{**EXACT, **further, "trainer__default_root_dir": name})
         lines.append([*arguments[:1], f"--config={FRAGMENT}", *arguments[1:]])

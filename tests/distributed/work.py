@@ -13,9 +13,9 @@ from lightning_sft import SFTDataModule, SFTModule
 from lightning_sft.cli.entry import main
 from lightning_sft.errors import UserError
 from lightning_sft.objectives import Adaptive
+from tests.fitting import batches, loader, trainer
 from tests.invariants.kept import whole
 from tests.running import write_rows
-from tests.test_module import batches, loader, trainer
 
 
 class Gradients(Callback):

@@ -17,7 +17,7 @@ from lightning_sft.errors import UserError
 from lightning_sft.export.folder import write_folder
 from lightning_sft.models.quantization import quantization_config
 from lightning_sft.training.strategies import SingleDevice
-from tests.test_module import batches, loader, trainer
+from tests.fitting import batches, loader, trainer
 from tests.toys import save_toy
 
 UNTIED = {"tie_word_embeddings": False}

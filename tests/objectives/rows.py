@@ -1,5 +1,6 @@
 """The shared tester's table: one row an objective. An objective of the package without a row fails the suite."""
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -170,3 +171,9 @@ ROWS = {
         exact=FP32_STATE,
     ),
 }
+
+
+def objective_names() -> set[str]:
+    """Return the concrete objectives that the package exports."""
+    exported = ((name, getattr(ours, name)) for name in ours.__all__)
+    return {n for n, o in exported if inspect.isclass(o) and issubclass(o, Objective) and not inspect.isabstract(o)}

@@ -1,18 +1,15 @@
 """One tester for all objectives: every row of the table, through both heads, in every precision."""
 
-import inspect
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from lightning_sft import objectives as ours
 from lightning_sft.head.fused import fused_head
 from lightning_sft.head.reference import reference_head
-from lightning_sft.objectives import Objective
 from tests.objectives.batch import FACTS, TOKENS, Batch, logits_batch, make_batch, scores_of, started
-from tests.objectives.rows import ROWS, Row
+from tests.objectives.rows import ROWS, Row, objective_names
 
 HEADS = {"reference": reference_head, "fused": fused_head}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
@@ -20,12 +17,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float6
 each_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 each_head = pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-
-
-def objective_names() -> set[str]:
-    """Return the concrete objectives that the package exports."""
-    exported = ((name, getattr(ours, name)) for name in ours.__all__)
-    return {n for n, o in exported if inspect.isclass(o) and issubclass(o, Objective) and not inspect.isabstract(o)}
 
 
 def test_every_objective_has_a_row():

@@ -15,7 +15,7 @@ from lightning_sft.head.fused import fused_head
 from lightning_sft.head.reference import reference_head
 from lightning_sft.objectives import Objective, PowerFamily, Thresholded, ZLoss, save_histogram
 from tests.objectives.batch import make_batch, started
-from tests.objectives.test_all import objective_names
+from tests.objectives.rows import objective_names
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs" / "objective").glob("*.yaml"))

@@ -4,35 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 
 from lightning_sft.errors import UserError
 from lightning_sft.probes import Probe, encode_probes, library
 from lightning_sft.probes.encode import single_token_alternatives
+from tests.probes.tokenizers import word_tokenizer
 from tests.toys import toy_tokenizer
-
-
-def word_tokenizer(words, special=False):
-    """Bytes, and some whole words after a space; optionally with a token before and one behind every text."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {t: i for i, t in enumerate(["<s>", "</s>", *alphabet])}
-    merges = []
-    for word in words:
-        done = "Ġ"
-        for letter in word:
-            if (done, letter) not in merges:
-                merges.append((done, letter))
-            done += letter
-            vocabulary.setdefault(done, len(vocabulary))
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    if special:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
-        )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
 @pytest.mark.parametrize("special", [False, True])

@@ -6,7 +6,7 @@ from lightning_sft.probes import encode_probes, load_probes
 from lightning_sft.probes import mine as mining
 from lightning_sft.probes.mine import main, mine_probes, read_texts
 from lightning_sft.probes.wordnet import are_synonyms, find_wordnet
-from tests.probes.test_encode import word_tokenizer
+from tests.probes.tokenizers import word_tokenizer
 from tests.toys import toy_model
 
 WORDS = ["glad", "happy", "gladly", "house", "very"]

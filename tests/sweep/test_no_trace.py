@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from tests.distributed.fits import fsdp2_strategy as sharded
 from tests.distributed.ranks import two_ranks
-from tests.distributed.test_fsdp2 import strategy as sharded
 from tests.running import run, write_rows
 from tests.sweep.traces import assert_no_trace, line
 

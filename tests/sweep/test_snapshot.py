@@ -16,9 +16,9 @@ from lightning_sft import SFTModule
 from lightning_sft.callbacks import LearningRateSweep
 from lightning_sft.sweep.snapshot import Snapshot
 from tests.distributed.work import sgd_module
+from tests.fitting import batches, loader, trainer
 from tests.sweep.toys import Between, Toy, between, fit, quadratic
-from tests.training.test_loss_scaling import SCALE, FullPrecision, scaled
-from tests.test_module import batches, loader, trainer
+from tests.training.scaling import SCALE, FullPrecision, scaled
 
 
 class Wild(Toy):

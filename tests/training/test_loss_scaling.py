@@ -7,21 +7,8 @@ import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 
 from tests.distributed.work import Gradients, sgd_module
-from tests.test_module import batches, loader, trainer
-
-SCALE = 2.0**12
-
-
-class FullPrecision(MixedPrecision):
-    """The scaler's path without half-precision products, so that gradients can be compared exactly."""
-
-    def autocast_context_manager(self) -> torch.autocast:
-        return torch.autocast("cpu", enabled=False)
-
-
-def scaled(plugin: type[MixedPrecision], scale: float = SCALE) -> dict[str, object]:
-    scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=10**6)
-    return {"plugins": plugin("16-mixed", "cpu", scaler)}
+from tests.fitting import batches, loader, trainer
+from tests.training.scaling import FullPrecision, scaled
 
 
 def fit(model: Path, masked: tuple[int, ...] = (), size: int = 2, accumulate: int = 2, **settings: object):

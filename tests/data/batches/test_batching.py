@@ -12,9 +12,8 @@ from lightning_sft.data import EpochSampler, SFTDataModule, Source
 from lightning_sft.data.batches.grouping import group_by_length
 from lightning_sft.data.inspect import inspect
 from lightning_sft.errors import UserError
+from tests.data.batches.runs import ROWS, Recorder, fit, like_gsm8k
 from tests.data.helpers import write_jsonl
-from tests.data.test_loader import ROWS, Recorder, fit
-from tests.data.test_packing import like_gsm8k
 from tests.toys import toy_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")

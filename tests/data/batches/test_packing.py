@@ -14,6 +14,7 @@ from lightning_sft.data.batches.packing import PackedDataset, best_fit
 from lightning_sft.data.storage.dataset import TokenDataset
 from lightning_sft.data.types import Encoded
 from lightning_sft.errors import UserError
+from tests.data.batches.runs import like_gsm8k
 
 
 def rows(*lengths: int, sources: list[int] | None = None) -> TokenDataset:
@@ -23,12 +24,6 @@ def rows(*lengths: int, sources: list[int] | None = None) -> TokenDataset:
         Encoded(np.arange(e - n, e, dtype=np.int32), np.arange(n) >= n // 2) for n, e in zip(lengths, ends, strict=True)
     ]
     return TokenDataset(encoded, sources or [0] * len(lengths))
-
-
-def like_gsm8k(count: int) -> np.ndarray:
-    """Lengths spread like those of GSM8K under SmolLM2's tokenizer and template: mean 222, 90 to 570, skewed."""
-    lengths = np.random.default_rng(0).lognormal(5.37, 0.28, count)
-    return np.clip(lengths, 90, 570).astype(np.int64)
 
 
 @given(

@@ -134,7 +134,7 @@ def test_a_folder_cleared_during_a_run(rows, root):
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.data.slow_build", *map(str, arguments)]
+    command = [sys.executable, "-m", "tests.data.storage.slow_build", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 

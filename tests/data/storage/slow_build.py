@@ -1,6 +1,6 @@
 """Build a set into a cache, in a process of its own that can be slow, stuck or killed.
 
-python -m tests.data.slow_build ROWS CACHE LOG [kill-while-writing | SECONDS_A_ROW [NUM_PROC]]
+python -m tests.data.storage.slow_build ROWS CACHE LOG [kill-while-writing | SECONDS_A_ROW [NUM_PROC]]
 """
 
 import os

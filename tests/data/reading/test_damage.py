@@ -7,8 +7,8 @@ import pytest
 
 from lightning_sft.data import SFTDataModule
 from lightning_sft.errors import UserError
-from tests.data.damage import Damaged, corpus, write
 from tests.data.helpers import byte_tokenizer, template
+from tests.data.reading.damage import Damaged, corpus, write
 
 CORPUS = corpus()
 SECONDS = 20
