@@ -62,7 +62,7 @@ def sizes_are_auto(strategy: ModelParallelStrategy) -> bool:
 
 
 def before_loading(strategy: ModelParallelStrategy, check: Callable[[Path], None]) -> None:
-    """Let ``check`` look at a checkpoint before the strategy loads from it: no hook comes early enough.
+    """Call ``check`` on a checkpoint before the strategy loads from it; no Lightning hook is early enough.
 
     Args:
         strategy: replaces its public ``load_checkpoint``, whoever replaced it before.
@@ -169,7 +169,7 @@ class TrialLoop:
 
 
 def _still(bar: ProgressBar) -> ProgressBar:
-    """Return a stand-in for a progress bar that no hook moves; rich's thread, which draws on, asks for one."""
+    """Return a stand-in for a progress bar that no hook moves; rich's thread goes on drawing and needs one."""
     hooks = {name: _nothing for name in dir(Callback) if name.startswith("on_") or name in ("setup", "teardown")}
     stand_in: ProgressBar = object.__new__(type(type(bar).__name__, (type(bar),), hooks))
     vars(stand_in).update(vars(bar))
@@ -177,11 +177,11 @@ def _still(bar: ProgressBar) -> ProgressBar:
 
 
 def _nothing(self: Callback, *args: Any, **kwargs: Any) -> None:
-    """Be deaf to a hook."""
+    """Ignore a hook."""
 
 
 class _OneBatch:
-    """What an epoch loop asks of a data fetcher, around one batch."""
+    """The data-fetcher interface of an epoch loop, around one batch."""
 
     def __init__(self, batch: Any, done: bool) -> None:
         self._batch = batch

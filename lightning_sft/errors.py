@@ -1,4 +1,4 @@
-"""The one exception that means "the input is wrong", as opposed to a defect of the program."""
+"""UserError: the input is wrong, as opposed to a defect of the program."""
 
 
 class UserError(ValueError):

@@ -1,4 +1,4 @@
-"""Every write to disk: beside its place, synced, renamed; and where the package keeps what it makes once."""
+"""Atomic writes (temporary file beside the target, fsync, rename), digests, JSON, and the cache folders."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class CriticalLearningRateFinder(SweepCallback):
         criterion: ``"rank_flip"``: the correct token is above its competitor; ``"phi"``: Phi > 0; ``"first_jump"``:
             Phi jumps; ``"val_nll"``: the validation NLL is at ``target`` or below, which needs no probes.
         quantile: share of the probes that must cross; 0.5 is the median probe.
-        target: nats a token, for ``"val_nll"``.
+        target: nats per token, for ``"val_nll"``.
         val_batches: the most validation batches of a rank, for ``"val_nll"``; None is all.
         predict: before the sweep, predict its outcome from a few short runs and write that, with a hash of its inputs,
             to ``<run folder>/sweep/<name>.prediction.<hash>.json``; only with ``"rank_flip"``.
@@ -83,7 +83,7 @@ class CriticalLearningRateFinder(SweepCallback):
         check_critical(criterion, low, high, points, steps, resolution, quantile)
         if (criterion == "val_nll") != (target is not None):
             raise UserError(
-                f"criterion is {criterion!r} and target is {target}. Allowed: a target, in nats a token, with "
+                f"criterion is {criterion!r} and target is {target}. Allowed: a target, in nats per token, with "
                 "criterion val_nll, and none with the others."
             )
         if predict and criterion != "rank_flip":

@@ -1,4 +1,4 @@
-"""DataReport: what became of the rows, before the first step."""
+"""DataReport: counts of used, cut and rejected rows, logged before the first step."""
 
 from __future__ import annotations
 

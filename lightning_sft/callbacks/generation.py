@@ -1,4 +1,4 @@
-"""GenerationMonitor: what the model answers, and how often it is right."""
+"""GenerationMonitor: generated answers to held-out prompts, and their accuracy."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class GenerationMonitor(Callback):
             log_text(trainer, f"{stage}/samples", _table(shown), trainer.global_step)
 
     def _answers(self, trainer: Trainer, pl_module: LightningModule, rows: list[Any], mine: list[Any]) -> list[str]:
-        """Return this rank's answers, and behind them some that only keep all ranks equally busy."""
+        """Return this rank's answers, followed by fillers that give every rank the same number of forward passes."""
         fill = math.ceil(len(rows) / data_parallel_size_and_rank(trainer)[0]) - len(mine)
         prompts = [row.prompt_ids for row in (*mine, *rows[:fill])]
         model = find_causal_lm(pl_module)

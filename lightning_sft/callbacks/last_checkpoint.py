@@ -1,4 +1,4 @@
-"""LastCheckpoint: the one to resume from."""
+"""LastCheckpoint: keeps last.ckpt, the checkpoint to resume from."""
 
 from __future__ import annotations
 

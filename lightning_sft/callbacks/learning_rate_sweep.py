@@ -1,4 +1,4 @@
-"""LearningRateSweep: a range test before training, which the run does not notice."""
+"""LearningRateSweep: a learning-rate range test that leaves the run unchanged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_sft.sweep.results import SweepResult
 
 
 class LearningRateSweep(SweepCallback):
-    """Raise the learning rate from step to step in a trial, and say what the loss suggests.
+    """Run a range test: raise the learning rate step by step in a trial and suggest rates from the loss curve.
 
     Suggestions: ``steepest`` (where the loss falls most), ``minimum_tenth`` (a tenth of the rate at the minimum),
     ``valley`` (two thirds into the longest fall), ``edge`` (where the loss begins to rise for good). Afterwards the

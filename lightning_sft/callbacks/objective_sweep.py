@@ -1,4 +1,4 @@
-"""ObjectiveSweep: several objectives from one snapshot, each at its own best rate, in one table."""
+"""ObjectiveSweep: compares objectives from one snapshot, each at its own best learning rate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_sft.sweep.search import geometric_grid
 
 
 class ObjectiveSweep(SweepCallback):
-    """Compare objectives under a small budget, before the run goes on under its own.
+    """Compare objectives under a small budget of steps; the run then continues under its own objective.
 
     Every objective starts from the same weights, sees the same rows, and has as many trials to find its own learning
     rate: their gradients differ in scale, so that one rate for all would compare rates. The best rate is trained with

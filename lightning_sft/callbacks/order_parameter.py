@@ -28,7 +28,7 @@ Matrix = Literal["auto", "input", "output"]
 
 
 class OrderParameterLogger(ProbeCallback):
-    """Log Phi, S and D of every probe and what moved them, and say at the end of fit what happened.
+    """Log Phi, S and D of every probe and the causes of their changes; report a verdict at the end of fit.
 
     Keys, as means over the near-synonym probes: ``order/phi``, ``order/signal``, ``order/drag``, their ``scaled_``
     forms, ``order/p_correct``, ``order/p_competitor``; from the second reading on ``order/readout`` and
@@ -43,7 +43,7 @@ class OrderParameterLogger(ProbeCallback):
     Args:
         probes: ``"library"``, ``"library:train"``, ``"library:test"``, a YAML or JSON-lines file, or probes.
         every_n_steps: optimizer steps between readings.
-        name: tells two instances apart: part of their log keys, their files and their state in checkpoints.
+        name: distinguishes two instances: part of their log keys, their files and their state in checkpoints.
         log_per_probe: log the scalars of every probe, beside the aggregated ones.
         matrix: whose rows the overlaps are of: ``"input"`` or ``"output"`` embeddings; ``"auto"``: the input's, and
             the output's too where they are not tied. Verdicts rest on the first.

@@ -1,4 +1,4 @@
-"""What the probe callbacks share: when to read, one forward pass for all of them, and where scalars go."""
+"""ProbeCallback, the base of the probe callbacks: schedule, one shared forward pass, logging."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ProbeCallback(Callback):
     Args:
         probes: ``"library"``, ``"library:train"``, ``"library:test"``, a YAML or JSON-lines file, or probes.
         every_n_steps: optimizer steps between readings.
-        name: tells two instances apart: part of their log keys, their files and their state in checkpoints.
+        name: distinguishes two instances: part of their log keys, their files and their state in checkpoints.
         log_per_probe: log the scalars of every probe, beside the aggregated ones.
         model: the module that holds the language model; None looks for it in the LightningModule.
         tokenizer: the tokenizer; None looks for an attribute ``tokenizer`` of the LightningModule or its data module.
@@ -198,7 +198,7 @@ class ProbeCallback(Callback):
 
 
 def batch_loss(outputs: Any, accumulate: int) -> Tensor | None:
-    """Return a micro-batch's mean loss in nats a token from what a training step gave back, or None.
+    """Return a micro-batch's mean loss in nats per token from the output of a training step, or None.
 
     With the token scores of [`SFTModule`][lightning_sft.module.SFTModule] it is the negative log-likelihood; else the
     step's own loss, which Lightning has divided by the number of accumulated batches.

@@ -1,4 +1,4 @@
-"""What the sweep callbacks share: when to sweep, where the result goes, and never to do it twice."""
+"""SweepCallback, the base of the sweep callbacks: when to sweep, once a run, and where the result goes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SweepCallback(Callback):
     a text and a figure under ``sweep/<name>/``. A run that is resumed does not sweep again.
 
     Args:
-        name: tells sweeps of a run apart: part of their log keys, their files and their state in checkpoints.
+        name: distinguishes the sweeps of a run: part of their log keys, their files and their state in checkpoints.
         at_step: the optimizer step before which to sweep; 0 is the start of the run.
         apply: set the learning rate that was found, and scale the schedule to it.
         keep_callbacks: class names of the run's callbacks that take part in trials, such as those that change
@@ -61,7 +61,7 @@ class SweepCallback(Callback):
 
     @abstractmethod
     def sweep(self, trainer: Trainer, module: LightningModule, folder: Path | None) -> SweepResult:
-        """Sweep and return the result; the model is as before afterwards.
+        """Run the sweep and return its result; the model is restored.
 
         Args:
             trainer: between two optimizer steps.
@@ -86,7 +86,7 @@ class SweepCallback(Callback):
             self._apply(trainer, self.result)
 
     def setting(self, trainer: Trainer, steps: int, folder: Path | None, **facts: Any) -> SweepSettings:
-        """Return what the sweep room needs to know.
+        """Return the settings of a sweep.
 
         Raises:
             UserError: ``keep_callbacks`` names a callback that the run does not have.

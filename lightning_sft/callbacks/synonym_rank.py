@@ -1,4 +1,4 @@
-"""SynonymRankMonitor: where the correct token stands in the vocabulary, and whether it is above its near-synonym."""
+"""SynonymRankMonitor: rank of the correct token in the vocabulary, and its margin over the near-synonym."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class SynonymRankMonitor(ProbeCallback):
     Args:
         probes: ``"library"``, ``"library:train"``, ``"library:test"``, a YAML or JSON-lines file, or probes.
         every_n_steps: optimizer steps between readings.
-        name: tells two instances apart: part of their log keys and their state in checkpoints.
+        name: distinguishes two instances: part of their log keys and their state in checkpoints.
         log_per_probe: log the scalars of every probe, beside the aggregated ones.
         figures: draw the heat map.
         model: the module that holds the language model; None looks for it in the LightningModule.

@@ -1,4 +1,4 @@
-"""TrainingMetrics: what every fine-tuning run should show of its optimizer steps."""
+"""TrainingMetrics: loss, accuracy, gradient norm, learning rate and speed of each optimizer step."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TrainingMetrics(Callback):
         self._tokens = 0.0
 
     def restart_clock(self) -> None:
-        """Measure the speed from here on: what came before was no training, or is dropped with its time."""
+        """Restart the speed measurement, for example after a validation."""
         self._since, self._tokens = time.perf_counter(), 0.0
 
     @override

@@ -15,7 +15,7 @@ from lightning_sft.errors import UserError
 
 
 class _InspectCLI(SFTCLI):
-    """The settings of ``fit``, without a trainer: what it describes may be meant for another machine."""
+    """The settings of ``fit`` without building a trainer, since the configuration may be meant for another machine."""
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

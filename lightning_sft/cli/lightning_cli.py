@@ -27,7 +27,7 @@ from lightning_sft.module import SFTModule
 
 
 class Parser(LightningArgumentParser):
-    """A parser whose errors say what was meant instead of printing the usage."""
+    """A parser whose errors suggest the intended setting instead of printing the usage."""
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Turn the parser's messages into: what was given, what is allowed, what to change."""
+"""Messages of the parser, rewritten: what was given, what is allowed, what to change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a checkpoint to a Hugging Face folder: the whole model, an adapter, or an adapter merged into its base."""
+"""Write a checkpoint as a Hugging Face folder: the whole model, an adapter, or an adapter merged into its base."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def _read(checkpoint: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _one_file(checkpoint: Path) -> Iterator[Path]:
-    """Give a checkpoint that is one file: a folder of shards is joined beside itself for the time being."""
+    """Yield a checkpoint as one file; a folder of shards is joined into a temporary file."""
     if not checkpoint.is_dir():
         yield checkpoint
         return
@@ -230,7 +230,7 @@ def _name_base(module: SFTModule, model: PeftModel) -> None:
 
 
 def _for_generation(module: SFTModule) -> None:
-    """Undo what served training, and let plain transformers end an answer where ``predict`` ends it."""
+    """Prepare the configuration for generation: answers end where ``predict`` ends them."""
     model = module.scorer.causal_lm
     model.config.use_cache = True
     generation = model.generation_config

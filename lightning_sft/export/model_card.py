@@ -1,4 +1,4 @@
-"""The model card of an exported folder: what was trained, from what, on what, and what is known of the result."""
+"""The model card of an exported folder: base model, data, training settings and results."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SETTINGS += ("config_overrides", "neftune_noise_alpha", "add_special_tokens")
 def model_card(
     module: SFTModule, kind: Kind, title: str, checkpoint: dict[str, Any] | None, config: dict[str, Any] | None
 ) -> str:
-    """Return the text of README.md: YAML front matter for the Hugging Face hub, then what people want to know.
+    """Return the text of README.md: YAML front matter for the Hugging Face hub, then the description.
 
     Args:
         module: the module that was trained; its names and paths appear as the user gave them.

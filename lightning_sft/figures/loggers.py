@@ -1,4 +1,4 @@
-"""Texts and figures for the loggers that can show them; the others are passed over."""
+"""Log texts and figures to the loggers that support them; other loggers are skipped."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def range_figure(result: RangeTest) -> Figure:
         axes.set_ylim(low - 0.1 * abs(start - low) - 1e-9, start + 0.5 * abs(start - low) + 1e-9)
     axes.set_xscale("log")
     axes.set_xlabel("learning rate")
-    axes.set_ylabel("loss after the step (nats a token)")
+    axes.set_ylabel("loss after the step (nats per token)")
     axes.legend(fontsize=8)
     return figure
 
@@ -78,7 +78,7 @@ def critical_figure(result: CriticalRate) -> Figure:
 
 @sweep_figure.register(Comparison)
 def comparison_figure(result: Comparison) -> Figure:
-    """Return the reading that rates were chosen by, over the rate, a curve an objective; the chosen rates as dots."""
+    """Return the selection metric over the learning rate, one curve per objective, with dots at the chosen rates."""
     figure, axes = _figure(7, 4)
     for row in result.objectives:
         shown = [(lr, value) for lr, value in row.search if value is not None]

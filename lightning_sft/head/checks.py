@@ -1,4 +1,4 @@
-"""What every head refuses, and how it says so."""
+"""Checks of a head's inputs, and their error messages."""
 
 from __future__ import annotations
 

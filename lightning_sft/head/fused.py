@@ -55,7 +55,7 @@ def fused_head(
 
 
 class _FusedHead(torch.autograd.Function):
-    """Makes the gradient in forward and hands it out, scaled by what comes in, in backward."""
+    """Compute the gradient in forward; return it in backward, multiplied by the incoming gradient."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, run: HeadRun) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Where the gradients of one call add up, in a dtype that can hold the sum."""
+"""Accumulators of one call's gradients, in a dtype that can hold the sum."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning_sft.head.workspace import Workspace
 
 
 class Gradients:
-    """Gradients on the hidden states, the unembedding and its bias; each is None where nobody asks for it.
+    """Gradients on the hidden states, the unembedding and its bias; each is None where it is not needed.
 
     Sums are kept in fp32 (float64 for float64 inputs): added up in bf16, the products of several chunks can lose more
     than the plain head does (docs/performance.md). The targets' part, large and often of many tokens on one row, is

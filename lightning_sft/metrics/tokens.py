@@ -13,7 +13,7 @@ from lightning_sft.scores import TokenScores
 class TokenAverages(Metric):
     """Averages over supervised tokens, from sums in float64, so that any split of the data gives the same values.
 
-    ``compute`` returns scalars ``loss`` (under the objective), ``nll`` (nats a token), ``perplexity``,
+    ``compute`` returns scalars ``loss`` (under the objective), ``nll`` (nats per token), ``perplexity``,
     ``token_accuracy`` (the target is the strongest candidate) and ``mean_p`` (arithmetic mean of the target's
     probability: the place on the capability continuum); all nan when no token was seen.
     """

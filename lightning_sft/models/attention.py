@@ -53,7 +53,7 @@ def attention_per_document(
         query: (batch, heads, length, dim); a batch of packed rows is one long row.
         key: (batch, key heads, length, dim).
         value: (batch, key heads, length, dim).
-        attention_mask: of int64, what `sizes_as_mask` makes; else a usual mask.
+        attention_mask: of int64, the output of `sizes_as_mask`; else a usual mask.
         dropout: share of the weights that is dropped.
         scaling: factor on the products; default 1 / sqrt(dim).
         sliding_window: how many positions a position sees, itself included.
@@ -64,7 +64,7 @@ def attention_per_document(
         (batch, length, heads, dim), and no weights.
 
     Raises:
-        UserError: the model wants sinks or a position bias, which are not made here.
+        UserError: the model uses attention sinks or a position bias, which are not supported here.
     """
     if unknown := [name for name in ("s_aux", "position_bias") if kwargs.get(name) is not None]:
         raise UserError(

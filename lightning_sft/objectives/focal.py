@@ -1,4 +1,4 @@
-"""Focal loss: less force on what is nearly certain."""
+"""Focal loss: less weight on tokens that are nearly certain."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_sft.scores import TokenScores
 
 
 class Focal(Objective):
-    """Focal loss: less force on what is nearly certain, so that hard tokens lead.
+    """Focal loss: less weight on tokens that are nearly certain, so that hard tokens dominate.
 
     Formula:
         ``-(1 - p)^gamma log p``; s(p) = (1 - p)^gamma - gamma p (1 - p)^(gamma - 1) log p.

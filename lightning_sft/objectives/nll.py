@@ -1,4 +1,4 @@
-"""Negative log likelihood, the default and the yardstick."""
+"""Negative log likelihood, the default."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning_sft.scores import TokenScores
 
 
 class NLL(Objective):
-    """Negative log likelihood: every token pulls with the same strength.
+    """Negative log likelihood: every token has the same weight.
 
     Formula:
         ``-log p``; s(p) = 1.

@@ -1,4 +1,4 @@
-"""What a run's embedding matrices were at the last reading, so that a change of Phi can be traced to them."""
+"""Embedding matrices at the previous reading, to attribute changes of Phi to them."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ BLOCK = 8192  # rows of a layer without a plain weight that are computed at a ti
 
 @dataclass(frozen=True)
 class ProbeReading:
-    """What the model says at the answer positions.
+    """Logits and hidden states at the answer positions.
 
     Attributes:
         logits: (probes, vocab), fp32 (float64 for a float64 model).

@@ -33,7 +33,7 @@ FUNCTION_WORDS = frozenset(
 
 @dataclass(frozen=True)
 class Mined:
-    """A mined probe and what speaks for it.
+    """A mined probe and its evidence.
 
     Attributes:
         probe: the probe.

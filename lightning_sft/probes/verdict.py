@@ -1,4 +1,4 @@
-"""Verdicts: what a run did to a probe, from its readings alone.
+"""Verdicts on a run's effect on a probe, from its readings.
 
 The failure modes are reconstructed from the abstract of arXiv 2606.07559; the thresholds are ours.
 """
@@ -85,7 +85,7 @@ class Jump:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a run did to a probe.
+    """The verdict on one probe.
 
     Attributes:
         outcome: ``"flipped"``, ``"never behind"``, ``"stopped early"``, ``"failed"``, ``"loss did not fall"`` or
@@ -147,7 +147,7 @@ def judge(
 
     Args:
         history: its readings, at least one.
-        others: other losses of the same run on the same steps, in nats a token: other probes' and, if known, the
+        others: other losses of the same run on the same steps, in nats per token: other probes' and, if known, the
             training loss. Where one of them was below this probe's final loss by three quarters of the run, the run
             had time enough, and a probe that is still behind has failed although its own loss still falls.
         settings: thresholds; None is the defaults.

@@ -1,4 +1,4 @@
-"""Objectives side by side: each from the same snapshot, with as many trials, at the best rate of its own.
+"""Compare objectives from one snapshot: equal numbers of trials, each at its own best learning rate.
 
 Gradients of different objectives differ in scale by orders of magnitude, so one common learning rate would compare
 rates, not objectives.

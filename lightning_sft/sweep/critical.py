@@ -45,7 +45,7 @@ def check_critical(
 
 
 class Judge:
-    """Says which probes have crossed, from the readings of a trial.
+    """Decides which probes have crossed, from the readings of a trial.
 
     Args:
         criterion: what crossing means.

@@ -1,4 +1,4 @@
-"""What trials read between steps: probes, and the validation set. Nothing is changed by looking."""
+"""Observers: read probes or the validation set between the steps of a trial, without side effects."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ProbeObserver:
         self._geometry: AnswerGeometry | None = None
 
     def read(self, trainer: Trainer, module: LightningModule) -> Values:
-        """Return what the probes say now; under FSDP2 a collective."""
+        """Read the probes now; under FSDP2 a collective."""
         values: Values = {}
 
         def body() -> None:

@@ -1,4 +1,4 @@
-"""The learning rate of a run as one number, and how to change it without changing the schedule's shape."""
+"""Read and set a run's peak learning rate, keeping the shape of its schedule."""
 
 from __future__ import annotations
 

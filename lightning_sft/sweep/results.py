@@ -1,4 +1,4 @@
-"""What sweeps found, as data: JSON for programs, CSV for tables, one sentence for people."""
+"""Results of sweeps as data: JSON, CSV, and one sentence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_sft.sweep.suggest import Suggestions
 
 @dataclass(frozen=True)
 class SweepResult(ABC):
-    """What every sweep's result can do.
+    """Base class of the results of sweeps.
 
     Attributes:
         name: of the sweep.

@@ -81,7 +81,7 @@ def find_crossing(passes: Callable[[float], bool], grid: list[float], resolution
     """Find the smallest rate at which ``passes``: every point of the grid, then bisection of the logarithm.
 
     Args:
-        passes: makes a trial.
+        passes: runs a trial at a rate and returns whether it passed.
         grid: rates to try first, all of them, so that relapses above the crossing are seen.
         resolution: the bracket's upper / lower - 1 to reach.
 

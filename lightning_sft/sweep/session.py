@@ -1,4 +1,4 @@
-"""A sweep under way: trials that are run or remembered, counted in a progress bar, and kept on disk."""
+"""A sweep in progress: runs trials or reuses finished ones, counts them in a progress bar, keeps them on disk."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from lightning_sft.sweep.trial import Observer, Trial, TrialRunner, Values
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """What every kind of sweep needs to know.
+    """Settings that every kind of sweep needs.
 
     Attributes:
-        name: tells sweeps of a run apart, in files and log keys.
+        name: distinguishes the sweeps of a run, in files and log keys.
         steps: optimizer steps of a trial.
         folder: the run's folder; None keeps nothing on disk.
         callbacks: callbacks that take part in trials.
@@ -45,8 +45,8 @@ class SweepSettings:
 class Session:
     """Trials of one sweep; a context manager around `TrialRunner`.
 
-    Leaving it, by an exception or Ctrl-C too, puts the model back; the trials finished by then are on disk, and a
-    session with the same model, data and settings takes them from there.
+    Leaving it restores the model, after an exception or Ctrl-C too. If the settings name a folder, every finished trial
+    is on disk by then, and a later session whose digest is the same takes it from there.
 
     Args:
         trainer: in a fit.
@@ -112,7 +112,7 @@ class Session:
             stop: ends the trial early.
             rates: a rate for each step.
             order: of the rows.
-            variant: what else tells this trial apart, such as an objective.
+            variant: what else distinguishes this trial, such as an objective.
             last_only: observers are read after the last step alone.
         """
         key = f"{lr!r} {order} {variant}".strip()

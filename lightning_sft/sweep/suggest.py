@@ -1,4 +1,4 @@
-"""What the curve of a range test suggests: loss against a rate that rises from step to step."""
+"""Suggest learning rates from the curve of a range test."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Suggestions:
     edge: float | None
 
     def values(self) -> dict[str, float]:
-        """Return those that the curve says."""
+        """Return the suggestions that the curve supports."""
         return {k: v for k, v in asdict(self).items() if v is not None}
 
 

@@ -42,7 +42,7 @@ class Trial:
 
     Attributes:
         lr: the peak rate (of the first step, where the rate changes from step to step).
-        losses: training NLL of each step in nats a token, before its update (the module's own loss in modules that
+        losses: training NLL of each step in nats per token, before its update (the module's own loss in modules that
             do not keep exact totals).
         rates: the first parameter group's rate of each step.
         readings: what the observers read after each step: name -> a list a step.
@@ -75,7 +75,7 @@ class TrialRunner:
         module: its module.
         steps: optimizer steps of a trial.
         trial_batches: what to train on; None: the rows that the fit will see next.
-        callbacks: callbacks that take part in trials; all others are deaf.
+        callbacks: callbacks that take part in trials; all others are disabled.
         divergence: a trial ends once its loss is above this multiple of its first loss.
 
     Raises:

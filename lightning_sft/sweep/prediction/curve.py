@@ -1,4 +1,4 @@
-"""From short, coarse runs to the rate at which a long one crosses zero: interpolation, and what step size does.
+"""Extrapolate short, coarse runs to the rate at which a long run crosses zero, with a correction for step size.
 
 The gap z_c - z_s is looked at as a function of the cumulated rate tau = sum_t lr_t. A run of few large steps and one
 of many small steps to the same tau end at nearly the same gap. What differs comes mostly from the optimizer's first

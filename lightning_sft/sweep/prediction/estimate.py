@@ -1,4 +1,4 @@
-"""A critical rate from a few short runs: which runs to make, and what they say together."""
+"""Estimate a critical learning rate from a few short runs: plan the runs, then combine them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PredictionStatus = Literal["predicted", "already flipped", "moves away", "beyond
 
 
 class GapRunner(Protocol):
-    """Trains from one and the same state, and reads the gaps z_c - z_s."""
+    """Protocol: train some steps from one fixed state and read the gaps z_c - z_s."""
 
     def __call__(self, rates: Sequence[float]) -> list[list[float]]:
         """Take one optimizer step at each rate, from the start.
@@ -67,7 +67,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What short runs say about one gap.
+    """The estimate for one gap, from short runs.
 
     Attributes:
         status: ``predicted``; ``already flipped``: D0 <= 0; ``moves away``: v <= 0; ``beyond range``: it moves the
@@ -101,7 +101,7 @@ OF_SHAPE = 0.01  # under a schedule whose rates differ, which short runs of equa
 NOTHING_TO_COMPARE = 0.1  # if there is only one run, so that the correction is unknown
 
 NEAR = 1.12  # a run is near the crossing if it ends within this factor of it
-MOST_SHORT_RUNS = 6  # most runs of two steps
+MOST_SHORT_RUNS = 6  #: at most so many runs of two steps
 LONGEST_STRIDE = 30.0  # most that the next feeler changes the sum of rates
 
 
@@ -110,7 +110,7 @@ def plan_runs(run: GapRunner, gap: Callable[[Sequence[float]], float], start: fl
 
     Args:
         run: the trainer.
-        gap: makes one number of the gaps of all probes; it is the one to cross zero.
+        gap: reduces the gaps of all probes to the number that is to cross zero.
         start: first sum of rates, for each logit that must be made up.
         fine: steps of the last run.
 
@@ -137,7 +137,7 @@ def plan_runs(run: GapRunner, gap: Callable[[Sequence[float]], float], start: fl
 
 
 def _between(runs: Sequence[ShortRun], gap: Callable[[Sequence[float]], float]) -> float | None:
-    """Return the sum of rates at which a feeler would end at zero, if one ended below and a longer one above.
+    """Return the sum of rates at which a two-step run would end at zero, if one ended below and a longer one above.
 
     A gap that slows down makes parabolas point too far, and they would do so again and again.
     """
@@ -150,7 +150,7 @@ def _between(runs: Sequence[ShortRun], gap: Callable[[Sequence[float]], float]) 
 
 
 def _next_factor(gaps: Sequence[float]) -> float:
-    """Return by what to multiply the sum of rates to end at the crossing, as far as a feeler can tell."""
+    """Return the factor on the sum of rates that should end at the crossing, judged by a two-step run."""
     if not all(map(math.isfinite, gaps)) or gaps[-1] <= gaps[0]:
         return 1 / 8  # too far, or away: a shorter one will tell
     crossing = first_crossing(gaps) / (len(gaps) - 1)
@@ -160,14 +160,14 @@ def _next_factor(gaps: Sequence[float]) -> float:
 
 
 def estimate(runs: Sequence[ShortRun], gap: Callable[[Sequence[float]], float], target: Target) -> Estimate:
-    """Say what runs tell about the rate at which one gap crosses zero.
+    """Estimate the rate at which one gap crosses zero.
 
     The crossing of the last run, corrected for its step size: two runs with the same sum of rates and different steps
     tell how much step size matters, and the optimizer's lag tells how it goes on to the target's steps.
 
     Args:
         runs: from `plan_runs`, whichever gap they were planned for.
-        gap: makes one number of the gaps of all probes.
+        gap: reduces the gaps of all probes to one number.
         target: the run that is asked about.
     """
     curves = [(r, [gap(row) for row in r.gaps]) for r in runs]

@@ -1,4 +1,4 @@
-"""Short runs on a plain Hugging Face model, which is afterwards as it was, to the bit."""
+"""Short runs on a plain Hugging Face model, which is restored afterwards to the bit."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ModelRunner:
     Args:
         model: the model; parameters that require no gradient stay as they are.
         encoded: probes to train and to read.
-        optimizer: makes the optimizer. Rates of parameter groups keep the ratios it gives them.
+        optimizer: builds the optimizer. Rates of parameter groups keep the ratios it gives them.
 
     Raises:
         UserError: nothing is trainable.

@@ -1,4 +1,4 @@
-"""Predict critical learning rates from a few steps: beside a sweep that takes ten times as many, and before it."""
+"""Predict critical learning rates from a few optimizer steps; a sweep takes ten times as many."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def predict_critical_lr(
         probes: the probes, or where they are; see `load_probes`.
         steps: optimizer steps within which the flip must happen.
         schedule: each step's rate as a share of the peak rate, (steps,); None is a constant rate.
-        optimizer: makes the optimizer of an iterable of parameters.
+        optimizer: builds the optimizer from an iterable of parameters.
         together: train all probes as one batch, and predict for the set, too.
         quantile: share of the set that must have flipped.
         start: sum of rates of the first short run, for each logit of D0; far off, it costs steps, not accuracy.
@@ -99,9 +99,9 @@ def predict_critical_lr(
 def predict_set(
     run: GapRunner, names: Sequence[str], target: Target, quantile: float = 0.5, start: float = START
 ) -> tuple[ProbePrediction, list[ProbePrediction]]:
-    """Predict for probes that are trained together, by whatever trains them.
+    """Predict for probes that are trained together, with any runner.
 
-    The short runs are aimed at the crossing of the set. Probes that cross far from there are told by extrapolation,
+    The short runs are aimed at the crossing of the set. Probes that cross far from there are extrapolated,
     and their intervals are wide.
 
     Args:

@@ -1,4 +1,4 @@
-"""A prediction on disk: written whole or not at all, with a hash of what it was made from, before any sweep begins."""
+"""A prediction on disk: written atomically before any sweep begins, with a hash of its inputs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SOURCE = "formulas reconstructed from the abstract of arXiv 2606.07559; not the 
 
 @dataclass(frozen=True)
 class ProbePrediction:
-    """One prediction, and what two simple rules say.
+    """One prediction, with those of two simple baselines.
 
     Attributes:
         name: of the probe, or of the set.

@@ -1,4 +1,4 @@
-"""Prediction inside a fit: short runs through Lightning's own training path, written down before the sweep begins."""
+"""Prediction inside a fit: short runs through Lightning's training loop, recorded before the sweep begins."""
 
 from __future__ import annotations
 
