@@ -62,11 +62,12 @@ class TokenScores:
         if isinstance(value, Tensor):
             return value
         ways = {
-            "logits": 'an objective that looks at its row of logits must declare `reads = "row"`',
-            "reference_logits": 'the objective must declare `reference = "logits"` and the run must have a reference '
-            "model (an adapter that can be switched off, or a frozen copy)",
-            "reference_logp": 'the objective must declare `reference = "logp"` and the run must have a reference '
-            "model (an adapter that can be switched off, or a frozen copy)",
+            "logits": "where you make the scores yourself, pass TokenScores(logits=...); a head gives them to an "
+            'objective that declares `reads = "row"`',
+            "reference_logits": "where you make the scores yourself, pass TokenScores(reference_logits=...); a head "
+            'gives them to an objective that declares `reference = "logits"` in a run with a reference model',
+            "reference_logp": "where you make the scores yourself, pass TokenScores(reference_logp=...); a head gives "
+            'them to an objective that declares `reference = "logp"` in a run with a reference model',
         }
         raise StatisticUnavailable(
             f"These scores hold no {name!r}: {ways.get(name, 'the data module gave none for this batch')}."

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from lightning_sft.errors import UserError
 from lightning_sft.head.checks import check_call, check_finite
 from lightning_sft.head.passes import batch_pass, logp_pass
 from lightning_sft.head.rows import row_pass
@@ -35,7 +35,8 @@ def fused_head(
 
     Products run in the dtype of the hidden states, or in autocast's; everything else in fp32 (float64 for float64
     inputs). The gradient goes to ``inputs.hidden``, ``unembedding.weight`` and ``unembedding.bias`` through autograd,
-    once: a second backward through the same call raises. Without grad mode none is made.
+    once: a second backward through the same call raises, and so does one with ``create_graph=True``. Without grad mode
+    none is made.
 
     Raises:
         UserError: see ``check_call``; also hidden states or losses that are not finite, with the rows' ids.
@@ -69,8 +70,14 @@ class _FusedHead(torch.autograd.Function):
         return losses.sum(), losses
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        # once_differentiable refuses only where what comes in has a graph; grad mode in backward is create_graph itself
+        if torch.is_grad_enabled():
+            raise UserError(
+                "The fused head was differentiated with create_graph=True, as for a gradient penalty or a Hessian. Its "
+                "gradient is made in the forward pass and carries no graph: the second derivative would be 0 without a "
+                "word. Use head: reference (reference_head in Python), or create_graph=False."
+            )
         if ctx.gradients is None:
             raise RuntimeError(
                 "Backward ran a second time through one call of the fused head, which hands its gradient out once. "

@@ -12,6 +12,7 @@ from typing_extensions import override
 from lightning_sft.errors import UserError
 from lightning_sft.objectives.base import Objective, RunFacts
 from lightning_sft.objectives.checks import in_range
+from lightning_sft.objectives.exact import one_minus_power
 from lightning_sft.objectives.power import NEARLY_NLL
 from lightning_sft.scores import TokenScores
 
@@ -93,7 +94,7 @@ class Adaptive(Objective):
     def forward(self, scores: TokenScores) -> Tensor:
         # NEARLY_NLL cannot be told from 0, and can be divided by
         alpha = self.alpha().to(scores.logp.dtype).clamp(min=NEARLY_NLL)[self._group(scores)]
-        return -torch.expm1(alpha * scores.logp) / alpha
+        return one_minus_power(scores.logp, alpha) / alpha
 
     @override
     def statistics(self, scores: TokenScores) -> dict[str, Tensor]:

@@ -27,7 +27,8 @@ class ASFT(Composite):
         DFT drifts away from the base model, or the base model's other abilities must survive.
 
     Source:
-        Zhu et al., "Anchored Supervised Fine-Tuning", arXiv 2509.23753.
+        Zhu et al., "Anchored Supervised Fine-Tuning", arXiv 2509.23753. Forward is the direction of their code, and of
+        LLaMA-Factory's. 0.05 is the weight of their README's command; both programs' own default is 0.1.
 
     Args:
         base: the objective that is anchored; DFT by default.

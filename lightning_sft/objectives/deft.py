@@ -21,7 +21,8 @@ class DEFT(Objective):
         Data where the model is strong on some tokens and lost on others, and one alpha will not do for both.
 
     Source:
-        arXiv 2602.11424.
+        arXiv 2602.11424. Their code's loss is ``(1 - p^c) / (c + 1e-6)``, c without gradient: this gradient,
+        to 1e-6 / c, and another value on the curve.
     """
 
     reads = "row"

@@ -25,7 +25,8 @@ class EAFT(Objective):
         Against forgetting: tokens that the model contradicts with confidence no longer pull it away.
 
     Source:
-        arXiv 2601.02151.
+        arXiv 2601.02151. Trainers that divide by 3.0 in place of log k, or by nothing, have another factor: see the
+        table of names below.
 
     Args:
         k: how many candidates the entropy looks at, >= 2.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_sft.errors import UserError
 from lightning_sft.objectives.base import Objective
 from lightning_sft.objectives.checks import in_range
+from lightning_sft.objectives.exact import one_minus_power
 from lightning_sft.scores import TokenScores
 
 
@@ -44,7 +44,7 @@ class Focal(Objective):
     def forward(self, scores: TokenScores) -> Tensor:
         if self.gamma == 0:
             return -scores.logp
-        return (-torch.expm1(scores.logp)).pow(self.gamma) * -scores.logp
+        return one_minus_power(scores.logp).pow(self.gamma) * -scores.logp
 
     @override
     def extra_repr(self) -> str:

@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from lightning_sft.objectives.base import Objective
 from lightning_sft.objectives.checks import in_range
+from lightning_sft.objectives.exact import one_minus_power
 from lightning_sft.scores import TokenScores
 
 
@@ -22,7 +23,8 @@ class Huber(Objective):
         smaller than those of -p: mind the learning rate.
 
     Source:
-        Li et al., "Beyond Log Likelihood", arXiv 2510.00526.
+        Named by Li et al., "Beyond Log Likelihood", arXiv 2510.00526; their code has none. With delta = 1 s(p) is
+        p (1 - p), CHORD's phi (arXiv 2508.11408).
 
     Args:
         delta: where the square ends and the line begins, > 0; at 1 and beyond there is no line.
@@ -37,7 +39,7 @@ class Huber(Objective):
 
     @override
     def forward(self, scores: TokenScores) -> Tensor:
-        missing = -torch.expm1(scores.logp)
+        missing = one_minus_power(scores.logp)
         return torch.nn.functional.huber_loss(missing, torch.zeros_like(missing), reduction="none", delta=self.delta)
 
     @override

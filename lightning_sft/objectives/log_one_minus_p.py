@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from lightning_sft.objectives.base import Objective
 from lightning_sft.objectives.checks import in_range
+from lightning_sft.objectives.exact import one_minus_power
 from lightning_sft.scores import TokenScores
 
 
@@ -36,7 +37,7 @@ class LogOneMinusP(Objective):
 
     @override
     def forward(self, scores: TokenScores) -> Tensor:
-        return torch.log(self.eps - torch.expm1(scores.logp))
+        return torch.log(self.eps + one_minus_power(scores.logp))
 
     @override
     def extra_repr(self) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_sft.objectives.base import Objective
 from lightning_sft.objectives.checks import in_range
+from lightning_sft.objectives.exact import one_minus_power
 from lightning_sft.scores import TokenScores
 
 # below it, (1 - p^alpha) / alpha and -log p differ by less than fp32 can tell, and 1 / alpha may overflow
@@ -44,8 +44,7 @@ class PowerFamily(Objective):
     def forward(self, scores: TokenScores) -> Tensor:
         if self.alpha < NEARLY_NLL:
             return -scores.logp
-        # expm1: 1 - exp(x) would cancel near p = 1
-        return -torch.expm1(self.alpha * scores.logp) / self.alpha
+        return one_minus_power(scores.logp, self.alpha) / self.alpha
 
     @override
     def extra_repr(self) -> str:

@@ -16,7 +16,7 @@ class ProFiT(Objective):
     """ProFit: NLL on the tokens that the model already finds likely, divided by all of them.
 
     Formula:
-        ``-log p`` where sg(p) > threshold, else 0; s(p) = 1[p > threshold]. Dropped tokens still count in the
+        ``-log p`` where sg(p) >= threshold, else 0; s(p) = 1[p >= threshold]. Dropped tokens still count in the
         denominator, so that dropping many of them slows the run down instead of pushing harder on the rest.
 
     When:
@@ -27,13 +27,13 @@ class ProFiT(Objective):
         arXiv 2601.09195.
 
     Args:
-        threshold: the probability above which a token counts, in [0, 1].
+        threshold: the probability from which on a token counts, in [0, 1]; 0.1 is their code's.
 
     Raises:
         UserError: ``threshold`` is out of range.
     """
 
-    def __init__(self, threshold: float = 0.5) -> None:
+    def __init__(self, threshold: float = 0.1) -> None:
         super().__init__()
         self.threshold = in_range(self, "threshold", threshold, 0, 1)
 
@@ -48,7 +48,7 @@ class ProFiT(Objective):
 
     @override
     def forward(self, scores: TokenScores) -> Tensor:
-        return torch.where(scores.p > self.threshold, -scores.logp, 0.0)
+        return torch.where(scores.p >= self.threshold, -scores.logp, 0.0)
 
     @override
     def extra_repr(self) -> str:

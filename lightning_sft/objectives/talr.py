@@ -25,7 +25,8 @@ class TALR(Objective):
         floor). t is that of the previous optimizer step, so that splitting a batch changes nothing; the first step
         uses its own. The median is read off a histogram summed over micro-batches and ranks: the mean of the
         sequences in the median's bin, off by at most 1.2% of itself within [1e-4, 100] nats and exact where the
-        bin holds one sequence.
+        bin holds one sequence. Of an even number it is the mean of the two in the middle (``torch.median`` takes the
+        lower one).
 
     When:
         Specialising a model without losing its general abilities.

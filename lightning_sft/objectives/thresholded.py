@@ -30,7 +30,8 @@ class Thresholded(Composite):
         hard tokens alone do. With ``denominator: kept`` the run divides by the tokens that are left.
 
     Source:
-        Li et al., "Beyond Log Likelihood", arXiv 2510.00526; by percentile: their figure 5.
+        Li et al., "Beyond Log Likelihood", arXiv 2510.00526; by percentile: their figure 5. Their code divides by the
+        kept tokens of a micro-batch; ``denominator: kept`` divides by those of the whole optimizer step.
 
     Args:
         base: the objective of the tokens that are left; NLL by default.

@@ -5,7 +5,17 @@ import torch
 
 from lightning_sft.errors import UserError
 from lightning_sft.head import HeadInput, Unembedding, fused_head, reference_from_logits, reference_head
-from lightning_sft.objectives import NLL, Objective
+from lightning_sft.objectives import (
+    ASFT,
+    DEFT,
+    EAFT,
+    GEM,
+    NLL,
+    LabelSmoothing,
+    Objective,
+    RunnerUpMargin,
+    ZLoss,
+)
 from lightning_sft.scores import StatisticUnavailable, TokenScores
 from tests.head.cases import Centred, LogRatio, Smoothed, make
 
@@ -125,3 +135,24 @@ def test_logits_at_hand_are_checked_too():
         reference_from_logits(logits, inputs, Trainable())
     with pytest.raises(UserError, match="outside the vocabulary of 10 ids"):
         reference_from_logits(logits[:, :10], inputs, NLL())
+
+
+@pytest.mark.parametrize("objective", [NLL(), Smoothed(), Centred()])
+def test_second_derivatives_are_refused_where_they_would_be_zero(objective: Objective):
+    def gradient(head, create_graph: bool) -> torch.Tensor:
+        case = make()
+        output = case.run(head, objective)
+        return torch.autograd.grad(output.loss_sum, case.hidden, create_graph=create_graph)[0]
+
+    with pytest.raises(UserError, match=r"create_graph=True.*Use head: reference"):
+        gradient(fused_head, create_graph=True)
+    plain = gradient(reference_head, create_graph=True)
+    assert plain.requires_grad
+    torch.testing.assert_close(gradient(fused_head, create_graph=False), plain.detach())
+
+
+@pytest.mark.parametrize("objective", [GEM(), EAFT(), DEFT(), LabelSmoothing(), ZLoss(), ASFT(), RunnerUpMargin()])
+def test_objectives_called_by_hand_say_that_logits_are_missing(objective: Objective):
+    scores = TokenScores(logp=torch.tensor([-1.0]), targets=torch.tensor([2]))
+    with pytest.raises(StatisticUnavailable, match=r"no 'logits': .*pass TokenScores\(logits=\.\.\.\)"):
+        objective(scores)

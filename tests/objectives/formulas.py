@@ -73,7 +73,7 @@ def talr(z, y, row, floor=0.01):
 
 
 def profit(z, y, t):
-    return -log_p(z, y) * (torch.exp(sg(log_p(z, y))) > t)
+    return -log_p(z, y) * (torch.exp(sg(log_p(z, y))) >= t)
 
 
 def label_smoothing(base, z, y, e):

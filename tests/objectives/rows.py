@@ -98,7 +98,7 @@ ROWS = {
     "EAFT-wide": Row(lambda: ours.EAFT(1000), lambda t: f.eaft(t.z, t.y, t.z.shape[-1]), detaches=True),
     "TALR": Row(ours.TALR, lambda t: f.talr(t.z, t.y, t.row), detaches=True, exact=FP32_STATE),
     "ProFiT": Row(
-        lambda: ours.ProFiT(0.3), lambda t: f.profit(t.z, t.y, 0.3), lambda p: (p > 0.3).to(p.dtype), detaches=True
+        lambda: ours.ProFiT(0.3), lambda t: f.profit(t.z, t.y, 0.3), lambda p: (p >= 0.3).to(p.dtype), detaches=True
     ),
     "LabelSmoothing": Row(ours.LabelSmoothing, lambda t: f.label_smoothing(f.nll(t.z, t.y), t.z, t.y, 0.1)),
     "LabelSmoothing-power": Row(

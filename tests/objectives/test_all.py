@@ -8,6 +8,9 @@ from torch import Tensor
 
 from lightning_sft.head.fused import fused_head
 from lightning_sft.head.reference import reference_head
+from lightning_sft.head.types import HeadInput, Unembedding
+from lightning_sft.objectives import PowerFamily
+from lightning_sft.scores import TokenScores
 from tests.objectives.batch import FACTS, TOKENS, Batch, logits_batch, make_batch, scores_of, started
 from tests.objectives.rows import ROWS, Row, objective_names
 
@@ -74,6 +77,34 @@ def test_pulls_on_the_logits_with_its_strength(name, head):
     onehot = torch.nn.functional.one_hot(batch.targets, z.shape[-1])
     expected = -row.strength(p)[:, None] * (onehot - softmax)
     torch.testing.assert_close(z.grad, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.strength is not None])
+def test_strength_of_hopeless_and_of_certain_tokens(name):
+    row = ROWS[name]
+    unlikely = torch.logspace(-30, -0.1, 150, dtype=torch.float64)
+    logp = torch.cat([unlikely, 1 - torch.logspace(-7, -0.7, 50, dtype=torch.float64)]).log().float().requires_grad_()
+    objective = row.make()
+    objective.prepare(FACTS)
+    losses = objective(TokenScores(logp, torch.zeros(len(logp), dtype=torch.long)))
+    (slope,) = torch.autograd.grad(losses.sum(), logp)
+    expected = row.strength(logp.detach().double().exp())
+    # below the smallest normal number, fp32 itself has no digits left
+    error = (-slope.double() - expected).abs() / expected.abs().clamp(min=torch.finfo(torch.float32).tiny)
+    assert error.max() < 1e-6
+
+
+@each_head
+@pytest.mark.parametrize("alpha", [1.0, 3.0, 4.0])
+def test_a_batch_of_unlikely_tokens_keeps_its_gradient(head, alpha):
+    draw = torch.Generator().manual_seed(0)
+    hidden, weight = 0.1 * torch.randn(64, 16, generator=draw), 0.1 * torch.randn(200, 16, generator=draw)
+    targets = torch.randint(200, (64,), generator=draw)  # p is about 1 / 200 each
+    exact = hidden.double().requires_grad_()
+    logp = (exact @ weight.double().T).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    (((alpha * logp.detach()).exp() * -logp).sum()).backward()
+    head(HeadInput(hidden.requires_grad_(), targets), Unembedding(weight), PowerFamily(alpha)).loss_sum.backward()
+    assert relative(hidden.grad, exact.grad) < 1e-6
 
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if not row.detaches])

@@ -52,9 +52,9 @@ def test_both_bounds_are_inclusive():
     assert kept == {"top": [False, True, True], "bottom": [True, True, False]}
 
 
-def test_profit_wants_more_than_its_threshold():
+def test_profit_keeps_the_token_at_its_threshold():
     scores = scores_from(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
-    assert ProFiT(0.5)(scores).tolist() == [0, 0, -scores.logp[2].item()]
+    assert ProFiT(0.5)(scores).tolist() == [0, *(-scores.logp[1:]).tolist()]
     assert ProFiT(0.5).kept(scores).all()
 
 
