@@ -141,7 +141,7 @@ def test_logits_at_hand_are_checked_too():
 def test_second_derivatives_are_refused_where_they_would_be_zero(objective: Objective):
     def gradient(head, create_graph: bool) -> torch.Tensor:
         case = make()
-        output = case.run(head, objective)
+        output = head(HeadInput(case.hidden, case.targets), case.unembedding(), objective)
         return torch.autograd.grad(output.loss_sum, case.hidden, create_graph=create_graph)[0]
 
     with pytest.raises(UserError, match=r"create_graph=True.*Use head: reference"):
