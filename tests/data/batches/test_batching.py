@@ -109,6 +109,7 @@ def test_resume_of_a_run_that_counts_its_steps_beforehand(folder, batching, monk
     assert rest == whole[3:]
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("batching", ["grouped", "packed"])
 def test_two_ranks_share_an_epoch_and_resume(folder, batching):
     two = {"devices": 2, "strategy": "ddp_fork"}

@@ -64,6 +64,7 @@ def test_resume_with_other_data_is_refused(tmp_path):
         fit(tmp_path, "rest", resume=tmp_path / "first" / "step=2.ckpt")
 
 
+@pytest.mark.ranks
 def test_two_ranks_share_an_epoch_and_resume(tmp_path):
     two = {"devices": 2, "strategy": "ddp_fork"}
     data = {"val": str(tmp_path / "rows.jsonl"), "num_workers": 1}

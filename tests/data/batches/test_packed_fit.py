@@ -54,7 +54,7 @@ def seen(record: Path, before: float = float("inf")) -> list[int]:
     return [int(row) for step, rows in lines if int(step) < before for row in rows.split()]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.ranks)])
 def test_killed_packed_run_sees_each_row_once(toy_folder: Path, tmp_path: Path, ranks: int) -> None:
     command = arguments(toy_folder, write_rows(tmp_path / "rows.jsonl", ROWS, longest=17), ranks)
     killed, resumed = tmp_path / "killed", tmp_path / "resumed"

@@ -200,6 +200,7 @@ def running(pid: int) -> bool:
         return False
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_fork"])
 def test_both_ranks_end_with_the_message_about_a_bad_row(toy_folder, root, tmp_path, strategy):
     path = write_jsonl(tmp_path / "rows.jsonl", [*(chat(i) for i in range(8)), {"messages": []}])
