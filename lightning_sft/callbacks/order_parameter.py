@@ -15,13 +15,14 @@ from typing_extensions import override
 from lightning_sft.callbacks.probe_reading import ProbeCallback
 from lightning_sft.figures.loggers import log_figure
 from lightning_sft.figures.probes import can_show, order_curves
-from lightning_sft.metrics.order_parameter import order_parameter, purity
+from lightning_sft.metrics.order_parameter import order_parameter, probabilities, purity
 from lightning_sft.metrics.synonyms import synonym_rank
 from lightning_sft.probes.embedding_track import EmbeddingTrack, Moved, UnembeddingMemory, embedding_layers
 from lightning_sft.probes.encode import EncodedProbes
 from lightning_sft.probes.forward import ProbeReading
+from lightning_sft.probes.history import JumpMeter, ProbeHistory, kept_readings
 from lightning_sft.probes.probe import Probe
-from lightning_sft.probes.verdict import ProbeHistory, Verdict, VerdictSettings, find_jumps, judge
+from lightning_sft.probes.verdict import Verdict, VerdictSettings, judge
 from lightning_sft.probes.verdict_report import as_text, verdict_row, write_report
 
 Matrix = Literal["auto", "input", "output"]
@@ -88,7 +89,15 @@ class OrderParameterLogger(ProbeCallback):
     def forget(self) -> None:
         self.histories = {p.name: ProbeHistory() for p in self.probes}
         self.training_loss: list[float | None] = []  # mean of the micro-batches before each reading
+        self._meters = [JumpMeter() for _ in self.probes]
         self._forget_tensors()
+
+    @override
+    def thin(self) -> None:
+        self.training_loss = [self.training_loss[i] for i in kept_readings(len(self.training_loss))]
+        for history in self.histories.values():
+            history.thin()
+        super().thin()
 
     def _forget_tensors(self) -> None:
         self._tracks: dict[str, EmbeddingTrack] = {}
@@ -118,28 +127,29 @@ class OrderParameterLogger(ProbeCallback):
         if self._memory is None:
             self._tracks = {key: EmbeddingTrack(layer, self.center) for key, layer in layers.items()}
             self._memory = UnembeddingMemory(model, keep=self.counterfactual and output_moves and reading.plain)
-        probabilities = reading.logits.softmax(1)
+        p = probabilities(reading.logits)
         # what the present hidden states would give under the earlier unembedding
         kept = self._memory.probabilities(reading, output_moves=output_moves) if self.counterfactual else None
         result: dict[str, Tensor] = {}
         for key, track in self._tracks.items():
             geometry = track.look(encoded)
-            values = order_parameter(probabilities, geometry)._asdict()
-            moved = track.compare(probabilities, kept, output_moves=output_moves)
+            values = order_parameter(p, geometry)._asdict()
+            moved = track.compare(p, kept, output_moves=output_moves)
             if self.with_purity:
-                values["purity"] = purity(probabilities, track.rows(), center=self.center)
+                values["purity"] = purity(p, track.rows(), center=self.center)
             if moved is not None:
                 values |= moved.values()
             if key == next(iter(self._tracks)):
-                values["p_correct"] = probabilities.gather(1, encoded.correct[:, None])[:, 0]
-                values["p_competitor"] = probabilities.gather(1, encoded.competitor[:, None])[:, 0]
+                values["p_correct"] = p.gather(1, encoded.correct[:, None])[:, 0]
+                values["p_competitor"] = p.gather(1, encoded.competitor[:, None])[:, 0]
                 if not repeated:
                     loss = synonym_rank(reading.logits, encoded.correct, encoded.competitor).loss
                     self._remember(values, loss, moved)
+                jumped = self._just_jumped(p)
                 if len(self.steps) > 1:
-                    values["jump"] = self._just_jumped(probabilities)
+                    values["jump"] = jumped
             result |= {key + name: value for name, value in values.items()}
-            track.keep(probabilities)
+            track.keep(p)
         self._memory.refresh()
         self._frozen = all(track.frozen for track in self._tracks.values())
         return result
@@ -157,8 +167,8 @@ class OrderParameterLogger(ProbeCallback):
                 getattr(history, name).append(shares[name][i] if name in shares else None)
 
     def _just_jumped(self, like: Tensor) -> Tensor:
-        last = [find_jumps(history, self.verdict_settings)[-1:] for history in self.histories.values()]
-        return like.new_tensor([float(bool(j) and j[0].step == self.steps[-1]) for j in last])
+        pairs = zip(self._meters, self.histories.values(), strict=True)
+        return like.new_tensor([float(meter.jumped(history, self.verdict_settings)) for meter, history in pairs])
 
     # ------------------------------------------------------------------ the end
 

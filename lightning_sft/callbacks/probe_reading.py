@@ -19,6 +19,7 @@ from lightning_sft.models.access import find_causal_lm, find_tokenizer, input_em
 from lightning_sft.probes.encode import EncodedProbes, encode_probes
 from lightning_sft.probes.files import load_probes
 from lightning_sft.probes.forward import ProbeReading, read_probes, within_shards
+from lightning_sft.probes.history import MOST_READINGS, kept_readings
 from lightning_sft.probes.probe import Probe
 from lightning_sft.scores import TokenScores
 
@@ -33,6 +34,8 @@ class ProbeCallback(Callback):
     modes and random states are restored, so a run with the callback follows the same trajectory as one without.
     Aggregated values are logged through the module (for checkpoint and early-stopping monitors) and, like those of
     single probes, straight to the loggers at every reading, whatever ``log_every_n_steps`` says.
+
+    A history holds at most 2048 readings; beyond that every second one is dropped.
 
     Args:
         probes: ``"library"``, ``"library:train"``, ``"library:test"``, a YAML or JSON-lines file, or probes.
@@ -91,6 +94,10 @@ class ProbeCallback(Callback):
     def forget(self) -> None:
         """Empty the history."""
 
+    def thin(self) -> None:
+        """Drop every second reading of the history, but the last; see `kept_readings`."""
+        self.steps = [self.steps[i] for i in kept_readings(len(self.steps))]
+
     # ------------------------------------------------------------------ hooks
 
     @override
@@ -139,6 +146,8 @@ class ProbeCallback(Callback):
         step = trainer.global_step
         repeated = bool(self.steps) and self.steps[-1] == step
         if not repeated:
+            if len(self.steps) >= MOST_READINGS:
+                self.thin()
             self.steps.append(step)
         encoded = self._encoded = self._encoded.to(input_embeddings(model).device)
         result: dict[str, Tensor] = {}

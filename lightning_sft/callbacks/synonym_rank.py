@@ -17,6 +17,7 @@ from lightning_sft.figures.probes import can_show, rank_heat_map
 from lightning_sft.metrics.synonyms import synonym_rank
 from lightning_sft.probes.encode import EncodedProbes
 from lightning_sft.probes.forward import ProbeReading
+from lightning_sft.probes.history import kept_readings
 from lightning_sft.probes.probe import Probe
 
 
@@ -66,6 +67,11 @@ class SynonymRankMonitor(ProbeCallback):
     @override
     def forget(self) -> None:
         self.ranks = []
+
+    @override
+    def thin(self) -> None:
+        self.ranks = [self.ranks[i] for i in kept_readings(len(self.ranks))]
+        super().thin()
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_sft.probes.verdict import Jump, ProbeHistory
+from lightning_sft.probes.history import Jump, ProbeHistory
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

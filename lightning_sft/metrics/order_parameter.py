@@ -61,10 +61,31 @@ class OrderReading(NamedTuple):
     scaled_drag: Tensor
 
 
+def probabilities(logits: Tensor) -> Tensor:
+    """Return the softmax over the vocabulary, (probes, vocab), in at least fp32, to about 1e-6 of each probability.
+
+    ``torch.softmax`` in fp32 on a CPU adds up 50,000 candidates one after the other and is off by 2e-5 in the worst
+    case; ``logsumexp`` is not.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return (logits - logits.logsumexp(1, keepdim=True)).exp_()
+
+
 def _centre(embeddings: Tensor, dtype: torch.dtype) -> Tensor:
-    total = sum(rows.sum(0, dtype=torch.promote_types(dtype, torch.float32)) for rows in embeddings.split(CHUNK))
-    assert isinstance(total, Tensor)
-    return total / embeddings.shape[0]
+    """Return the mean row, (dim,). Rows of zeros, such as padding of the vocabulary, do not count."""
+    total = torch.zeros(embeddings.shape[1], dtype=dtype, device=embeddings.device)
+    count = torch.zeros((), dtype=torch.int64, device=embeddings.device)
+    for rows in embeddings.split(CHUNK):
+        total += rows.sum(0, dtype=dtype)
+        count += (rows != 0).any(1).sum()
+    return total / count.clamp_min(1)
+
+
+def _moved(rows: Tensor, centre: Tensor | None) -> Tensor:
+    """Return rows minus the mean row, (rows, dim); rows of zeros stay zero."""
+    if centre is None:
+        return rows
+    return torch.where((rows != 0).any(1, keepdim=True), rows - centre, 0)
 
 
 @torch.no_grad()
@@ -75,7 +96,7 @@ def answer_geometry(embeddings: Tensor, correct: Tensor, competitor: Tensor, *, 
         embeddings: rows of any length, (vocab, dim); lower precision than fp32 is raised to fp32, chunk by chunk.
         correct: ids of the correct tokens, (probes,), int64.
         competitor: ids of the competitors, (probes,), int64.
-        center: subtract the mean row first.
+        center: subtract the mean row first; rows of zeros neither count in the mean nor move.
 
     Raises:
         UserError: an answer's row is zero, or the two rows of a pair are parallel (Phi would be 0 identically).
@@ -83,7 +104,7 @@ def answer_geometry(embeddings: Tensor, correct: Tensor, competitor: Tensor, *, 
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
     centre = _centre(embeddings, dtype) if center else None
     answers = embeddings[torch.cat([correct, competitor])].to(dtype)
-    answers = answers if centre is None else answers - centre
+    answers = _moved(answers, centre)
     lengths = answers.norm(dim=1, keepdim=True)
     ids = torch.cat([correct, competitor])
     if (lengths == 0).any():
@@ -104,7 +125,7 @@ def answer_geometry(embeddings: Tensor, correct: Tensor, competitor: Tensor, *, 
     weights = torch.empty(len(correct), embeddings.shape[0], dtype=dtype, device=embeddings.device)
     for start in range(0, embeddings.shape[0], CHUNK):
         rows = embeddings[start : start + CHUNK].to(dtype)
-        rows = rows if centre is None else rows - centre
+        rows = _moved(rows, centre)
         squares = (answers @ rows.T).square_()
         # A row of zeros has no direction: its overlaps are 0, not 0 / 0.
         norms = torch.linalg.vector_norm(rows, dim=1).square().clamp_min(torch.finfo(dtype).tiny)
@@ -115,43 +136,41 @@ def answer_geometry(embeddings: Tensor, correct: Tensor, competitor: Tensor, *, 
     return AnswerGeometry(weights, overlap, correct, competitor)
 
 
-def order_parameter(probabilities: Tensor, geometry: AnswerGeometry) -> OrderReading:
+def order_parameter(p: Tensor, geometry: AnswerGeometry) -> OrderReading:
     """Return Phi, S and D of every probe.
 
     Args:
-        probabilities: softmax over the whole vocabulary at the answer position, (probes, vocab), fp32 or float64.
+        p: softmax over the whole vocabulary at the answer position, (probes, vocab), fp32 or float64.
         geometry: of the same probes.
     """
     correct, competitor = geometry.correct[:, None], geometry.competitor[:, None]
-    difference = (probabilities.gather(1, correct) - probabilities.gather(1, competitor))[:, 0]
+    difference = (p.gather(1, correct) - p.gather(1, competitor))[:, 0]
     signal = difference * geometry.scale
-    others = (probabilities * geometry.weights).scatter(1, correct, 0).scatter(1, competitor, 0)
+    others = (p * geometry.weights).scatter(1, correct, 0).scatter(1, competitor, 0)
     drag = others.sum(1)
     phi = signal + drag
     return OrderReading(phi, signal, drag, phi / geometry.scale, difference, drag / geometry.scale)
 
 
 @torch.no_grad()
-def purity(probabilities: Tensor, embeddings: Tensor, *, center: bool = False) -> Tensor:
+def purity(p: Tensor, embeddings: Tensor, *, center: bool = False) -> Tensor:
     """Return Tr rho^2 = sum_ij p_i p_j O_ij^2, (probes,), through one dim x dim matrix a probe.
 
     Args:
-        probabilities: (probes, vocab).
+        p: (probes, vocab).
         embeddings: (vocab, dim).
         center: subtract the mean row first.
     """
-    dtype = torch.promote_types(embeddings.dtype, probabilities.dtype)
-    centre = _centre(embeddings, dtype) if center else None
-    rho = torch.zeros(
-        len(probabilities), embeddings.shape[1], embeddings.shape[1], dtype=dtype, device=embeddings.device
-    )
+    dtype = torch.promote_types(embeddings.dtype, p.dtype)
+    centre = _centre(embeddings, torch.promote_types(dtype, torch.float32)) if center else None
+    rho = torch.zeros(len(p), embeddings.shape[1], embeddings.shape[1], dtype=dtype, device=embeddings.device)
     for start in range(0, embeddings.shape[0], CHUNK):
         rows = embeddings[start : start + CHUNK].to(dtype)
-        rows = rows if centre is None else rows - centre
+        rows = _moved(rows, centre)
         unit = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(torch.finfo(dtype).tiny)
-        p = probabilities[:, start : start + CHUNK].to(dtype)
+        part = p[:, start : start + CHUNK].to(dtype)
         for i in range(len(rho)):
-            rho[i] += unit.T @ (unit * p[i][:, None])
+            rho[i] += unit.T @ (unit * part[i][:, None])
     return rho.square().sum((1, 2))
 
 
@@ -255,12 +274,10 @@ class OrderParameter(Metric):
 
         ``probe`` (rows,) says which probe each row belongs to; None: all to the first.
         """
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        probabilities = logits.to(dtype).softmax(1)
-        reading = order_parameter(probabilities, answer_geometry(embeddings, correct, competitor))
-        values = reading._asdict()
+        p = probabilities(logits)
+        values = order_parameter(p, answer_geometry(embeddings, correct, competitor))._asdict()
         if self.with_purity:
-            values["purity"] = purity(probabilities, embeddings)
+            values["purity"] = purity(p, embeddings)
         add_rows(self, values, torch.zeros_like(correct) if probe is None else probe)
 
     @override

@@ -19,6 +19,8 @@ class SynonymReading(NamedTuple):
         margin: logit of the correct token minus the competitor's.
         reciprocal_rank: 1 / rank.
         loss: cross-entropy of the correct token in nats.
+
+    A row of logits that holds NaN or infinity predicts nothing: every field is NaN there.
     """
 
     rank: Tensor
@@ -42,14 +44,16 @@ def synonym_rank(logits: Tensor, correct: Tensor, competitor: Tensor) -> Synonym
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     z_correct = logits.gather(1, correct[:, None])
     z_competitor = logits.gather(1, competitor[:, None])
-    rank = 1 + (logits > z_correct).sum(1).to(logits.dtype)
     margin = (z_correct - z_competitor)[:, 0]
+    partition = logits.logsumexp(1)  # NaN or infinite if the row holds such a logit; -inf masks a token and is fine
+    nothing = torch.where(partition.isfinite(), 0.0, torch.nan).to(logits.dtype)
+    rank = 1 + (logits > z_correct).sum(1).to(logits.dtype) + nothing
     return SynonymReading(
         rank=rank,
-        flip=(margin > 0).to(logits.dtype),
-        margin=margin,
+        flip=(margin > 0).to(logits.dtype) + nothing,
+        margin=margin + nothing,
         reciprocal_rank=1 / rank,
-        loss=logits.logsumexp(1) - z_correct[:, 0],
+        loss=partition - z_correct[:, 0] + nothing,
     )
 
 

@@ -18,6 +18,7 @@ from lightning_sft.metrics.order_parameter import (
     answer_geometry,
     counterfactual_split,
     order_parameter,
+    probabilities,
     step_split,
 )
 from lightning_sft.probes.encode import EncodedProbes
@@ -26,10 +27,17 @@ from lightning_sft.probes.forward import ProbeReading, is_plain, layer_rows, who
 
 @dataclass(frozen=True)
 class Moved:
-    """What changed Phi since the reading before."""
+    """What changed Phi since the reading before.
+
+    Attributes:
+        split: by algebra, into readout and geometry.
+        counterfactual: by cause; None where it was not computed.
+        still: neither the embeddings nor the unembedding can have moved, so their share in the cause is 0.
+    """
 
     split: StepSplit
     counterfactual: CounterfactualSplit | None
+    still: bool = False
 
     def values(self) -> dict[str, Tensor]:
         """Return what is logged, (probes,) each."""
@@ -43,6 +51,8 @@ class Moved:
         result = {"geometry_share": self.split.share().tolist()}
         if self.counterfactual is not None:
             result["counterfactual_share"] = self.counterfactual.share().tolist()
+        elif self.still:
+            result["counterfactual_share"] = [0.0] * len(result["geometry_share"])
         return result
 
 
@@ -95,27 +105,29 @@ class EmbeddingTrack:
             self._key = key
         return self.geometry
 
-    def compare(self, probabilities: Tensor, kept: Tensor | None, *, output_moves: bool) -> Moved | None:
+    def compare(self, now: Tensor, kept: Tensor | None, *, output_moves: bool) -> Moved | None:
         """Return what changed Phi since `keep`; None if there was no reading before.
 
         Args:
-            probabilities: of this reading, (probes, vocab).
+            now: probabilities of this reading, (probes, vocab).
             kept: those of the present hidden states under the earlier unembedding; None if unknown.
             output_moves: whether the unembedding can move.
         """
         if self._before is None or self.geometry is None:
             return None
         p, geometry = self._before
-        split = step_split(p, geometry, probabilities, self.geometry)
-        if kept is None or not (output_moves or self.geometry is not geometry):
+        split = step_split(p, geometry, now, self.geometry)
+        if not output_moves and self.geometry is geometry:
+            return Moved(split, None, still=True)
+        if kept is None:
             return Moved(split, None)
-        before, now = order_parameter(p, geometry).phi, order_parameter(probabilities, self.geometry).phi
-        return Moved(split, counterfactual_split(before, now, order_parameter(kept, geometry).phi))
+        phi_before, phi_now = order_parameter(p, geometry).phi, order_parameter(now, self.geometry).phi
+        return Moved(split, counterfactual_split(phi_before, phi_now, order_parameter(kept, geometry).phi))
 
-    def keep(self, probabilities: Tensor) -> None:
-        """Remember this reading for the next."""
+    def keep(self, p: Tensor) -> None:
+        """Remember this reading's probabilities, (probes, vocab), for the next."""
         assert self.geometry is not None
-        self._before = probabilities, self.geometry
+        self._before = p, self.geometry
 
 
 class UnembeddingMemory:
@@ -129,11 +141,11 @@ class UnembeddingMemory:
     def probabilities(self, reading: ProbeReading, *, output_moves: bool) -> Tensor | None:
         """Return the prediction of the present hidden states under the earlier unembedding; None if unknown."""
         if not output_moves:
-            return reading.logits.softmax(1)
+            return probabilities(reading.logits)
         if self._rows is None:
             return None
         hidden = reading.hidden.to(reading.logits.dtype)
-        return plain_logits(hidden, whole_unembedding(self._model, self._rows)).softmax(1)
+        return probabilities(plain_logits(hidden, whole_unembedding(self._model, self._rows)))
 
     @torch.no_grad()
     def refresh(self) -> None:

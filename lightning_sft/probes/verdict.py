@@ -6,14 +6,15 @@ The failure modes are reconstructed from the abstract of arXiv 2606.07559; the t
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from lightning_sft.probes.history import Jump, JumpSettings, ProbeHistory, find_jumps
 
 
 @dataclass(frozen=True)
-class VerdictSettings:
-    """Thresholds of the verdicts.
+class VerdictSettings(JumpSettings):
+    """Thresholds of the verdicts, and of jumps.
 
     Attributes:
         tau: kinematic: the signal S stayed below this all along.
@@ -21,66 +22,15 @@ class VerdictSettings:
         fall: nats by which a probe's loss must have fallen before a run can have failed silently.
         steep: the loss still falls steeply if its rate over the last quarter of the run is above this share of its
             rate over the whole run.
-        jump_factor: a jump is a change of Phi above this many times the median change of the probe.
-        jump_floor: and above this.
-        phantom_share: a jump is phantom if the embeddings' share in it is below this, by the split and by the
-            counterfactual alike.
+        jump_factor: see `JumpSettings`.
+        jump_floor: see `JumpSettings`.
+        phantom_share: see `JumpSettings`.
     """
 
     tau: float = 0.05
     delta: float = 0.005
     fall: float = 0.05
     steep: float = 0.5
-    jump_factor: float = 10.0
-    jump_floor: float = 0.02
-    phantom_share: float = 0.05
-
-
-@dataclass
-class ProbeHistory:
-    """Readings of one probe, in order; lists of one length.
-
-    Attributes:
-        step: optimizer steps done.
-        p_correct: probability of the correct token.
-        p_competitor: probability of the competitor.
-        loss: cross-entropy of the correct token, nats.
-        phi: order parameter.
-        signal: S.
-        drag: D.
-        geometry_share: share of the embeddings in the change of Phi since the reading before, by the exact split; None
-            where unknown (the first reading of a run or of a resumed one).
-        counterfactual_share: the same by the counterfactual; None where it was not computed.
-    """
-
-    step: list[int] = field(default_factory=list)
-    p_correct: list[float] = field(default_factory=list)
-    p_competitor: list[float] = field(default_factory=list)
-    loss: list[float] = field(default_factory=list)
-    phi: list[float] = field(default_factory=list)
-    signal: list[float] = field(default_factory=list)
-    drag: list[float] = field(default_factory=list)
-    geometry_share: list[float | None] = field(default_factory=list)
-    counterfactual_share: list[float | None] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Jump:
-    """A sudden change of Phi.
-
-    Attributes:
-        step: optimizer step of the reading after it.
-        size: the change.
-        geometry_share: embeddings' share by the exact split; None if unknown.
-        counterfactual_share: embeddings' share by the counterfactual; None if not computed.
-        phantom: whether the embeddings had (nearly) no part in it; None if unknown.
-    """
-
-    step: int
-    size: float
-    geometry_share: float | None
-    counterfactual_share: float | None
-    phantom: bool | None
 
 
 @dataclass(frozen=True)
@@ -112,23 +62,6 @@ class Verdict:
         return f"failed: {' and '.join(self.modes) or 'unclassified'}" if self.outcome == "failed" else self.outcome
 
 
-def find_jumps(history: ProbeHistory, settings: VerdictSettings) -> tuple[Jump, ...]:
-    """Return the changes of Phi that stand out of the probe's own."""
-    changes = [b - a for a, b in zip(history.phi, history.phi[1:], strict=False)]
-    if not changes:
-        return ()
-    least = max(settings.jump_factor * statistics.median(map(abs, changes)), settings.jump_floor)
-    jumps = []
-    for i, change in enumerate(changes, start=1):
-        if abs(change) <= least:
-            continue
-        shares = history.geometry_share[i], history.counterfactual_share[i]
-        known = [s for s in shares if s is not None]
-        phantom = all(s < settings.phantom_share for s in known) if known else None
-        jumps.append(Jump(history.step[i], change, *shares, phantom))
-    return tuple(jumps)
-
-
 def flip_step(history: ProbeHistory) -> int | None:
     """Return the step of the first reading from which the correct token stayed above its competitor, or None."""
     above = [c > s for c, s in zip(history.p_correct, history.p_competitor, strict=True)]
@@ -155,8 +88,10 @@ def judge(
     settings = settings or VerdictSettings()
     jumps = find_jumps(history, settings)
     flipped = flip_step(history)
-    if not math.isfinite(history.loss[-1]):
-        return Verdict("diverged", (), None, jumps, f"loss {history.loss[-1]}", "lower the learning rate, or clip")
+    broken = [step for step, loss in zip(history.step, history.loss, strict=True) if not math.isfinite(loss)]
+    if broken:
+        reason = f"loss {history.loss[history.step.index(broken[0])]} at step {broken[0]}"
+        return Verdict("diverged", (), None, jumps, reason, "lower the learning rate, or clip")
     start, end = history.loss[0], history.loss[-1]
     losses = f"loss {start:.2f} -> {end:.2f} nats"
     if flipped is not None:
@@ -175,7 +110,13 @@ def judge(
         modes.append("kinematic")
     if history.drag[-1] < history.drag[0] - settings.delta:
         modes.append("structural")
-    why = "other tokens of the run fell below it long ago" if overtaken else "its loss has settled"
+    lowest = min(history.loss)
+    if overtaken:
+        why = "other tokens of the run fell below it long ago"
+    elif end - lowest > settings.fall:
+        why = f"its loss rose again after {lowest:.2f} at step {history.step[history.loss.index(lowest)]}"
+    else:
+        why = "its loss has settled"
     lost = any(c > s for c, s in zip(history.p_correct, history.p_competitor, strict=True))
     reason = (
         f"{losses}{' (above ln 2)' if end > math.log(2) else ''}, {why}; {odds}; S at most {max(history.signal):+.3f}, "

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_sft.files import to_json, write_text
+from lightning_sft.probes.history import ProbeHistory
 from lightning_sft.probes.probe import Probe
-from lightning_sft.probes.verdict import ProbeHistory, Verdict, VerdictSettings
+from lightning_sft.probes.verdict import Verdict, VerdictSettings
 
 NOTE = "Signal, drag and the failure modes are reconstructed from the abstract of arXiv 2606.07559."
 FROZEN = "The embeddings did not move, so every jump is a readout jump by construction: 'phantom' says nothing more."

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_sft.errors import UserError
-from lightning_sft.probes.verdict import ProbeHistory, VerdictSettings, find_jumps
+from lightning_sft.probes.history import JumpSettings, ProbeHistory, find_jumps
 from lightning_sft.sweep.prediction.session import predict_in_session
 from lightning_sft.sweep.results import CriticalRate, CriticalTrial, ProbeBracket
 from lightning_sft.sweep.search import Crossing, check_resolution, crossing, find_crossing, geometric_grid
@@ -76,7 +76,7 @@ class Judge:
 
     def _first(self, values: list[float]) -> int | None:
         if self.criterion == "first_jump":
-            jumps = find_jumps(_history(values), VerdictSettings())
+            jumps = find_jumps(_history(values), JumpSettings())
             return jumps[0].step if jumps else None
         if self.criterion == "val_nll":
             assert self.target is not None

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_sft._lightning import to_device, validating
 from lightning_sft.errors import UserError
-from lightning_sft.metrics.order_parameter import AnswerGeometry, answer_geometry, order_parameter
+from lightning_sft.metrics.order_parameter import AnswerGeometry, answer_geometry, order_parameter, probabilities
 from lightning_sft.metrics.synonyms import synonym_rank
 from lightning_sft.models.access import find_causal_lm, find_tokenizer, input_embeddings
 from lightning_sft.models.mode import eval_mode
@@ -64,7 +64,7 @@ class ProbeObserver:
             ranks = synonym_rank(reading.logits, self.encoded.correct, self.encoded.competitor)
             values.update(margin=ranks.margin.tolist(), loss=ranks.loss.tolist())
             if self._phi:
-                values["phi"] = order_parameter(reading.logits.softmax(1), self._look()).phi.tolist()
+                values["phi"] = order_parameter(probabilities(reading.logits), self._look()).phi.tolist()
 
         within_shards(self._outer, self._model, body)
         return values

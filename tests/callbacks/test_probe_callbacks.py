@@ -174,6 +174,31 @@ def test_a_readout_jump_under_still_embeddings_is_phantom(tmp_path, frozen):
     assert jumps[0].geometry_share == 0.0
 
 
+def test_without_a_counterfactual_nobody_knows_whether_moving_rows_made_a_jump(tmp_path):
+    order = OrderParameterLogger(PROBES[:1], 1, counterfactual=False)
+    fit(Plant("norm"), [order], tmp_path, max_steps=12)
+    (jump,) = order.verdicts["first"].jumps
+    assert (jump.step, jump.counterfactual_share, jump.phantom) == (7, None, None)
+
+
+def test_histories_and_checkpoints_stay_bounded(tmp_path, monkeypatch):
+    whole, bounded = both(n=1), both(n=1)
+    fit(Stranger(), whole, tmp_path, max_steps=12)
+    monkeypatch.setattr("lightning_sft.callbacks.probe_reading.MOST_READINGS", 6)
+    fit(Stranger(), bounded, tmp_path, max_steps=12)
+    for monitor, long in zip(bounded, whole, strict=True):
+        assert len(long.steps) == 13
+        assert len(monitor.steps) <= 6
+        assert (monitor.steps[0], monitor.steps[-1]) == (0, 12)
+        kept = [long.steps.index(step) for step in monitor.steps]
+        if isinstance(monitor, SynonymRankMonitor):
+            assert monitor.state_dict()["ranks"] == [long.ranks[i] for i in kept]
+        else:
+            assert monitor.histories["first"].phi == [long.histories["first"].phi[i] for i in kept]
+            assert len(monitor.training_loss) == len(monitor.steps)
+            assert monitor.verdicts["first"].outcome == long.verdicts["first"].outcome
+
+
 class Save(Callback):
     """Saves a checkpoint after one optimizer step, as a checkpoint callback does: after the probes were read."""
 

@@ -142,3 +142,36 @@ def test_metric_equals_the_average_of_readings_however_it_is_fed():
         means = torch.stack([column[probe == i].mean() for i in range(3)])
         torch.testing.assert_close(values[f"{name}_per_probe"], means, rtol=0, atol=1e-12)
     assert "purity" not in op.OrderParameter().fields
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_rows_of_zeros_weigh_nothing(center):
+    torch.manual_seed(3)
+    rows, hidden = torch.randn(60, 8, dtype=torch.float64) + 0.7, torch.randn(8, dtype=torch.float64)
+    correct, competitor = torch.tensor([2]), torch.tensor([5])
+    found = []
+    for padding in (0, 20):
+        padded = torch.cat([rows, torch.zeros(padding, 8, dtype=torch.float64)])
+        p = torch.cat([(rows @ hidden).softmax(0), torch.zeros(padding, dtype=torch.float64)])[None]
+        geometry = op.answer_geometry(padded, correct, competitor, center=center)
+        found.append(torch.stack([*op.order_parameter(p, geometry), op.purity(p, padded, center=center)]))
+    assert torch.allclose(*found, rtol=1e-12, atol=1e-14)
+
+
+def test_a_zero_row_is_no_answer_under_center_either():
+    rows = torch.randn(6, 3)
+    rows[2] = 0
+    with pytest.raises(UserError, match=r"\[2\] are zero"):
+        op.answer_geometry(rows, torch.tensor([2]), torch.tensor([5]), center=True)
+
+
+@pytest.mark.parametrize("vocabulary", [50, 152_000])
+def test_probabilities_of_a_large_vocabulary_keep_their_digits(vocabulary):
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(2, vocabulary)
+    expected = logits.double().softmax(1)
+    partition = logits.logsumexp(1, keepdim=True)
+    # half a unit in the last place of z - logsumexp and of logsumexp, and some of exp and of the sum
+    eps = torch.finfo(torch.float32).eps
+    bound = eps / 2 * float((logits - partition).abs().max() + partition.max()) + 4 * eps
+    assert ((op.probabilities(logits).double() - expected).abs() / expected).max() < bound

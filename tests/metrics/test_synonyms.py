@@ -76,3 +76,18 @@ def test_merged_metrics_equal_one_over_all_rows(rows):
     whole.update(logits, correct, competitor)
     for name, value in whole.compute().items():
         torch.testing.assert_close(ranks[0].compute()[name], value, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_predict_nothing(broken):
+    logits = torch.zeros(2, 6)
+    logits[0, 5] = broken
+    reading = synonym_rank(logits, torch.tensor([3, 3]), torch.tensor([4, 4]))
+    for name, values in reading._asdict().items():
+        assert values[0].isnan(), name
+        assert values[1].isfinite(), name
+
+
+def test_a_masked_token_is_no_broken_row():
+    logits = torch.tensor([[1.0, 0.0, -torch.inf]])
+    assert synonym_rank(logits, torch.tensor([0]), torch.tensor([1])).rank.tolist() == [1.0]

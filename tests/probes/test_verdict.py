@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from lightning_sft.probes.verdict import ProbeHistory, VerdictSettings, find_jumps, flip_step, judge
+from lightning_sft.probes.history import ProbeHistory, find_jumps
+from lightning_sft.probes.verdict import VerdictSettings, flip_step, judge
 
 
 def history(margins, losses, drags=None, shares=None, causes=None, every=1, scale=0.64):
@@ -92,6 +93,18 @@ def test_a_diverged_run_is_named():
     assert judge(history([-1.0] * 3, [2.0, 3.0, math.nan])).outcome == "diverged"
 
 
+def test_a_run_that_broke_has_diverged_even_if_its_last_reading_is_finite():
+    verdict = judge(history([-1.0] * 4, [2.0, math.nan, math.nan, 1.0]))
+    assert (verdict.outcome, verdict.reason) == ("diverged", "loss nan at step 1")
+
+
+def test_a_loss_that_rises_again_has_not_settled():
+    verdict = judge(history([-1.0] * 11, [3.0, 2.0, 1.0, 0.5, 0.5, 0.6, 0.9, 1.2, 1.6, 2.0, 2.4]))
+    assert verdict.outcome == "failed"
+    assert "rose again after 0.50 at step 3" in verdict.reason
+    assert "settled" not in verdict.reason
+
+
 def test_thresholds_are_settings():
     verdict = judge(history([-1.0] * 40, settling()), settings=VerdictSettings(tau=-1.0))
     assert verdict.title == "failed: unclassified"
@@ -108,7 +121,7 @@ def jumping(share, cause):
 @pytest.mark.parametrize(
     ("share", "cause", "phantom"),
     [
-        (0.0, None, True),
+        (0.0, None, None),  # the split alone cannot see rows that moved through the probabilities
         (0.04, 0.0, True),
         (0.3, 0.0, False),
         (0.0, 0.9, False),
