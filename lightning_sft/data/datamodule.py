@@ -12,10 +12,11 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_sft._lightning import data_parallel_size_and_rank
-from lightning_sft.data.batches.batching import Batching, TrainingBatches
-from lightning_sft.data.batches.collate import Collator
+from lightning_sft.data.batches.batching import TrainingBatches
+from lightning_sft.data.batches.collate import Collator, FlatCollator
 from lightning_sft.data.batches.loader import ResumableDataLoader, State
 from lightning_sft.data.batches.sampler import EpochSampler
+from lightning_sft.data.batches.settings import Batching, Layout, Order, batch_settings
 from lightning_sft.data.encoding.build import BuildOptions
 from lightning_sft.data.encoding.encode import ApplyChatTemplate, Encoder, TrainOn
 from lightning_sft.data.encoding.truncate import Truncation
@@ -31,12 +32,12 @@ STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "pre
 
 
 class SFTDataModule(LightningDataModule):
-    """Rows of any usual format, tokenised, masked, padded and dealt to the ranks.
+    """Rows of any usual format, tokenised, masked, laid into batches and dealt to the ranks.
 
-    A batch is a dict of int64 tensors: ``input_ids``, ``attention_mask``, ``labels`` (batch, length), ``row`` (index
-    of the row in its set, -1 for a padding row) and ``source`` (index into `source_names`), (batch,). A batch of
-    packed rows has ``position_ids`` in place of ``attention_mask``, and ``row`` and ``source`` of each token, (batch,
-    length).
+    A padded batch is a dict of int64 tensors: ``input_ids``, ``attention_mask``, ``labels`` (batch, length), ``row``
+    (index of the row in its set, -1 for a padding row) and ``source`` (index into `source_names`), (batch,). A flat
+    batch is one sequence with ``position_ids`` in place of ``attention_mask`` (see ``FlatCollator``); modules that take
+    those say so by an attribute ``takes_flat_batches = True``, and others get padded batches.
 
     Args:
         train: what to train on: a path, a `DataSource`, or a list of them.
@@ -45,7 +46,7 @@ class SFTDataModule(LightningDataModule):
         test: test rows.
         predict: rows to predict.
         tokenizer: a tokenizer or the name or folder of one; default is the LightningModule's ``tokenizer``.
-        batch_size: rows (packs, under ``batching: packed``) of a batch on one rank.
+        batch_size: rows (packs, under ``order: packed``) of a batch on one rank.
         val_batch_size: the same for the other loaders; default is ``batch_size``.
         num_workers: processes that load. Rows are tokenised beforehand, so 0 is enough.
         max_length: the most tokens of a row.
@@ -57,13 +58,20 @@ class SFTDataModule(LightningDataModule):
         on_bad_row: ``error``, or ``skip``: count bad rows and list them in ``rejected_file``.
         rejected_file: where to list them; default is ``rejected_rows.jsonl`` in the run's folder.
         system: system prompt for conversations that bring none.
-        shuffle: whether to permute the rows of each epoch.
+        order: which training rows share a batch: ``shuffled`` (the default), a permutation of each epoch;
+            ``grouped``, the same with rows of similar length in a batch; ``packed``, ``batch_size`` packs of rows of
+            up to ``max_length`` tokens each; ``sequential``, as they were given. The other sets are sequential.
+        layout: how the rows of a batch lie in memory: ``flat``, end to end in one sequence, none seeing another;
+            ``padded``, each filled up to the batch's longest; ``auto`` (the default), flat where the module takes it.
+            Loss and gradient are the same. Rows to predict are always padded.
+        shuffle: ``false`` is ``order: sequential``; with ``order: packed``, packs come in one order.
         seed: seed of the order and of ``val_split``.
         pad_to_multiple_of: round the length of a batch up to a multiple.
-        batching: how training rows share a batch: ``padded`` in random order, each padded to the batch's longest;
-            ``grouped`` the same with rows of similar length in a batch; ``packed`` several rows behind each other, up
-            to ``max_length`` tokens, none seeing another, and ``batch_size`` of these packs. ``auto`` is ``grouped``,
-            or ``padded`` without ``shuffle``. The other sets are always padded, in order.
+        batching: an older name for both: ``padded`` is ``order: shuffled, layout: padded``; ``grouped`` is
+            ``order: grouped, layout: padded``; ``packed`` is ``order: packed``; ``auto`` is ``grouped``, or ``padded``
+            with ``shuffle: false``.
+        packing: ``true`` is ``order: packed``.
+        padding_free: ``true`` is ``layout: flat``, ``false`` is ``layout: padded``.
         cache_dir: where encoded rows are kept between runs: a folder; ``true`` for ``LIGHTNING_SFT_DATA_CACHE`` or
             ``data`` in the package's cache folder; ``false`` or null to keep nothing.
         num_proc: processes that tokenise; default is one a core, up to 8, and a single one for a few thousand rows.
@@ -88,10 +96,14 @@ class SFTDataModule(LightningDataModule):
         on_bad_row: OnBadRow = "error",
         rejected_file: str | None = None,
         system: str | None = None,
-        shuffle: bool = True,
+        order: Order | None = None,
+        layout: Layout | None = None,
+        shuffle: bool | None = None,
         seed: int = 0,
         pad_to_multiple_of: int | None = None,
-        batching: Batching = "auto",
+        batching: Batching | None = None,
+        packing: bool | None = None,
+        padding_free: bool | None = None,
         cache_dir: bool | str | None = True,
         num_proc: int | None = None,
     ) -> None:
@@ -117,15 +129,18 @@ class SFTDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.encoder_options = (train_on, apply_chat_template, template_kwargs)
         self.rejected_file = rejected_file
-        self.shuffle = shuffle
         self.seed = seed
         self.pad_to_multiple_of = pad_to_multiple_of
-        self.train_batches = TrainingBatches(batching, batch_size, max_length, shuffle, seed)
+        asked = batch_settings(
+            order, layout, shuffle=shuffle, batching=batching, packing=packing, padding_free=padding_free
+        )
+        self.train_batches = TrainingBatches(asked, batch_size, max_length, seed)
         self.report: dict[str, SetReport] = {}
         self._given_tokenizer = tokenizer
         self._tokenizer: Any = None
         self._encoder: Encoder | None = None
         self._position: State = {}
+        self._told_layout = ""
         if not self.sets.has("val"):
             # no validation is a hook that is not overridden; for an empty list Lightning would validate nothing
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
@@ -161,7 +176,30 @@ class SFTDataModule(LightningDataModule):
     @property
     def packed(self) -> bool:
         """Whether training rows are packed: the model must keep them apart by their positions."""
-        return self.train_batches.kind == "packed"
+        return self.train_batches.settings.order == "packed"
+
+    @property
+    def wants_flat(self) -> bool:
+        """Whether batches will be flat if the module takes them."""
+        return self.train_batches.settings.layout != "padded"
+
+    def _flat(self) -> bool:
+        """Return whether batches are flat, and say in the log why they are not."""
+        layout = self.train_batches.settings.layout
+        module: Any = self.trainer and self.trainer.lightning_module
+        if layout == "padded" or module is None:
+            return layout == "flat"
+        takes = bool(getattr(module, "takes_flat_batches", False))
+        why = getattr(module, "flat_refusal", None) or f"{type(module).__name__} does not declare takes_flat_batches"
+        if layout == "flat" and not takes:
+            raise UserError(
+                f"data.layout is flat, and {why}. Use layout: auto or padded, with order: grouped to save padding."
+            )
+        told = "Rows of a batch lie end to end, without padding." if takes else f"Batches are padded: {why}."
+        if told != self._told_layout:
+            self._told_layout = told
+            rank_zero_info(told)
+        return takes
 
     def dataset(self, what: Literal["train", "val", "test", "predict"]) -> TokenDataset:
         """Return the encoded rows of one set, after `setup`."""
@@ -204,7 +242,7 @@ class SFTDataModule(LightningDataModule):
             raise UserError("There is nothing to train on: data.train is not set. Give a path or a DataSource.")
         batches = self.train_batches
         assert batches.items is not None
-        collator = batches.collator(self._pad_token_id(), self.pad_to_multiple_of)
+        collator = batches.collator(self._pad_token_id(), self.pad_to_multiple_of, self._flat())
         if self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0:
             # Lightning puts its own sequential sampler into loaders that shuffle, with a warning
             return DataLoader(
@@ -224,7 +262,7 @@ class SFTDataModule(LightningDataModule):
             collate_fn=collator,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
-            batching=batches.describe(),
+            order=batches.describe(),
         )
         if self._position:
             loader.load_state_dict(self._position)
@@ -274,13 +312,14 @@ class SFTDataModule(LightningDataModule):
         if what not in self.sets:
             raise UserError(f"There is nothing for {what}: data.{what} is not set. Give a path or a DataSource.")
         dataset = self.sets[what].dataset
+        kind = FlatCollator if what != "predict" and self._flat() else Collator  # answers are asked for row by row
         num_replicas, rank = data_parallel_size_and_rank(self.trainer)
         return DataLoader(
             dataset,
             batch_size=self.val_batch_size,
             sampler=EpochSampler(dataset, None, num_replicas, rank, shuffle=False),
             num_workers=self.num_workers,
-            collate_fn=Collator(self._pad_token_id(), self.pad_to_multiple_of),
+            collate_fn=kind(self._pad_token_id(), self.pad_to_multiple_of),
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),
         )

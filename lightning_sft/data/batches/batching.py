@@ -1,66 +1,62 @@
-"""How training rows share a batch: padded, grouped by length, or packed."""
+"""The training set as items of a loader, their order, and what makes a batch of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
-from lightning_sft.data.batches.collate import Collator, PackCollator
+from lightning_sft.data.batches.collate import Collator, FlatCollator, PackCollator
 from lightning_sft.data.batches.packing import PackedDataset
 from lightning_sft.data.batches.sampler import EpochSampler
+from lightning_sft.data.batches.settings import BatchSettings
 from lightning_sft.data.storage.dataset import SetReport, TokenDataset
 from lightning_sft.errors import UserError
-
-Batching = Literal["auto", "padded", "grouped", "packed"]
 
 
 class TrainingBatches:
     """The rows of the training set as items of a loader, their order, and what makes a batch of them.
 
     Args:
-        batching: see `SFTDataModule`.
+        settings: order and layout.
         batch_size: items of a batch on one rank.
         max_length: the most tokens of a row, and of a pack.
-        shuffle: whether to permute each epoch.
         seed: of order and packs.
 
-    Attributes:
-        kind: ``padded``, ``grouped`` or ``packed``.
-
     Raises:
-        UserError: settings that exclude each other.
+        UserError: packs without a budget.
     """
 
-    def __init__(
-        self, batching: Batching, batch_size: int, max_length: int | None, shuffle: bool = True, seed: int = 0
-    ) -> None:
-        if batching == "packed" and max_length is None:
+    def __init__(self, settings: BatchSettings, batch_size: int, max_length: int | None, seed: int = 0) -> None:
+        if settings.order == "packed" and max_length is None:
             raise UserError(
-                "data.batching is packed without data.max_length, which is the most tokens of a pack. Set max_length "
-                "(2048, say; no row may be longer, or set data.truncation too), or batching: grouped."
+                "data.order is packed without data.max_length, which is the most tokens of a pack. Set max_length "
+                "(2048, say; no row may be longer, or set data.truncation too), or another order: shuffled wastes "
+                "nothing on padding either, where the layout is flat."
             )
-        if batching == "grouped" and not shuffle:
-            raise UserError(
-                "data.batching is grouped with data.shuffle: false: rows of similar length stand together only in "
-                "another order than the given one. Set shuffle: true, or batching: padded or packed."
-            )
-        self.kind = batching if batching != "auto" else "grouped" if shuffle else "padded"
-        self.batch_size, self.max_length, self.shuffle, self.seed = batch_size, max_length, shuffle, seed
+        self.settings = settings
+        self.batch_size, self.max_length, self.seed = batch_size, max_length, seed
         self.items: TokenDataset | PackedDataset | None = None
 
     def prepare(self, rows: TokenDataset, report: SetReport) -> None:
         """Make items of the rows, and put what is known about packs into the report."""
         self.items = rows
-        if self.kind == "packed":
+        if self.settings.order == "packed":
             assert self.max_length is not None
             self.items = PackedDataset(rows, self.max_length, self.seed)
             report.packs, report.pack_efficiency = len(self.items), self.items.plan.efficiency
 
-    def collator(self, pad_token_id: int, pad_to_multiple_of: int | None) -> Collator:
-        """Return what makes a batch of items."""
-        return (PackCollator if self.kind == "packed" else Collator)(pad_token_id, pad_to_multiple_of)
+    def collator(self, pad_token_id: int, pad_to_multiple_of: int | None, flat: bool) -> Collator:
+        """Return what makes a batch of items.
+
+        Args:
+            pad_token_id: what stands on padded positions.
+            pad_to_multiple_of: round lengths up to a multiple of this.
+            flat: whether the items of a batch lie end to end; packs keep a sequence each otherwise.
+        """
+        if flat:
+            return FlatCollator(pad_token_id, pad_to_multiple_of)
+        return (PackCollator if self.settings.order == "packed" else Collator)(pad_token_id, pad_to_multiple_of)
 
     def sampler(self, weights: Sequence[float], num_replicas: int, rank: int) -> EpochSampler:
         """Return the order of the items.
@@ -72,17 +68,18 @@ class TrainingBatches:
         """
         assert self.items is not None
         numbers, counts = np.unique(self.items.sources, return_counts=True)
+        lengths = self.items.lengths if isinstance(self.items, TokenDataset) else None
         return EpochSampler(
             self.items,
             [(int(count), weights[int(n)]) for n, count in zip(numbers, counts, strict=True)],
             num_replicas,
             rank,
-            self.shuffle,
+            self.settings.permuted,
             self.seed,
-            lengths=self.items.lengths if self.kind == "grouped" and isinstance(self.items, TokenDataset) else None,
+            lengths=lengths if self.settings.order == "grouped" else None,
             batch_size=self.batch_size,
         )
 
     def describe(self) -> str:
         """Return in words what a position in an epoch depends on."""
-        return f"packed to {self.max_length}" if self.kind == "packed" else self.kind
+        return self.settings.describe(self.max_length)

@@ -1,9 +1,11 @@
-"""Rows, or packs of rows -> one batch of tensors, padded on the right to the longest."""
+"""Rows, or packs of rows -> one batch: padded on the right to the longest, or laid end to end."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -88,3 +90,50 @@ class PackCollator(Collator):
                 start = at.stop
             batch["position_ids"][i, start:] = torch.arange(length - start)
         return batch
+
+
+class FlatCollator(Collator):
+    """Lays the rows of a batch, or those of its packs, end to end in one sequence.
+
+    There is no padding but for what ``pad_to_multiple_of`` asks, which is one more document, and no attention mask:
+    documents are told apart by their boundaries, which come along, so that no layer has to look for them.
+    """
+
+    @override
+    def __call__(self, items: Sequence[Row | Pack]) -> dict[str, Any]:
+        """Return a batch of one sequence; int64 unless said otherwise.
+
+        ``input_ids``, ``labels``, ``position_ids``, ``row`` and ``source``, (1, length): positions begin at 0 in each
+        row, the first label of a row is -100, and ``row`` and ``source`` are those of each token, -1 on padding.
+        ``cu_seq_lens``, (documents + 1,), int32: where documents begin, and where the last one ends. ``max_length``:
+        tokens of the longest document, a plain number. ``supervised``, (supervised tokens,): the positions whose
+        hidden states predict a label, which stands one position further.
+        """
+        rows = [row for item in items for row in (item if isinstance(item, list) else [item]) if len(row.ids)]
+        sizes = np.array([len(row.ids) for row in rows], dtype=np.int64)
+        total = int(sizes.sum())
+        length = self._length([total])
+        documents = np.append(sizes, length - total) if length > total else sizes
+        ends = np.cumsum(documents)
+        starts = ends - documents
+        ids = np.full(length, self.pad_token_id, dtype=np.int64)
+        labels = np.full(length, IGNORED, dtype=np.int64)
+        of_token = np.full((2, length), -1, dtype=np.int64)
+        if rows:
+            ids[:total] = np.concatenate([row.ids for row in rows])
+            labels[:total] = np.where(np.concatenate([row.trained for row in rows]), ids[:total], IGNORED)
+            labels[starts[: len(rows)]] = IGNORED
+            of_token[:, :total] = np.repeat([[row.index for row in rows], [row.source for row in rows]], sizes, axis=1)
+        sequences = {
+            "input_ids": ids,
+            "labels": labels,
+            "position_ids": np.arange(length) - np.repeat(starts, documents),
+            "row": of_token[0],
+            "source": of_token[1],
+        }
+        return {
+            **{key: torch.from_numpy(value)[None] for key, value in sequences.items()},
+            "cu_seq_lens": torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)),
+            "max_length": int(documents.max()),
+            "supervised": torch.from_numpy(np.flatnonzero(labels[1:] != IGNORED)),
+        }

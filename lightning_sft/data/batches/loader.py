@@ -34,7 +34,7 @@ class ResumableDataLoader(DataLoader[Any]):
         collate_fn: rows -> batch.
         num_workers: processes that load.
         pin_memory: for faster copies to a GPU.
-        batching: how rows become batches, in words that change with whatever changes the order.
+        order: which rows share a batch, in words that change with whatever changes it.
     """
 
     sampler: EpochSampler
@@ -48,7 +48,7 @@ class ResumableDataLoader(DataLoader[Any]):
         collate_fn: Callable[[list[Any]], Any],
         num_workers: int = 0,
         pin_memory: bool = False,
-        batching: str = "padded",
+        order: str = "shuffled",
     ) -> None:
         super().__init__(
             dataset,
@@ -60,7 +60,7 @@ class ResumableDataLoader(DataLoader[Any]):
             generator=torch.Generator(),
         )
         self.fingerprint = fingerprint
-        self.batching = batching
+        self.order = order
         self._epoch = 0
         self._batches = 0
         self._resumed = False
@@ -69,12 +69,11 @@ class ResumableDataLoader(DataLoader[Any]):
         """Return what must be the same for a position to keep its meaning."""
         assert self.batch_size is not None
         return {
-            "batching": self.batching,
+            "order": self.order,
             "batch_size": self.batch_size,
             "world_size": self.sampler.num_replicas,
             "rows": self.sampler.epoch_rows,
             "seed": self.sampler.seed,
-            "shuffle": int(self.sampler.shuffle),
             "data": self.fingerprint,
         }
 
@@ -88,14 +87,15 @@ class ResumableDataLoader(DataLoader[Any]):
         Raises:
             UserError: the run differs from the checkpoint's in something that the position depends on.
         """
-        here = self._identity()
+        here, state = self._identity(), _in_present_words(state)
         different = [
             f"{key} {state.get(key)!r} (now {value!r})" for key, value in here.items() if state.get(key) != value
         ]
         if different:
             raise UserError(
                 f"The checkpoint's position in the training data was stored with {', '.join(different)}; it means "
-                "nothing here. Resume with the same data settings, or start a new run from the checkpoint's weights."
+                "nothing here. Resume with the same data settings (data.order, batch_size, seed, sources), or start a "
+                "new run from the checkpoint's weights."
             )
         self._epoch, self._batches = int(state["epoch"]), int(state["batches"])
         self._resumed = True
@@ -115,3 +115,15 @@ class ResumableDataLoader(DataLoader[Any]):
         for batch in super().__iter__():
             self._batches += 1
             yield batch
+
+
+def _in_present_words(state: State) -> State:
+    """Return a position of a run that knew ``batching`` and ``shuffle`` in terms of ``order``."""
+    if "batching" not in state:
+        return state
+    order, shuffle = str(state["batching"]), bool(state.get("shuffle", True))
+    if order == "padded":
+        order = "shuffled" if shuffle else "sequential"
+    elif order.startswith("packed") and not shuffle:
+        order += ", unshuffled"
+    return {**{key: value for key, value in state.items() if key not in ("batching", "shuffle")}, "order": order}

@@ -66,7 +66,7 @@ def best_fit(lengths: NDArray[np.int64], capacity: int, seed: int = 0) -> PackPl
     """
     if len(lengths) and lengths.max() > capacity:
         raise UserError(
-            f"A row of {lengths.max()} tokens does not fit into a pack of {capacity}: under batching: packed, no row "
+            f"A row of {lengths.max()} tokens does not fit into a pack of {capacity}: under order: packed, no row "
             "may be longer than max_length. Raise max_length, or set data.truncation: drop, left, right or "
             "keep_completion."
         )

@@ -104,7 +104,7 @@ class SetReport:
         full_lengths: (rows,) tokens of each row before it was truncated.
         trained: (rows,) trained tokens of each row.
         source_rows: rows of each source.
-        packs: packs of the rows, under ``batching: packed``.
+        packs: packs of the rows, under ``order: packed``.
         pack_efficiency: tokens / (packs * the most tokens of a pack).
     """
 

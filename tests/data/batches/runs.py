@@ -57,12 +57,13 @@ def fit(
     steps: int = -1,
     resume: Path | None = None,
     data: dict | None = None,
+    recorder: type[Recorder] | None = None,
     **trainer: object,
 ) -> list[str]:
     """Train a recorder; returns what rank 0 saw, a line a step."""
     record = folder / out
     record.mkdir()
-    recorder = (ValidatingRecorder if "val" in (data or {}) else Recorder)(record)
+    module = (recorder or (ValidatingRecorder if "val" in (data or {}) else Recorder))(record)
     Trainer(
         default_root_dir=folder,
         accelerator="cpu",
@@ -76,7 +77,7 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
         **{"devices": 1, **trainer},
-    ).fit(recorder, data_module(folder, **(data or {})), ckpt_path=resume, weights_only=True if resume else None)
+    ).fit(module, data_module(folder, **(data or {})), ckpt_path=resume, weights_only=True if resume else None)
     return (record / "rank0.txt").read_text().splitlines()
 
 

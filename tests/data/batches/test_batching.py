@@ -1,4 +1,4 @@
-"""Padded, grouped or packed: the same rows in other company, and a position that survives."""
+"""Order and layout: the same rows in other company or otherwise laid, and a position that survives."""
 
 import re
 
@@ -77,10 +77,10 @@ def test_grouping_saves_padding_and_stays_random():
     assert set(map(frozenset, grouped[:7464].reshape(-1, 8))) != set(map(frozenset, again[:7464].reshape(-1, 8)))
 
 
-@pytest.mark.parametrize(("batching", "workers"), [("grouped", 2), ("packed", 0), ("packed", 2)])
+@pytest.mark.parametrize(("order", "workers"), [("grouped", 2), ("packed", 0), ("packed", 2)])
 @pytest.mark.parametrize("stop", [1, 3, 4, 6])
-def test_resume_continues_with_the_next_unseen_row(folder, batching, workers, stop):
-    data = {"batching": batching, "max_length": 120, "num_workers": workers, "batch_size": 2}
+def test_resume_continues_with_the_next_unseen_row(folder, order, workers, stop):
+    data = {"order": order, "max_length": 120, "num_workers": workers, "batch_size": 2}
     whole = fit(folder, "whole", epochs=2, data=data)
     steps = len(whole) // 2
     assert steps > 3
@@ -92,8 +92,8 @@ def test_resume_continues_with_the_next_unseen_row(folder, batching, workers, st
     assert rows_seen(whole[:steps]) != rows_seen(whole[steps:])
 
 
-@pytest.mark.parametrize("batching", ["padded", "grouped", "packed"])
-def test_resume_of_a_run_that_counts_its_steps_beforehand(folder, batching, monkeypatch):
+@pytest.mark.parametrize("order", ["shuffled", "grouped", "packed", "sequential"])
+def test_resume_of_a_run_that_counts_its_steps_beforehand(folder, order, monkeypatch):
     """Schedules ask for the number of steps; Lightning then makes the loader before it restores a checkpoint."""
     configure_optimizers = Recorder.configure_optimizers
 
@@ -102,7 +102,7 @@ def test_resume_of_a_run_that_counts_its_steps_beforehand(folder, batching, monk
         return configure_optimizers(self)
 
     monkeypatch.setattr(Recorder, "configure_optimizers", counting)
-    data = {"batching": batching, "max_length": 120, "batch_size": 2}
+    data = {"order": order, "max_length": 120, "batch_size": 2}
     whole = fit(folder, "whole", epochs=2, data=data)
     fit(folder, "first", epochs=2, data=data, limit_train_batches=4)
     rest = fit(folder, "rest", epochs=2, resume=folder / "first" / "step=3.ckpt", data=data)
@@ -110,10 +110,10 @@ def test_resume_of_a_run_that_counts_its_steps_beforehand(folder, batching, monk
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("batching", ["grouped", "packed"])
-def test_two_ranks_share_an_epoch_and_resume(folder, batching):
+@pytest.mark.parametrize("order", ["grouped", "packed"])
+def test_two_ranks_share_an_epoch_and_resume(folder, order):
     two = {"devices": 2, "strategy": "ddp_fork"}
-    data = {"batching": batching, "max_length": 120, "num_workers": 1, "batch_size": 1 if batching == "packed" else 3}
+    data = {"order": order, "max_length": 120, "num_workers": 1, "batch_size": 1 if order == "packed" else 3}
     whole = fit(folder, "whole", epochs=2, data=data, **two)
     other = (folder / "whole" / "rank1.txt").read_text().splitlines()
     steps = len(whole) // 2
@@ -128,17 +128,17 @@ def test_two_ranks_share_an_epoch_and_resume(folder, batching):
 
 @pytest.mark.parametrize(
     ("change", "name"),
-    [({"batching": "padded"}, r"batching 'packed to 120' \(now 'padded'\)"), ({"max_length": 140}, "packed to 140")],
+    [({"order": "shuffled"}, r"order 'packed to 120' \(now 'shuffled'\)"), ({"max_length": 140}, "packed to 140")],
 )
-def test_resume_with_other_batching_is_refused(folder, change, name):
-    data = {"batching": "packed", "max_length": 120, "batch_size": 2}
+def test_resume_with_another_order_is_refused(folder, change, name):
+    data = {"order": "packed", "max_length": 120, "batch_size": 2}
     fit(folder, "first", steps=2, data=data)
     with pytest.raises(UserError, match=name):
         fit(folder, "rest", resume=folder / "first" / "step=2.ckpt", data={**data, **change})
 
 
 def test_overfit_batches_repeats_packs(folder):
-    lines = fit(folder, "overfit", epochs=2, overfit_batches=2, data={"batching": "packed", "max_length": 120})
+    lines = fit(folder, "overfit", epochs=2, overfit_batches=2, data={"order": "packed", "max_length": 120})
     assert rows_seen(lines[:2]) == rows_seen(lines[2:])
     assert len(rows_seen(lines[:2])) > 6
 
@@ -152,7 +152,7 @@ def test_weights_hold_for_packs(folder):
     data = module(
         folder,
         train=[Source(**source, name="a", weight=2.0), Source(**source, name="b", weight=0.5)],
-        batching="packed",
+        order="packed",
         max_length=120,
         batch_size=1,
     )
@@ -170,7 +170,7 @@ def test_weights_hold_for_packs(folder):
 
 
 def test_report_and_inspection_tell_of_packs(folder):
-    data = module(folder, batching="packed", max_length=120, val_split=3)
+    data = module(folder, order="packed", max_length=120, val_split=3)
     text = inspect(data, toy_tokenizer())
     report = data.report["train"]
     assert report.packs == len(data.train_dataloader().dataset)
@@ -181,18 +181,133 @@ def test_report_and_inspection_tell_of_packs(folder):
     assert "attention_mask" in next(iter(data.val_dataloader()))
 
 
-def test_the_default_groups_what_is_shuffled(folder):
-    assert module(folder).train_batches.kind == "grouped"
-    assert module(folder, shuffle=False).train_batches.kind == "padded"
-    assert module(folder, shuffle=False, batching="packed", max_length=120).packed
+@pytest.mark.parametrize(
+    ("options", "order", "layout"),
+    [
+        ({}, "shuffled", "auto"),
+        ({"shuffle": True}, "shuffled", "auto"),
+        ({"shuffle": False}, "sequential", "auto"),
+        ({"order": "sequential", "layout": "flat"}, "sequential", "flat"),
+        ({"packing": True, "max_length": 120}, "packed", "auto"),
+        ({"packing": False, "padding_free": True}, "shuffled", "flat"),
+        ({"padding_free": False, "order": "grouped"}, "grouped", "padded"),
+        # as configurations of earlier runs say it
+        ({"batching": "auto", "shuffle": True}, "grouped", "padded"),
+        ({"batching": "auto", "shuffle": False}, "sequential", "padded"),
+        ({"batching": "auto"}, "grouped", "padded"),
+        ({"batching": "padded", "shuffle": True}, "shuffled", "padded"),
+        ({"batching": "padded", "shuffle": False}, "sequential", "padded"),
+        ({"batching": "grouped", "shuffle": True}, "grouped", "padded"),
+        ({"batching": "packed", "shuffle": True, "max_length": 120}, "packed", "auto"),
+    ],
+)
+def test_settings_under_all_their_names(folder, options, order, layout):
+    data = module(folder, **options)
+    asked = data.train_batches.settings
+    assert (asked.order, asked.layout) == (order, layout)
+    assert data.packed == (order == "packed")
+    data.setup("fit")
+    assert data.train_dataloader().sampler.shuffle == (order != "sequential")
+
+
+def test_packs_in_one_order(folder):
+    data = module(folder, batching="packed", shuffle=False, max_length=120, batch_size=1)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    orders = []
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)
+        orders.append([batch["row"].tolist() for batch in loader])
+    assert orders[0] == orders[1]
+
+
+@pytest.mark.parametrize(
+    ("stored", "options"),
+    [
+        ({"batching": "grouped", "shuffle": 1}, {"batching": "auto", "shuffle": True}),
+        ({"batching": "grouped", "shuffle": 1}, {"order": "grouped"}),
+        ({"batching": "padded", "shuffle": 1}, {"layout": "flat"}),
+        ({"batching": "padded", "shuffle": 0}, {"order": "sequential"}),
+        ({"batching": "padded", "shuffle": 0}, {"batching": "auto", "shuffle": False}),
+        ({"batching": "packed to 120", "shuffle": 1}, {"order": "packed"}),
+        ({"batching": "packed to 120", "shuffle": 0}, {"batching": "packed", "shuffle": False}),
+    ],
+)
+def test_positions_of_earlier_checkpoints_are_understood(folder, stored, options):
+    data = module(folder, max_length=120, batch_size=2, **options)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    state = {key: value for key, value in loader.state_dict().items() if key != "order"}
+    loader.load_state_dict({**state, **stored, "batches": 2})
+    rest = [batch["row"] for batch in loader]
+    whole = [batch["row"] for batch in data.train_dataloader()]
+    assert 0 < len(rest) == len(whole) - 2
+    assert all(torch.equal(a, b) for a, b in zip(rest, whole[2:], strict=True))
+    other = {**state, **stored, "batching": "grouped" if stored["batching"] == "padded" else "padded"}
+    with pytest.raises(UserError, match=r"order .* \(now"):
+        loader.load_state_dict(other)
+
+
+def test_flat_batches_hold_the_rows_of_padded_ones(folder):
+    loaders = []
+    for layout in ("padded", "flat"):
+        data = module(folder, layout=layout, batch_size=3)
+        data.setup("fit")
+        loaders.append(data.train_dataloader())
+    for padded, flat in zip(*loaders, strict=True):
+        real = padded["attention_mask"] == 1
+        assert flat["input_ids"].shape == (1, int(real.sum()))
+        assert torch.equal(padded["input_ids"][real], flat["input_ids"][0])
+        assert flat["row"].unique_consecutive().tolist() == padded["row"].tolist()
+        assert flat["cu_seq_lens"].diff().tolist() == real.sum(1).tolist()
+        assert flat["max_length"] == padded["input_ids"].shape[1]
+        trained = padded["labels"][:, 1:]
+        assert torch.equal(flat["labels"][0, flat["supervised"] + 1], trained[trained != -100])
+        assert (flat["labels"] != -100).sum() == len(flat["supervised"])
+
+
+class Taking(Recorder):
+    """Says that it takes flat batches."""
+
+    takes_flat_batches = True
+
+
+@pytest.mark.parametrize(
+    ("model", "layout", "shape"),
+    [(Taking, None, 1), (Taking, "padded", 2), (Recorder, None, 2), (Recorder, "padded", 2)],
+)
+def test_layout_follows_what_the_module_declares(folder, model, layout, shape, caplog, monkeypatch):
+    shapes = []
+    monkeypatch.setattr(
+        model, "on_train_batch_start", lambda self, batch, index: shapes.append(batch["input_ids"].shape)
+    )
+    data = {"layout": layout, "batch_size": 2}
+    with caplog.at_level("INFO"):
+        fit(folder, "run", epochs=1, data=data, recorder=model)
+    assert all(s[0] == shape for s in shapes[:3])
+    if layout is None:
+        told = "Rows of a batch lie end to end" if model is Taking else "Recorder does not declare takes_flat_batches"
+        assert told in caplog.text
+
+
+def test_flat_is_refused_where_the_module_does_not_take_it(folder):
+    with pytest.raises(UserError, match=r"layout is flat.*Recorder does not declare.*order: grouped"):
+        fit(folder, "run", data={"layout": "flat"})
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"order": "packed"}, "packed without data.max_length"),
         ({"batching": "packed"}, "packed without data.max_length"),
+        ({"order": "packed", "layout": "padded", "max_length": 120}, "order: packed with layout: flat.*grouped with"),
+        ({"order": "grouped", "shuffle": False}, "grouped with data.shuffle: false"),
         ({"batching": "grouped", "shuffle": False}, "grouped with data.shuffle: false"),
-        ({"batching": "packed", "max_length": 30}, "longer than max_length=30.*data.truncation"),
+        ({"order": "sequential", "shuffle": True}, "sequential with data.shuffle: true"),
+        ({"order": "shuffled", "batching": "auto"}, "batching: auto is given beside data.order: shuffled"),
+        ({"order": "shuffled", "packing": True}, "packing is True with data.order: shuffled"),
+        ({"layout": "padded", "padding_free": True}, "padding_free is True with data.layout: padded"),
+        ({"order": "packed", "max_length": 30}, "longer than max_length=30.*data.truncation"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(folder, options, message):
@@ -202,8 +317,8 @@ def test_settings_that_cannot_work_are_refused(folder, options, message):
 
 def test_batches_draw_nothing_from_the_global_random_stream(folder):
     state = torch.random.get_rng_state()
-    for batching in ("grouped", "packed"):
-        data = module(folder, batching=batching, max_length=120)
+    for order in ("grouped", "packed"):
+        data = module(folder, order=order, max_length=120)
         data.setup("fit")
         assert list(data.train_dataloader())
     assert torch.equal(torch.random.get_rng_state(), state)
