@@ -82,6 +82,9 @@ def _verb(verb: str) -> Callable[[list[str]], None]:
 
 
 def _run_lightning_cli(arguments: list[str]) -> None:
+    if not sys.stderr.isatty():
+        for library in ("HUB", "DATASETS"):  # read when they are imported; the former is also transformers' switch
+            os.environ.setdefault(f"HF_{library}_DISABLE_PROGRESS_BARS", "1")
     from lightning_sft.cli.lightning_cli import SFTCLI
 
     # Lightning 2.6 with torch 2.13; nothing that a user could change

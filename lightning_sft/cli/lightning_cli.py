@@ -74,6 +74,7 @@ class SFTCLI(ConfigurationWins, LightningCLI):
 
     def __init__(self, args: ArgsType = None, **kwargs: Any) -> None:
         self._new_folders: list[Path] = []
+        self._verb = args[0] if isinstance(args, list) and args else None
         try:
             super().__init__(
                 SFTModule,
@@ -90,6 +91,12 @@ class SFTCLI(ConfigurationWins, LightningCLI):
                 for folder in self._new_folders:
                     runs.remove_unstarted(folder)
             raise
+
+    @override
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static there, and asked through self
+        # a parser costs a quarter of a second of processor time: only that of the verb at hand is made
+        every = LightningCLI.subcommands()
+        return {self._verb: every[self._verb]} if self._verb in every else every
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:

@@ -1,15 +1,18 @@
 """The command line: verbs, messages, run folders, evaluation of checkpoints."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import warnings
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.cli import LightningCLI
 
 from lightning_sft import SFTModule
 from lightning_sft.cli.entry import main
@@ -346,3 +349,32 @@ def test_a_failing_run_leaves_the_curves_of_earlier_ones(
     events = sorted(p.name for p in Path("r/eval").iterdir())
     message_of(["validate", *pinned, "--data.val_split=1000"], capsys)
     assert set(events) <= {p.name for p in Path("r/eval").iterdir()}
+
+
+def test_only_the_verb_at_hand_gets_a_parser(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = []
+    prepare = LightningCLI._prepare_subcommand_parser
+
+    def counting(self: LightningCLI, klass: type, subcommand: str, **kwargs: Any) -> Any:
+        made.append(subcommand)
+        return prepare(self, klass, subcommand, **kwargs)
+
+    monkeypatch.setattr(LightningCLI, "_prepare_subcommand_parser", counting)
+    with pytest.raises(SystemExit) as stop:
+        main(["validate", "--help"])
+    assert stop.value.code == 0
+    assert made == ["validate"]
+    assert "--data.order" in capsys.readouterr().out
+
+
+def test_libraries_draw_no_bars_on_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    bars = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+    for terminal in (True, False):
+        for name in bars:
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal)
+        with pytest.raises(SystemExit):
+            main(["fit", "--help"])
+        assert [os.environ.get(name) for name in bars] == [None if terminal else "1"] * 2
