@@ -21,8 +21,10 @@ from lightning_sft.models.loading import Dtype, Init, grow_embeddings, load_caus
 from lightning_sft.models.mode import eval_mode
 from lightning_sft.models.neftune import add_noise
 from lightning_sft.models.packing import choose_attention
+from lightning_sft.models.proofs import check_causal, prove_documents_apart
 from lightning_sft.models.quantization import Quantization
 from lightning_sft.models.scorer import TokenScorer
+from lightning_sft.models.small_copy import CopyFailed, small_copy
 from lightning_sft.objectives import Objective
 
 
@@ -112,6 +114,9 @@ def build_scorer(settings: ModelSettings, objective: Objective, vocabulary: int,
     new_rows = grow_embeddings(find_causal_lm(model), vocabulary, settings.init)
     if packed:
         _prepare_for_packing(find_causal_lm(model), settings)
+    copy_to_look_at = _small_copy(find_causal_lm(model))
+    check_causal(find_causal_lm(model), copy_to_look_at)
+    with_boundaries = packed and prove_documents_apart(find_causal_lm(model), copy_to_look_at)
     needs_copy = objective.reference != "none" and not settings.has_adapter
     reference = copy.deepcopy(model).requires_grad_(False) if needs_copy else None
     if settings.adapter is not None:
@@ -126,6 +131,7 @@ def build_scorer(settings: ModelSettings, objective: Objective, vocabulary: int,
     if settings.neftune_noise_alpha is not None:
         add_noise(causal_lm.get_input_embeddings(), settings.neftune_noise_alpha)
     scorer = TokenScorer(model, _checked_head(settings.head, model), reference)
+    scorer.with_boundaries = with_boundaries
     if settings.torch_compile:
         backbone(causal_lm).compile()
     return scorer.train()
@@ -139,6 +145,13 @@ def _prepare_for_packing(model: PreTrainedModel, settings: ModelSettings) -> Non
             "a row's length, which is not known inside a pack. Set data.batching: grouped or neftune_noise_alpha: null."
         )
     choose_attention(model, settings.attn_implementation)
+
+
+def _small_copy(model: PreTrainedModel) -> PreTrainedModel | None:
+    try:
+        return small_copy(model)
+    except CopyFailed:
+        return None
 
 
 def _enable_checkpointing(model: PreTrainedModel) -> None:

@@ -1,4 +1,4 @@
-"""Several documents in one sequence: what the decoder gets, and the proof that they do not see each other."""
+"""Several documents in one sequence: what the decoder gets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from lightning_sft.objectives import NLL
 from lightning_sft.scores import IGNORED
 
 #: Architectures (``model_type``) whose packed and unpacked losses and gradients are equal in the tests, under every
-#: attention implementation that runs on a CPU. Others train with dense masks if they pass the check at the start.
+#: attention implementation that runs on a CPU. Others train with dense masks if
+#: they pass the proof at the start.
 PROVEN = (
     "arcee",
     "cohere",
@@ -88,14 +89,23 @@ def flattened(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.reshape(1, -1) for name, value in batch.items()}
 
 
-def decoder_inputs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+def decoder_inputs(
+    model: PreTrainedModel, batch: Mapping[str, Tensor], with_boundaries: bool = False
+) -> dict[str, Any]:
     """Return what the decoder is called with.
 
     Without ``attention_mask``, transformers makes masks (or, for flash attention, boundaries) from ``position_ids``.
+
+    Args:
+        model: the causal language model.
+        batch: see `TokenScorer.forward`.
+        with_boundaries: add `boundaries`, for layers that know of documents by them alone; the batch is one row.
     """
     inputs: dict[str, Any] = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids") if k in batch}
     if is_packed(batch) and model.config._attn_implementation == PER_DOCUMENT:
         inputs["attention_mask"] = sizes_as_mask(batch["position_ids"])
+    if is_packed(batch) and with_boundaries:
+        inputs |= boundaries(batch["position_ids"])
     return {**inputs, "use_cache": False}
 
 
@@ -119,6 +129,26 @@ def choose_attention(model: PreTrainedModel, asked: str | None) -> None:
             f"attn_implementation is {PER_DOCUMENT!r}, which is proven for {', '.join(PROVEN)}, and not for {name!r}. "
             "Leave attn_implementation out, or set sdpa or eager."
         )
+
+
+def boundaries(position_ids: Tensor) -> dict[str, Any]:
+    """Return where documents begin and end, as the kernels of transformers' recurrent and convolution layers take it.
+
+    Args:
+        position_ids: (1, length), beginning at 0 in each document.
+
+    Returns:
+        ``seq_idx``, (1, length), int32; ``cu_seq_lens_q`` and ``_k``, (documents + 1,), int32; and the longest document
+        as ``max_length_q`` and ``_k``.
+    """
+    starts = torch.nonzero(position_ids[0] == 0)[:, 0]
+    ends = torch.cat([starts, starts.new_tensor([position_ids.shape[1]])]).to(torch.int32)
+    longest = int(ends.diff().max())
+    return {
+        "seq_idx": documents(position_ids).to(torch.int32),
+        **dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), ends),
+        **dict.fromkeys(("max_length_q", "max_length_k"), longest),
+    }
 
 
 @torch.no_grad()

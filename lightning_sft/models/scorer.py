@@ -30,12 +30,16 @@ class TokenScorer(nn.Module):
         head: ``"fused"``: the chunked head on the decoder's hidden states; ``"reference"``: the model's own logits.
         frozen_reference: a frozen copy that objectives with a reference compare with; None means the model itself
             with its adapters switched off.
+
+    Attributes:
+        with_boundaries: give the decoder the boundaries of packed documents, which its kernels need to keep them apart.
     """
 
     def __init__(self, model: nn.Module, head: HeadKind = "fused", frozen_reference: nn.Module | None = None) -> None:
         super().__init__()
         self.model = model
         self.head: HeadKind = head
+        self.with_boundaries = False
         self._reference = [frozen_reference]  # in a list: neither a submodule nor in the state dict
 
     @property
@@ -60,7 +64,7 @@ class TokenScorer(nn.Module):
         """
         causal_lm = self.causal_lm
         packed = is_packed(batch)
-        if packed and per_document(causal_lm):
+        if packed and (self.with_boundaries or per_document(causal_lm)):
             batch = flattened(batch)
         targets = batch["labels"][:, 1:]
         at = targets != IGNORED
@@ -70,14 +74,14 @@ class TokenScorer(nn.Module):
         facts: dict[str, Any] = {"targets": targets[at], "row": rows[:, 1:][at], "source": source}
         compares = objective.reference != "none"
         if self.head == "reference":
-            logits = _logits(causal_lm, batch, at)
+            logits = self._logits(causal_lm, batch, at)
             with self._reference_model(batch) if compares else contextlib.nullcontext() as model:
-                reference_logits = None if model is None else _logits(model, batch, at)
+                reference_logits = None if model is None else self._logits(model, batch, at)
             return reference_from_logits(logits, HeadInput(logits, **facts), objective, reference_logits)
         with self._reference_model(batch) if compares else contextlib.nullcontext() as model:
             if model is not None:
-                facts |= {"reference_hidden": _hidden(model, batch, at), "reference": unembedding(model)}
-        output = fused_head(HeadInput(_hidden(causal_lm, batch, at), **facts), unembedding(causal_lm), objective)
+                facts |= {"reference_hidden": self._hidden(model, batch, at), "reference": unembedding(model)}
+        output = fused_head(HeadInput(self._hidden(causal_lm, batch, at), **facts), unembedding(causal_lm), objective)
         assert isinstance(output, HeadOutput)
         return output
 
@@ -92,6 +96,18 @@ class TokenScorer(nn.Module):
         with torch.no_grad(), switched_off, eval_mode(model):
             yield model
 
+    def _hidden(self, model: PreTrainedModel, batch: Mapping[str, Tensor], at: Tensor) -> Tensor:
+        """Return the hidden states that predict the supervised labels, (tokens, dim)."""
+        hidden = backbone(model)(**decoder_inputs(model, batch, self.with_boundaries)).last_hidden_state[:, :-1][at]
+        assert isinstance(hidden, Tensor)
+        return hidden
+
+    def _logits(self, model: PreTrainedModel, batch: Mapping[str, Tensor], at: Tensor) -> Tensor:
+        """Return the model's own logits at the positions that predict the supervised labels, (tokens, vocab)."""
+        logits = model(**decoder_inputs(model, batch, self.with_boundaries)).logits[:, :-1][at]
+        assert isinstance(logits, Tensor)
+        return logits
+
 
 def _rows(batch: Mapping[str, Tensor]) -> Tensor:
     """Return the number of the row or, in packed rows, of the document of each position, (batch, length)."""
@@ -99,17 +115,3 @@ def _rows(batch: Mapping[str, Tensor]) -> Tensor:
         return documents(batch["position_ids"])
     ids = batch["input_ids"]
     return torch.arange(len(ids), device=ids.device)[:, None].expand_as(ids)
-
-
-def _hidden(model: PreTrainedModel, batch: Mapping[str, Tensor], at: Tensor) -> Tensor:
-    """Return the hidden states that predict the supervised labels, (tokens, dim)."""
-    hidden = backbone(model)(**decoder_inputs(model, batch)).last_hidden_state[:, :-1][at]
-    assert isinstance(hidden, Tensor)
-    return hidden
-
-
-def _logits(model: PreTrainedModel, batch: Mapping[str, Tensor], at: Tensor) -> Tensor:
-    """Return the model's own logits at the positions that predict the supervised labels, (tokens, vocab)."""
-    logits = model(**decoder_inputs(model, batch)).logits[:, :-1][at]
-    assert isinstance(logits, Tensor)
-    return logits
