@@ -116,7 +116,8 @@ def _refuse(model: PreTrainedModel, why: str) -> NoReturn:
     raise UserError(
         f"{type(model).__name__} (model_type {model.config.model_type!r}, attention "
         f"{model.config._attn_implementation!r}) cannot train on packed rows: {why}. Set data.order: grouped and "
-        f"data.layout: padded, which saves nearly as much padding, or use one of the architectures that are proven: {', '.join(PROVEN)}."
+        f"data.layout: padded, which saves nearly as much padding, or use one of the architectures that are proven: "
+        f"{', '.join(PROVEN)}."
     )
 
 
