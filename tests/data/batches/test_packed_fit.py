@@ -104,4 +104,4 @@ def test_opt_is_refused_at_the_start(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert stop.value.code == 2
     message = capsys.readouterr().err
     assert "OPTForCausalLM (model_type 'opt', attention 'sdpa') cannot train on packed rows" in message
-    assert "Set data.batching: grouped" in message
+    assert "Set data.order: grouped and data.layout: padded" in message
