@@ -4,6 +4,7 @@ import warnings
 
 from lightning_sft.callbacks.critical_learning_rate import CriticalLearningRateFinder
 from lightning_sft.callbacks.data_report import DataReport
+from lightning_sft.callbacks.drift import DriftMonitor
 from lightning_sft.callbacks.generation import GenerationMonitor
 from lightning_sft.callbacks.last_checkpoint import LastCheckpoint
 from lightning_sft.callbacks.learning_rate_sweep import LearningRateSweep
@@ -17,6 +18,7 @@ from lightning_sft.callbacks.training_metrics import TrainingMetrics
 __all__ = [
     "CriticalLearningRateFinder",
     "DataReport",
+    "DriftMonitor",
     "GenerationMonitor",
     "LastCheckpoint",
     "LearningRateSweep",

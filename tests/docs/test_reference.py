@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lightning_sft import SFTDataModule, SFTModule, callbacks
 from lightning_sft.callbacks import (
     CriticalLearningRateFinder,
+    DriftMonitor,
     GenerationMonitor,
     LearningRateSweep,
     ObjectiveSweep,
@@ -55,6 +56,7 @@ def test_log_keys_are_those_of_a_run(tmp_path: Path) -> None:
         enable_model_summary=False,
         callbacks=[
             GenerationMonitor(limit=2, test_limit=2, max_new_tokens=2),
+            DriftMonitor({"own": ["a text"]}),
             SynonymRankMonitor(PROBES, every_n_steps=1),
             OrderParameterLogger(PROBES, every_n_steps=1, with_purity=True),
             LearningRateSweep(low=1e-4, high=100.0, steps=12),
@@ -73,7 +75,7 @@ def test_log_keys_are_those_of_a_run(tmp_path: Path) -> None:
     logged = logged_keys(Path(logger.log_dir)) - {"epoch"}
     assert "synonyms/first/rank" in logged
     assert "order/output_phi" in logged
-    plain = {re.sub(r"^sweep/\w+/", "sweep/<name>/", FORMS.sub(r"\1/", key)) for key in logged}
+    plain = {re.sub(r"^(sweep|drift)/\w+/", r"\1/<name>/", FORMS.sub(r"\1/", key)) for key in logged}
     table = set(table_column(REFERENCE / "log_keys.md", ""))
     objective = {key for key in plain if key.startswith("train/objective/")}
     assert objective == {"train/objective/alpha", "train/objective/mean_p"}
