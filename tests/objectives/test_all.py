@@ -1,5 +1,6 @@
 """One tester for all objectives: every row of the table, through both heads, in every precision."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from lightning_sft.head.reference import reference_head
 from lightning_sft.head.types import HeadInput, Unembedding
 from lightning_sft.objectives import PowerFamily
 from lightning_sft.scores import TokenScores
+from tests.objectives import formulas
 from tests.objectives.batch import FACTS, TOKENS, Batch, logits_batch, make_batch, scores_of, started
 from tests.objectives.rows import ROWS, Row, objective_names
 
@@ -39,7 +41,7 @@ def relative(value: Tensor, truth: Tensor) -> float:
 @each_dtype
 @each_head
 @each_row
-def test_agrees_with_the_formula(row, head, dtype):
+def test_agrees_with_the_formula(row, head, dtype, monkeypatch):
     batch = make_batch(dtype)
     exact = replace(batch, **{n: getattr(batch, n).detach().double().requires_grad_() for n in ("hidden", "weight")})
     truth = losses_and_gradients(row, exact)
@@ -47,22 +49,56 @@ def test_agrees_with_the_formula(row, head, dtype):
     out.loss_sum.backward()
     ours = (out.losses, batch.hidden.grad, batch.weight.grad)
     assert out.losses.dtype == torch.promote_types(dtype, torch.float32)
-    if dtype == torch.bfloat16:
-        # as far off as the same formula on logits that were rounded once, plus one rounding of the result
-        rounded = logits_rounded_to_bf16(row, exact)
-        bounds = [2 * relative(r, t) + 2**-7 for r, t in zip(rounded, truth, strict=True)]
+    if dtype == torch.float64:
+        bounds = [row.exact] * 3
     else:
-        bounds = [row.exact if dtype == torch.float64 else 1e-5] * 3
+        # as far off as the same formula on rounded values, plus roundings of the results
+        rounded = formula_in_bf16(row, exact) if dtype == torch.bfloat16 else formula_in_fp32(row, exact, monkeypatch)
+        last = 2**-7 if dtype == torch.bfloat16 else 8 * torch.finfo(dtype).eps
+        errors = [[relative(r, t) for r, t in zip(values, truth, strict=True)] for values in rounded]
+        bounds = [2 * max(of_one) + last for of_one in zip(*errors, strict=True)]
     for value, true, bound in zip(ours, truth, bounds, strict=True):
         assert relative(value, true) <= bound
 
 
-def logits_rounded_to_bf16(row: Row, exact: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    truth = exact.truth()
-    z = truth.z.detach().bfloat16().double().requires_grad_()
-    losses = row.formula(replace(truth, z=z, reference=truth.reference.bfloat16().double()))
+Values = tuple[Tensor, Tensor, Tensor]
+
+
+def formula_of(row: Row, exact: Batch, z: Tensor, reference: Tensor) -> Values:
+    """Return the formula's losses and gradients at other logits."""
+    z = z.detach().requires_grad_()
+    losses = row.formula(replace(exact.truth(), z=z, reference=reference))
     (slope,) = torch.autograd.grad(losses.sum(), z)
     return losses.detach(), slope @ exact.weight.detach(), slope.T @ exact.hidden.detach()
+
+
+def formula_in_bf16(row: Row, exact: Batch) -> list[Values]:
+    """Return the formula on logits that were rounded once."""
+    truth = exact.truth()
+    return [formula_of(row, exact, truth.z.bfloat16().double(), truth.reference.bfloat16().double())]
+
+
+def formula_in_fp32(row: Row, exact: Batch, monkeypatch: pytest.MonkeyPatch) -> list[Values]:
+    """Return the formula with its logits, and then log p, off by what fp32 may lose, in both directions each.
+
+    A logit is a sum of products, so its error is in proportion to the sum of their sizes. log p is the difference of
+    a logit and the logarithm of a sum of at least 1: also where it is nearly 0, its error is in proportion to 1. A
+    formula may multiply that error: p^alpha by alpha. How a kernel computes log p does not matter.
+    """
+    truth, eps = exact.truth(), torch.finfo(torch.float32).eps
+    size = eps * (exact.hidden.abs() @ exact.weight.abs().T)
+    apart = 2 * torch.nn.functional.one_hot(truth.y, size.shape[-1]) - 1  # the target up and the others down
+    log_p, found = formulas.log_p, []
+    for of_z, of_log_p in itertools.product((1, -1), repeat=2):
+
+        def moved(z: Tensor, y: Tensor, sign: int = of_log_p) -> Tensor:
+            exact = log_p(z, y)
+            return exact + sign * 2 * eps * (1 + exact.detach().abs())
+
+        with monkeypatch.context() as patch:
+            patch.setattr(formulas, "log_p", moved)
+            found.append(formula_of(row, exact, truth.z + of_z * size * apart, truth.reference))
+    return found
 
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.strength is not None])

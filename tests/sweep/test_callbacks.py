@@ -126,7 +126,7 @@ def test_criteria_of_the_order_parameter(criterion: Any, tmp_path: Path) -> None
 
 def test_the_validation_criterion_needs_its_target(toy_folder: Path, tmp_path: Path) -> None:
     for given in ({"criterion": "val_nll"}, {"target": 1.0}):
-        with pytest.raises(UserError, match="a target, in nats a token, with criterion val_nll"):
+        with pytest.raises(UserError, match="a target, in nats per token, with criterion val_nll"):
             CriticalLearningRateFinder(**given)
     folder = fit(
         toy_folder,
