@@ -14,10 +14,12 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ProgressBar
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from torch import Tensor
+from typing_extensions import Self
 
 
 def made_by_cli() -> bool:
@@ -93,26 +95,25 @@ def accumulation(trainer: Trainer) -> int | str:
 class TrialLoop:
     """Training steps through Lightning's own epoch loop, beside the fit that is under way.
 
-    While `entered`, the trainer has a fresh epoch loop (whose counters go on from the fit's), fresh metrics, no
-    logger and only the given callbacks; the fit's own objects are put aside, untouched. Hooks, accumulation,
+    While `entered`, the trainer has a fresh epoch loop (whose counters go on from the fit's), fresh metrics, the given
+    loggers and only the given callbacks; the fit's own objects are put aside, untouched. Hooks, accumulation,
     precision, gradient synchronisation, clipping and schedulers are those of ``Trainer.fit``.
 
     Args:
         trainer: in a fit, between two optimizer steps.
         callbacks: those that stay alive.
+        loggers: in the place of the fit's own.
         batches: micro-batches of an epoch; ``inf`` if unknown.
         batches_done: micro-batches of the present epoch that have been trained on.
-        schedules: whether learning-rate schedulers are stepped.
     """
 
     def __init__(
         self,
         trainer: Trainer,
         callbacks: Sequence[Callback],
+        loggers: Sequence[Logger],
         batches: float,
         batches_done: int,
-        *,
-        schedules: bool = True,
     ) -> None:
         fit: Any = trainer.fit_loop
         old = fit.epoch_loop
@@ -128,27 +129,22 @@ class TrialLoop:
         progress = deepcopy(fit.epoch_progress)
         self._fit_state = {"epoch_loop": loop, "epoch_progress": progress, "max_batches": batches}
         bars = [_still(c) for c in callbacks_of(trainer) if isinstance(c, ProgressBar) and c not in callbacks]
-        self._trainer_state = {"callbacks": [*callbacks, *bars], "_loggers": [], "should_stop": False}
+        self._trainer_state = {"callbacks": [*callbacks, *bars], "_loggers": [*loggers], "should_stop": False}
         self._trainer_state["_logger_connector"] = _LoggerConnector(trainer)
-        self._schedulers = trainer.strategy.lr_scheduler_configs if schedules else []
 
     @contextmanager
-    def entered(self) -> Iterator[None]:
+    def entered(self) -> Iterator[Self]:
         """Put this loop in the place of the fit's for as long as the context lasts."""
-        fit, strategy = self._trainer.fit_loop, self._trainer.strategy
-        before = [(owner, {k: getattr(owner, k) for k in new}, new) for owner, new in self._owners(fit, strategy)]
+        owners = [(self._trainer.fit_loop, self._fit_state), (self._trainer, self._trainer_state)]
+        before = [(owner, {k: getattr(owner, k) for k in new}, new) for owner, new in owners]
         for owner, _, new in before:
             vars(owner).update(new)
         try:
-            yield
+            yield self
         finally:
             for owner, old, _ in before:
                 vars(owner).update(old)
             self._trainer.training = True
-
-    def _owners(self, fit: Any, strategy: Any) -> list[tuple[Any, dict[str, Any]]]:
-        schedulers = {"lr_scheduler_configs": self._schedulers}
-        return [(fit, self._fit_state), (self._trainer, self._trainer_state), (strategy, schedulers)]
 
     def micro_batch(self, batch: Any, is_last: bool) -> bool:
         """Train on a micro-batch, and return whether it completed an optimizer step.

@@ -63,7 +63,7 @@ def test_what_a_trial_puts_in_the_place_of_the_fits_own() -> None:
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     owners = (trainer.fit_loop, trainer, trainer.strategy)
     before = [dict(vars(owner)) for owner in owners]
-    loop = _lightning.TrialLoop(trainer, [], 8, 3)
+    loop = _lightning.TrialLoop(trainer, [], [], 8, 3)
     with loop.entered():
         changed = [
             {k for k, v in old.items() if vars(owner)[k] is not v} for owner, old in zip(owners, before, strict=True)
@@ -90,7 +90,7 @@ def test_a_progress_bar_stands_still_in_a_trial(kind: type[ProgressBar]) -> None
     bar = kind()
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[bar])
     bar.setup(trainer, LightningModule(), "fit")
-    with _lightning.TrialLoop(trainer, [], 8, 3).entered():
+    with _lightning.TrialLoop(trainer, [], [], 8, 3).entered():
         stand_in = trainer.progress_bar_callback
         assert stand_in is not bar
         assert isinstance(stand_in, kind), "rich's thread asserts this while it draws"

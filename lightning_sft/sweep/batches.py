@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor
-from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 
 from lightning_sft._lightning import batches_begun, validation_loaders
@@ -31,8 +29,18 @@ class MicroBatch:
     is_last: bool
 
     def fresh(self) -> Any:
-        """Return a copy that the training step may write into."""
-        return tree_map_only(Tensor, torch.clone, self.batch)
+        """Return a copy that the training step may write into.
+
+        Raises:
+            UserError: the batch cannot be copied.
+        """
+        try:
+            return copy.deepcopy(self.batch)
+        except (TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
+            raise UserError(
+                f"A sweep trains every trial on a copy of the same batches, but a {type(self.batch).__name__} of the "
+                f"training loader cannot be copied: {error}. Let the collate function return plain tensors."
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ def repeated(batches: Iterable[Any]) -> TrialBatches:
     return TrialBatches(tuple(MicroBatch(b, i == len(given) - 1) for i, b in enumerate(given)), 0, len(given))
 
 
-def upcoming(trainer: Trainer, steps: int, order: int = 0) -> TrialBatches:
+def upcoming(trainer: Trainer, steps: int, order: int = 0, by_hand: int | None = None) -> TrialBatches:
     """Return the micro-batches of the next ``steps`` optimizer steps: those that the fit itself will see.
 
     They are read through a copy of the training loader, so the fit's own loader, its workers and its sampler stay
@@ -73,6 +81,8 @@ def upcoming(trainer: Trainer, steps: int, order: int = 0) -> TrialBatches:
         trainer: in ``on_train_batch_start``, at the first micro-batch of an optimizer step.
         steps: optimizer steps.
         order: added to the sampler's seed: another order of the rows.
+        by_hand: micro-batches of an optimizer step of a module that optimizes manually; None: as the trainer
+            accumulates.
 
     Raises:
         UserError: several training loaders, or one that can be read only once.
@@ -89,7 +99,9 @@ def upcoming(trainer: Trainer, steps: int, order: int = 0) -> TrialBatches:
         )
     mine, whole = _copy_of(loader, order), trainer.num_training_batches
     done = max(batches_begun(trainer) - 1, 0)
-    epoch, accumulate, missing = trainer.current_epoch, trainer.accumulate_grad_batches, steps
+    epoch = trainer.current_epoch
+    # by hand, the module decides when to step, and the end of an epoch completes nothing
+    accumulate, missing = (trainer.accumulate_grad_batches, steps) if by_hand is None else (1, steps * by_hand)
     found: list[MicroBatch] = []
     for start in _starts(done):
         batches = _epoch(mine, epoch, start, whole)

@@ -204,7 +204,7 @@ def compare_objectives(
     grid = geometric_grid(low, high, points)
     observer = HeldOutObserver(trainer, val_batches)
     rows = []
-    with Session(trainer, module, setting) as session:
+    with Session(trainer, module, setting, [observer]) as session:
         start = {name: values[0] for name, values in session.start([observer]).items()}
         if set(READINGS) - set(start):
             raise UserError(f"{type(module).__name__}.validation_step returns no token scores to compare by.")
@@ -212,8 +212,9 @@ def compare_objectives(
             prepared = _prepared(module, objective, session)
 
             def trial(lr: float, order: int = 0, objective: Objective = prepared) -> Trial:
+                name = repr(objective)
                 with _swapped(module, copy.deepcopy(objective)):
-                    return session.trial(lr, [observer], order=order, variant=repr(objective), last_only=True)
+                    return session.trial(lr, [observer], order=order, variant=name, depends=objective, last_only=True)
 
             rows.append(_row(repr(objective), trial, grid, refine, seeds, select))
     return Comparison(setting.name, trainer.global_step, session.digest, setting.steps, seeds, select, start, rows)

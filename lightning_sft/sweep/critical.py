@@ -122,7 +122,7 @@ def find_critical_rate(
     """
     check_critical(criterion, low, high, points, setting.steps, resolution, quantile)
     trials: dict[float, Trial] = {}
-    with Session(trainer, module, setting) as session:
+    with Session(trainer, module, setting, observers) as session:
         judge = Judge(criterion, session.start(observers), quantile, target)
         if predict:
             predict_in_session(session, observers, names, quantile)

@@ -3,89 +3,158 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import platform
+import sys
+import sysconfig
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
-from torch.distributed.tensor import DTensor
-from torch.utils._pytree import tree_leaves
+from torch import Tensor, nn
 
 from lightning_sft.checkpoints.state import rng_state
-from lightning_sft.files import tensor_bytes
+from lightning_sft.files import code_digest, file_digest
 from lightning_sft.sweep.batches import TrialBatches
+from lightning_sft.sweep.fingerprint import Fingerprint
 
-AHEAD = 32  # steps that a schedule given as a function is evaluated for
-SAMPLE = 4096  # elements of a frozen tensor that are looked at: enough to tell models apart
+_LIBRARIES = ("lightning", "torch", "transformers", "peft", "tokenizers", "bitsandbytes")
+#: Attributes of an optimizer that are read apart, or are hooks.
+_OPTIMIZER_TABLES = frozenset(vars(torch.optim.SGD([torch.zeros(1)], lr=1.0))) - {"defaults"}
 
 
-def digest(trainer: Trainer, module: LightningModule, trial_batches: TrialBatches, settings: dict[str, Any]) -> str:
+def digest(
+    trainer: Trainer,
+    module: LightningModule,
+    trial_batches: TrialBatches,
+    settings: dict[str, Any],
+    objects: Iterable[object] = (),
+    steps: int = 32,
+) -> str:
     """Return a hexadecimal digest, the same on every rank.
 
-    It covers trainable parameters, buffers, optimizer and scheduler states and the data in full, frozen parameters by
-    a sample, the random streams, and the settings.
+    It covers the module with everything that hangs on it (weights, buffers, modes, configurations, attributes, code),
+    optimizers, schedulers and loss scaler, the batches by content, the random streams, the trainer's settings, device,
+    numerical switches, versions, and the given settings and objects. Two runs that differ in one of them have two
+    digests.
 
     Args:
         trainer: in a fit.
         module: its module.
         trial_batches: the trials' data.
-        settings: plain data: of the search, its observers, and so on.
+        settings: plain data: of the search, and so on.
+        objects: what else takes part in trials: observers, callbacks.
+        steps: for how many steps a schedule that is a function is evaluated: at least those of a trial.
     """
+    reader = Fingerprint()
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    parts = [
+        module,
+        [batch.batch for batch in trial_batches.batches],
+        [batch.is_last for batch in trial_batches.batches],
+        [_optimizer(o, module) for o in trainer.optimizers],
+        [_scheduler_config(c, steps) for c in trainer.lr_scheduler_configs],
+        None if scaler is None else scaler.state_dict(),
+        rng_state(),
+        _trainer_facts(trainer),
+        _machine_facts(module),
+        settings,
+        list(objects),
+    ]
     own = hashlib.sha256()
-    for name, parameter in module.named_parameters():
-        own.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}{parameter.requires_grad}".encode())
-        _feed(own, parameter, whole=parameter.requires_grad)
-    for _, buffer in module.named_buffers():
-        _feed(own, buffer, whole=buffer.numel() <= 1 << 20)
-    for value in tree_leaves([batch.batch for batch in trial_batches.batches]) + tree_leaves(rng_state()):
-        _feed(own, value, whole=True)
-    for optimizer in trainer.optimizers:
-        own.update(type(optimizer).__name__.encode())
-        groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-        for value in (*tree_leaves(groups), *(v for s in optimizer.state.values() for v in tree_leaves(dict(s)))):
-            _feed(own, value, whole=True)
-    facts = {
-        "schedulers": [_schedule(c.scheduler) for c in trainer.lr_scheduler_configs],
-        "position": [trainer.global_step, trainer.max_steps, trainer.max_epochs, trainer.num_training_batches],
-        "accumulate": trainer.accumulate_grad_batches,
-        "clipping": [trainer.gradient_clip_val, str(trainer.gradient_clip_algorithm)],
-        "precision": str(trainer.precision),
-        "ranks": trainer.world_size,
-        "strategy": type(trainer.strategy).__name__,
-        "module": type(module).__qualname__,
-        "objective": repr(getattr(module, "objective", None)),
-        "denominator": str(getattr(module, "denominator", None)),
-        "torch": torch.__version__,
-        **settings,
-    }
-    own.update(json.dumps(facts, sort_keys=True, default=str).encode())
+    for part in parts:
+        own.update(reader.of(part))
     return _over_ranks(trainer, own.digest(), module.device)
 
 
-def _feed(own: Any, value: object, *, whole: bool) -> None:
-    if not isinstance(value, Tensor):
-        own.update(repr(value).encode())
-        return
-    flat = (value.to_local() if isinstance(value, DTensor) else value).detach().reshape(-1)
-    if not whole and flat.numel() > SAMPLE:
-        flat = flat[:: flat.numel() // SAMPLE]
-    own.update(tensor_bytes(flat))
+def _optimizer(optimizer: Any, module: nn.Module) -> list[object]:
+    """Return what an optimizer is, with the names of its parameters for the parameters."""
+    names = {id(p): name for name, p in module.named_parameters()}
+    groups = [{**group, "params": [names.get(id(p), "") for p in group["params"]]} for group in optimizer.param_groups]
+    state = [(names.get(id(p), ""), dict(values)) for p, values in getattr(optimizer, "state", {}).items()]
+    rest = {k: v for k, v in sorted(vars(optimizer).items()) if k not in _OPTIMIZER_TABLES}
+    return [type(optimizer), groups, state, rest]
 
 
-def _schedule(scheduler: Any) -> dict[str, Any]:
+def _scheduler_config(config: Any, steps: int) -> list[object]:
+    how = [config.interval, config.frequency, config.monitor, config.reduce_on_plateau]
+    return [*how, _schedule(config.scheduler, steps)]
+
+
+def _schedule(scheduler: Any, steps: int) -> dict[str, Any]:
     """Return a scheduler's settings; functions are told by their next values."""
-    kinds = (bool, int, float, str, type(None), list, tuple)
+    kinds = (bool, int, float, str, type(None), list, tuple, dict)
     plain: dict[str, Any] = {k: v for k, v in vars(scheduler).items() if isinstance(v, kinds)}
     lambdas = plain.pop("lr_lambdas", [])
-    plain["lambdas"] = [[f(scheduler.last_epoch + i) for i in range(AHEAD)] for f in lambdas]
-    plain["_schedulers"] = [_schedule(s) for s in plain.pop("_schedulers", [])]
-    return {"class": type(scheduler).__name__, **plain}
+    plain["lambdas"] = [[float(f(scheduler.last_epoch + i)) for i in range(steps + 1)] for f in lambdas]
+    plain["_schedulers"] = [_schedule(s, steps) for s in plain.pop("_schedulers", [])]
+    return {"class": type(scheduler), **dict(sorted(plain.items()))}
+
+
+def _trainer_facts(trainer: Trainer) -> dict[str, Any]:
+    return {
+        "position": [trainer.global_step, trainer.max_steps, trainer.max_epochs, trainer.num_training_batches],
+        "epoch": trainer.current_epoch,
+        "accumulate": trainer.accumulate_grad_batches,
+        "clipping": [trainer.gradient_clip_val, str(trainer.gradient_clip_algorithm)],
+        "precision": [trainer.precision, type(trainer.precision_plugin)],
+        "ranks": [trainer.world_size, trainer.global_rank],
+        "strategy": type(trainer.strategy),
+    }
+
+
+def _machine_facts(module: LightningModule) -> dict[str, Any]:
+    """Return what numbers depend on beside the run: device, numerical switches, versions, the user's own code."""
+    cuda = module.device.type == "cuda"
+    return {
+        "device": [module.device.type, torch.cuda.get_device_name(module.device) if cuda else platform.machine()],
+        "switches": [
+            torch.get_default_dtype(),
+            torch.get_float32_matmul_precision(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.backends.cuda.matmul.allow_tf32,
+            torch.backends.cudnn.allow_tf32,
+        ],
+        "versions": [platform.python_version(), np.__version__, *map(_version, _LIBRARIES)],
+        "package": _package_digest(),
+        "code": _own_code(),
+    }
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "none"
+
+
+@cache
+def _package_digest() -> str:
+    return code_digest(Path(__file__).parents[1])
+
+
+def _own_code() -> dict[str, str]:
+    """Return the digests of all loaded Python files that are no part of an installed library: the user's project."""
+    libraries = tuple(
+        {str(Path(sysconfig.get_path(kind)).resolve()) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
+    )
+    found = {}
+    for name, loaded in sorted(sys.modules.items()):
+        file = getattr(loaded, "__file__", None)
+        if not isinstance(file, str) or not file.endswith(".py") or name.partition(".")[0] == "lightning_sft":
+            continue
+        path = Path(file).resolve()
+        if path.is_file() and not str(path).startswith(libraries) and "site-packages" not in path.parts:
+            found[name] = file_digest(path)
+    return found
 
 
 def _over_ranks(trainer: Trainer, own: bytes, device: torch.device) -> str:
-    # sums of bytes, weighed by rank, are exact in float64
-    words = torch.tensor(list(own), dtype=torch.float64, device=device) * (trainer.global_rank + 1)
+    words = torch.tensor(list(own), dtype=torch.int64, device=device) * (trainer.global_rank + 1)
     total = trainer.strategy.reduce(words, reduce_op="sum")
     assert isinstance(total, Tensor)
     return hashlib.sha256(repr(total.tolist()).encode()).hexdigest()

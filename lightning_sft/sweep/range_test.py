@@ -74,7 +74,7 @@ def range_test(
         first.append(loss)
         return not math.isfinite(loss) or loss > setting.divergence * abs(first[0])
 
-    with Session(trainer, module, setting) as session:
+    with Session(trainer, module, setting, observers) as session:
         trial = session.trial(low, observers, too_high if observers else None, rates)
         edge = _edge(session, rates[: trial.steps], edge_steps) if edge_steps else None
     if reads == "val":

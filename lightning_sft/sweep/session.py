@@ -15,6 +15,7 @@ from typing_extensions import Self
 
 from lightning_sft.sweep.batches import TrialBatches
 from lightning_sft.sweep.digest import digest
+from lightning_sft.sweep.fingerprint import fingerprint
 from lightning_sft.sweep.store import TrialStore
 from lightning_sft.sweep.trial import Observer, Trial, TrialRunner, Values
 
@@ -52,9 +53,17 @@ class Session:
         trainer: in a fit.
         module: its module.
         setting: of the sweep.
+        observers: what its trials are read by; stored trials of others are not taken.
     """
 
-    def __init__(self, trainer: Trainer, module: LightningModule, setting: SweepSettings) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        setting: SweepSettings,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self._observers = tuple(observers)
         self.trainer = trainer
         self.module = module
         self.setting = setting
@@ -69,7 +78,14 @@ class Session:
         try:
             facts = {"steps": self.setting.steps, "divergence": self.setting.divergence, **(self.setting.facts or {})}
             facts["callbacks"] = [type(c).__name__ for c in self.setting.callbacks]
-            self.digest = digest(self.trainer, self.module, self.runner.trial_batches(), facts)
+            self.digest = digest(
+                self.trainer,
+                self.module,
+                self.runner.trial_batches(),
+                facts,
+                objects=[*map(vars, self.setting.callbacks), *self._observers],
+                steps=self.setting.steps,
+            )
             self._store = TrialStore(self.trainer, self.setting.folder, self.setting.name, self.digest)
         except BaseException as error:
             self.runner.__exit__(type(error), error, error.__traceback__)
@@ -101,6 +117,7 @@ class Session:
         rates: Sequence[float] | None = None,
         order: int = 0,
         variant: str = "",
+        depends: object = None,
         *,
         last_only: bool = False,
     ) -> Trial:
@@ -112,10 +129,11 @@ class Session:
             stop: ends the trial early.
             rates: a rate for each step.
             order: of the rows.
-            variant: what else distinguishes this trial, such as an objective.
+            variant: what else distinguishes this trial, in words, such as an objective's name.
+            depends: what else this trial depends on, of any kind, such as the objective itself.
             last_only: observers are read after the last step alone.
         """
-        key = f"{lr!r} {order} {variant}".strip()
+        key = " ".join(filter(None, [repr(lr), str(order), variant, self._rest(rates, order, depends)]))
         known = self._store.get(key)
         if known is not None:
             return known
@@ -126,3 +144,14 @@ class Session:
         self._store.put(key, trial)
         self.fresh += 1
         return trial
+
+    def _rest(self, rates: Sequence[float] | None, order: int, depends: object) -> str:
+        """Return a digest of what a trial depends on beyond the session, empty where that is nothing.
+
+        Rank 0's decides: others may have other rows.
+        """
+        rows = [b.batch for b in self.runner.trial_batches(order).batches] if order else None
+        if rates is None and rows is None and depends is None:
+            return ""
+        own: str = self.trainer.strategy.broadcast(fingerprint(rates and list(rates), rows, depends)[:16])
+        return own

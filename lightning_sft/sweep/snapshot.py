@@ -54,8 +54,9 @@ class Snapshot:
         parameters = [*module.parameters(), *_optimized(trainer)]
         for parameter in parameters:
             self._skip(parameter)
+        self._trained: list[tuple[Tensor, Tensor]] = []  # this rank's part of each trainable parameter, and its copy
         for parameter in {id(p): p for p in parameters if p.requires_grad}.values():
-            self._tensor(parameter)
+            self._trained.append(self._tensor(parameter))
             self._gradient(parameter)
         for child in module.modules():
             self._mapping(child._buffers)
@@ -74,6 +75,11 @@ class Snapshot:
         self._reshard()
         for restore in self._restores:
             restore()
+
+    def moved(self) -> bool:
+        """Return whether a trainable parameter of this rank differs from the snapshot now."""
+        self._reshard()
+        return any(not torch.equal(own, copy) for own, copy in self._trained)
 
     @property
     def bytes(self) -> int:
@@ -121,12 +127,13 @@ class Snapshot:
             self._attributes(value)
 
     @torch.no_grad()
-    def _tensor(self, tensor: Tensor) -> None:
+    def _tensor(self, tensor: Tensor) -> tuple[Tensor, Tensor]:
         own = _local(tensor.detach())
         copy = own.clone()
         self._bytes += copy.numel() * copy.element_size()
         inference = tensor.is_inference()
         self._restores.append(lambda: _copy(own, copy, inference))
+        return own, copy
 
     def _gradient(self, parameter: Tensor) -> None:
         gradient = parameter.grad

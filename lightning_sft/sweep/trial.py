@@ -5,25 +5,26 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import Tensor
-from typing_extensions import Self, override
+from typing_extensions import Self
 
-from lightning_sft._lightning import TrialLoop
 from lightning_sft.errors import UserError
 from lightning_sft.sweep.batches import TrialBatches, upcoming
 from lightning_sft.sweep.rates import set_peak_rate, set_rate_now
 from lightning_sft.sweep.search import check_divergence
 from lightning_sft.sweep.snapshot import Snapshot
+from lightning_sft.sweep.steps import TrialSteps, steps_by_hand, trial_loop
+from lightning_sft.sweep.watch import RateWatch
 
 Outcome = Literal["finished", "stopped", "diverged"]
 Values = dict[str, list[float]]
@@ -94,6 +95,11 @@ class TrialRunner:
         if steps < 1:
             raise UserError(f"A trial of {steps} optimizer steps was asked for. Allowed: 1 or more.")
         check_divergence(divergence)
+        if not isinstance(trainer, Trainer):
+            raise UserError(
+                f"A sweep got a Trainer of {type(trainer).__module__.partition('.')[0]}, whose loops are other classes "
+                "than those of the package lightning. Import Trainer and LightningModule from lightning.pytorch."
+            )
         self.trainer = trainer
         self.module = module
         self.steps = steps
@@ -101,6 +107,7 @@ class TrialRunner:
         self.divergence = divergence
         self._given = trial_batches
         self._trial_batches: dict[int, TrialBatches] = {}
+        self._by_hand: int | None = None  # micro-batches of a step of a module that optimizes manually
         self._snapshot: Snapshot | None = None
 
     @property
@@ -117,6 +124,11 @@ class TrialRunner:
                 "they could not be put back. Sweep on one device, under ddp or FSDP2, and take the rate along."
             )
         self._snapshot = Snapshot(self.trainer, self.module, self.callbacks)
+        if not self.module.automatic_optimization:
+            try:
+                self._by_hand = steps_by_hand(self.trainer, self.module, self._given, self.callbacks)
+            finally:
+                self._snapshot.restore()
         return self
 
     def __exit__(
@@ -131,14 +143,14 @@ class TrialRunner:
         if self._given is not None:
             return self._given
         if order not in self._trial_batches:
-            self._trial_batches[order] = upcoming(self.trainer, self.steps, order)
+            self._trial_batches[order] = upcoming(self.trainer, self.steps, order, self._by_hand)
             self.snapshot.restore()  # a loader may have drawn from the global random stream
         return self._trial_batches[order]
 
     def start(self, observers: Sequence[Observer]) -> Values:
         """Return what the observers read before the first step."""
         try:
-            with self._loop().entered():
+            with trial_loop(self.trainer, self.trial_batches(), self.callbacks).entered():
                 return _read(observers, self.trainer, self.module)
         finally:
             self.snapshot.restore()
@@ -176,11 +188,6 @@ class TrialRunner:
             self.snapshot.restore()
         return Trial(lr, trial.losses, trial.rates, trial.readings, outcome, time.perf_counter() - since)
 
-    def _loop(self, trial_batches: TrialBatches | None = None, *first: Callback, schedules: bool = True) -> TrialLoop:
-        trial_batches = trial_batches or self.trial_batches()
-        callbacks = [*first, *self.callbacks]
-        return TrialLoop(self.trainer, callbacks, trial_batches.per_epoch, trial_batches.done, schedules=schedules)
-
     def _prepare(self, lr: float, rates: Sequence[float] | None, order: int) -> None:
         for parameter in self.module.parameters():
             parameter.grad = None
@@ -196,25 +203,21 @@ class TrialRunner:
         watch: _Watch,
         rates: Sequence[float] | None,
     ) -> Outcome:
-        trainer, tap = self.trainer, _Losses()
-        loop = self._loop(trial_batches, tap, schedules=rates is None)
-        steps = self.steps if rates is None else len(rates)
-        position = 0
-        with loop.entered():
+        trainer = self.trainer
+        own = RateWatch(trainer, self.module, trial.lr, follow_schedule=rates is None)
+        steps, first = self.steps if rates is None else len(rates), None  # the first loss that there was
+        with TrialSteps(trainer, self.module, trial_batches, own, self.callbacks, self._by_hand) as under_way:
             while trial.steps < steps:
                 optimizer = trainer.optimizers[0]
                 if rates is not None:
                     set_rate_now(optimizer, rates[trial.steps])
-                rate, complete = float(optimizer.param_groups[0]["lr"]), False
-                while not complete:
-                    micro_batch = trial_batches.batches[position % len(trial_batches.batches)]
-                    position += 1
-                    complete = loop.micro_batch(micro_batch.fresh(), micro_batch.is_last)
-                    if micro_batch.is_last:
-                        loop.next_epoch()
-                trial.losses.append(tap.close(trainer, self.module, trial.losses))
+                    own.expect()
+                rate = float(optimizer.param_groups[0]["lr"])
+                loss = under_way.take()
+                first = loss if first is None else first
+                trial.losses.append(math.nan if first is None else trial.losses[-1] if loss is None else loss)
                 trial.rates.append(rate)
-                if self._diverged(trial.losses):
+                if loss is not None and first is not None and self._diverged(loss, first):
                     return "diverged"
                 watch.on_step()
                 if trainer.received_sigterm:
@@ -226,10 +229,31 @@ class TrialRunner:
                     trial.readings.setdefault(name, []).append(numbers)
                 if watch.stop is not None and trainer.strategy.broadcast(watch.stop(values)):
                     return "stopped"
+        if first is None:
+            raise UserError(
+                f"{type(self.module).__name__}.training_step returned no loss in any step of a trial, so nobody could "
+                "say how it went. Return the loss, or a dict with 'loss'; rows without a supervised token have none."
+            )
+        self._require_movement(trial, own)
         return "finished"
 
-    def _diverged(self, losses: Sequence[float]) -> bool:
-        bad = not math.isfinite(losses[-1]) or losses[-1] > self.divergence * abs(losses[0])
+    def _require_movement(self, trial: Trial, watch: RateWatch) -> None:
+        moved = self.trainer.strategy.reduce(
+            torch.tensor(float(self.snapshot.moved()), device=self.module.device), reduce_op="sum"
+        )
+        if float(moved):
+            return
+        dtypes = {p.dtype for p in self.module.parameters() if p.requires_grad}
+        message = (
+            f"No trainable parameter moved in the {trial.steps} optimizer steps of a trial at learning rate "
+            f"{trial.lr:.6g}: {watch.explain_rest(dtypes)}."
+        )
+        if not watch.lost_in(dtypes):
+            raise UserError(message)
+        rank_zero_warn(message)  # what the run itself would do at this rate
+
+    def _diverged(self, loss: float, first: float) -> bool:
+        bad = not math.isfinite(loss) or loss > self.divergence * abs(first)
         return bool(self.trainer.strategy.broadcast(bad))
 
 
@@ -241,32 +265,6 @@ class _Watch:
     stop: Callable[[Values], bool] | None
     on_step: Callable[[], None]
     last_only: bool
-
-
-class _Losses(Callback):
-    """Gathers the loss of an optimizer step from its micro-batches."""
-
-    def __init__(self) -> None:
-        self._values: list[Tensor] = []
-
-    @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if isinstance(loss, Tensor):
-            self._values.append(loss.detach().to(torch.float64).mean() * trainer.accumulate_grad_batches)
-
-    def close(self, trainer: Trainer, module: LightningModule, before: Sequence[float]) -> float:
-        """Return the step's loss over all ranks: exact where the module keeps totals, else the micro-batches' mean."""
-        values, self._values = self._values, []
-        totals = getattr(module, "step_totals", None)
-        if totals:
-            # a step without a supervised token has no loss
-            return float(totals.mean("nll")) if float(totals["supervised"]) else (before[-1] if before else 0.0)
-        own = torch.stack(values).mean() if values else torch.tensor(math.nan, device=module.device)
-        mean = trainer.strategy.reduce(own, reduce_op="mean")
-        return float(mean)
 
 
 def _read(observers: Sequence[Observer], trainer: Trainer, module: LightningModule) -> Values:

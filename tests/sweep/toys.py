@@ -59,9 +59,11 @@ class Between(Callback):
         self.work = work
         self.at_step = at_step
         self.result: Any = None
+        self.done = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step == self.at_step:
+        if trainer.global_step == self.at_step and not self.done:
+            self.done = True  # a step of several micro-batches begins once
             self.result = self.work(trainer, pl_module)
 
 

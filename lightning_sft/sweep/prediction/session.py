@@ -7,11 +7,10 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from torch.utils._pytree import tree_leaves
 
+from lightning_sft.sweep.fingerprint import fingerprint
 from lightning_sft.sweep.prediction.model import first_beta
 from lightning_sft.sweep.prediction.predict import START, make_target, predict_set, settings_inputs
 from lightning_sft.sweep.prediction.record import CriticalLRPrediction
@@ -41,7 +40,7 @@ def predict_in_session(
         quantile: share of the probes that must have flipped.
     """
     trainer, setting = session.trainer, session.setting
-    start = session.runner.start(observers)["margin"]
+    start = session.start(observers)["margin"]  # rank 0's for all: the next run is chosen by it
 
     def run(rates: Sequence[float]) -> list[list[float]]:
         if not rates:
@@ -92,14 +91,7 @@ def schedule_shares(trainer: Trainer, snapshot: Snapshot, steps: int) -> list[fl
 
 def _one_batch(session: Session) -> bool:
     """Return whether every micro-batch of the trials is the same."""
-    first, *others = (tree_leaves(b.batch) for b in session.runner.trial_batches().batches)
-    return all(len(first) == len(other) and all(map(_same, first, other)) for other in others)
-
-
-def _same(a: object, b: object) -> bool:
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return torch.equal(a, b)
-    return type(a) is type(b) and bool(a == b)
+    return len({fingerprint(b.batch) for b in session.runner.trial_batches().batches}) == 1
 
 
 def _write_once(prediction: CriticalLRPrediction, path: Path) -> None:
