@@ -7,35 +7,88 @@ from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import TrainableTokensWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
 from lightning_sft.errors import UserError, first_line
+from lightning_sft.models.reach import kinds_of
+from lightning_sft.models.targets import (
+    ALL_LINEAR,
+    is_plain_linear,
+    reaches_single_weights,
+    renamed_when_loaded,
+    replace_fields,
+    resolve_targets,
+)
 
 
 def add_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     """Freeze a model and put a fresh adapter into it; adapter weights are fp32 whatever the model's dtype.
 
     Raises:
-        UserError: an adapter that works on the prompt instead of inside modules, or one whose targets do not exist.
+        UserError: an adapter that works on the prompt instead of inside modules, one whose targets do not exist, or one
+            that peft could not load again.
     """
     _refuse_prompt_learning(config)
     if config.task_type is None:
         config.task_type = TaskType.CAUSAL_LM
+    asked = getattr(config, "target_modules", None)
+    resolved = resolve_targets(config, model)
+    dropout = float(getattr(resolved, "lora_dropout", 0.0)) if reaches_single_weights(resolved, model) else 0.0
+    if dropout:
+        resolved = replace_fields(resolved, lora_dropout=0.0)
     try:
         with warnings.catch_warnings():
-            _allow_old_name()
-            adapted = get_peft_model(model, config)
+            _quiet_peft()
+            adapted = get_peft_model(model, resolved)
     except ValueError as error:
-        targets = getattr(config, "target_modules", None)
         raise UserError(
-            f"The adapter {type(config).__name__} with target_modules={_readable(targets)} does not fit "
+            f"The adapter {type(config).__name__} with target_modules={_readable(asked)} does not fit "
             f"{type(model).__name__}: {first_line(error)} Linear modules that exist: "
-            f"{', '.join(_linear_names(model))}; or use target_modules: all-linear."
+            f"{', '.join(_linear_names(model))}; or use target_modules: {ALL_LINEAR}."
         ) from error
     assert isinstance(adapted, PeftModel)
+    _refuse_unfit_layers(adapted, model)
+    if dropout:
+        _drop_out(adapted, dropout)
     return adapted
+
+
+def _drop_out(model: PeftModel, share: float) -> None:
+    """Give LoRA layers their dropout; those on single weights (experts) have no input to drop."""
+    for module in model.modules():
+        if isinstance(module, LoraLayer) and not hasattr(module, "parameter_name"):
+            for name in module.lora_dropout:
+                module.lora_dropout[name] = nn.Dropout(share)
+
+
+def _refuse_unfit_layers(adapted: PeftModel, model: PreTrainedModel) -> None:
+    """Raise for an adapter around layers that are no plain products, or that peft would not find when it loads it."""
+    around = {
+        name: module.get_base_layer()
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer) and not hasattr(module, "parameter_name")
+    }
+    odd = {name: base for name, base in around.items() if isinstance(base, nn.Linear) and not is_plain_linear(base)}
+    config = adapted.peft_config["default"]
+    lost = renamed_when_loaded([n for n, base in around.items() if isinstance(base, nn.Linear)], config, model)
+    if not odd and not lost:
+        return
+    names = kinds_of([*odd, *sorted(lost)])
+    kinds = ", ".join(sorted({type(base).__name__ for base in odd.values()}))
+    why = (
+        f"{kinds} does more than a product with its weight, which an adapter around it would break"
+        if odd
+        else "transformers renames these weights when it reads a checkpoint, so peft could not load the adapter again"
+    )
+    leaves = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
+    raise UserError(
+        f"The adapter is put on {', '.join(names)} of {type(model).__name__}: {why}. Leave them out with "
+        f"exclude_modules: [{leaves}], or use target_modules: {ALL_LINEAR}, which does."
+    )
 
 
 def load_adapter(model: PreTrainedModel, path: str) -> PeftModel:
@@ -51,7 +104,7 @@ def load_adapter(model: PreTrainedModel, path: str) -> PeftModel:
     _refuse_prompt_learning(stored_config(path))
     try:
         with warnings.catch_warnings():
-            _allow_old_name()
+            _quiet_peft()
             # weights that are missing are an adapter of another model
             warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
             adapted = PeftModel.from_pretrained(model, str(Path(path).expanduser()), is_trainable=True)
@@ -117,9 +170,12 @@ def _stores(layer: nn.Module, rows: range) -> bool:
     return isinstance(weight, torch.Tensor) and weight.requires_grad
 
 
-def _allow_old_name() -> None:
-    """Ignore that peft 0.21 asks transformers 5.23 for an attribute under its old name."""
+def _quiet_peft() -> None:
+    """Ignore warnings of peft about what peft does itself."""
+    # peft 0.21 asks transformers 5.23 for an attribute under its old name
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    # it sets the rank of fused experts by a pattern of names, and does not find it among modules: experts are weights
+    warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
 
 
 def _refuse_prompt_learning(config: PeftConfig) -> None:

@@ -23,8 +23,10 @@ from lightning_sft.models.neftune import add_noise
 from lightning_sft.models.packing import choose_attention
 from lightning_sft.models.proofs import check_causal, prove_documents_apart
 from lightning_sft.models.quantization import Quantization
+from lightning_sft.models.reach import measure_reach
 from lightning_sft.models.scorer import TokenScorer
 from lightning_sft.models.small_copy import CopyFailed, small_copy
+from lightning_sft.models.targets import adaptable_weights
 from lightning_sft.objectives import Objective
 
 
@@ -119,6 +121,7 @@ def build_scorer(settings: ModelSettings, objective: Objective, vocabulary: int,
     with_boundaries = packed and prove_documents_apart(find_causal_lm(model), copy_to_look_at)
     needs_copy = objective.reference != "none" and not settings.has_adapter
     reference = copy.deepcopy(model).requires_grad_(False) if needs_copy else None
+    weights = adaptable_weights(find_causal_lm(model)) if settings.has_adapter else {}
     if settings.adapter is not None:
         model = add_adapter(find_causal_lm(model), settings.adapter)
     if settings.adapter_path is not None:
@@ -132,6 +135,7 @@ def build_scorer(settings: ModelSettings, objective: Objective, vocabulary: int,
         add_noise(causal_lm.get_input_embeddings(), settings.neftune_noise_alpha)
     scorer = TokenScorer(model, _checked_head(settings.head, model), reference)
     scorer.with_boundaries = with_boundaries
+    scorer.adapter_reach = measure_reach(weights, model) if settings.has_adapter else None
     if settings.torch_compile:
         backbone(causal_lm).compile()
     return scorer.train()

@@ -15,6 +15,7 @@ from lightning_sft.head import HeadInput, HeadKind, HeadOutput, fused_head, refe
 from lightning_sft.models.access import backbone, find_causal_lm, unembedding
 from lightning_sft.models.mode import eval_mode
 from lightning_sft.models.packing import decoder_inputs, documents, flattened, is_packed, per_document
+from lightning_sft.models.reach import Reach
 from lightning_sft.objectives import Objective
 from lightning_sft.scores import IGNORED
 
@@ -33,6 +34,7 @@ class TokenScorer(nn.Module):
 
     Attributes:
         with_boundaries: give the decoder the boundaries of packed documents, which its kernels need to keep them apart.
+        adapter_reach: what the adapter works on and what it leaves out; None without one.
     """
 
     def __init__(self, model: nn.Module, head: HeadKind = "fused", frozen_reference: nn.Module | None = None) -> None:
@@ -40,6 +42,7 @@ class TokenScorer(nn.Module):
         self.model = model
         self.head: HeadKind = head
         self.with_boundaries = False
+        self.adapter_reach: Reach | None = None
         self._reference = [frozen_reference]  # in a list: neither a submodule nor in the state dict
 
     @property
