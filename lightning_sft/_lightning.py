@@ -92,6 +92,11 @@ def accumulation(trainer: Trainer) -> int | str:
     return str(several[0]) if several else trainer.accumulate_grad_batches
 
 
+def step_is_complete(trainer: Trainer) -> bool:
+    """Return whether the micro-batch under way ends an optimizer step of automatic optimization."""
+    return not trainer.fit_loop.epoch_loop._should_accumulate()
+
+
 class TrialLoop:
     """Training steps through Lightning's own epoch loop, beside the fit that is under way.
 

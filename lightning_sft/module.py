@@ -2,45 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from peft import PeftConfig
+from torch import Tensor
 from torch.optim import Optimizer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
-from lightning_sft._lightning import attached_trainer, callbacks_of, made_by_cli
-from lightning_sft.checkpoints.resume import ResumableModule
-from lightning_sft.errors import UserError
-from lightning_sft.head import HeadKind
-from lightning_sft.metrics import TokenAverages
-from lightning_sft.models.access import position_limit, text_config
+from lightning_sft._lightning import all_gather, attached_trainer, callbacks_of, made_by_cli, step_is_complete
+from lightning_sft.checkpoints import hparams, state
+from lightning_sft.checkpoints.resume import ResumeState, position_facts
+from lightning_sft.evaluation import Batch, EvaluatedModule
+from lightning_sft.head import HeadKind, HeadOutput
 from lightning_sft.models.build import ModelSettings, build_scorer
+from lightning_sft.models.frozen import without_frozen
 from lightning_sft.models.generation import generate
-from lightning_sft.models.loading import Dtype, Init, load_tokenizer
-from lightning_sft.models.packing import check_documents_apart
+from lightning_sft.models.loading import Dtype, Init
+from lightning_sft.models.packing import attended, check_documents_apart
 from lightning_sft.models.quantization import Quantization
-from lightning_sft.objectives import NLL, Objective, RunFacts
-from lightning_sft.training.accumulation import Denominator
-from lightning_sft.training.optim import (
-    ScheduleName,
-    checked_optimizer,
-    describe_optimizer,
-    parameter_groups,
-    schedule,
-    warmup_length,
-)
-from lightning_sft.training.strategies import refuse_auto_sizes
-from lightning_sft.training.token_exact import Batch
+from lightning_sft.models.tokenizer import TokenizerSettings
+from lightning_sft.objectives import NLL, Objective
+from lightning_sft.objectives.base import Denominator
+from lightning_sft.training import optim, start
+from lightning_sft.training.accumulation import StepAccumulator, StepTotals, backward_loss, micro_batch_sums
+from lightning_sft.training.clipping import clip_gradients
+from lightning_sft.training.strategies import StrategyAdapter, adapter_of, refuse_auto_sizes
 
 
-class SFTModule(ResumableModule):
+class SFTModule(EvaluatedModule):
     """Fine-tune a Hugging Face causal language model under a swappable objective.
 
     The loss is delegated: decoder -> head -> `TokenScores` -> objective. Gradients are those of (sum of the
@@ -87,7 +84,8 @@ class SFTModule(ResumableModule):
         objective: Objective | None = None,
         adapter: PeftConfig | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=2e-5),
-        lr_scheduler: ScheduleName | LRSchedulerCallable = "linear",  # names first: they must survive a printed config
+        # names first: they must survive a printed config
+        lr_scheduler: optim.ScheduleName | LRSchedulerCallable = "linear",
         warmup_steps: int | None = None,
         warmup_ratio: float = 0.0,
         denominator: Denominator = "all",
@@ -109,40 +107,22 @@ class SFTModule(ResumableModule):
         quantization: Quantization | None = None,
     ) -> None:
         given = {k: v for k, v in locals().items() if k not in {"self", "__class__"}}
-        settings = ModelSettings(
-            model_name_or_path,
-            adapter=adapter,
-            adapter_path=adapter_path,
-            quantization=quantization,
-            head=head,
-            init=init,
-            dtype=dtype,
-            config_overrides=config_overrides,
-            attn_implementation=attn_implementation,
-            gradient_checkpointing=gradient_checkpointing,
-            torch_compile=torch_compile,
-            neftune_noise_alpha=neftune_noise_alpha,
-            trust_remote_code=trust_remote_code,
-            revision=revision,
-        )
-        super().__init__(settings, NLL() if objective is None else objective, denominator)
+        super().__init__()
+        self.settings = ModelSettings.among(given)
+        self.strict_loading = not self.settings.base_comes_back
+        self.objective = NLL() if objective is None else objective
+        self.accumulator = StepAccumulator(denominator)
+        self.resume_state = ResumeState(self.settings.describe())
         # Objects in a checkpoint would break weights_only loading. LightningCLI hands over plain data instead.
-        objects = [] if made_by_cli() else [k for k, v in given.items() if not _is_plain(v)]
-        self.save_hyperparameters(ignore=objects, logger=False)
-        for hparams in (self.hparams, self.hparams_initial):  # a subclass may have objects of its own
-            for name in [k for k, v in hparams.items() if not _is_plain(v)]:
-                del hparams[name]
-        self.tokenizer_name_or_path = tokenizer_name_or_path or model_name_or_path
-        self.chat_template = chat_template
-        self.add_special_tokens = tuple(add_special_tokens or ())
+        self.save_hyperparameters(ignore=[] if made_by_cli() else hparams.objects_in(given), logger=False)
+        hparams.drop_objects((self.hparams, self.hparams_initial))  # a subclass may have objects of its own
         self.make_optimizer = optimizer
-        self.make_lr_scheduler: Callable[[Optimizer], Any] | ScheduleName = lr_scheduler
+        self.make_lr_scheduler: Callable[[Optimizer], Any] | optim.ScheduleName = lr_scheduler
         self.warmup_steps = warmup_steps
         self.warmup_ratio = warmup_ratio
         self.max_new_tokens = max_new_tokens
-        self.averages = TokenAverages()
+        self._tokenizer_settings = TokenizerSettings.among(given)
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._predict_rows: dict[int, Any] = {}
 
     # ------------------------------------------------------------------ model, tokenizer, optimizer
 
@@ -150,19 +130,18 @@ class SFTModule(ResumableModule):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, loaded when first asked for."""
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(
-                self.tokenizer_name_or_path,
-                chat_template=self.chat_template,
-                add_special_tokens=self.add_special_tokens,
-                revision=self.settings.revision if self.tokenizer_name_or_path == self.settings.name else None,
-                trust_remote_code=self.settings.trust_remote_code,
-            )
+            self._tokenizer = self._tokenizer_settings.load()
         return self._tokenizer
 
     @property
     def _packed(self) -> bool:
         """Whether the data module packs several rows into one."""
         return bool(getattr(getattr(attached_trainer(self), "datamodule", None), "packed", False))
+
+    @property
+    def strategy_adapter(self) -> StrategyAdapter:
+        """What the trainer's strategy needs."""
+        return adapter_of(self.trainer)
 
     @override
     def configure_model(self) -> None:
@@ -172,17 +151,17 @@ class SFTModule(ResumableModule):
                 if self._packed and not self.strategy_adapter.callable_inside:
                     check_documents_apart(scorer)
                 self.strategy_adapter.shard(scorer, self.settings)
-                self.strategy_adapter.before_loading(self.check_checkpoint)
+                self.strategy_adapter.before_loading(self._check_checkpoint)
             self.scorer = scorer
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
         total = self.trainer.estimated_stepping_batches
-        optimizer = checked_optimizer(self.make_optimizer, parameter_groups(self.scorer))
-        warmup = warmup_length(total, self.warmup_steps, self.warmup_ratio)
-        scheduler = schedule(optimizer, self.make_lr_scheduler, total, warmup)
+        optimizer = optim.checked_optimizer(self.make_optimizer, optim.parameter_groups(self.scorer))
+        warmup = optim.warmup_length(total, self.warmup_steps, self.warmup_ratio)
+        scheduler = optim.schedule(optimizer, self.make_lr_scheduler, total, warmup)
         named = self.make_lr_scheduler if isinstance(self.make_lr_scheduler, str) else type(scheduler).__name__
-        self._optimizer_as_asked = {"optimizer": describe_optimizer(optimizer), "lr_scheduler": named}
+        self.resume_state.optimizer = {"optimizer": optim.describe_optimizer(optimizer), "lr_scheduler": named}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @override
@@ -190,28 +169,22 @@ class SFTModule(ResumableModule):
         from lightning_sft.callbacks import DataReport, GenerationMonitor, TrainingMetrics
 
         refuse_auto_sizes(self.trainer.strategy)  # no hook comes earlier
-        defaults: list[Callback] = (
-            [] if self.trainer.barebones else [DataReport(), TrainingMetrics(), GenerationMonitor()]
-        )
+        if self.trainer.barebones:
+            return []
         given = callbacks_of(self.trainer)
+        defaults: list[Callback] = [DataReport(), TrainingMetrics(), GenerationMonitor()]
         return [c for c in defaults if not any(isinstance(g, type(c)) for g in given)]
+
+    # ------------------------------------------------------------------ run and checkpoints
 
     @override
     def setup(self, stage: str) -> None:
         self.strategy_adapter.check(self.trainer, self.settings, stage)
         # the reference: the adapters switched off, or a frozen copy that build_scorer makes
-        self.objective.prepare(self._run_facts(stage, has_reference=True))
+        self._prepare(self.objective, training=stage == "fit", has_reference=True)
 
-    def _run_facts(self, stage: str, has_reference: bool) -> RunFacts:
-        total = self.trainer.estimated_stepping_batches if stage == "fit" else None
-        return RunFacts(
-            sources=tuple(getattr(getattr(self.trainer, "datamodule", None), "source_names", ())),
-            total_steps=int(total) if total is not None and total != float("inf") else None,
-            has_reference=has_reference,
-            denominator=self.denominator,
-            vocabulary=len(self.tokenizer),
-            training=stage == "fit",
-        )
+    def _prepare(self, objective: Objective, **known: bool) -> None:
+        start.prepare(objective, self.trainer, self.accumulator.denominator, len(self.tokenizer), **known)
 
     def use_objective(self, objective: Objective) -> None:
         """Train under another objective from here on, in a fit under way.
@@ -219,106 +192,108 @@ class SFTModule(ResumableModule):
         Raises:
             UserError: the run cannot give what the objective needs, such as a reference model.
         """
-        objective.prepare(self._run_facts("fit", self.settings.has_adapter or self.objective.reference != "none"))
+        has_reference = self.settings.has_adapter or self.objective.reference != "none"
+        self._prepare(objective, training=True, has_reference=has_reference)
         self.objective = objective.to(self.device)
-        if objective.needs_seed():
-            self.seed_objective()
+        self._seed_objective()
 
-    # ------------------------------------------------------------------ evaluation
-
-    @override
-    def on_predict_start(self) -> None:
-        self._predict_rows = {}
-
-    @override
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        return self._evaluate(batch)
-
-    @override
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        return self._evaluate(batch)
-
-    def _evaluate(self, batch: Batch) -> dict[str, Any]:
-        output = self(batch)
-        self.averages.update(output.losses, output.scores)
-        return {"losses": output.losses, "scores": output.scores}
-
-    @override
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
-        datamodule: Any = getattr(self.trainer, "datamodule", None)
-        if not hasattr(datamodule, "generation_rows"):
-            raise UserError(
-                f"predict needs a data module with generation_rows, such as SFTDataModule; got {datamodule}."
-            )
-        if not self._predict_rows:
-            self._predict_rows = {row.index: row for row in datamodule.generation_rows("predict", None)}
-        rows = [self._predict_rows[i] for i in batch["row"].tolist() if i in self._predict_rows]
-        answers = generate(
-            self.scorer.causal_lm, self.tokenizer, [r.prompt_ids for r in rows], max_new_tokens=self.max_new_tokens
-        )
-        return [
-            {
-                "index": row.index,
-                "source": datamodule.source_names[row.source],
-                "prompt": row.prompt_text,
-                "completion": answer,
-                "reference": row.reference,
-                "score": datamodule.score(row, answer),
-            }
-            for row, answer in zip(rows, answers, strict=True)
-        ]
-
-    @override
-    def on_validation_epoch_end(self) -> None:
-        self._log_averages("val")
-
-    @override
-    def on_test_epoch_end(self) -> None:
-        self._log_averages("test")
-
-    def _log_averages(self, stage: str) -> None:
-        values = {f"{stage}/{k}": v.to(torch.float32) for k, v in self.averages.compute().items()}
-        self.averages.reset()
-        for key, value in values.items():
-            self.log(key, value, prog_bar=key.endswith("/nll"))
+    def _seed_objective(self) -> None:
+        if self.objective.needs_seed():
+            start.seed_objective(self.objective, self, self.scorer, self.trainer)
 
     @override
     def on_fit_start(self) -> None:
-        super().on_fit_start()
-        _check_length(self.scorer.causal_lm, getattr(self.trainer, "datamodule", None))
+        self.resume_state.check(position_facts(self.trainer))  # where the checkpoint is loaded before this hook
+        start.check_length(self.scorer.causal_lm, getattr(self.trainer, "datamodule", None))
         if self._packed and self.strategy_adapter.callable_inside:
             with self.trainer.precision_plugin.forward_context():
                 check_documents_apart(self.scorer)
 
     @override
-    def on_validation_start(self) -> None:
-        self.averages.reset()  # an interrupted run leaves half a set behind
+    def on_train_start(self) -> None:
+        self.resume_state.check(position_facts(self.trainer))  # where it is loaded after on_fit_start
+        self.accumulator.reset()
+        self._seed_objective()
+        if self.resume_state.restore_rng():
+            rank_zero_info(f"Resumed at step {self.trainer.global_step} from {self.trainer.ckpt_path}")
 
     @override
-    def on_test_start(self) -> None:
-        self.averages.reset()
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.settings.base_comes_back and self.strategy_adapter.drops_frozen:
+            checkpoint["state_dict"] = without_frozen(checkpoint["state_dict"], self)
+        checkpoint[state.KEY] = self.resume_state.content(
+            position_facts(self.trainer),
+            self.objective,
+            state.gather_rng_states(self.trainer.world_size, all_gather(self)),
+            open_micro_batches=self.accumulator.open_micro_batches,
+            skipped_steps=self.skipped_steps,
+        )
 
+    def _check_checkpoint(self, path: Path) -> None:
+        strategy, trains = type(self.trainer.strategy).__name__, self.trainer.state.fn == "fit"
+        self.resume_state.check_before_loading(path, self, self.objective, strategy, trains=trains)
 
-def _check_length(model: PreTrainedModel, datamodule: Any) -> None:
-    """Raise if a row is longer than a model with learned positions has, warn if longer than it was trained on."""
-    limit = position_limit(model)
-    reports = getattr(datamodule, "report", {})
-    longest = max((int(report.lengths.max()) for report in reports.values() if len(report.lengths)), default=0)
-    if limit is None or longest <= limit:
-        return
-    message = (
-        f"The longest row has {longest} tokens, but {type(model).__name__} has {limit} positions. Set data.max_length "
-        f"to {limit} or less, and data.truncation to what shall become of longer rows."
-    )
-    if not hasattr(text_config(model), "rope_parameters"):
-        raise UserError(message)
-    rank_zero_warn(message)
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.resume_state.accept_weights(checkpoint, self, self.objective)
+        trainer, saved = attached_trainer(self), checkpoint.get(state.KEY)
+        if saved and trainer is not None and trainer.state.fn == "fit":
+            self.accumulator.skipped_steps = self.resume_state.remember(saved, trainer.global_rank)
 
+    # ------------------------------------------------------------------ training
 
-def _is_plain(value: object) -> bool:
-    """Return whether a setting can stand in a checkpoint as data."""
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    if isinstance(value, dict):
-        return all(map(_is_plain, value.values()))
-    return value is None or isinstance(value, str | int | float | bool)
+    @property
+    def step_totals(self) -> StepTotals:
+        """Sums of the last optimizer step over every micro-batch and rank."""
+        return self.accumulator.totals
+
+    @property
+    def skipped_steps(self) -> int:
+        """Optimizer steps without a token to learn from, so far."""
+        return self.accumulator.skipped_steps
+
+    @override
+    def forward(self, batch: Batch) -> HeadOutput:
+        """Score the labels of a batch under the objective; see `TokenScorer.forward`."""
+        output = self.scorer(batch, self.objective)
+        assert isinstance(output, HeadOutput)
+        return output
+
+    @override
+    def answer(self, prompts: Sequence[Sequence[int]]) -> list[str]:
+        """Return the model's greedy answer to each prompt; see `generate`."""
+        return generate(self.scorer.causal_lm, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens)
+
+    @override
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        output = self(batch)
+        self.accumulator.add_sums(micro_batch_sums(output, self.objective, attended(batch)))
+        factor = self.accumulator.close(self.strategy_adapter) if self.strategy_adapter.scales_loss else 1.0
+        mean = output.losses.sum() / max(output.losses.numel(), 1)
+        loss = backward_loss(output.loss_sum, mean, self.trainer.accumulate_grad_batches, factor)
+        return {"loss": loss, "losses": output.losses, "scores": output.scores}
+
+    @override
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        # After the strategy's own gradient reduction, and before on_after_backward, on_before_optimizer_step and
+        # clipping: nobody sees a gradient of a complete step that is not exact.
+        super().backward(loss, *args, **kwargs)
+        if step_is_complete(self.trainer) and not self.strategy_adapter.scales_loss:
+            self.accumulator.finish(self.scorer.parameters(), self.strategy_adapter)
+
+    @override
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        if not clip_gradients(self.trainer, optimizer, gradient_clip_val or 0.0, gradient_clip_algorithm or "norm"):
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    @override
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        assert optimizer_closure is not None
+        result = optimizer_closure()
+        if self.accumulator.learned:  # else no update, no weight decay, no moment decay; counted and logged
+            super().optimizer_step(epoch, batch_idx, optimizer, lambda: result)
+            self.objective.update(self.step_totals.objective())

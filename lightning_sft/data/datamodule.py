@@ -19,8 +19,10 @@ from lightning_sft.data.batches.sampler import EpochSampler
 from lightning_sft.data.batches.settings import Batching, Layout, Order, batch_settings
 from lightning_sft.data.encoding.build import BuildOptions
 from lightning_sft.data.encoding.encode import ApplyChatTemplate, Encoder, TrainOn
+from lightning_sft.data.encoding.tokenizer import find_tokenizer
 from lightning_sft.data.encoding.truncate import Truncation
 from lightning_sft.data.library import SetLibrary
+from lightning_sft.data.prompts import prompts
 from lightning_sft.data.reading.sources import DataSource, as_sources
 from lightning_sft.data.sets import OnBadRow, list_rejected
 from lightning_sft.data.storage.cache import Cache, cache_folder
@@ -163,7 +165,7 @@ class SFTDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read, tokenise and count the sets of ``stage``; what was built before is kept."""
         if self._tokenizer is None:
-            self._tokenizer = self._find_tokenizer()
+            self._tokenizer = find_tokenizer(self._given_tokenizer, self.trainer)
             self._encoder = Encoder(self._tokenizer, *self.encoder_options)
         for what in STAGES[stage]:
             if what not in self.sets and self.sets.has(what):
@@ -204,21 +206,6 @@ class SFTDataModule(LightningDataModule):
     def dataset(self, what: Literal["train", "val", "test", "predict"]) -> TokenDataset:
         """Return the encoded rows of one set, after `setup`."""
         return self.sets[what].dataset
-
-    def _find_tokenizer(self) -> Any:
-        if isinstance(self._given_tokenizer, str):
-            from transformers import AutoTokenizer
-
-            return AutoTokenizer.from_pretrained(self._given_tokenizer)
-        if self._given_tokenizer is not None:
-            return self._given_tokenizer
-        tokenizer = getattr(self.trainer and self.trainer.lightning_module, "tokenizer", None)
-        if tokenizer is None:
-            raise UserError(
-                "SFTDataModule has no tokenizer: none was given, and the LightningModule has no attribute `tokenizer`. "
-                "Pass SFTDataModule(tokenizer=...), a tokenizer or its name."
-            )
-        return tokenizer
 
     def _list_rejected(self, what: str) -> None:
         """Write the bad rows of a set to a file, on rank zero."""
@@ -334,16 +321,7 @@ class SFTDataModule(LightningDataModule):
         if stage not in self.sets:
             return []
         assert self._encoder is not None
-        built = self.sets[stage]
-        able = [index for index, example in enumerate(built.examples) if example.has_prompt]
-        if limit is not None and limit < len(able):
-            able = [able[i * len(able) // limit] for i in range(limit)]
-        rows: list[GenerationRow] = []
-        for index in able:
-            example = built.examples[index]
-            text, ids = self._encoder.prompt(example)
-            rows.append(GenerationRow(index, int(built.dataset.sources[index]), ids, text, example.reference, stage))
-        return rows
+        return prompts(self.sets[stage], self._encoder, stage, limit)
 
     def score(self, row: GenerationRow, answer: str) -> float | None:
         """Return the score of an answer, 0 to 1; None where the row's source has no scorer."""

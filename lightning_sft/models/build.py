@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from peft import PeftConfig
 from torch import nn
 from transformers import PreTrainedModel
+from typing_extensions import Self
 
 from lightning_sft.errors import UserError
 from lightning_sft.head import HeadKind, choose_head
@@ -48,6 +49,12 @@ class ModelSettings:
     revision: str | None = None
     adapter_path: str | None = None
     quantization: Quantization | None = None
+
+    @classmethod
+    def among(cls, given: Mapping[str, Any]) -> Self:
+        """Pick the fields out of the arguments of a module, where ``name`` is called ``model_name_or_path``."""
+        own = {field.name for field in fields(cls)}
+        return cls(given["model_name_or_path"], **{name: value for name, value in given.items() if name in own})
 
     def __post_init__(self) -> None:
         """Raise on settings that exclude each other.

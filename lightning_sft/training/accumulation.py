@@ -2,28 +2,191 @@
 
 Every micro-batch sends out the gradient of its *sum* of losses; once the last one of the step is through, all
 gradients are multiplied by one number, so that they equal the gradient of (sum over all micro-batches and ranks) /
-(denominator of the optimizer step), before clipping and before any callback looks at them.
+(denominator of the optimizer step).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Partial, Replicate
 
+from lightning_sft.errors import UserError
 from lightning_sft.head import HeadOutput
 from lightning_sft.objectives import Objective
-
-Denominator = Literal["all", "kept"]
+from lightning_sft.objectives.base import Denominator
+from lightning_sft.training.gradients import multiply_gradients
 
 #: The sums are divided by this before the backward pass and multiplied by it afterwards, so that a loss scaler meets
 #: numbers of the size of a mean. A power of two: it changes no bit of a gradient that neither over- nor underflows.
 SCALE = 1024.0
 
-_SUMS = ("supervised", "kept", "loss", "nll", "p", "hits", "positions", "padding")
+
+class StepTotals(dict[str, Tensor]):
+    """Sums over one whole optimizer step: every micro-batch, every rank."""
+
+    def denominator(self, kind: Denominator) -> float:
+        """Return the number that the step's gradient is divided by."""
+        return float(self["supervised" if kind == "all" else "kept"])
+
+    def objective(self) -> dict[str, Tensor]:
+        """Return the objective's own sums."""
+        return {k.removeprefix("objective/"): v for k, v in self.items() if k.startswith("objective/")}
+
+    def mean(self, key: str) -> float:
+        """Return a sum divided by the number of supervised tokens; nan without any."""
+        tokens = float(self["supervised"])
+        return float(self[key]) / tokens if tokens else float("nan")
+
+    def __missing__(self, key: str) -> Tensor:
+        raise KeyError(f"{key!r} is not among the sums of an optimizer step: {sorted(self)}")
+
+
+class Ranks(Protocol):
+    """The ranks that see different rows of a step, over which gradients are averaged."""
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Their number."""
+
+    def sum_over_rows(self, sums: Tensor) -> Tensor:
+        """Return the sum of a vector over them; may work in place."""
+
+
+class AllRanks:
+    """Every rank of torch's process group, as under DDP and FSDP; without one, this process alone."""
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Number of ranks."""
+        distributed = torch.distributed
+        return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+    def sum_over_rows(self, sums: Tensor) -> Tensor:
+        """Sum a vector over the ranks, in place."""
+        if self.data_parallel_size > 1:
+            torch.distributed.all_reduce(sums)
+        return sums
+
+
+class StepAccumulator:
+    """Makes the gradient of an optimizer step exact to the token, in any training loop.
+
+    Call `add` with the sum of the losses of each micro-batch and run the backward pass of what it returns; call
+    `finish` after the last backward pass of the step, before clipping. The gradients are then those of (sum of the
+    losses over every micro-batch and rank) / (tokens of the whole step), however the step was split::
+
+        for batch in micro_batches:
+            losses = ...  # (tokens,)
+            steps.add(losses.sum(), tokens=losses.numel()).backward()
+        if steps.finish(model.parameters()):
+            optimizer.step()
+        optimizer.zero_grad()
+
+    Args:
+        denominator: ``"all"``: gradients are divided by the supervised tokens of the step; ``"kept"``: by those that
+            an objective keeps, which only `add_sums` can tell apart.
+
+    Attributes:
+        totals: sums of the last complete step over its micro-batches and ranks; empty before the first step ends.
+        skipped_steps: complete steps so far whose denominator was 0: they have no token to learn from.
+    """
+
+    def __init__(self, denominator: Denominator = "all") -> None:
+        self.denominator: Denominator = denominator
+        self.totals = StepTotals()
+        self.skipped_steps = 0
+        self._sums: dict[str, Tensor] = {}
+        self._open = 0
+
+    @property
+    def open_micro_batches(self) -> int:
+        """Micro-batches of the optimizer step under way, on this rank."""
+        return self._open
+
+    def reset(self) -> None:
+        """Forget the micro-batches of a step that was never finished, as where an interrupted fit starts again."""
+        self._sums, self._open = {}, 0
+
+    def add(self, loss_sum: Tensor, tokens: float | Tensor, *, divided_by: int = 1) -> Tensor:
+        """Add a micro-batch to the step and return the loss to run the backward pass of.
+
+        Args:
+            loss_sum: sum of its losses, scalar, with its graph. Not their mean.
+            tokens: how many losses were summed, or the sum of their weights; 0 or more.
+            divided_by: what the caller's framework divides the returned loss by: ``accumulate_grad_batches`` in
+                automatic optimization under Lightning, 1 in manual optimization and in loops of your own.
+
+        Returns:
+            A scalar with the value of the micro-batch's mean loss, times ``divided_by``.
+
+        Raises:
+            UserError: ``loss_sum`` is no scalar.
+        """
+        if loss_sum.numel() != 1:
+            raise UserError(
+                f"StepAccumulator.add got losses of shape {tuple(loss_sum.shape)}. It needs their sum: losses.sum()."
+            )
+        loss_sum = loss_sum.reshape(())
+        total = loss_sum.detach().to(torch.float64)
+        count = torch.as_tensor(tokens, device=total.device).detach().to(torch.float64).reshape(())
+        self.add_sums({"supervised": count, "kept": count, "loss": total})
+        return backward_loss(loss_sum, total / count.clamp_min(torch.finfo(torch.float64).tiny), divided_by)
+
+    def add_sums(self, sums: dict[str, Tensor]) -> None:
+        """Add the sums of a micro-batch, whose loss is made by `backward_loss`.
+
+        Args:
+            sums: scalars and vectors in float64, the same keys and shapes in every micro-batch of a step; among them
+                ``supervised`` and ``kept``.
+        """
+        self._open += 1
+        self._sums = {k: self._sums[k] + v for k, v in sums.items()} if self._sums else dict(sums)
+
+    def close(self, ranks: Ranks | None = None) -> float:
+        """End the step: sum over the ranks in one collective, and start the next step.
+
+        Args:
+            ranks: those that see different rows; default is every rank of torch's process group.
+
+        Returns:
+            The number that the gradients must be multiplied by to be exact; 0 where there is nothing to divide by.
+
+        Raises:
+            UserError: no micro-batch was added.
+        """
+        if not self._open:
+            raise UserError("An optimizer step ends without a micro-batch. Call StepAccumulator.add for each of them.")
+        ranks = ranks or AllRanks()
+        flat = ranks.sum_over_rows(torch.cat([v.reshape(-1) for v in self._sums.values()]))
+        parts = flat.split([v.numel() for v in self._sums.values()])
+        pairs = zip(self._sums.items(), parts, strict=True)
+        self.totals = StepTotals((k, part.view_as(v)) for (k, v), part in pairs)
+        self.reset()
+        denominator = self.totals.denominator(self.denominator)
+        self.skipped_steps += denominator == 0
+        return SCALE * ranks.data_parallel_size / denominator if denominator else 0.0
+
+    def finish(self, parameters: Iterable[Tensor], ranks: Ranks | None = None) -> bool:
+        """End the step and make the gradients exact, in place: after the last backward pass, before clipping.
+
+        Args:
+            parameters: whose gradients to multiply: all that the step has trained. Frozen ones are passed over.
+            ranks: see `close`.
+
+        Returns:
+            Whether there was a token to learn from. If not, all gradients are 0, and the optimizer should not step:
+            weight decay and moments would move the weights on.
+        """
+        multiply_gradients((p for p in parameters if p.requires_grad), self.close(ranks))
+        return self.learned
+
+    @property
+    def learned(self) -> bool:
+        """Whether the last complete step had a token to learn from."""
+        return bool(self.totals) and self.totals.denominator(self.denominator) != 0
 
 
 class _WithValue(torch.autograd.Function):
@@ -38,17 +201,18 @@ class _WithValue(torch.autograd.Function):
         return grad, None
 
 
-def scaled_loss(output: HeadOutput, accumulate: int, factor: float = 1.0) -> Tensor:
-    """Return a scalar whose value is the micro-batch's mean loss and whose gradient is that of its sum / ``SCALE``.
+def backward_loss(loss_sum: Tensor, mean: Tensor, divided_by: int, factor: float = 1.0) -> Tensor:
+    """Return a scalar whose value is a micro-batch's mean loss and whose gradient is that of its sum / ``SCALE``.
 
-    The gradient is multiplied by ``factor``, for strategies that let nobody multiply it later.
-
-    Both are multiplied by ``accumulate`` because Lightning divides by it again: ``outputs["loss"]`` is the mean, and a
-    token's gradient does not depend on the split.
+    Args:
+        loss_sum: the sum of the losses, scalar, with its graph.
+        mean: their mean, scalar: what callbacks and progress bars see.
+        divided_by: multiplies both, because the caller divides by it again: the mean stays a mean, and a token's
+            gradient does not depend on the split.
+        factor: multiplies the gradient, for strategies that let nobody multiply it later.
     """
-    mean = output.losses.sum() / max(output.losses.numel(), 1)
     value = _WithValue.apply(  # type: ignore[no-untyped-call]  # torch types it so
-        output.loss_sum * (accumulate * factor / SCALE), mean.to(output.loss_sum.dtype) * accumulate
+        loss_sum * (divided_by * factor / SCALE), mean.to(loss_sum.dtype) * divided_by
     )
     assert isinstance(value, Tensor)
     return value
@@ -76,86 +240,3 @@ def micro_batch_sums(output: HeadOutput, objective: Objective, attended: Tensor)
     return {k: v.to(torch.float64) for k, v in sums.items()} | {
         f"objective/{k}": v.to(torch.float64) for k, v in own.items()
     }
-
-
-class StepTotals(dict[str, Tensor]):
-    """Sums over one whole optimizer step: every micro-batch, every rank."""
-
-    def denominator(self, kind: Denominator) -> float:
-        """Return the number that the step's gradient is divided by."""
-        return float(self["supervised" if kind == "all" else "kept"])
-
-    def objective(self) -> dict[str, Tensor]:
-        """Return the objective's own sums."""
-        return {k.removeprefix("objective/"): v for k, v in self.items() if k.startswith("objective/")}
-
-    def mean(self, key: str) -> float:
-        """Return a sum divided by the number of supervised tokens; nan without any."""
-        tokens = float(self["supervised"])
-        return float(self[key]) / tokens if tokens else float("nan")
-
-    def __missing__(self, key: str) -> Tensor:
-        raise KeyError(f"{key!r} is not among the sums of an optimizer step: {sorted(self)}")
-
-
-class Window:
-    """Sums of the micro-batches of the optimizer step under way, on this rank."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._count = 0
-
-    def __len__(self) -> int:
-        """Return the number of micro-batches in the window."""
-        return self._count
-
-    def add(self, sums: dict[str, Tensor]) -> None:
-        """Add one micro-batch."""
-        self._count += 1
-        self._sums = {k: self._sums[k] + v for k, v in sums.items()} if self._sums else dict(sums)
-
-    def close(self, reduce: Callable[[Tensor], Tensor]) -> StepTotals:
-        """Sum over the ranks in one collective, empty the window and return the totals.
-
-        Args:
-            reduce: sums a vector over all ranks that see different rows.
-        """
-        flat = reduce(torch.cat([v.reshape(-1) for v in self._sums.values()]))
-        parts = flat.split([v.numel() for v in self._sums.values()])
-        totals = StepTotals((k, part.view_as(v)) for (k, v), part in zip(self._sums.items(), parts, strict=True))
-        self._sums, self._count = {}, 0
-        return totals
-
-
-def _by_placement(gradients: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Group gradients by how they are spread over ranks: torch works on several DTensors at once on one mesh only."""
-    groups: dict[Any, list[Tensor]] = {}
-    for gradient in gradients:
-        spread = (gradient.device_mesh, gradient.placements) if isinstance(gradient, DTensor) else gradient.device
-        groups.setdefault(spread, []).append(gradient)
-    return list(groups.values())
-
-
-@torch.no_grad()
-def gradient_norm(gradients: Iterable[Tensor]) -> Tensor:
-    """Return the 2-norm of all gradients together, (), whole on every rank, however they are sharded."""
-    squares = []
-    for group in _by_placement(gradients):
-        first = group[0]
-        norm = torch.nn.utils.get_total_norm([g.to_local() if isinstance(g, DTensor) else g for g in group])
-        square = norm.to(torch.promote_types(norm.dtype, torch.float32)).square()
-        if isinstance(first, DTensor):
-            parts = [Replicate() if place.is_replicate() else Partial() for place in first.placements]
-            square = DTensor.from_local(square, first.device_mesh, parts).full_tensor()
-        squares.append(square)
-    return torch.stack(squares).sum().sqrt() if squares else torch.zeros(())
-
-
-@torch.no_grad()
-def multiply_gradients(parameters: Iterable[Tensor], factor: float) -> None:
-    """Multiply the gradients in place; factor 0 sets them to zero, whatever they hold."""
-    for gradients in _by_placement(p.grad for p in parameters if p.grad is not None):
-        if factor == 0:
-            torch._foreach_zero_(gradients)
-        else:
-            torch._foreach_mul_(gradients, factor)

@@ -26,7 +26,7 @@ from lightning_sft.errors import UserError
 from lightning_sft.models.build import ModelSettings
 from lightning_sft.models.frozen import hide_frozen
 from lightning_sft.models.scorer import TokenScorer
-from lightning_sft.training.accumulation import gradient_norm, multiply_gradients
+from lightning_sft.training.gradients import gradient_norm, multiply_gradients
 
 SUPPORTED = (
     "auto (one device), ddp, ModelParallelStrategy with its sizes set (FSDP2, tensor parallelism), fsdp, "
@@ -72,6 +72,12 @@ class StrategyAdapter:
 
     def before_loading(self, check: Callable[[Path], None]) -> None:
         """Arrange that a checkpoint is looked at first, where the strategy loads it ahead of the module's hooks."""
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Number of ranks that see different rows; the strategy averages gradients over them."""
+        sharing = getattr(self.strategy, "distributed_sampler_kwargs", {})  # of strategies with several ranks
+        return int(sharing.get("num_replicas", 1))
 
     def sum_over_rows(self, sums: Tensor) -> Tensor:
         """Sum a vector over all ranks that see different rows."""

@@ -1,0 +1,34 @@
+"""Which tokenizer a data module encodes with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from lightning_sft.errors import UserError
+
+
+def find_tokenizer(given: Any, trainer: Trainer | None) -> Any:
+    """Return the tokenizer that was given, by itself or by its name or folder, or the LightningModule's own.
+
+    Args:
+        given: a tokenizer, the name or folder of one, or None.
+        trainer: whose module may have an attribute ``tokenizer``.
+
+    Raises:
+        UserError: there is none.
+    """
+    if isinstance(given, str):
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(given)
+    if given is not None:
+        return given
+    tokenizer = getattr(trainer and trainer.lightning_module, "tokenizer", None)
+    if tokenizer is None:
+        raise UserError(
+            "SFTDataModule has no tokenizer: none was given, and the LightningModule has no attribute `tokenizer`. "
+            "Pass SFTDataModule(tokenizer=...), a tokenizer or its name."
+        )
+    return tokenizer

@@ -1,0 +1,106 @@
+"""What a fit looks at before its first step: facts for the objective, its first statistics, the length of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lightning_sft.errors import UserError
+from lightning_sft.head import HeadOutput
+from lightning_sft.models.access import position_limit, text_config
+from lightning_sft.models.mode import eval_mode
+from lightning_sft.models.packing import attended
+from lightning_sft.models.scorer import TokenScorer
+from lightning_sft.objectives import Objective, RunFacts
+from lightning_sft.objectives.base import Denominator
+from lightning_sft.training.accumulation import StepAccumulator, micro_batch_sums
+from lightning_sft.training.strategies import adapter_of
+
+
+def prepare(
+    objective: Objective,
+    trainer: Trainer,
+    denominator: Denominator,
+    vocabulary: int,
+    *,
+    training: bool,
+    has_reference: bool,
+) -> None:
+    """Tell an objective what it may know of a run.
+
+    Args:
+        objective: gets the facts.
+        trainer: its steps and its data module are read.
+        denominator: what the run divides by.
+        vocabulary: number of token ids.
+        training: whether optimizer steps follow.
+        has_reference: whether the run can score tokens under a reference model.
+
+    Raises:
+        UserError: the run cannot give what the objective needs.
+    """
+    total = trainer.estimated_stepping_batches if training else None
+    facts = RunFacts(
+        sources=tuple(getattr(getattr(trainer, "datamodule", None), "source_names", ())),
+        total_steps=int(total) if total is not None and total != float("inf") else None,
+        has_reference=has_reference,
+        denominator=denominator,
+        vocabulary=vocabulary,
+        training=training,
+    )
+    objective.prepare(facts)
+
+
+@torch.no_grad()
+def seed_objective(
+    objective: Objective, forward: Callable[[dict[str, Tensor]], HeadOutput], scorer: TokenScorer, trainer: Trainer
+) -> None:
+    """Let an objective see the first optimizer step's statistics before the first gradient is made.
+
+    Args:
+        objective: to seed.
+        forward: scores a batch under it.
+        scorer: what is trained; in eval mode meanwhile.
+        trainer: in a fit; its rows are read, and no random number is drawn.
+    """
+    datamodule = getattr(trainer, "datamodule", None)
+    loader: Any = trainer.train_dataloader if datamodule is None else datamodule.train_dataloader()
+    first = StepAccumulator()
+    with isolate_rng(), eval_mode(scorer):
+        for batch in islice(loader, trainer.accumulate_grad_batches):
+            batch = trainer.strategy.batch_to_device(batch)
+            first.add_sums(micro_batch_sums(forward(batch), objective, attended(batch)))
+    first.close(adapter_of(trainer))
+    objective.seed(first.totals.objective())
+
+
+def check_length(model: PreTrainedModel, datamodule: Any) -> None:
+    """Raise if a row is longer than a model with learned positions has, warn if longer than it was trained on.
+
+    Args:
+        model: the model that reads the rows.
+        datamodule: its ``report`` of each set holds the lengths of rows in tokens; without one nothing is checked.
+
+    Raises:
+        UserError: names both lengths.
+    """
+    limit = position_limit(model)
+    reports = getattr(datamodule, "report", {})
+    longest = max((int(report.lengths.max()) for report in reports.values() if len(report.lengths)), default=0)
+    if limit is None or longest <= limit:
+        return
+    message = (
+        f"The longest row has {longest} tokens, but {type(model).__name__} has {limit} positions. Set data.max_length "
+        f"to {limit} or less, and data.truncation to what shall become of longer rows."
+    )
+    if not hasattr(text_config(model), "rope_parameters"):
+        raise UserError(message)
+    rank_zero_warn(message)
