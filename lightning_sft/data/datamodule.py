@@ -15,14 +15,14 @@ from lightning_sft._lightning import data_parallel_size_and_rank
 from lightning_sft.data.batches.batching import TrainingBatches
 from lightning_sft.data.batches.collate import Collator, FlatCollator
 from lightning_sft.data.batches.loader import ResumableDataLoader, State
-from lightning_sft.data.batches.sampler import EpochSampler
-from lightning_sft.data.batches.settings import Batching, Layout, Order, batch_settings
+from lightning_sft.data.batches.loaders import is_flat, sequential_loader
+from lightning_sft.data.batches.settings import Batching, Layout, Order, at_least, batch_settings
 from lightning_sft.data.encoding.build import BuildOptions
 from lightning_sft.data.encoding.encode import ApplyChatTemplate, Encoder, TrainOn
-from lightning_sft.data.encoding.tokenizer import find_tokenizer
+from lightning_sft.data.encoding.tokenizer import find_tokenizer, pad_token_id
 from lightning_sft.data.encoding.truncate import Truncation
 from lightning_sft.data.library import SetLibrary
-from lightning_sft.data.prompts import prompts
+from lightning_sft.data.prompts import Answered, prompts
 from lightning_sft.data.reading.sources import DataSource, as_sources
 from lightning_sft.data.sets import OnBadRow, list_rejected
 from lightning_sft.data.storage.cache import Cache, cache_folder
@@ -110,20 +110,12 @@ class SFTDataModule(LightningDataModule):
         num_proc: int | None = None,
     ) -> None:
         super().__init__()
-        at_least_one = {"batch_size": batch_size, "val_batch_size": val_batch_size, "max_length": max_length}
-        for name, value in {**at_least_one, "num_proc": num_proc}.items():
-            if value is not None and value < 1:
-                raise UserError(f"data.{name} is {value}; it must be at least 1.")
-        if seed < 0:
-            raise UserError(f"data.seed is {seed}; it must be at least 0.")
+        at_least(1, batch_size=batch_size, val_batch_size=val_batch_size, max_length=max_length, num_proc=num_proc)
+        at_least(0, seed=seed)
         if val is not None and val_split is not None:
             raise UserError(f"Both data.val and data.val_split={val_split} are given. Leave one of them out.")
-        sources: dict[str, list[DataSource]] = {
-            "train": as_sources(train, "train"),
-            "val": as_sources(val, "val"),
-            "test": as_sources(test, "test"),
-            "predict": as_sources(predict, "predict"),
-        }
+        given = {"train": train, "val": val, "test": test, "predict": predict}
+        sources = {what: as_sources(rows, what) for what, rows in given.items()}
         options = BuildOptions(max_length, truncation, on_bad_row, num_proc)
         self.sets = SetLibrary(sources, val_split, seed, system, options, Cache(cache_folder(cache_dir)))
         self.batch_size = batch_size
@@ -186,22 +178,13 @@ class SFTDataModule(LightningDataModule):
         return self.train_batches.settings.layout != "padded"
 
     def _flat(self) -> bool:
-        """Return whether batches are flat, and say in the log why they are not."""
-        layout = self.train_batches.settings.layout
-        module: Any = self.trainer and self.trainer.lightning_module
-        if layout == "padded" or module is None:
-            return layout == "flat"
-        takes = bool(getattr(module, "takes_flat_batches", False))
-        why = getattr(module, "flat_refusal", None) or f"{type(module).__name__} does not declare takes_flat_batches"
-        if layout == "flat" and not takes:
-            raise UserError(
-                f"data.layout is flat, and {why}. Use layout: auto or padded, with order: grouped to save padding."
-            )
-        told = "Rows of a batch lie end to end, without padding." if takes else f"Batches are padded: {why}."
-        if told != self._told_layout:
+        """Return whether batches are flat, and log why once."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        flat, told = is_flat(self.train_batches.settings.layout, module)
+        if told and told != self._told_layout:
             self._told_layout = told
             rank_zero_info(told)
-        return takes
+        return flat
 
     def dataset(self, what: Literal["train", "val", "test", "predict"]) -> TokenDataset:
         """Return the encoded rows of one set, after `setup`."""
@@ -209,18 +192,13 @@ class SFTDataModule(LightningDataModule):
 
     def _list_rejected(self, what: str) -> None:
         """Write the bad rows of a set to a file, on rank zero."""
-        rejected = self.report[what].rejected
-        if not rejected:
-            return
-        folder = None if self.trainer is None else self.trainer.log_dir or self.trainer.default_root_dir
-        path = Path(self.rejected_file or Path(folder or ".") / "rejected_rows.jsonl")
-        if self.trainer is None or self.trainer.is_global_zero:
-            list_rejected(path, what, rejected)
-        rank_zero_info(f"{what}: {len(rejected)} bad rows were skipped; their reasons are in {path}.")
-
-    def _pad_token_id(self) -> int:
-        ids = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id, 0)
-        return next(int(i) for i in ids if i is not None)
+        rejected, trainer = self.report[what].rejected, self.trainer
+        if rejected:
+            folder = None if trainer is None else trainer.log_dir or trainer.default_root_dir
+            path = Path(self.rejected_file or Path(folder or ".") / "rejected_rows.jsonl")
+            if trainer is None or trainer.is_global_zero:
+                list_rejected(path, what, rejected)
+            rank_zero_info(f"{what}: {len(rejected)} bad rows were skipped; their reasons are in {path}.")
 
     @override
     def train_dataloader(self) -> DataLoader[Any]:
@@ -229,21 +207,13 @@ class SFTDataModule(LightningDataModule):
             raise UserError("There is nothing to train on: data.train is not set. Give a path or a DataSource.")
         batches = self.train_batches
         assert batches.items is not None
-        collator = batches.collator(self._pad_token_id(), self.pad_to_multiple_of, self._flat())
+        collator = batches.collator(pad_token_id(self._tokenizer), self.pad_to_multiple_of, self._flat())
         if self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0:
             # Lightning puts its own sequential sampler into loaders that shuffle, with a warning
-            return DataLoader(
-                batches.items,
-                self.batch_size,
-                collate_fn=collator,
-                num_workers=self.num_workers,
-                generator=torch.Generator(),
-            )
+            return sequential_loader(batches.items, self.batch_size, collator, num_workers=self.num_workers, ranks=None)
         loader = ResumableDataLoader(
             batches.items,
-            batches.sampler(
-                [source.weight for source in self.sets.sources], *data_parallel_size_and_rank(self.trainer)
-            ),
+            batches.sampler([s.weight for s in self.sets.sources], *data_parallel_size_and_rank(self.trainer)),
             self.sets.fingerprint,
             batch_size=self.batch_size,
             collate_fn=collator,
@@ -298,22 +268,16 @@ class SFTDataModule(LightningDataModule):
     def _loader(self, what: str) -> DataLoader[Any]:
         if what not in self.sets:
             raise UserError(f"There is nothing for {what}: data.{what} is not set. Give a path or a DataSource.")
-        dataset = self.sets[what].dataset
         kind = FlatCollator if what != "predict" and self._flat() else Collator  # answers are asked for row by row
-        num_replicas, rank = data_parallel_size_and_rank(self.trainer)
-        return DataLoader(
-            dataset,
-            batch_size=self.val_batch_size,
-            sampler=EpochSampler(dataset, None, num_replicas, rank, shuffle=False),
+        return sequential_loader(
+            self.sets[what].dataset,
+            self.val_batch_size,
+            kind(pad_token_id(self._tokenizer), self.pad_to_multiple_of),
             num_workers=self.num_workers,
-            collate_fn=kind(self._pad_token_id(), self.pad_to_multiple_of),
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),
+            ranks=data_parallel_size_and_rank(self.trainer),
         )
 
-    def generation_rows(
-        self, stage: Literal["val", "test", "predict"], limit: int | None = None
-    ) -> list[GenerationRow]:
+    def generation_rows(self, stage: Answered, limit: int | None = None) -> list[GenerationRow]:
         """Return rows of a set as prompts to answer, at most ``limit``, spread evenly over the set and its sources.
 
         Rows of plain text have no prompt and are left out.

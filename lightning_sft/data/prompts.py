@@ -8,10 +8,10 @@ from lightning_sft.data.encoding.encode import Encoder
 from lightning_sft.data.storage.dataset import BuiltSet
 from lightning_sft.data.types import GenerationRow
 
+Answered = Literal["val", "test", "predict"]
 
-def prompts(
-    built: BuiltSet, encoder: Encoder, stage: Literal["val", "test", "predict"], limit: int | None = None
-) -> list[GenerationRow]:
+
+def prompts(built: BuiltSet, encoder: Encoder, stage: Answered, limit: int | None = None) -> list[GenerationRow]:
     """Return rows of a set as prompts, at most ``limit``, spread evenly over the set and its sources.
 
     Args:

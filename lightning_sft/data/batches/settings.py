@@ -111,3 +111,14 @@ _OF_BATCHING: dict[str, tuple[Order, Layout]] = {
     "grouped": ("grouped", "padded"),
     "packed": ("packed", "auto"),
 }
+
+
+def at_least(lowest: int, **settings: int | None) -> None:
+    """Check numbers of the data module by their names; None is always allowed.
+
+    Raises:
+        UserError: the first that is too small.
+    """
+    for name, value in settings.items():
+        if value is not None and value < lowest:
+            raise UserError(f"data.{name} is {value}; it must be at least {lowest}.")

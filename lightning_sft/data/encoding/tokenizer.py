@@ -32,3 +32,9 @@ def find_tokenizer(given: Any, trainer: Trainer | None) -> Any:
             "Pass SFTDataModule(tokenizer=...), a tokenizer or its name."
         )
     return tokenizer
+
+
+def pad_token_id(tokenizer: Any) -> int:
+    """Return what fills short rows up: any id will do where there is no pad token, as masks never look at it."""
+    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(int(i) for i in ids if i is not None)
