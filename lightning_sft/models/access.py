@@ -85,13 +85,42 @@ def unembedding(model: PreTrainedModel) -> Unembedding:
             "embeddings out of target_modules, as target_modules: all-linear does."
         )
     config = text_config(model)
-    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    factor, divisor = (getattr(config, name, None) or 1.0 for name in ("logit_scale", "logits_scaling"))
+    if isinstance(factor, str) or isinstance(divisor, str):
+        raise UserError(f"its configuration names the scale of its logits in words ({factor!r}, {divisor!r}).")
+    scale = float(factor) / float(divisor)
     return Unembedding(
         weight=layer.weight,
         bias=getattr(layer, "bias", None),
         scale=scale,
         softcap=getattr(config, "final_logit_softcapping", None),
     )
+
+
+def require_accessors(model: PreTrainedModel, name: str) -> None:
+    """Raise unless a model tells where its embeddings are, as every class of transformers does.
+
+    Args:
+        model: perhaps of a class that a repository brought along.
+        name: of the model, for the message.
+
+    Raises:
+        UserError: says which method must return what.
+    """
+    for accessor in ("get_input_embeddings", "get_output_embeddings"):
+        try:
+            layer = getattr(model, accessor)()
+        except Exception as error:  # the class may be anyone's
+            layer = f"{type(error).__name__}: {error}"
+        weight = getattr(layer, "weight", None)
+        if isinstance(layer, nn.Module) and isinstance(weight, torch.Tensor) and weight.ndim == 2:
+            continue
+        got = layer if isinstance(layer, str | None) else type(layer).__name__
+        raise UserError(
+            f"{type(model).__name__} of {name!r} does not say where its embeddings are: {accessor}() must return one "
+            f"module with a weight of (vocabulary, dim), and returned {got}. Define it in the model's class; of "
+            "several heads, return the one that predicts the next token."
+        )
 
 
 def position_limit(model: PreTrainedModel) -> int | None:

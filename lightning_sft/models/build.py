@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import Self
 
-from lightning_sft.errors import UserError
-from lightning_sft.head import HeadKind, choose_head
+from lightning_sft.errors import UserError, first_line
+from lightning_sft.head import HeadKind, Unembedding, choose_head
 from lightning_sft.models.access import backbone, find_causal_lm, unembedding, vocabulary_size
 from lightning_sft.models.adapters import add_adapter, load_adapter, require_stored_rows, stored_config
 from lightning_sft.models.loading import Dtype, Init, grow_embeddings, load_causal_lm
@@ -121,6 +121,7 @@ def build_scorer(settings: ModelSettings, objective: Objective, vocabulary: int,
         quantization=settings.quantization,
     )
     new_rows = grow_embeddings(find_causal_lm(model), vocabulary, settings.init)
+    _try_new_rows(find_causal_lm(model), new_rows)
     if packed:
         _prepare_for_packing(find_causal_lm(model), settings)
     copy_to_look_at = _small_copy(find_causal_lm(model))
@@ -168,10 +169,33 @@ def _small_copy(model: PreTrainedModel) -> PreTrainedModel | None:
 def _enable_checkpointing(model: PreTrainedModel) -> None:
     """Recompute activations in the backward pass, without reentrant autograd, which DDP and frozen inputs dislike."""
     arguments = {"use_reentrant": False}
-    if hasattr(model, "activation_checkpointing_enable"):  # the name in late releases of transformers 5
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=arguments)
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments)
+    try:
+        if hasattr(model, "activation_checkpointing_enable"):  # the name in late releases of transformers 5
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs=arguments)
+        else:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments)
+    except ValueError as error:
+        raise UserError(
+            f"gradient_checkpointing is true, but {first_line(error)} Set gradient_checkpointing: false; a smaller "
+            "data.batch_size with trainer.accumulate_grad_batches saves memory, too."
+        ) from error
+
+
+@torch.no_grad()
+def _try_new_rows(model: PreTrainedModel, rows: range) -> None:
+    """Run the model on the last of its new tokens: some keep tables by token that do not grow with the embeddings."""
+    if not rows:
+        return
+    ids = torch.tensor([[rows.start - 1, rows.stop - 1]], device=model.device)
+    try:
+        with eval_mode(model), _attention_for(model):
+            model(input_ids=ids, use_cache=False)
+    except (IndexError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"The vocabulary of {type(model).__name__} grew from {rows.start} to {rows.stop} tokens, and it cannot run "
+            f"on the new ones: {first_line(error)}. It keeps other tables by token than its embeddings. Leave "
+            "add_special_tokens out, or use unused tokens of its tokenizer."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -195,9 +219,16 @@ def _checked_head(kind: HeadKind, model: nn.Module) -> HeadKind:
         return kind
     causal_lm = find_causal_lm(model)
     ids = torch.arange(8, device=causal_lm.device)[None] % vocabulary_size(causal_lm)
+
+    def parts() -> tuple[Tensor, Unembedding]:
+        hidden = backbone(causal_lm)(input_ids=ids, use_cache=False).last_hidden_state[0]
+        matrix = unembedding(causal_lm)
+        if hidden.shape[-1] != matrix.weight.shape[1]:
+            raise UserError(
+                f"its hidden states have {hidden.shape[-1]} values and its unembedding takes {matrix.weight.shape[1]}; "
+                "something stands between them."
+            )
+        return hidden, matrix
+
     with eval_mode(causal_lm), _attention_for(causal_lm):
-        return choose_head(
-            kind,
-            lambda: causal_lm(input_ids=ids, use_cache=False).logits[0],
-            lambda: (backbone(causal_lm)(input_ids=ids, use_cache=False).last_hidden_state[0], unembedding(causal_lm)),
-        )
+        return choose_head(kind, lambda: causal_lm(input_ids=ids, use_cache=False).logits[0], parts)

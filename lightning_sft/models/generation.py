@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +12,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_sft.errors import UserError
-from lightning_sft.models.access import position_limit
 from lightning_sft.models.mode import eval_mode
+from lightning_sft.models.positions import row_limit
+from lightning_sft.models.small_copy import WINDOW, CopyFailed, small_copy, token_ids, undisturbed
+
+#: what was found out about a model: whether prompts answered together change each other's answers
+_mates_matter: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
+_SAME = 1e-3  # of the largest score: what rounding moves in fp32 is a hundredth of it, and what leaks more than 0.01
 
 
 @torch.no_grad()
@@ -26,8 +33,9 @@ def generate(
 ) -> list[str]:
     """Return the greedy answer to every prompt, in order, without special tokens.
 
-    Prompts of like length are generated together. The model is in eval mode meanwhile and no random number is drawn,
-    so training goes on as if nothing had happened.
+    Prompts of like length are generated together, unless answers would depend on it: some architectures do not leave
+    padding on the left out, which is found out on a small copy at the first call. The model is in eval mode meanwhile
+    and no random number is drawn, so training goes on as if nothing had happened.
 
     Args:
         model: a transformers causal LM, perhaps with adapters inside.
@@ -40,12 +48,16 @@ def generate(
     Raises:
         UserError: a prompt leaves no position for an answer.
     """
-    limit = position_limit(model)
-    if limit is not None and max(map(len, prompts), default=0) >= limit:
+    longest = max(map(len, prompts), default=0)
+    limit = row_limit(model, longest + max_new_tokens)
+    last = None if limit is None or not limit.is_hard else limit.tokens
+    if last is not None and longest >= last:
         raise UserError(
-            f"A prompt has {max(map(len, prompts))} tokens, but {type(model).__name__} has {limit} positions, which "
-            "must hold the answer, too. Shorten the prompts, for example with data.max_length."
+            f"A prompt has {longest} tokens, but {type(model).__name__} has {last} positions, which must hold the "
+            "answer, too. Shorten the prompts, for example with data.max_length."
         )
+    if batch_size > 1 and len(set(map(len, prompts))) > 1 and _batch_mates_matter(model):
+        batch_size = 1
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: dict[int, str] = {}
     generator: Any = model  # transformers types `generate` as a tensor
@@ -56,7 +68,7 @@ def generate(
             output = generator.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                max_new_tokens=max_new_tokens if limit is None else min(max_new_tokens, limit - ids.shape[1]),
+                max_new_tokens=max_new_tokens if last is None else min(max_new_tokens, last - ids.shape[1]),
                 do_sample=False,
                 use_cache=True,
                 eos_token_id=end_tokens(model, tokenizer),
@@ -66,6 +78,45 @@ def generate(
             texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
             answers.update(zip(chosen, texts, strict=True))
     return [answers[i] for i in range(len(prompts))]
+
+
+def _batch_mates_matter(model: PreTrainedModel) -> bool:
+    """Return whether a prompt gets other scores beside a longer one; say so at the first call for a model."""
+    if model not in _mates_matter:
+        found = _mates_matter[model] = _differs_in_a_batch(model)
+        if found:
+            warnings.warn(
+                f"{type(model).__name__} (model_type {model.config.model_type!r}) answers otherwise when prompts of "
+                "other lengths share its batch, as it does not leave padding out. Prompts are answered one at a time, "
+                "which is right and slower.",
+                stacklevel=3,
+            )
+    return _mates_matter[model]
+
+
+def _differs_in_a_batch(model: PreTrainedModel) -> bool:
+    """Compare the scores of the first answered tokens of a prompt alone and beside a longer one, on a small copy."""
+    try:
+        copy: Any = small_copy(model)
+    except CopyFailed:
+        return True  # one at a time is right for every model
+    short, long = token_ids(copy, WINDOW - 3), token_ids(copy, 2 * WINDOW + 3, seed=1)
+    padded = torch.stack([torch.cat([short.new_zeros(len(long) - len(short)), short]), long])
+    mask = torch.ones_like(padded)
+    mask[0, : len(long) - len(short)] = 0
+    settings = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False, "use_cache": True, "pad_token_id": 0}
+    settings |= {"output_logits": True, "return_dict_in_generate": True}
+    found: list[Tensor] = []
+    for ids, attended in ((short[None], torch.ones_like(short)[None]), (padded, mask)):
+        try:
+            with undisturbed(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                output = copy.generate(input_ids=ids, attention_mask=attended, **settings)
+        except Exception:  # whatever an architecture's code raises: on padding, or on any prompt
+            return len(found) == 1
+        found.append(torch.stack(output.logits)[:, 0])
+    one, other = found
+    return not bool((one - other).abs().max() <= _SAME * one.abs().max())
 
 
 def _left_padded(

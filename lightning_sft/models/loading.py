@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_sft.errors import UserError
-from lightning_sft.models.access import input_embeddings
+from lightning_sft.models.access import input_embeddings, require_accessors
 from lightning_sft.models.gguf import PACKAGE_SCHEME, converted_folder, package_file, quiet_progress
 from lightning_sft.models.quantization import Quantization, quantization_config
 
@@ -137,6 +137,7 @@ def load_causal_lm(
     # from_pretrained leaves the model in eval mode, and Lightning keeps the mode it finds: dropout would stay off.
     model.train()
     assert isinstance(model, PreTrainedModel)
+    require_accessors(model, name_or_path)
     return model
 
 
@@ -167,18 +168,34 @@ def _from_config(config: Any, name: str, dtype: Dtype, **kwargs: Any) -> PreTrai
 
 def _from_pretrained(source: str, name: str, **kwargs: Any) -> PreTrainedModel:
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, **kwargs)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **kwargs)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise UserError(f"The weights of {name!r} could not be loaded: {_first_line(error)}") from error
+    model, found = loaded
     assert isinstance(model, PreTrainedModel)
+    if missing := sorted(found["missing_keys"]):
+        spare = sorted(found["unexpected_keys"])
+        raise UserError(
+            f"The weights of {name!r} do not fit {type(model).__name__}: {_some(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not among them and would be drawn at random"
+            f"{f'; it does not know {_some(spare)}' if spare else ''}. Is it a model without its head, or of another "
+            "class than `architectures` in its config.json says? Give the whole model, or train it from scratch with "
+            "init: random."
+        )
     return model
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _require_causal(config: Any, name: str) -> None:
     known = type(config) in AutoModelForCausalLM._model_mapping
     remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     architectures = [a for a in (getattr(config, "architectures", None) or []) if isinstance(a, str)]
-    other = [a for a in architectures if not a.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))]
+    causal = getattr(AutoModelForCausalLM._model_mapping[type(config)], "__name__", None) if known else None
+    endings = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+    other = [a for a in architectures if a != causal and not a.endswith(endings)]
     if (known or remote) and not (other and len(other) == len(architectures)):
         return
     raise UserError(

@@ -1,6 +1,10 @@
+import warnings
+
+import pytest
 import torch
 
 from lightning_sft.models.generation import generate
+from tests.models.zoo import tiny_model as zoo_model
 from tests.toys import toy_model, toy_tokenizer
 
 
@@ -19,3 +23,18 @@ def test_batched_answers_equal_those_of_single_prompts_and_leave_no_trace() -> N
 
 def test_no_prompts_no_answers() -> None:
     assert generate(toy_model(), toy_tokenizer(), []) == []
+
+
+@pytest.mark.parametrize("kind", ["rwkv", "deepseek_v4", "llama", "gpt2", "mamba2"])
+def test_prompts_are_answered_alone_where_batch_mates_would_matter(kind: str) -> None:
+    model = zoo_model(kind)
+    tokenizer = toy_tokenizer()
+    prompts = [[7, 8, 9], list(range(40, 70)), [11, 12, 13, 14, 15]]
+    matters = kind in ("rwkv", "deepseek_v4")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        together = generate(model, tokenizer, prompts, max_new_tokens=6)
+        generate(model, tokenizer, prompts, max_new_tokens=6)
+    said = [str(w.message) for w in seen if "one at a time" in str(w.message)]
+    assert len(said) == matters
+    assert together == [generate(model, tokenizer, [p], max_new_tokens=6)[0] for p in prompts]
