@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.distributed.ranks import POOL
 from tests.toys import save_toy
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -43,6 +44,13 @@ def _hygiene(
             os.environ[name] = before[name]
         elif not name.startswith("PYTEST_"):
             os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ranks_end() -> Iterator[None]:
+    """The process that forks ranks ends with the session."""
+    yield
+    POOL.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,6 @@
 """Run the command line in this process, on toys."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -38,15 +35,6 @@ def toy_arguments(model: Path, rows: Path, **settings: Any) -> list[str]:
 def run(verb: str, arguments: Iterable[str]) -> None:
     """Run one verb as the command line does."""
     main([verb, *arguments])
-
-
-def run_ranks(verb: str, arguments: Iterable[str], ranks: int = 2) -> None:
-    """Run one verb on several forked ranks, in a process of its own: autograd's threads do not survive a fork."""
-    distributed = ["--trainer.strategy=ddp_fork", f"--trainer.devices={ranks}"]
-    command = [sys.executable, "-m", "lightning_sft", verb, *arguments, *distributed]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
-    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
 
 
 def scalars(run_folder: Path) -> dict[str, list[tuple[int, float]]]:

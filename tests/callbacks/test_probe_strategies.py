@@ -1,8 +1,7 @@
 """Two ranks read what one device reads: DDP and FSDP2, whatever module is the root of the shards."""
 
 import json
-import os
-import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from lightning_sft.callbacks.synonym_rank import SynonymRankMonitor
 from lightning_sft.metrics.order_parameter import OrderParameter
 from lightning_sft.metrics.synonyms import SynonymRank
 from tests.callbacks.stranger import PROBES, Stranger, fit
+from tests.distributed.ranks import two_ranks
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no process groups")
 
@@ -91,65 +91,45 @@ def assert_same(got, expected):
     assert got[1][1:] == pytest.approx(expected[1][1:], rel=1e-4)
 
 
+@pytest.mark.ranks
 def test_ddp_reads_what_one_device_reads(tmp_path, one):
     assert_same(run(Stranger(), tmp_path / "two", devices=2, strategy="ddp_fork"), one)
 
 
-def _rank(rank, port, work):
-    """One of two processes that torchrun would have started."""
-    torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE="2",
-        LOCAL_WORLD_SIZE="2",
-        GROUP_RANK="0",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        TORCHELASTIC_RUN_ID="test",
-    )
-    work(rank)
-
-
-def two_ranks(work):
-    """Run a function on two gloo ranks."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.start_processes(_rank, (port, work), nprocs=2, start_method="fork")
+def fit_sharded(rank, root):
+    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    train(Sharded(root), Path(root), devices=2, strategy=strategy)
 
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("root", ["model", "outer"])
 def test_fsdp2_reads_what_one_device_reads(tmp_path, one, root):
-    def work(rank):
-        strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
-        train(Sharded(root), tmp_path / root, devices=2, strategy=strategy)
-
-    two_ranks(work)
+    two_ranks(f"{__name__}:fit_sharded", tmp_path, root=root)
     assert_same(readings(tmp_path / root), one)
 
 
-@pytest.mark.ranks
-def test_metrics_over_two_ranks_with_unequal_shares_equal_one(tmp_path):
+def values(first, last):
+    """Both metrics over some of five probes."""
     generator = torch.Generator().manual_seed(0)
     embeddings = torch.randn(30, 8, generator=generator, dtype=torch.float64)
     logits = torch.randn(5, 30, generator=generator, dtype=torch.float64)
     correct, competitor, probe = torch.arange(5), torch.arange(5) + 7, torch.tensor([0, 1, 0, 0, 1])
+    part = slice(first, last)
+    rank, order = SynonymRank(2), OrderParameter(2, with_purity=True)
+    rank.update(logits[part], correct[part], competitor[part], probe[part])
+    order.update(logits[part], embeddings, correct[part], competitor[part], probe[part])
+    return rank.compute() | order.compute()
 
-    def values(part):
-        rank, order = SynonymRank(2), OrderParameter(2, with_purity=True)
-        rank.update(logits[part], correct[part], competitor[part], probe[part])
-        order.update(logits[part], embeddings, correct[part], competitor[part], probe[part])
-        return rank.compute() | order.compute()
 
-    def work(rank):
-        torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-        torch.save(values((slice(0, 1), slice(1, 5))[rank]), tmp_path / f"{rank}.pt")
-        torch.distributed.destroy_process_group()
+def unequal_shares(rank):
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    return values(*((0, 1), (1, 5))[rank])
 
-    two_ranks(work)
-    expected = values(slice(0, 5))
-    for rank in range(2):
-        for name, value in torch.load(tmp_path / f"{rank}.pt").items():
+
+@pytest.mark.ranks
+def test_metrics_over_two_ranks_with_unequal_shares_equal_one(tmp_path):
+    expected = values(0, 5)
+    for found in two_ranks(f"{__name__}:unequal_shares", tmp_path):
+        assert found.keys() == expected.keys()
+        for name, value in found.items():
             torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-12)

@@ -119,7 +119,10 @@ def test_every_checkpoint_of_a_run_resumes_bitwise(
             assert torch.equal(value, resumed[name]), f"from step {step}: {name}"
 
 
-@pytest.mark.parametrize("stored", [False, True], ids=["a fresh adapter", "a stored adapter"])
+@pytest.mark.parametrize(
+    "stored",
+    [pytest.param(False, id="a fresh adapter", marks=pytest.mark.slow), pytest.param(True, id="a stored adapter")],
+)
 @pytest.mark.filterwarnings("ignore:`loftq_config` specified")  # the export rebuilds the module from its settings
 def test_adapter_run_resumes_bitwise(stored: bool, toy_folder: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", 30)

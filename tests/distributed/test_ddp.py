@@ -11,6 +11,8 @@ from tests.distributed.ranks import two_ranks
 from tests.distributed.work import gradients
 from tests.running import write_rows
 
+pytestmark = pytest.mark.ranks
+
 #: micro-batches 0, 2, 4 go to rank 0 and 1, 3, 5 to rank 1
 CASES: dict[str, dict[str, Any]] = {
     "one rank only masked rows": {"masked": [1, 3, 5]},

@@ -12,9 +12,11 @@ from safetensors.torch import load_file
 from lightning_sft.cli.entry import main
 from tests.distributed.fits import assert_equal, fit_arguments, fit_lines, fsdp2_strategy, last_checkpoint, last_path
 from tests.distributed.ranks import two_ranks
+from tests.lazy import Lazy
 from tests.running import run, run_folder, scalars, write_rows
 from tests.toys import save_toy
 
+pytestmark = pytest.mark.ranks
 FRAGMENT = Path(__file__).parents[2] / "configs" / "strategy" / "fsdp2.yaml"
 FORMS = {"one file": False, "shards": True}
 RESUMED = {f"{form}, {kind}": (sharded, kind == "lora") for form, sharded in FORMS.items() for kind in ("full", "lora")}
@@ -25,32 +27,37 @@ TRAJECTORIES = {"full": {}, "lora": {"adapter": True}, "dora": {"model__adapter"
 
 
 @pytest.fixture(scope="module")
-def fits(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All fits of this file on two ranks, each in a folder of its name."""
+def fits(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Lazy[Path]:
+    """The folder of a fit on two ranks, by its name."""
     folder = tmp_path_factory.mktemp("fsdp2")
     rows = write_rows(folder / "rows.jsonl")
     large = save_toy(folder / "large", vocab_size=40_000)  # so that a frozen base would show in a checkpoint's size
-    lines = []
-    for name, (sharded, adapter) in RESUMED.items():
-        model = large if adapter else toy_folder
-        lines += fit_lines(model, rows, adapter=adapter, strategy=fsdp2_strategy(sharded), root=name)
-    for name, further in TRAJECTORIES.items():
-        arguments = fit_arguments(toy_folder, rows, **{**EXACT, **further, "trainer__default_root_dir": name})
-        lines.append([*arguments[:1], f"--config={FRAGMENT}", *arguments[1:]])
-    two_ranks("work:command_lines", folder, lines=lines)
-    return folder
+
+    def fit(name: str) -> Path:
+        if name in RESUMED:
+            sharded, adapter = RESUMED[name]
+            model = large if adapter else toy_folder
+            lines = fit_lines(model, rows, adapter=adapter, strategy=fsdp2_strategy(sharded), root=name)
+        else:
+            further = {**EXACT, **TRAJECTORIES[name], "trainer__default_root_dir": name}
+            verb, *words = fit_arguments(toy_folder, rows, **further)
+            lines = [[verb, f"--config={FRAGMENT}", *words]]
+        two_ranks("work:command_lines", folder, lines=lines)
+        return folder / name
+
+    return Lazy(fit)
 
 
-@pytest.mark.parametrize("name", RESUMED)
-def test_resumed_run_ends_like_the_uninterrupted_one(name: str, fits: Path) -> None:
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "one file, lora")) for n in RESUMED])
+def test_resumed_run_ends_like_the_uninterrupted_one(name: str, fits: Lazy[Path]) -> None:
     sharded, _ = RESUMED[name]
-    assert last_path(fits / name / "parts").is_dir() == sharded
-    assert_equal(*(last_checkpoint(fits / name / part) for part in ("parts", "whole")))
+    assert last_path(fits[name] / "parts").is_dir() == sharded
+    assert_equal(*(last_checkpoint(fits[name] / part) for part in ("parts", "whole")))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_an_adapter_checkpoint_holds_the_adapter_and_no_more(form: str, fits: Path) -> None:
-    root = fits / f"{form}, lora" / "whole"
+@pytest.mark.parametrize("form", [pytest.param("one file", marks=pytest.mark.slow), "shards"])
+def test_an_adapter_checkpoint_holds_the_adapter_and_no_more(form: str, fits: Lazy[Path]) -> None:
+    root = fits[f"{form}, lora"] / "whole"
     saved, path = last_checkpoint(root), last_path(root)
     weights = saved["state_dict"]
     assert len(weights) == 2 * 2 * 7, "two matrices for each linear layer"
@@ -58,11 +65,11 @@ def test_an_adapter_checkpoint_holds_the_adapter_and_no_more(form: str, fits: Pa
     trained = 3 * 4 * sum(v.numel() for v in weights.values())  # with both moments of AdamW
     size = sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]))
     assert size <= 1.1 * trained + (500_000 if FORMS[form] else 150_000)  # RNG states, names, headers of shards
-    assert size < 0.2 * (fits / "large" / "model.safetensors").stat().st_size
+    assert size < 0.2 * (root.parents[1] / "large" / "model.safetensors").stat().st_size
 
 
-def test_a_folder_of_shards_is_exported_as_it_is(fits: Path) -> None:
-    root = fits / "shards, lora" / "whole"
+def test_a_folder_of_shards_is_exported_as_it_is(fits: Lazy[Path]) -> None:
+    root = fits["shards, lora"] / "whole"
     main(["export", f"--ckpt_path={last_path(root)}", "--output=out"])
     weights = last_checkpoint(root)["state_dict"]
     exported = load_file("out/adapter_model.safetensors")
@@ -72,28 +79,28 @@ def test_a_folder_of_shards_is_exported_as_it_is(fits: Path) -> None:
         assert torch.equal(weights[f"scorer.model.{name}"], value), name
     assert "| val/nll |" in Path("out/README.md").read_text()
     assert sorted(p.name for p in last_path(root).parent.iterdir()) == ["best.ckpt", "last.ckpt"]
-    main(["export", f"--ckpt_path={last_path(fits / 'shards, full' / 'whole')}", "--output=whole"])
-    full = last_checkpoint(fits / "shards, full" / "whole")["state_dict"]
+    main(["export", f"--ckpt_path={last_path(fits['shards, full'] / 'whole')}", "--output=whole"])
+    full = last_checkpoint(fits["shards, full"] / "whole")["state_dict"]
     for name, value in load_file("whole/model.safetensors").items():
         assert torch.equal(full[f"scorer.model.{name}"], value), name
 
 
 def test_one_device_refuses_a_folder_of_shards(
-    fits: Path, toy_folder: Path, capsys: pytest.CaptureFixture[str]
+    fits: Lazy[Path], toy_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = fit_arguments(toy_folder, fits / "rows.jsonl")
+    arguments = fit_arguments(toy_folder, write_rows(Path("rows.jsonl")))
     with pytest.raises(SystemExit) as stop:
-        main([*arguments, f"--ckpt_path={last_path(fits / 'shards, full' / 'whole')}"])
+        main([*arguments, f"--ckpt_path={last_path(fits['shards, full'] / 'whole')}"])
     assert stop.value.code == 2
     assert "a folder with a file of each rank, which this run's strategy does not read" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", TRAJECTORIES)
-def test_trajectory_is_that_of_one_device(name: str, fits: Path, toy_folder: Path) -> None:
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "lora")) for n in TRAJECTORIES])
+def test_trajectory_is_that_of_one_device(name: str, fits: Lazy[Path], toy_folder: Path) -> None:
     settings = {**EXACT, **TRAJECTORIES[name], "data__batch_size": 4, "trainer__default_root_dir": "one"}
-    verb, *arguments = fit_arguments(toy_folder, fits / "rows.jsonl", **settings)
+    verb, *arguments = fit_arguments(toy_folder, write_rows(Path("rows.jsonl")), **settings)
     run(verb, arguments)
-    one, two = Path("one"), fits / name
+    one, two = Path("one"), fits[name]
     expected, got = (last_checkpoint(root)["state_dict"] for root in (one, two))
     assert got.keys() == expected.keys()
     for key, value in expected.items():

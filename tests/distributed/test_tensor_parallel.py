@@ -8,8 +8,11 @@ import torch
 
 from tests.distributed.fits import assert_equal, fit_arguments, fit_lines, last_checkpoint
 from tests.distributed.ranks import some_ranks, two_ranks
+from tests.lazy import Lazy
 from tests.running import run, run_folder, scalars, write_rows
 from tests.toys import save_toy
+
+pytestmark = pytest.mark.ranks
 
 #: rows of one optimizer step: 4 ranks in pairs share out what 2 ranks, or one device, see as one micro-batch
 RUNS: dict[str, tuple[str, int, int]] = {"gpt_neox": ("gpt_neox", 1, 2), "qwen3": ("qwen3", 1, 2)}
@@ -23,33 +26,34 @@ def strategy(data: int) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    """All fits of this file on several ranks, each in a folder of its name; what two ranks hold of a model."""
-    folder = tmp_path_factory.mktemp("tensor_parallel")
-    rows = write_rows(folder / "rows.jsonl")
-    lines: dict[int, list[list[str]]] = {2: [], 4: []}
-    for name, (kind, data, batch) in RUNS.items():
-        model = save_toy(folder / kind, kind)
-        given = {**EXACT, "data__batch_size": batch, "root": name, "trainer__devices": 2 * data}
-        lines[2 * data] += fit_lines(model, rows, strategy=strategy(data), **given)[: 3 if name == "gpt_neox" else 1]
-    some_ranks(4, "work:command_lines", folder, lines=lines[4])
-    calls = {"command_lines": {"lines": lines[2]}, "split_facts": {"model": str(folder / "gpt_neox")}}
-    ranks = two_ranks("work:several", folder, calls=calls)
-    return folder, [rank["split_facts"] for rank in ranks]
+def models(tmp_path_factory: pytest.TempPathFactory) -> Lazy[Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return Lazy(lambda kind: save_toy(folder / kind, kind))
 
 
 @pytest.fixture(scope="module")
-def fits(done: tuple[Path, list[dict[str, Any]]]) -> Path:
-    return done[0]
+def fits(models: Lazy[Path], tmp_path_factory: pytest.TempPathFactory) -> Lazy[Path]:
+    """The folder of a fit on several ranks, by its name."""
+    folder = tmp_path_factory.mktemp("tensor_parallel")
+    rows = write_rows(folder / "rows.jsonl")
+
+    def fit(name: str) -> Path:
+        kind, data, batch = RUNS[name]
+        given = {**EXACT, "data__batch_size": batch, "root": name, "trainer__devices": 2 * data}
+        lines = fit_lines(models[kind], rows, strategy=strategy(data), **given)
+        some_ranks(2 * data, "work:command_lines", folder, lines=lines[: 3 if name == "gpt_neox" else 1])
+        return folder / name
+
+    return Lazy(fit)
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_trajectory_is_that_of_one_device(name: str, fits: Path) -> None:
+def test_trajectory_is_that_of_one_device(name: str, models: Lazy[Path], fits: Lazy[Path]) -> None:
     kind, data, batch = RUNS[name]
     settings = {**EXACT, "data__batch_size": data * batch, "trainer__default_root_dir": "one"}
-    verb, *arguments = fit_arguments(fits / kind, fits / "rows.jsonl", **settings)
+    verb, *arguments = fit_arguments(models[kind], write_rows(Path("rows.jsonl")), **settings)
     run(verb, arguments)
-    one, several = Path("one"), fits / name / "whole"
+    one, several = Path("one"), fits[name] / "whole"
     expected, got = (last_checkpoint(root)["state_dict"] for root in (one, several))
     assert got.keys() == expected.keys()
     for key, value in expected.items():
@@ -59,12 +63,12 @@ def test_trajectory_is_that_of_one_device(name: str, fits: Path) -> None:
         assert [v for _, v in again[key]] == pytest.approx([v for _, v in readings[key]], rel=1e-6), key
 
 
-def test_resumed_run_ends_like_the_uninterrupted_one(fits: Path) -> None:
-    assert_equal(*(last_checkpoint(fits / "gpt_neox" / part) for part in ("parts", "whole")))
+def test_resumed_run_ends_like_the_uninterrupted_one(fits: Lazy[Path]) -> None:
+    assert_equal(*(last_checkpoint(fits["gpt_neox"] / part) for part in ("parts", "whole")))
 
 
-def test_ranks_see_the_same_rows_and_hold_parts_of_layers(done: tuple[Path, list[dict[str, Any]]]) -> None:
-    first, second = done[1]
+def test_ranks_see_the_same_rows_and_hold_parts_of_layers(models: Lazy[Path], tmp_path: Path) -> None:
+    first, second = two_ranks("work:split_facts", tmp_path, model=str(models["gpt_neox"]))
     assert first["rows"] == second["rows"] != []
     weights = {name for name, shape in first["shapes"].items() if len(shape) == 2 and "layers" in name}
     assert {name for name in first["split"] if name.endswith("weight")} == weights

@@ -1,6 +1,7 @@
 """The same rows under any split of an optimizer step give one trajectory, through the real command line."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from tests.distributed.ranks import two_ranks
+from tests.lazy import Lazy
 from tests.running import run, toy_arguments, write_rows
 from tests.toys import save_toy
 
@@ -86,33 +88,59 @@ def file(name: str, kind: str, place: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trajectories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Run -> split -> what it kept."""
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model and rows."""
     place = tmp_path_factory.mktemp("splits")
-    model = save_toy(place / "toy", "gpt_neox")  # computes in float64 throughout
-    rows = write_rows(place / "rows.jsonl", ROWS)
-    of_two = []
-    for kind, (_, _, names) in RUNS.items():
-        for name in names:
-            words = line(name, kind, model, rows, place)
-            if "trainer__strategy" in SPLITS[name][2]:
-                of_two.append(words)
-            else:
-                run(words[0], words[1:])
-    two_ranks("work:command_lines", place, lines=of_two)
-    return {
-        kind: {name: torch.load(file(name, kind, place), weights_only=True) for name in names}
-        for kind, (_, _, names) in RUNS.items()
-    }
+    save_toy(place / "toy", "gpt_neox")  # computes in float64 throughout
+    write_rows(place / "rows.jsonl", ROWS)
+    return place
 
 
-@pytest.mark.parametrize("kind", RUNS)
-def test_every_split_gives_one_trajectory(kind: str, trajectories: dict[str, dict[str, Any]]) -> None:
-    tolerance = RUNS[kind][1]
-    kept = trajectories[kind]
-    expected = kept["8x1"]
+@pytest.fixture(scope="module")
+def whole_steps(place: Path) -> Lazy[dict[str, Any]]:
+    """Run -> what one device keeps that takes each step at once."""
+
+    def train(kind: str) -> dict[str, Any]:
+        run_all(["8x1"], kind, place)
+        return torch.load(file("8x1", kind, place), weights_only=True)
+
+    return Lazy(train)
+
+
+def run_all(names: list[str], kind: str, place: Path) -> None:
+    lines = [line(name, kind, place / "toy", place / "rows.jsonl", place) for name in names]
+    if "trainer__strategy" in SPLITS[names[0]][2]:
+        two_ranks("work:command_lines", place, lines=lines)
+    else:
+        for verb, *words in lines:
+            run(verb, words)
+
+
+def sharing(name: str) -> str:
+    """How a split spreads over ranks."""
+    return re.split(r" \dx", name)[0] if "trainer__strategy" in SPLITS[name][2] else "one device"
+
+
+#: (run, how it spreads) -> its splits, which run in one go; the exact run is shown always
+GROUPS = {
+    (kind, how): [name for name in names if sharing(name) == how]
+    for kind, (_, _, names) in RUNS.items()
+    for how in dict.fromkeys(map(sharing, names))
+}
+
+
+def marks(kind: str, how: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.ranks] * (how != "one device") + [pytest.mark.slow] * (kind != "sgd, float64")
+
+
+@pytest.mark.parametrize(("kind", "how"), [pytest.param(*group, marks=marks(*group)) for group in GROUPS])
+def test_every_split_gives_one_trajectory(kind: str, how: str, place: Path, whole_steps: Lazy[dict[str, Any]]) -> None:
+    tolerance, names = RUNS[kind][1], GROUPS[kind, how]
+    expected = whole_steps[kind]
     assert len(expected["gradients"]) == 2
-    for name, got in kept.items():
+    run_all([name for name in names if name != "8x1"], kind, place)
+    for name in names:
+        got = torch.load(file(name, kind, place), weights_only=True)
         assert len(got["gradients"]) == 2, name
         pairs = [*zip(got["gradients"], expected["gradients"], strict=True), (got["weights"], expected["weights"])]
         for ours, theirs in pairs:

@@ -26,8 +26,8 @@ from tests.toys import save_toy
 IMPLEMENTATIONS = (PER_DOCUMENT, "sdpa", "eager")
 NO_SDPA = ("gemma2",)  # its capped products are not in sdpa
 DOUBLE = ("gpt2", "gpt_neox", "nemotron", "persimmon", "phi", "starcoder2")  # their norms compute in float64
-CASES = [
-    (kind, implementation)
+CASES = [  # all architectures under the default attention; under the others, one here and the rest in the slow tests
+    pytest.param(kind, implementation, marks=[pytest.mark.slow] * (implementation != PER_DOCUMENT and kind != "llama"))
     for kind in PROVEN
     for implementation in IMPLEMENTATIONS
     if not (implementation == "sdpa" and kind in NO_SDPA)

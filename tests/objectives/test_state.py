@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from lightning_sft.head.fused import fused_head
 from lightning_sft.head.reference import reference_head
@@ -26,6 +25,7 @@ from lightning_sft.objectives import (
     save_histogram,
 )
 from lightning_sft.scores import TokenScores
+from tests.distributed.ranks import two_ranks
 from tests.objectives.batch import FACTS, make_batch, scores_of, started
 from tests.objectives.rows import ROWS
 
@@ -210,9 +210,8 @@ def step_of(row, batch, reduce):
     return reduce(batch.weight.grad), reduce(out.losses.sum()), objective.state_dict()
 
 
-def one_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def steps_of_a_rank(rank: int) -> dict:
+    dist.init_process_group("gloo", rank=rank, world_size=2)
 
     def reduce(value: torch.Tensor) -> torch.Tensor:
         total = value.clone()
@@ -220,15 +219,12 @@ def one_rank(rank: int, folder: str) -> None:
         return total
 
     mine = make_batch().row % 2 == rank
-    steps = {name: step_of(row, make_batch().part(mine), reduce) for name, row in ROWS.items()}
-    torch.save(steps, f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
+    return {name: step_of(row, make_batch().part(mine), reduce) for name, row in ROWS.items()}
 
 
 @pytest.mark.ranks
 def test_two_ranks_make_the_step_of_one(tmp_path):
-    mp.start_processes(one_rank, (str(tmp_path),), nprocs=2, start_method="fork")
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+    ranks = two_ranks(f"{__name__}:steps_of_a_rank", tmp_path)
     for name, row in ROWS.items():
         expected = step_of(row, make_batch(), lambda value: value)
         for rank in ranks:

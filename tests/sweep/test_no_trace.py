@@ -24,10 +24,14 @@ def test_on_one_device(kind: str, toy_folder: Path, tmp_path: Path) -> None:
     assert_no_trace(Path("swept"), Path("plain"))
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize(
     ("strategy", "kind"),
-    [("ddp", "full"), ("ddp", "lora"), (json.dumps(sharded(False)), "full")],
-    ids=["ddp, full", "ddp, lora", "fsdp2, full"],
+    [
+        pytest.param("ddp", "full", id="ddp, full"),
+        pytest.param("ddp", "lora", id="ddp, lora", marks=pytest.mark.slow),
+        pytest.param(json.dumps(sharded(False)), "full", id="fsdp2, full"),
+    ],
 )
 def test_on_two_ranks(strategy: str, kind: str, toy_folder: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl")

@@ -201,7 +201,7 @@ def running(pid: int) -> bool:
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_fork"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("ddp_fork", marks=pytest.mark.slow)])
 def test_both_ranks_end_with_the_message_about_a_bad_row(toy_folder, root, tmp_path, strategy):
     path = write_jsonl(tmp_path / "rows.jsonl", [*(chat(i) for i in range(8)), {"messages": []}])
     arguments = toy_arguments(toy_folder, path, data__cache_dir=root, data__val_split=None, trainer__devices=2)
