@@ -27,6 +27,17 @@ FRAGMENTS = sorted(
     and p.parent.name != "experiment"
     and not (p.parent.name == "strategy" and p.stem in NOT_HERE)
 )
+#: fitted here; all others are parsed here and fitted in the slow tests
+FITTED = (
+    "lora",
+    "packed",
+    "early_stopping",
+    "synonyms",
+    "weighted_sum",
+    "adaptive",
+    "runner_up_margin",
+    "single_device",
+)
 
 
 def overrides(model: Path, rows: Path) -> list[str]:
@@ -61,7 +72,13 @@ def test_base_runs_on_rows_of_ones_own(toy_folder: Path, tmp_path: Path) -> None
     assert (folder / "checkpoints/best.ckpt").is_file()
 
 
-@pytest.mark.parametrize("fragment", FRAGMENTS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+@pytest.mark.parametrize(
+    "fragment",
+    [
+        pytest.param(p, id=f"{p.parent.name}/{p.stem}", marks=[pytest.mark.slow] * (p.stem not in FITTED))
+        for p in FRAGMENTS
+    ],
+)
 def test_fragment_stacks_on_the_demo(fragment: Path, toy_folder: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl")
     stacked = [f"--config={DEMO}", f"--config={fragment}"]
