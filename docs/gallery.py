@@ -63,7 +63,8 @@ def build(path: Path) -> Objective:
     """Return the objective of a fragment."""
     parser = ArgumentParser()
     parser.add_argument("--objective", type=Objective)
-    parsed = parser.parse_object(yaml.safe_load(path.read_text(encoding="utf-8"))["model"])
+    model = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
+    parsed = parser.parse_object({"objective": model["objective"]})
     return parser.instantiate(parsed).objective
 
 
@@ -137,7 +138,8 @@ def page() -> str:
 
 def is_drawn(objective: Objective) -> bool:
     """Return whether one curve over p says it all."""
-    return objective.reads == "logp" and not isinstance(objective, PerSource | Scheduled)
+    pointwise = objective.reads == "logp" and objective.reference == "none"
+    return pointwise and not isinstance(objective, PerSource | Scheduled)
 
 
 def strength(objective: Objective) -> tuple[Tensor, Tensor]:

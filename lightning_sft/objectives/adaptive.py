@@ -58,9 +58,7 @@ class Adaptive(Objective):
         self.weak = in_range(self, "weak", weak, 0, 1)
         self.strong = in_range(self, "strong", strong, self.weak, 1, open_low=True)
         self.alpha_max = in_range(self, "alpha_max", alpha_max, 0)
-        self.decay = in_range(self, "decay", decay, 0, 1)
-        if self.decay == 1:
-            raise UserError("Adaptive got decay=1. Allowed: a number in [0, 1); 1 would never let alpha move.")
+        self.decay = in_range(self, "decay", decay, 0, 1, open_high=True)  # 1 would never let alpha move
         self.per_source = per_source
         self.groups: tuple[str, ...] = ("",)
         # nan: not measured yet, and alpha is 0

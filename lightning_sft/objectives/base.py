@@ -59,10 +59,13 @@ class Objective(nn.Module, ABC):
             log-probabilities of other tokens of the micro-batch as well.
         reference: what the objective needs of a reference model: ``"none"``, its ``"logp"`` of the target, or its
             ``"logits"``.
+        snapshot_every: optimizer steps after which the reference becomes a snapshot of the model under training; 0, the
+            default: the reference stays what the run was given.
     """
 
     reads: Reads = "logp"
     reference: Reference = "none"
+    snapshot_every: int = 0
 
     def prepare(self, facts: RunFacts) -> None:
         """Check at the start of a run that the objective can work in it, and take what it needs of the facts.

@@ -36,6 +36,7 @@ class Composite(Objective):
         self.reads = self._widest_reads()
         order: Sequence[Reference] = ("none", "logp", "logits")
         self.reference = max(self.reference, *(part.reference for part in parts.values()), key=order.index)
+        self.snapshot_every = self._one_reference()
 
     def _widest_reads(self) -> Reads:
         readers = {self.reads: type(self).__name__} | {
@@ -47,6 +48,16 @@ class Composite(Objective):
                 "the batch; one objective cannot do both. Take one of them out."
             )
         return "batch" if "batch" in readers else "row" if "row" in readers else "logp"
+
+    def _one_reference(self) -> int:
+        """Return when the reference is renewed; a run has one, so all that compare must mean the same."""
+        own = {} if type(self).reference == "none" else {type(self).__name__: 0}
+        wanted = own | {type(p).__name__: p.snapshot_every for _, p in self.named_parts() if p.reference != "none"}
+        if len(set(wanted.values())) > 1:
+            kinds = {name: f"a snapshot every {n} steps" if n else "a frozen one" for name, n in wanted.items()}
+            told = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
+            raise UserError(f"A run has one reference model, and {told} is wanted. Take one of them out.")
+        return max(wanted.values(), default=0)
 
     def named_parts(self) -> list[tuple[str, Objective]]:
         """Return the names and the objectives."""

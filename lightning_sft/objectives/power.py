@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -19,7 +22,8 @@ class PowerFamily(Objective):
 
     Formula:
         ``(1 - p^alpha) / alpha``; s(p) = p^alpha. ``alpha = 0`` is NLL, ``alpha = 1`` is ``1 - p`` ("-p"),
-        ``alpha = 10`` has the gradient direction of "-p^10". W(p) peaks at p = alpha / (1 + alpha).
+        ``alpha = 10`` has the gradient direction of "-p^10". W(p) peaks at p = alpha / (1 + alpha). With a floor
+        s(p) = max(p^alpha, floor): where p^alpha is below it, the loss goes on as ``-floor log p``, without a step.
 
     When:
         ``alpha = 1`` or more where the model is strong on the task before training, a small one (0.1) or 0 where it is
@@ -31,24 +35,32 @@ class PowerFamily(Objective):
 
     Args:
         alpha: the exponent, >= 0. Larger values lean more on what the model already believes.
+        floor: the least that s(p) may be, in [0, 1]; 0.1 lets a model learn the tokens that it holds for impossible,
+            such as the end of a turn that it has never seen.
 
     Raises:
-        UserError: ``alpha`` is negative or not finite.
+        UserError: ``alpha`` is negative or not finite, or ``floor`` is out of range.
     """
 
-    def __init__(self, alpha: float = 1.0) -> None:
+    def __init__(self, alpha: float = 1.0, floor: float = 0.0) -> None:
         super().__init__()
         self.alpha = in_range(self, "alpha", alpha, 0)
+        self.floor = in_range(self, "floor", floor, 0, 1)
 
     @override
     def forward(self, scores: TokenScores) -> Tensor:
         if self.alpha < NEARLY_NLL:
             return -scores.logp
-        return one_minus_power(scores.logp, self.alpha) / self.alpha
+        losses = one_minus_power(scores.logp, self.alpha) / self.alpha
+        if self.floor == 0:
+            return losses
+        turn = math.log(self.floor) / self.alpha  # the log p where p^alpha is the floor
+        below = (1.0 - self.floor) / self.alpha + self.floor * (turn - scores.logp)
+        return torch.where(scores.logp.detach() < turn, below, losses)
 
     @override
     def extra_repr(self) -> str:
-        return f"alpha={self.alpha}"
+        return f"alpha={self.alpha}" + (f", floor={self.floor}" if self.floor else "")
 
 
 class Convexity(PowerFamily):
@@ -65,4 +77,5 @@ class Convexity(PowerFamily):
 
     Args:
         alpha: the exponent, >= 0.
+        floor: the least that s(p) may be, in [0, 1].
     """

@@ -107,3 +107,51 @@ def adaptive(z, y, group, weak=0.1, strong=0.7, alpha_max=1.0):
     mean = torch.stack([sg(p)[group == g].mean() for g in group])
     alpha = alpha_max * ((mean - weak) / (strong - weak)).clamp(0, 1)
     return torch.where(alpha == 0, -log_p(z, y), (1 - p**alpha) / alpha.clamp(min=1e-300))
+
+
+def power_with_floor(z, y, alpha, floor):
+    logp = log_p(z, y)
+    turn = floor ** (1 / alpha)
+    below = (1 - floor) / alpha + floor * (math.log(turn) - logp)
+    return torch.where(torch.exp(logp) < turn, below, power(z, y, alpha))
+
+
+def dft_with_floor(z, y, floor):
+    return -torch.maximum(sg(torch.exp(log_p(z, y))), torch.tensor(floor, dtype=z.dtype)) * log_p(z, y)
+
+
+def trust_region(z, y, alpha):
+    p = torch.exp(log_p(z, y))
+    return torch.where(p >= alpha, -log_p(z, y), 1 - p / alpha - math.log(alpha))
+
+
+def k3(z, y, reference):
+    r = torch.exp(log_p(reference, y) - log_p(z, y))
+    return r - torch.log(r) - 1
+
+
+def distill(base, z, teacher, share, apart, temperature=1.0):
+    return (1 - share) * base + share * temperature**2 * apart(z / temperature, teacher / temperature)
+
+
+def jsd(z, teacher, beta):
+    s, t = torch.softmax(z, -1), torch.softmax(teacher, -1)
+    m = beta * t + (1 - beta) * s
+    return beta * (t * torch.log(t / m)).sum(-1) + (1 - beta) * (s * torch.log(s / m)).sum(-1)
+
+
+def psft(z, y, old, clip):
+    r = torch.exp(log_p(z, y) - log_p(old, y))
+    return -torch.minimum(r, torch.clamp(r, 0.8, 1 + clip))
+
+
+def rho1(z, y, reference, fraction):
+    excess = sg(log_p(reference, y) - log_p(z, y))
+    number = math.ceil(fraction * len(y))
+    return nll(z, y) * (excess >= torch.sort(excess, descending=True).values[number - 1])
+
+
+def tail_sft(z, y, reference, row, fraction):
+    gains = sg(torch.stack([(log_p(z, y) - log_p(reference, y))[row == r].mean() for r in range(int(row.max()) + 1)]))
+    aside = torch.sort(gains, descending=True).indices[: int(fraction * len(gains))]
+    return nll(z, y) * ~torch.isin(row, aside)

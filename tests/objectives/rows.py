@@ -69,6 +69,14 @@ ROWS = {
     "PowerFamily-1": Row(lambda: ours.PowerFamily(1), lambda t: f.power(t.z, t.y, 1), lambda p: p),
     "PowerFamily-10": Row(lambda: ours.PowerFamily(10), lambda t: f.power(t.z, t.y, 10), lambda p: p**10),
     "PowerFamily-100": Row(lambda: ours.PowerFamily(100), lambda t: f.power(t.z, t.y, 100), lambda p: p**100),
+    "PowerFamily-floor": Row(
+        lambda: ours.PowerFamily(2, floor=0.1),
+        lambda t: f.power_with_floor(t.z, t.y, 2, 0.1),
+        lambda p: (p**2).clamp(min=0.1),
+    ),
+    "TrustRegion": Row(
+        lambda: ours.TrustRegion(0.3), lambda t: f.trust_region(t.z, t.y, 0.3), lambda p: (p / 0.3).clamp(max=1)
+    ),
     "Convexity": Row(lambda: ours.Convexity(2), lambda t: f.power(t.z, t.y, 2), lambda p: p**2),
     "LogOneMinusP": Row(ours.LogOneMinusP, lambda t: f.log_one_minus_p(t.z, t.y), lambda p: p / (1 - p + 1e-3)),
     "Focal-0": Row(lambda: ours.Focal(0), lambda t: f.nll(t.z, t.y), lambda p: torch.ones_like(p)),
@@ -93,9 +101,17 @@ ROWS = {
         detaches=True,
     ),
     "DFT": Row(ours.DFT, lambda t: f.dft(t.z, t.y), lambda p: p, detaches=True),
+    "DFT-floor": Row(
+        lambda: ours.DFT(0.1), lambda t: f.dft_with_floor(t.z, t.y, 0.1), lambda p: p.clamp(min=0.1), detaches=True
+    ),
     "DEFT": Row(ours.DEFT, lambda t: f.deft(t.z, t.y), detaches=True),
     "EAFT": Row(ours.EAFT, lambda t: f.eaft(t.z, t.y, 20), detaches=True),
     "EAFT-wide": Row(lambda: ours.EAFT(1000), lambda t: f.eaft(t.z, t.y, t.z.shape[-1]), detaches=True),
+    "EAFT-alpha": Row(
+        lambda: ours.EAFT(alpha=2.5),
+        lambda t: (f.eaft(t.z, t.y, 20) / f.nll(t.z, t.y)).detach() ** 2.5 * f.nll(t.z, t.y),
+        detaches=True,
+    ),
     "TALR": Row(ours.TALR, lambda t: f.talr(t.z, t.y, t.row), detaches=True, exact=FP32_STATE),
     "ProFiT": Row(
         lambda: ours.ProFiT(0.3), lambda t: f.profit(t.z, t.y, 0.3), lambda p: (p >= 0.3).to(p.dtype), detaches=True
@@ -111,6 +127,27 @@ ROWS = {
     "ASFT-reverse": Row(
         lambda: ours.ASFT(ours.NLL(), 0.5, "reverse"), lambda t: f.nll(t.z, t.y) + 0.5 * f.kl(t.z, t.reference)
     ),
+    "KLAnchor": Row(ours.KLAnchor, lambda t: f.nll(t.z, t.y) + 0.05 * f.kl(t.reference, t.z)),
+    "KLAnchor-target": Row(
+        lambda: ours.KLAnchor(ours.PowerFamily(1), 0.3, estimate="target"),
+        lambda t: f.power(t.z, t.y, 1) + 0.3 * f.k3(t.z, t.y, t.reference),
+    ),
+    "Distill-forward": Row(
+        lambda: ours.Distill(temperature=2.0),
+        lambda t: f.distill(f.nll(t.z, t.y), t.z, t.reference, 0.5, lambda s, teacher: f.kl(teacher, s), 2.0),
+    ),
+    "Distill-reverse": Row(
+        lambda: ours.Distill(ours.PowerFamily(1), 0.25, "reverse"),
+        lambda t: f.distill(f.power(t.z, t.y, 1), t.z, t.reference, 0.25, f.kl),
+    ),
+    "Distill-jsd": Row(
+        lambda: ours.Distill(None, 1.0, "jsd", beta=0.3, temperature=0.7),
+        lambda t: f.distill(0, t.z, t.reference, 1.0, lambda s, teacher: f.jsd(s, teacher, 0.3), 0.7),
+    ),
+    "PSFT": Row(lambda: ours.PSFT(1), lambda t: f.psft(t.z, t.y, t.reference, 0.28)),
+    # fractions between tokens, and sequences, that bf16 cannot confuse
+    "Rho1": Row(lambda: ours.Rho1(0.65), lambda t: f.rho1(t.z, t.y, t.reference, 0.65), detaches=True),
+    "TailSFT": Row(lambda: ours.TailSFT(0.25), lambda t: f.tail_sft(t.z, t.y, t.reference, t.row, 0.25), detaches=True),
     "GEM": Row(ours.GEM, lambda t: f.gem(t.z, t.y, 0.7), detaches=True),
     "GEM-sigmoid": Row(
         lambda: ours.GEM(0.9, "log_sigmoid"), lambda t: f.gem(t.z, t.y, 0.9, sigmoid=True), detaches=True

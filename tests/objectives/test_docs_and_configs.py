@@ -14,6 +14,7 @@ from lightning_sft import objectives
 from lightning_sft.head.fused import fused_head
 from lightning_sft.head.reference import reference_head
 from lightning_sft.objectives import Objective, PowerFamily, Thresholded, ZLoss, save_histogram
+from lightning_sft.objectives.base import Denominator
 from tests.objectives.batch import make_batch, started
 from tests.objectives.rows import objective_names
 
@@ -25,7 +26,7 @@ PAGE = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
 class Model:
     """Stands for the module: something with an objective, as the command line sees it."""
 
-    def __init__(self, objective: Objective | None = None) -> None:
+    def __init__(self, objective: Objective | None = None, denominator: Denominator = "all") -> None:
         self.objective = objective
 
 
@@ -95,7 +96,7 @@ def test_chosen_on_the_command_line(name):
 
 
 def test_every_name_is_known_to_the_command_line():
-    required = {"Thresholded", "WeightedSum", "PerSource", "Scheduled", "RunnerUpMargin"}
+    required = {"Thresholded", "WeightedSum", "PerSource", "Scheduled", "RunnerUpMargin", "PSFT"}
     for name in objective_names() - required:
         assert type(parse("--model.objective", name)).__name__ == name
 
