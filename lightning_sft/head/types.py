@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -24,6 +24,11 @@ class Unembedding:
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+
+    def first_rows(self, rows: int) -> Unembedding:
+        """Return the unembedding of the first ``rows`` candidates, detached."""
+        bias = None if self.bias is None else self.bias.detach()[:rows]
+        return replace(self, weight=self.weight.detach()[:rows], bias=bias)
 
 
 @dataclass(frozen=True)

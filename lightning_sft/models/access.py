@@ -12,6 +12,10 @@ from lightning_sft.errors import UserError
 from lightning_sft.head.types import Unembedding
 
 
+class SearchBarrier:
+    """Marks a module whose models are not the one that a search for *the* model is for, such as a teacher."""
+
+
 def find_causal_lm(module: nn.Module) -> PreTrainedModel:
     """Return the Hugging Face causal language model inside any module, such as a stranger's LightningModule.
 
@@ -37,7 +41,8 @@ def _outermost(module: nn.Module) -> Iterator[PreTrainedModel]:
         yield module
         return
     for child in module.children():
-        yield from _outermost(child)
+        if not isinstance(child, SearchBarrier):
+            yield from _outermost(child)
 
 
 def find_tokenizer(module: nn.Module) -> PreTrainedTokenizerBase:

@@ -25,6 +25,7 @@ from lightning_sft.models.packing import choose_attention
 from lightning_sft.models.proofs import check_causal, prove_documents_apart
 from lightning_sft.models.quantization import Quantization
 from lightning_sft.models.reach import measure_reach
+from lightning_sft.models.reference import FrozenReference, Reference, Snapshot, check_rows
 from lightning_sft.models.scorer import TokenScorer
 from lightning_sft.models.small_copy import CopyFailed, small_copy
 from lightning_sft.models.targets import adaptable_weights
@@ -49,6 +50,8 @@ class ModelSettings:
     revision: str | None = None
     adapter_path: str | None = None
     quantization: Quantization | None = None
+    reference: str | None = None
+    reference_dtype: Dtype = "auto"
 
     @classmethod
     def among(cls, given: Mapping[str, Any]) -> Self:
@@ -103,7 +106,7 @@ def build_scorer(settings: ModelSettings, objective: Objective, vocabulary: int,
 
     Args:
         settings: which model, and how.
-        objective: its ``reference`` decides whether a frozen copy of the model is kept.
+        objective: decides whether a reference model is kept, and which.
         vocabulary: number of token ids that the embeddings must hold.
         packed: whether rows will hold several documents; decides which attention is the default.
 
@@ -127,8 +130,7 @@ def build_scorer(settings: ModelSettings, objective: Objective, vocabulary: int,
     copy_to_look_at = _small_copy(find_causal_lm(model))
     check_causal(find_causal_lm(model), copy_to_look_at)
     with_boundaries = packed and prove_documents_apart(find_causal_lm(model), copy_to_look_at)
-    needs_copy = objective.reference != "none" and not settings.has_adapter
-    reference = copy.deepcopy(model).requires_grad_(False) if needs_copy else None
+    reference: Reference | None = _frozen_reference(settings, objective, find_causal_lm(model), packed, with_boundaries)
     weights = adaptable_weights(find_causal_lm(model)) if settings.has_adapter else {}
     if settings.adapter is not None:
         model = add_adapter(find_causal_lm(model), settings.adapter)
@@ -141,12 +143,65 @@ def build_scorer(settings: ModelSettings, objective: Objective, vocabulary: int,
         _enable_checkpointing(causal_lm)
     if settings.neftune_noise_alpha is not None:
         add_noise(causal_lm.get_input_embeddings(), settings.neftune_noise_alpha)
-    scorer = TokenScorer(model, _checked_head(settings.head, model), reference)
+    head = _checked_head(settings.head, model)
+    if reference is not None and head == "fused":
+        head = _checked_head(settings.head, reference)
+    if objective.snapshot_every:
+        reference = Snapshot(model)
+    scorer = TokenScorer(model, head, reference)
     scorer.with_boundaries = with_boundaries
     scorer.adapter_reach = measure_reach(weights, model) if settings.has_adapter else None
     if settings.torch_compile:
         backbone(causal_lm).compile()
     return scorer.train()
+
+
+def _frozen_reference(
+    settings: ModelSettings, objective: Objective, model: PreTrainedModel, packed: bool, with_boundaries: bool
+) -> FrozenReference | None:
+    """Return the frozen model that an objective compares with; None where it needs none, or the model itself will do.
+
+    Args:
+        settings: name another checkpoint, if wanted; else it is a copy of the model, if there is no adapter to
+            switch off.
+        objective: says what it compares with.
+        model: before it has an adapter.
+        packed: whether rows will hold several documents.
+        with_boundaries: whether the model's kernels must be told the documents' boundaries.
+
+    Raises:
+        UserError: a checkpoint is named for an objective that compares with snapshots, has too few rows of logits, or
+            keeps packed documents apart in another way than the model.
+    """
+    if objective.reference == "none":
+        return None
+    if objective.snapshot_every:
+        if settings.reference is not None:
+            raise UserError(
+                f"model.reference is {settings.reference!r}, but {type(objective).__name__} compares the model with "
+                "snapshots of itself. Set model.reference: null, or take another objective."
+            )
+        return None
+    if settings.reference is not None:
+        reference = load_causal_lm(
+            settings.reference,
+            dtype=settings.reference_dtype,
+            attn_implementation=settings.attn_implementation,
+            trust_remote_code=settings.trust_remote_code,
+        )
+        check_rows(reference, model, settings.reference)
+        if packed:
+            _prepare_for_packing(reference, settings)
+            if prove_documents_apart(reference, _small_copy(reference)) != with_boundaries:
+                raise UserError(
+                    f"model.reference is {settings.reference!r}, whose kernels keep packed documents apart in another "
+                    "way than the model's. Set data.order: length or random in place of packed."
+                )
+    elif settings.has_adapter:
+        return None
+    else:
+        reference = copy.deepcopy(model)
+    return FrozenReference(reference)
 
 
 def _prepare_for_packing(model: PreTrainedModel, settings: ModelSettings) -> None:

@@ -12,10 +12,11 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from lightning_sft.head import HeadInput, HeadKind, HeadOutput, fused_head, reference_from_logits
-from lightning_sft.models.access import backbone, find_causal_lm, unembedding
+from lightning_sft.models.access import backbone, find_causal_lm, unembedding, vocabulary_size
 from lightning_sft.models.mode import eval_mode
 from lightning_sft.models.packing import decoder_inputs, documents, flattened, is_packed, per_document
 from lightning_sft.models.reach import Reach
+from lightning_sft.models.reference import FrozenReference, Reference, Snapshot
 from lightning_sft.objectives import Objective
 from lightning_sft.scores import IGNORED
 
@@ -29,21 +30,21 @@ class TokenScorer(nn.Module):
     Args:
         model: a transformers causal LM, or a peft model around one.
         head: ``"fused"``: the chunked head on the decoder's hidden states; ``"reference"``: the model's own logits.
-        frozen_reference: a frozen copy that objectives with a reference compare with; None means the model itself
-            with its adapters switched off.
+        reference: what objectives with a reference compare with; None means the model itself with its adapters
+            switched off.
 
     Attributes:
         with_boundaries: give the decoder the boundaries of packed documents, which its kernels need to keep them apart.
         adapter_reach: what the adapter works on and what it leaves out; None without one.
     """
 
-    def __init__(self, model: nn.Module, head: HeadKind = "fused", frozen_reference: nn.Module | None = None) -> None:
+    def __init__(self, model: nn.Module, head: HeadKind = "fused", reference: Reference | None = None) -> None:
         super().__init__()
         self.model = model
         self.head: HeadKind = head
         self.with_boundaries = False
         self.adapter_reach: Reach | None = None
-        self._reference = [frozen_reference]  # in a list: neither a submodule nor in the state dict
+        self.reference = reference
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -78,26 +79,41 @@ class TokenScorer(nn.Module):
         compares = objective.reference != "none"
         if self.head == "reference":
             logits = self._logits(causal_lm, batch, at)
-            with self._reference_model(batch) if compares else contextlib.nullcontext() as model:
-                reference_logits = None if model is None else self._logits(model, batch, at)
+            with self._reference_model() if compares else contextlib.nullcontext() as model:
+                reference_logits = None if model is None else self._logits(model, batch, at)[:, : logits.shape[-1]]
             return reference_from_logits(logits, HeadInput(logits, **facts), objective, reference_logits)
-        with self._reference_model(batch) if compares else contextlib.nullcontext() as model:
+        with self._reference_model() if compares else contextlib.nullcontext() as model:
             if model is not None:
-                facts |= {"reference_hidden": self._hidden(model, batch, at), "reference": unembedding(model)}
+                # taken here, as a snapshot's rows change places with the model's own afterwards
+                facts["reference"] = unembedding(model).first_rows(vocabulary_size(causal_lm))
+                facts["reference_hidden"] = self._hidden(model, batch, at)
         output = fused_head(HeadInput(self._hidden(causal_lm, batch, at), **facts), unembedding(causal_lm), objective)
         assert isinstance(output, HeadOutput)
         return output
 
     @contextlib.contextmanager
-    def _reference_model(self, batch: Mapping[str, Tensor]) -> Iterator[PreTrainedModel]:
-        """Give the reference model, in eval mode and without gradients, where the batch is."""
-        frozen = self._reference[0]
-        switched_off: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-        if frozen is None:
-            switched_off = self.model.disable_adapter()  # type: ignore[operator]  # peft models have it
-        model = self.causal_lm if frozen is None else find_causal_lm(frozen.to(batch["input_ids"].device))
-        with torch.no_grad(), switched_off, eval_mode(model):
-            yield model
+    def _reference_model(self) -> Iterator[PreTrainedModel]:
+        """Give the reference model, in eval mode and without gradients."""
+        with torch.no_grad():
+            if self.reference is not None:
+                with self.reference.in_place(self.model) as model:
+                    yield model
+            else:
+                with self.model.disable_adapter(), eval_mode(self.causal_lm):  # type: ignore[operator]  # peft has it
+                    yield self.causal_lm
+
+    def can_compare(self, objective: Objective) -> bool:
+        """Return whether the reference that the objective compares with is at hand."""
+        if objective.reference == "none":
+            return True
+        if objective.snapshot_every:
+            return isinstance(self.reference, Snapshot)
+        return isinstance(self.reference, FrozenReference) or hasattr(self.model, "disable_adapter")
+
+    def refresh_reference(self) -> None:
+        """Take a new snapshot of the model, where the reference is one."""
+        if isinstance(self.reference, Snapshot):
+            self.reference.refresh(self.model)
 
     def _hidden(self, model: PreTrainedModel, batch: Mapping[str, Tensor], at: Tensor) -> Tensor:
         """Return the hidden states that predict the supervised labels, (tokens, dim)."""

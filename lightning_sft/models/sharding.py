@@ -10,6 +10,8 @@ from transformers import PreTrainedModel
 
 from lightning_sft.errors import UserError
 from lightning_sft.head import HeadOutput
+from lightning_sft.models.access import find_causal_lm
+from lightning_sft.models.reference import FrozenReference
 from lightning_sft.models.scorer import TokenScorer
 
 _known_outputs: set[type] = set()
@@ -35,14 +37,16 @@ def shard_fully(scorer: TokenScorer, mesh: DeviceMesh) -> None:
     """Shard parameters, gradients and optimizer states by FSDP2: every decoder layer, and the rest as the root.
 
     The root is the whole scorer, embeddings, last norm and unembedding included, so that the head, which reads the
-    unembedding inside the scorer's forward, finds it whole.
+    unembedding inside the scorer's forward, finds it whole. A frozen reference is sharded in the same way.
 
     Args:
         scorer: with its weights, the same on every rank.
         mesh: one dimension, over ranks that see different rows.
     """
-    for layer in decoder_layers(scorer.causal_lm).values():
-        fully_shard(layer, mesh=mesh)
+    frozen = [scorer.reference.model] if isinstance(scorer.reference, FrozenReference) else []
+    for model in [scorer.causal_lm, *map(find_causal_lm, frozen)]:
+        for layer in decoder_layers(model).values():
+            fully_shard(layer, mesh=mesh)
     # Without this FSDP2 finds no tensor in the root's output, and the root's gradients may never be reduced.
     if HeadOutput not in _known_outputs:
         torch.export.register_dataclass(HeadOutput)
