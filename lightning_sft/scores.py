@@ -31,6 +31,7 @@ class TokenScores:
         row: which sequence of the micro-batch a token belongs to, (tokens,), int64; None if unknown.
         source: id of the data source of a token's sequence, (tokens,), int64; None if unknown.
         is_top1: whether the target is the strongest candidate, (tokens,), bool; only in the scores that a head returns.
+        weight: what the head multiplies the token's loss by, (tokens,); None for 1. Objectives leave it alone.
         reference_logp: log-probability of the target under the reference model, (tokens,); None without a reference.
         logits: the logits, (tokens, vocab), fp32 or float64, differentiable; None where no row is at hand.
         reference_logits: the reference model's logits, (tokens, vocab), without gradient; None without a reference.
@@ -41,6 +42,7 @@ class TokenScores:
     row: Tensor | None = None
     source: Tensor | None = None
     is_top1: Tensor | None = None
+    weight: Tensor | None = None
     reference_logp: Tensor | None = None
     logits: Tensor | None = None
     reference_logits: Tensor | None = None

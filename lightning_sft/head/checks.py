@@ -61,7 +61,7 @@ def check_call(inputs: HeadInput, unembedding: Unembedding, objective: Objective
 
 
 def call_objective(objective: Objective, scores: TokenScores) -> Tensor:
-    """Return the losses, (tokens,), of an objective.
+    """Return the losses, (tokens,), of an objective, times the weights of the tokens.
 
     Raises:
         StatisticUnavailable: the scores do not hold what the objective reads; the message names both.
@@ -77,7 +77,7 @@ def call_objective(objective: Objective, scores: TokenScores) -> Tensor:
             f"{type(objective).__name__} returned losses of shape {tuple(losses.shape)} for {len(scores)} tokens. "
             f"Allowed: one loss a token, {tuple(scores.logp.shape)}; an objective never reduces."
         )
-    return losses  # type: ignore[no-any-return]
+    return losses if scores.weight is None else losses * scores.weight  # type: ignore[no-any-return]
 
 
 def check_finite(loss_sum: Tensor, losses: Tensor, logp: Tensor, inputs: HeadInput, objective: Objective) -> None:
@@ -88,7 +88,9 @@ def check_finite(loss_sum: Tensor, losses: Tensor, logp: Tensor, inputs: HeadInp
     """
     if bool(torch.isfinite(loss_sum)):
         return
+    weight = torch.ones_like(logp) if inputs.weight is None else inputs.weight
     reasons = (
+        (weight, "The weights of the tokens are", "Look at the weights in those rows of the data"),
         (inputs.hidden.detach(), "The hidden states are", "Look at those rows, lower the learning rate, or use bf16"),
         (logp, "The hidden states are finite, but the log-probabilities are", "The unembedding is broken or overflows"),
         (losses, "The log-probabilities are finite, but the losses are", f"Look at {type(objective).__name__}"),

@@ -56,6 +56,7 @@ def reference_from_logits(
         row=inputs.row,
         source=inputs.source,
         is_top1=logits.detach().gather(-1, target)[:, 0] >= logits.detach().amax(-1),
+        weight=None if inputs.weight is None else inputs.weight.detach().to(logits.dtype),
         reference_logp=reference_logp,
         logits=logits if objective.reads == "row" else None,
         reference_logits=reference_logits if objective.reference == "logits" else None,

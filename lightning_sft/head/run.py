@@ -50,6 +50,7 @@ class HeadRun:
         self.hidden = inputs.hidden.detach()
         self.accumulation_dtype = torch.promote_types(self.hidden.dtype, torch.float32)
         self.projection = _project(unembedding, dtype, self.accumulation_dtype)
+        self.weight = None if inputs.weight is None else inputs.weight.detach().to(self.accumulation_dtype)
         self.reference = None
         if inputs.reference_hidden is not None:
             self.reference = _project(inputs.reference or unembedding, dtype, self.accumulation_dtype)
@@ -85,6 +86,7 @@ class HeadRun:
             row=cut(inputs.row),
             source=cut(inputs.source),
             is_top1=cut(is_top1),
+            weight=cut(self.weight),
             reference_logp=cut(self.reference_logp),
         )
 

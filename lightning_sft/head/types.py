@@ -42,6 +42,7 @@ class HeadInput:
         source: data source of each token, (tokens,), int64, or None.
         reference_hidden: the reference model's hidden states, (tokens, dim), without gradient, or None.
         reference: the reference model's unembedding; None means the model's own.
+        weight: what the loss of each token is multiplied by, (tokens,), finite, or None for 1.
     """
 
     hidden: Tensor
@@ -50,6 +51,7 @@ class HeadInput:
     source: Tensor | None = None
     reference_hidden: Tensor | None = None
     reference: Unembedding | None = None
+    weight: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class HeadOutput:
 
     Attributes:
         loss_sum: sum of the losses, scalar, fp32 (float64 for float64 inputs); carries the gradient.
-        losses: the losses, (tokens,), detached.
+        losses: the losses, (tokens,), times their weights, detached.
         scores: the scores, detached, with ``is_top1`` and without rows of logits.
     """
 

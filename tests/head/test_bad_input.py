@@ -156,3 +156,12 @@ def test_objectives_called_by_hand_say_that_logits_are_missing(objective: Object
     scores = TokenScores(logp=torch.tensor([-1.0]), targets=torch.tensor([2]))
     with pytest.raises(StatisticUnavailable, match=r"no 'logits': .*pass TokenScores\(logits=\.\.\.\)"):
         objective(scores)
+
+
+@HEADS
+def test_weights_that_are_not_finite(head):
+    case = make()
+    weight = torch.ones(len(case.targets))
+    weight[4] = float("inf")
+    with pytest.raises(UserError, match=r"weights of the tokens are not finite .* in tokens 4\. Look at the weights"):
+        head(HeadInput(case.hidden, case.targets, weight=weight), case.unembedding(), NLL())

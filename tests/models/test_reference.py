@@ -151,7 +151,5 @@ def test_another_vocabulary_is_refused_by_name(student, tmp_path):
     check_same_vocabulary(toy_tokenizer(), str(student))
     grown = toy_tokenizer()
     grown.add_special_tokens({"additional_special_tokens": ["<|think|>"]})
-    with pytest.raises(
-        UserError, match=r"1 tokens have another id there, or none, such as '<\|think\|>' \(259 and none\)"
-    ):
+    with pytest.raises(UserError, match=r"1 tokens have another id .*'<\|think\|>' \(259 and none\)"):
         check_same_vocabulary(grown, str(student))

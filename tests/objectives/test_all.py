@@ -212,6 +212,26 @@ def test_forward_changes_nothing(row):
 
 @each_head
 @each_row
+def test_weights_of_tokens_multiply_their_losses(row, head):
+    batch, exact = make_batch(), make_batch()
+    weight = torch.linspace(-1.0, 3.0, TOKENS, dtype=torch.float64)
+    truth = row.formula(exact.truth()) * weight
+    truth.sum().backward()
+    inputs, unembedding = batch.inputs()
+    out = head(replace(inputs, weight=weight), unembedding, started(row.make(), batch))
+    out.loss_sum.backward()
+    for value, true in (
+        (out.losses, truth),
+        (batch.hidden.grad, exact.hidden.grad),
+        (batch.weight.grad, exact.weight.grad),
+    ):
+        assert relative(value, true) <= row.exact
+    # what is measured, and what an objective remembers, counts every token once
+    torch.testing.assert_close(out.scores.logp, scores_of(batch).logp)
+
+
+@each_head
+@each_row
 def test_splitting_the_batch_changes_nothing(row, head):
     batch = make_batch()
     objective = started(row.make(), batch)
