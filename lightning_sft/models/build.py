@@ -195,7 +195,7 @@ def _frozen_reference(
             if prove_documents_apart(reference, _small_copy(reference)) != with_boundaries:
                 raise UserError(
                     f"model.reference is {settings.reference!r}, whose kernels keep packed documents apart in another "
-                    "way than the model's. Set data.order: length or random in place of packed."
+                    "way than the model's. Set data.order: grouped in place of packed."
                 )
     elif settings.has_adapter:
         return None

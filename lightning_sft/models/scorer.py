@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from lightning_sft.models.reach import Reach
 from lightning_sft.models.reference import FrozenReference, Reference, Snapshot
 from lightning_sft.objectives import Objective
 from lightning_sft.scores import IGNORED
+
+Weighting = Literal["none", "tokens", "sequences"]
 
 
 class TokenScorer(nn.Module):
@@ -52,7 +54,7 @@ class TokenScorer(nn.Module):
         return find_causal_lm(self.model)
 
     @override
-    def forward(self, batch: Mapping[str, Tensor], objective: Objective) -> HeadOutput:
+    def forward(self, batch: Mapping[str, Tensor], objective: Objective, weighting: Weighting = "none") -> HeadOutput:
         """Score the labels of a micro-batch.
 
         Args:
@@ -60,7 +62,11 @@ class TokenScorer(nn.Module):
                 where untrained; optionally ``position_ids``, (batch, length), and ``source``, (batch,). With
                 ``position_ids`` and without ``attention_mask`` the rows are packed: positions begin at 0 in each
                 document, whose first label is -100, and ``source`` is that of each token, (batch, length).
+                ``loss_weight``, (batch, length), floating: what the loss of each label is multiplied by; a label of
+                weight 0 is untrained.
             objective: the losses to sum.
+            weighting: ``"none"``: every loss counts once, as in validation; ``"tokens"``: times ``loss_weight``, where
+                the batch has one; ``"sequences"``: that, divided by the number of supervised tokens of the sequence.
 
         Returns:
             The losses and scores of the supervised tokens, in the order of the batch; ``row`` in them counts the
@@ -72,10 +78,17 @@ class TokenScorer(nn.Module):
             batch = flattened(batch)
         targets = batch["labels"][:, 1:]
         at = targets != IGNORED
+        weight = batch.get("loss_weight")
+        if weight is not None:
+            weight = weight[:, 1:]
+            at &= weight != 0
+            weight = weight[at]
         rows, source = _rows(batch), batch.get("source")
         if source is not None:
             source = (source if packed else source[:, None].expand_as(rows))[:, 1:][at]
         facts: dict[str, Any] = {"targets": targets[at], "row": rows[:, 1:][at], "source": source}
+        if weighting != "none":
+            facts["weight"] = weight if weighting == "tokens" else _share_of_sequence(facts["row"], weight)
         compares = objective.reference != "none"
         if self.head == "reference":
             logits = self._logits(causal_lm, batch, at)
@@ -126,6 +139,18 @@ class TokenScorer(nn.Module):
         logits = model(**decoder_inputs(model, batch, self.with_boundaries)).logits[:, :-1][at]
         assert isinstance(logits, Tensor)
         return logits
+
+
+def _share_of_sequence(row: Tensor, weight: Tensor | None) -> Tensor:
+    """Return the weight of each token divided by the tokens of its sequence, (tokens,).
+
+    Args:
+        row: sequence of each token, (tokens,).
+        weight: (tokens,), or None for 1.
+    """
+    _, place, sizes = torch.unique(row, return_inverse=True, return_counts=True)
+    share: Tensor = 1.0 / sizes[place].to(torch.float64)
+    return share if weight is None else share * weight
 
 
 def _rows(batch: Mapping[str, Tensor]) -> Tensor:
