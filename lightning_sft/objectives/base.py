@@ -27,6 +27,7 @@ class RunFacts:
         sources: names of the data sources; ``TokenScores.source`` indexes them.
         total_steps: optimizer steps of the whole run; None if unknown (a run that ends by time, or validation).
         has_reference: whether the run can score tokens under a reference model.
+        takes_snapshots: whether the run renews the reference after `Objective.snapshot_every` optimizer steps.
         denominator: what the run divides by: all supervised tokens, or those of `Objective.kept`.
         vocabulary: number of rows of the model's unembedding; None if unknown.
         training: whether optimizer steps follow. A run that only validates knows no ``total_steps`` and needs none.
@@ -35,6 +36,7 @@ class RunFacts:
     sources: tuple[str, ...] = ()
     total_steps: int | None = None
     has_reference: bool = False
+    takes_snapshots: bool = False
     denominator: Denominator = "all"
     vocabulary: int | None = None
     training: bool = True
@@ -81,6 +83,11 @@ class Objective(nn.Module, ABC):
                 f"{type(self).__name__} compares the model with a reference model (its {self.reference}), and this run "
                 "has none. Train an adapter (the base model with the adapter off is the reference), or give the run a "
                 "frozen reference copy."
+            )
+        if self.snapshot_every and facts.training and not facts.takes_snapshots:
+            raise UserError(
+                f"{type(self).__name__} compares the model with snapshots of itself, and this run takes none. Train on "
+                "one device or under DDP."
             )
 
     @override

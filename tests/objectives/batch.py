@@ -12,7 +12,9 @@ from lightning_sft.scores import TokenScores
 from tests.objectives.rows import Truth
 
 VOCAB, DIM, TOKENS, SEQUENCES = 29, 12, 24, 4
-FACTS = RunFacts(sources=("web", "math.jsonl"), total_steps=10, has_reference=True, vocabulary=VOCAB)
+FACTS = RunFacts(
+    sources=("web", "math.jsonl"), total_steps=10, has_reference=True, takes_snapshots=True, vocabulary=VOCAB
+)
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,11 @@ def test_refused_at_construction(make, message):
             RunFacts(),
             r"ASFT compares .* reference model \(its logits\), and this run has none. Train an adapter",
         ),
+        (
+            PSFT(4),
+            RunFacts(has_reference=True),
+            "PSFT compares the model with snapshots of itself, and this run takes none",
+        ),
         (Rho1(), RunFacts(), r"Rho1 compares .* \(its logp\), and this run has none"),
         (Distill(), RunFacts(), r"Distill compares .* \(its logits\)"),
         (IWSFT(), RunFacts(), r"IWSFT compares .* \(its logp\)"),
