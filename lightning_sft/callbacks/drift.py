@@ -20,7 +20,8 @@ from lightning_sft._lightning import data_parallel_size_and_rank
 from lightning_sft.errors import UserError
 from lightning_sft.guard.texts import GENERAL, GuardBatch, encode_texts, load_texts
 from lightning_sft.metrics.drift import StoredDistribution, kl_divergence, kl_lower_bound, log_probabilities, store
-from lightning_sft.models.access import find_causal_lm, find_tokenizer, input_embeddings
+from lightning_sft.models.access import input_embeddings
+from lightning_sft.models.instruments import model_to_read, tokenizer_to_use
 from lightning_sft.probes.forward import evaluation, within_shards
 from lightning_sft.scores import IGNORED
 
@@ -106,7 +107,8 @@ class DriftMonitor(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.barebones:
             return
-        tokenizer = self._tokenizer or find_tokenizer(pl_module)
+        self._find(pl_module)
+        tokenizer = tokenizer_to_use(pl_module, self._tokenizer)
         self._batches = {
             name: encode_texts(texts, tokenizer, name, max_length=self.max_length, positions=self.positions)
             for name, texts in self.texts.items()
@@ -247,7 +249,7 @@ class DriftMonitor(Callback):
         return pl_module if self._model is None else self._model
 
     def _find(self, pl_module: LightningModule) -> PreTrainedModel:
-        return find_causal_lm(self._outer(pl_module))
+        return model_to_read(pl_module, self._model)
 
     # ------------------------------------------------------------------ checkpoints
 

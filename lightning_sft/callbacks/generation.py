@@ -8,14 +8,16 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
+from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lightning_sft._lightning import data_parallel_size_and_rank
 from lightning_sft.errors import UserError
 from lightning_sft.figures.loggers import log_text
-from lightning_sft.models.access import find_causal_lm, find_tokenizer
 from lightning_sft.models.generation import generate
+from lightning_sft.models.instruments import model_to_read, tokenizer_to_use
 from lightning_sft.probes.forward import within_shards
 
 Stage = Literal["val", "test"]
@@ -36,6 +38,8 @@ class GenerationMonitor(Callback):
         test_limit: the same on test.
         max_new_tokens: longest answer.
         batch_size: prompts answered at once.
+        model: the module that holds the language model; None looks for it in the LightningModule.
+        tokenizer: the tokenizer; None looks for an attribute ``tokenizer`` of the LightningModule or its data module.
 
     Raises:
         UserError: a negative number.
@@ -48,6 +52,8 @@ class GenerationMonitor(Callback):
         test_limit: int | None = None,
         max_new_tokens: int = 64,
         batch_size: int = 32,
+        model: nn.Module | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         for name, value in (("samples", samples), ("limit", limit), ("test_limit", test_limit)):
             if value is not None and value < 0:
@@ -57,6 +63,8 @@ class GenerationMonitor(Callback):
         self.test_limit = test_limit
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
+        self._model = model
+        self._tokenizer = tokenizer
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -95,22 +103,24 @@ class GenerationMonitor(Callback):
         """Return this rank's answers, followed by fillers that give every rank the same number of forward passes."""
         fill = math.ceil(len(rows) / data_parallel_size_and_rank(trainer)[0]) - len(mine)
         prompts = [row.prompt_ids for row in (*mine, *rows[:fill])]
-        model = find_causal_lm(pl_module)
+        model = model_to_read(pl_module, self._model)
+        tokenizer = tokenizer_to_use(pl_module, self._tokenizer)
         answers: list[str] = []
 
         def answer() -> None:
-            answers.extend(
-                generate(
-                    model,
-                    find_tokenizer(pl_module),
-                    prompts,
-                    max_new_tokens=self.max_new_tokens,
-                    batch_size=self.batch_size,
-                    synced_gpus=trainer.world_size > 1,
+            with trainer.precision_plugin.forward_context():
+                answers.extend(
+                    generate(
+                        model,
+                        tokenizer,
+                        prompts,
+                        max_new_tokens=self.max_new_tokens,
+                        batch_size=self.batch_size,
+                        synced_gpus=trainer.world_size > 1,
+                    )
                 )
-            )
 
-        within_shards(pl_module, model, answer)
+        within_shards(pl_module if self._model is None else self._model, model, answer)
         return answers
 
     def _log_accuracy(self, trainer: Trainer, pl_module: LightningModule, stage: str, scores: list[float]) -> None:

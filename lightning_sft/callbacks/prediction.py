@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +56,16 @@ class PredictionWriter(Callback):
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         parts = self.path.with_name(f".{self.path.name}.parts")
         if trainer.world_size > 1:
-            parts.mkdir(parents=True, exist_ok=True)
+            if trainer.is_global_zero:
+                shutil.rmtree(parts, ignore_errors=True)  # of a run that was killed, perhaps with more ranks
+                parts.mkdir(parents=True)
+            trainer.strategy.barrier("predictions: folder")
             _write(parts / f"{trainer.global_rank}.jsonl", self._records)
             trainer.strategy.barrier("predictions")
             if trainer.is_global_zero:
                 files = [parts / f"{rank}.jsonl" for rank in range(trainer.world_size)]
                 self._records = [json.loads(line) for file in files for line in file.open(encoding="utf-8")]
-                for file in files:
-                    file.unlink()
-                parts.rmdir()
+                shutil.rmtree(parts)
         if trainer.is_global_zero:
             _write(self.path, sorted(self._records, key=lambda record: record["index"]))
             print(f"{len(self._records)} predictions written to {self.path}")

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lightning_sft.errors import UserError
-from lightning_sft.models.access import find_causal_lm, find_tokenizer, input_embeddings
+from lightning_sft.models.access import input_embeddings
+from lightning_sft.models.instruments import model_to_read, tokenizer_to_use
 from lightning_sft.probes.encode import EncodedProbes, encode_probes
 from lightning_sft.probes.files import load_probes
 from lightning_sft.probes.forward import ProbeReading, read_probes, within_shards
@@ -103,8 +104,8 @@ class ProbeCallback(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.barebones:
-            tokenizer = self._tokenizer or find_tokenizer(pl_module)
-            self._encoded = encode_probes(self.probes, tokenizer)
+            model_to_read(pl_module, self._model)
+            self._encoded = encode_probes(self.probes, tokenizer_to_use(pl_module, self._tokenizer))
             self._plain = None
 
     @override
@@ -141,8 +142,7 @@ class ProbeCallback(Callback):
     def take_reading(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """Read all probes now, log, and return the aggregated values by log key."""
         assert self._encoded is not None
-        model = find_causal_lm(pl_module if self._model is None else self._model)
-        _refuse_prompt_learning(pl_module)
+        model = model_to_read(pl_module, self._model)
         step = trainer.global_step
         repeated = bool(self.steps) and self.steps[-1] == step
         if not repeated:
@@ -218,14 +218,3 @@ def batch_loss(outputs: Any, accumulate: int) -> Tensor | None:
             return -scores.logp.mean() if len(scores) else None
         outputs = outputs.get("loss")
     return outputs.detach().float().mean() * accumulate if isinstance(outputs, Tensor) else None
-
-
-def _refuse_prompt_learning(pl_module: nn.Module) -> None:
-    for module in pl_module.modules():
-        configs = getattr(module, "peft_config", None)
-        for config in configs.values() if isinstance(configs, dict) else ():
-            if getattr(config, "is_prompt_learning", False):
-                raise UserError(
-                    f"The adapter {type(config).__name__} acts on the prompt, not inside modules, so probes would be "
-                    "read without it. Use an adapter such as LoRA."
-                )

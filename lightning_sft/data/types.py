@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_sft.errors import UserError
+
 PADDING = -1
 """Index of no row: what a rank gets when the rows do not divide by the number of ranks."""
 
@@ -60,7 +62,8 @@ class Example:
 
     Args:
         messages: the conversation; empty for plain text.
-        flags: for each message its own train flag: ``True`` or ``False`` decides, ``None`` leaves it to ``train_on``.
+        flags: for each message its own train flag: ``True`` or ``False`` decides, ``None`` leaves it to ``train_on``;
+            empty leaves all of them to it.
         prompt_messages: how many of the first messages are the prompt of a prompt/completion row.
         tools: JSON schemas of the tools, for the chat template.
         plain: prompt and completion as strings, for use without a chat template; ``("", text)`` for plain text,
@@ -76,6 +79,20 @@ class Example:
     plain: tuple[str, str] | None = None
     where: str = ""
     item: Any = None
+
+    def __post_init__(self) -> None:
+        """Give every message its flag.
+
+        Raises:
+            UserError: another number of flags than messages.
+        """
+        if not self.flags:
+            object.__setattr__(self, "flags", (None,) * len(self.messages))
+        elif len(self.flags) != len(self.messages):
+            raise UserError(
+                f"An Example ({self.where or 'of a data source'}) has {len(self.messages)} messages and "
+                f"{len(self.flags)} flags. Allowed: a flag for each message, or flags=() to leave all to train_on."
+            )
 
     @property
     def reference(self) -> str | None:

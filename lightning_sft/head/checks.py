@@ -52,6 +52,12 @@ def check_call(inputs: HeadInput, unembedding: Unembedding, objective: Objective
             "The unembedding is still sharded (a DTensor). Call the head inside the forward of the module that "
             "fully_shard wraps as root, or register the calling method with register_fsdp_forward_method."
         )
+    if inputs.hidden.ndim != 2:
+        raise UserError(
+            f"Got hidden {tuple(inputs.hidden.shape)} and targets {tuple(inputs.targets.shape)}. Allowed: supervised "
+            "positions alone, (tokens, dim) and (tokens,). From (batch, length, dim) and labels, that is "
+            "hidden[:, :-1][at] and labels[:, 1:][at] with at = labels[:, 1:] != -100."
+        )
     if weight.shape[1] != inputs.hidden.shape[-1] or inputs.targets.shape != inputs.hidden.shape[:-1]:
         raise UserError(
             f"Got hidden {tuple(inputs.hidden.shape)}, targets {tuple(inputs.targets.shape)} and unembedding "

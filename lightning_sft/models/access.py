@@ -25,7 +25,7 @@ def find_causal_lm(module: nn.Module) -> PreTrainedModel:
     Raises:
         UserError: there is none, or more than one.
     """
-    found = [m for m in _outermost(module) if m.get_output_embeddings() is not None]
+    found = [m for m in outermost_models(module) if m.get_output_embeddings() is not None]
     if len(found) == 1:
         return found[0]
     what = "no Hugging Face model with output embeddings" if not found else f"{len(found)} Hugging Face models"
@@ -35,14 +35,14 @@ def find_causal_lm(module: nn.Module) -> PreTrainedModel:
     )
 
 
-def _outermost(module: nn.Module) -> Iterator[PreTrainedModel]:
+def outermost_models(module: nn.Module) -> Iterator[PreTrainedModel]:
     """Yield the transformers models in ``module`` that are not inside another one."""
     if isinstance(module, PreTrainedModel):
         yield module
         return
     for child in module.children():
         if not isinstance(child, SearchBarrier):
-            yield from _outermost(child)
+            yield from outermost_models(child)
 
 
 def find_tokenizer(module: nn.Module) -> PreTrainedTokenizerBase:

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_sft.errors import UserError
+from lightning_sft.models.instruments import model_to_read
 from lightning_sft.probes.files import save_probes
 from lightning_sft.probes.forward import evaluation, layer_rows
 from lightning_sft.probes.probe import Probe, named
@@ -85,6 +86,7 @@ def mine_probes(
     Returns:
         Mined probes, those the model gets wrong the worst first.
     """
+    model = model_to_read(model)
     rows = torch.nn.functional.normalize(layer_rows(model.get_input_embeddings()).float(), dim=1)
     words = _words(tokenizer, len(rows))
     usable = torch.tensor([w is not None for w in words], device=rows.device)

@@ -15,7 +15,8 @@ from lightning_sft._lightning import to_device, validating
 from lightning_sft.errors import UserError
 from lightning_sft.metrics.order_parameter import AnswerGeometry, answer_geometry, order_parameter, probabilities
 from lightning_sft.metrics.synonyms import synonym_rank
-from lightning_sft.models.access import find_causal_lm, find_tokenizer, input_embeddings
+from lightning_sft.models.access import input_embeddings
+from lightning_sft.models.instruments import model_to_read, tokenizer_to_use
 from lightning_sft.models.mode import eval_mode
 from lightning_sft.probes.encode import EncodedProbes, encode_probes
 from lightning_sft.probes.forward import layer_rows, read_probes, within_shards
@@ -46,8 +47,8 @@ class ProbeObserver:
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         self._outer = module
-        self._model = find_causal_lm(module)
-        encoded = encode_probes(probes, tokenizer or find_tokenizer(module))
+        self._model = model_to_read(module)
+        encoded = encode_probes(probes, tokenizer_to_use(module, tokenizer))
         self.encoded: EncodedProbes = encoded.to(input_embeddings(self._model).device)
         self._phi = phi
         self._plain: bool | None = None

@@ -127,6 +127,17 @@ def test_shapes(head):
         head(HeadInput(case.hidden, case.targets), Unembedding(case.weight.T), NLL())
 
 
+def test_hidden_states_of_whole_rows_are_sent_to_their_supervised_positions():
+    case = make()
+    hidden, labels = torch.randn(2, 5, 8, dtype=case.hidden.dtype), torch.tensor([[-100, 1, 2, 3, -100]] * 2)
+    for head in (fused_head, reference_head):
+        with pytest.raises(UserError, match=r"hidden \(2, 5, 8\).*hidden\[:, :-1\]\[at\]"):
+            head(HeadInput(hidden, labels), case.unembedding(), NLL())
+    at = labels[:, 1:] != -100
+    output = fused_head(HeadInput(hidden[:, :-1][at], labels[:, 1:][at]), case.unembedding(), NLL())
+    assert output.losses.shape == (6,)
+
+
 def test_logits_at_hand_are_checked_too():
     case = make()
     logits = case.hidden @ case.weight.T

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_sft.errors import UserError
+from lightning_sft.models.instruments import model_to_read
 from lightning_sft.probes.encode import encode_probes
 from lightning_sft.probes.files import load_probes
 from lightning_sft.probes.probe import Probe
@@ -72,6 +73,7 @@ def predict_critical_lr(
     Raises:
         UserError: probes, steps, a schedule, a quantile or a start that cannot be.
     """
+    model = model_to_read(model)
     encoded = encode_probes(load_probes(probes), tokenizer)
     names = [p.name for p in encoded.probes]
     with ModelRunner(model, encoded, optimizer) as runner:

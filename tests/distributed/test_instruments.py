@@ -1,0 +1,34 @@
+"""Instruments on two ranks: one reading decides for both, and leftovers of a killed run are cleared away."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from tests.distributed.ranks import two_ranks
+from tests.running import toy_arguments, write_rows
+
+
+def test_a_prediction_starts_from_one_reading_on_every_rank(tmp_path: Path) -> None:
+    first, second = two_ranks("instruments:prediction", tmp_path)
+    assert first["start"] == second["start"] == -2.0, "rank 0's reading"
+    assert first["found"] == second["found"]
+    assert torch.equal(first["x"], second["x"])
+
+
+def test_predictions_survive_leftovers_of_a_killed_run(toy_folder: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", count=5)
+    left = tmp_path / ".answers.jsonl.parts"
+    left.mkdir()
+    for rank in (1, 3):  # of a run on four ranks
+        (left / f"{rank}.jsonl").write_text(json.dumps({"index": 77}) + "\n")
+    (left / ".2.jsonl.partial").write_text("cut o")
+    writer = {"class_path": "PredictionWriter", "init_args": {"path": "answers.jsonl"}}
+    given = {"data__train": None, "data__predict": rows, "data__val_split": None, "model__max_new_tokens": 2}
+    ranks = {"trainer__strategy": "ddp", "trainer__devices": 2, "trainer__max_steps": None}
+    arguments = toy_arguments(toy_folder, rows, **given, **ranks, trainer__callbacks=json.dumps([writer]))
+    arguments = [argument for argument in arguments if not argument.startswith("--data.train")]
+    two_ranks("instruments:predict", tmp_path, arguments=arguments)
+    answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [answer["index"] for answer in answers] == list(range(5))
+    assert not left.exists()
