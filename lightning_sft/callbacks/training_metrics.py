@@ -11,7 +11,12 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_sft._lightning import log_interval
+from lightning_sft.objectives import Objective
+from lightning_sft.training.accumulation import accumulator_of
 from lightning_sft.training.strategies import adapter_of
+
+#: sum of a step -> what its mean is called
+MEANS = {"loss": "loss", "nll": "nll", "hits": "token_accuracy", "p": "mean_p"}
 
 
 class TrainingMetrics(Callback):
@@ -23,7 +28,9 @@ class TrainingMetrics(Callback):
     ``train/skipped_steps``, ``train/objective/...``, ``perf/tokens_per_second`` (supervised tokens),
     ``perf/padding_share``.
 
-    Works with modules that keep ``step_totals``, such as [`SFTModule`][lightning_sft.module.SFTModule].
+    Works in modules that have a `StepAccumulator` among their attributes, such as
+    [`SFTModule`][lightning_sft.module.SFTModule]. Where that counts no more than losses and tokens, the keys that come
+    from scores of tokens are left out.
     """
 
     def __init__(self) -> None:
@@ -44,31 +51,30 @@ class TrainingMetrics(Callback):
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        totals = getattr(pl_module, "step_totals", None)
-        if not totals:
+        accumulator = accumulator_of(pl_module)
+        if accumulator is None or not accumulator.totals:
             return
+        totals = accumulator.totals
         self._tokens += float(totals["supervised"])
         if (trainer.global_step + 1) % log_interval(trainer):
             return
         now = time.perf_counter()
-        nll = totals.mean("nll")
-        values: dict[str, Any] = {
-            "train/nll": nll,
-            "train/perplexity": float(torch.tensor(nll, dtype=torch.float64).exp()),
-            "train/token_accuracy": totals.mean("hits"),
-            "train/mean_p": totals.mean("p"),
+        values: dict[str, Any] = {f"train/{name}": totals.mean(key) for key, name in MEANS.items() if key in totals}
+        if "nll" in totals:
+            values["train/perplexity"] = float(torch.tensor(values["train/nll"], dtype=torch.float64).exp())
+        if "positions" in totals:
+            values["perf/padding_share"] = float(totals["padding"]) / max(float(totals["positions"]), 1.0)
+        values |= {
             "train/lr": optimizer.param_groups[0]["lr"],
-            "train/skipped_steps": float(getattr(pl_module, "skipped_steps", 0)),
-            "perf/padding_share": float(totals["padding"]) / max(float(totals["positions"]), 1.0),
+            "train/skipped_steps": float(accumulator.skipped_steps),
         }
         norm = adapter_of(trainer).gradient_norm(
             p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
         )
         values |= {} if norm is None else {"train/grad_norm": norm.to(torch.float32)}
         objective = getattr(pl_module, "objective", None)
-        if objective is not None:
+        if isinstance(objective, Objective):
             values |= {f"train/objective/{k}": v for k, v in objective.logged().items()}
-        values["train/loss"] = totals.mean("loss")
         values["perf/tokens_per_second"] = self._tokens / max(now - self._since, 1e-9)
         pl_module.log_dict(values, batch_size=1)
         short = {"loss": values["train/loss"], "tokens/s": values["perf/tokens_per_second"]}

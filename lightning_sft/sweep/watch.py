@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lightning_sft.errors import UserError
 from lightning_sft.metrics.wide import wide, wide_device
+from lightning_sft.training.accumulation import accumulator_of
 
 #: how schedulers are stepped: torch's name, and that of timm's schedulers
 _STEPS = ("step", "step_update")
@@ -38,9 +39,10 @@ class StepLosses(Callback):
         None for a step without one: no supervised token, or a training step that returned nothing.
         """
         values, self._values = self._values, []
-        totals = getattr(module, "step_totals", None)
-        if totals:
-            return float(totals.mean("nll")) if float(totals["supervised"]) else None
+        accumulator = accumulator_of(module)
+        if accumulator is not None and accumulator.totals:
+            totals = accumulator.totals
+            return totals.mean("nll" if "nll" in totals else "loss") if accumulator.learned else None
         zero = torch.zeros((), dtype=torch.float64, device=wide_device(module.device))
         own = torch.stack([torch.stack(values).sum() if values else zero, zero + len(values)])
         total = trainer.strategy.reduce(own, reduce_op="sum")

@@ -189,6 +189,12 @@ class StepAccumulator:
         return bool(self.totals) and self.totals.denominator(self.denominator) != 0
 
 
+def accumulator_of(module: object) -> StepAccumulator | None:
+    """Return the `StepAccumulator` among a module's attributes; None if there is none, or more than one."""
+    found = [value for value in vars(module).values() if isinstance(value, StepAccumulator)]
+    return found[0] if len(found) == 1 else None
+
+
 class _WithValue(torch.autograd.Function):
     """A scalar with the value of one tensor and the gradient of another."""
 

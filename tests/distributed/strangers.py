@@ -59,9 +59,10 @@ def whole_step(dtype: str) -> dict[str, Any]:
     model = toy(dtype)
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
     labels = batch["labels"][:, 1:]
-    cross_entropy(logits.flatten(0, 1), labels.flatten()).backward()
+    loss = cross_entropy(logits.flatten(0, 1), labels.flatten())
+    loss.backward()
     gradients = {f"model.{name}": p.grad for name, p in model.named_parameters()}
-    return {"gradients": gradients, "tokens": float((labels != -100).sum())}
+    return {"gradients": gradients, "tokens": float((labels != -100).sum()), "loss": loss.item()}
 
 
 def assert_exact(got: dict[str, Any], expected: dict[str, Any], tolerance: float) -> None:

@@ -4,8 +4,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
+from lightning_sft.callbacks import TrainingMetrics
+from lightning_sft.sweep.trial import TrialRunner
 from tests.distributed.strangers import assert_exact, from_page, step, toy, whole_step
 from tests.fitting import batches, loader, trainer
+from tests.sweep.toys import Between
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
 
@@ -59,3 +62,32 @@ def test_a_step_without_tokens(kind: str, moved: bool) -> None:
     after = torch.cat([p.detach().flatten() for p in module.parameters()])
     assert bool((after != before).any()) == moved
     assert (after - before).abs().max() <= 1e-5 * 0.01 * before.abs().max(), "decay alone"
+
+
+def test_training_metrics_show_what_the_accumulator_counts() -> None:
+    expected = whole_step("float64")
+    fit = trainer(callbacks=[TrainingMetrics()], accumulate_grad_batches=4)
+    fit.fit(from_page("Exact")(toy("float64")), loader(batches(8, 2)))
+    shown = {key: float(value) for key, value in fit.callback_metrics.items()}
+    assert shown["train/loss"] == pytest.approx(expected["loss"], rel=1e-6)
+    norm = torch.cat([g.flatten() for g in expected["gradients"].values()]).norm()
+    assert shown["train/grad_norm"] == pytest.approx(float(norm), rel=1e-6)
+    assert shown["train/skipped_steps"] == 0
+    assert not {"train/nll", "train/token_accuracy", "perf/padding_share"} & shown.keys()
+
+
+@pytest.mark.parametrize("kind", ["Exact", "ExactByHand"])
+def test_trials_of_a_sweep_read_the_exact_loss(kind: str) -> None:
+    by_hand = kind == "ExactByHand"
+    module = from_page(kind)(toy("float64"), *([4] if by_hand else []))
+
+    def one_step(trainer, module) -> list[float]:
+        with TrialRunner(trainer, module, steps=1) as runner:
+            return runner.run(1e-3).losses
+
+    between = Between(one_step)
+    fit = trainer(callbacks=[between], accumulate_grad_batches=1 if by_hand else 4)
+    fit.fit(module, loader(batches(8, 2)))
+    assert between.result == [pytest.approx(whole_step("float64")["loss"], rel=1e-10)]
+    assert module.steps.skipped_steps == 0
+    assert float(module.steps.totals["supervised"]) == whole_step("float64")["tokens"], "the fit's own step, afterwards"
