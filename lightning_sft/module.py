@@ -133,10 +133,9 @@ class SFTModule(EvaluatedModule):
             self._tokenizer = self._tokenizer_settings.load()
         return self._tokenizer
 
-    @property
-    def _packed(self) -> bool:
-        """Whether the data module packs several rows into one."""
-        return bool(getattr(getattr(attached_trainer(self), "datamodule", None), "packed", False))
+    def _rows(self, how: str) -> bool:
+        """Return whether the data module's rows are ``packed``, or it ``wants_flat`` batches."""
+        return bool(getattr(getattr(attached_trainer(self), "datamodule", None), how, False))
 
     @property
     def strategy_adapter(self) -> StrategyAdapter:
@@ -146,9 +145,11 @@ class SFTModule(EvaluatedModule):
     @override
     def configure_model(self) -> None:
         if not hasattr(self, "scorer"):
-            scorer = build_scorer(self.settings, self.objective, len(self.tokenizer), self._packed)
+            how = {"packed": self._rows("packed"), "flat": self._rows("wants_flat")}
+            scorer = build_scorer(self.settings, self.objective, len(self.tokenizer), **how)
+            self.takes_flat_batches, self.flat_refusal = scorer.flat_refusal is None, scorer.flat_refusal
             if attached_trainer(self) is not None:
-                if self._packed and not self.strategy_adapter.callable_inside:
+                if how["packed"] and not self.strategy_adapter.callable_inside:
                     check_documents_apart(scorer)
                 self.strategy_adapter.shard(scorer, self.settings)
                 self.strategy_adapter.before_loading(self._check_checkpoint)
@@ -205,7 +206,7 @@ class SFTModule(EvaluatedModule):
     def on_fit_start(self) -> None:
         self.resume_state.check(position_facts(self.trainer))  # where the checkpoint is loaded before this hook
         start.check_length(self.scorer.causal_lm, getattr(self.trainer, "datamodule", None))
-        if self._packed and self.strategy_adapter.callable_inside:
+        if self._rows("packed") and self.strategy_adapter.callable_inside:
             with self.trainer.precision_plugin.forward_context():
                 check_documents_apart(self.scorer)
 

@@ -19,17 +19,14 @@ SHORT = 512
 """Tokens up to which 16-bit documents on a CPU are attended to by plain products (docs/performance.md)."""
 
 
-def sizes_as_mask(position_ids: Tensor) -> Tensor:
-    """Return the sizes of documents in the shape in which models hand a finished mask on to their layers.
+def document_sizes(position_ids: Tensor) -> Tensor:
+    """Return the tokens of each document of one row, (documents,), int64, on the CPU.
 
     Args:
         position_ids: (1, length), beginning at 0 in each document.
-
-    Returns:
-        (1, 1, 1, documents), int64, on the CPU.
     """
     starts = torch.nonzero(position_ids[0] == 0)[:, 0].cpu()
-    return torch.diff(starts, append=torch.tensor([position_ids.shape[1]]))[None, None, None]
+    return torch.diff(starts, append=torch.tensor([position_ids.shape[1]]))
 
 
 def attention_per_document(
@@ -53,7 +50,8 @@ def attention_per_document(
         query: (batch, heads, length, dim); a batch of packed rows is one long row.
         key: (batch, key heads, length, dim).
         value: (batch, key heads, length, dim).
-        attention_mask: of int64, the output of `sizes_as_mask`; else a usual mask.
+        attention_mask: of int64 and shape (1, 1, 1, documents): the documents' sizes, in a form that models hand on to
+            their layers as a finished mask; else a usual mask.
         dropout: share of the weights that is dropped.
         scaling: factor on the products; default 1 / sqrt(dim).
         sliding_window: how many positions a position sees, itself included.

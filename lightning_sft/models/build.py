@@ -18,11 +18,11 @@ from lightning_sft.errors import UserError, first_line
 from lightning_sft.head import HeadKind, Unembedding, choose_head
 from lightning_sft.models.access import backbone, find_causal_lm, unembedding, vocabulary_size
 from lightning_sft.models.adapters import add_adapter, load_adapter, require_stored_rows, stored_config
+from lightning_sft.models.flat import DocumentRows
 from lightning_sft.models.loading import Dtype, Init, grow_embeddings, load_causal_lm
 from lightning_sft.models.mode import eval_mode
-from lightning_sft.models.neftune import add_noise
-from lightning_sft.models.packing import choose_attention
-from lightning_sft.models.proofs import check_causal, prove_documents_apart
+from lightning_sft.models.neftune import EmbeddingNoise
+from lightning_sft.models.proofs import check_causal
 from lightning_sft.models.quantization import Quantization
 from lightning_sft.models.reach import measure_reach
 from lightning_sft.models.reference import FrozenReference, Reference, Snapshot, check_rows
@@ -101,14 +101,18 @@ class ModelSettings:
         return f"{self.name!r} ({self.init}){adapter}"
 
 
-def build_scorer(settings: ModelSettings, objective: Objective, vocabulary: int, packed: bool = False) -> TokenScorer:
+def build_scorer(
+    settings: ModelSettings, objective: Objective, vocabulary: int, *, packed: bool = False, flat: bool = False
+) -> TokenScorer:
     """Load the model, add the adapter, choose the head and switch on what the settings ask for.
 
     Args:
         settings: which model, and how.
         objective: decides whether a reference model is kept, and which.
         vocabulary: number of token ids that the embeddings must hold.
-        packed: whether rows will hold several documents; decides which attention is the default.
+        packed: whether rows will hold several documents: an error where the model does not keep them apart.
+        flat: whether rows may lie end to end; ``flat_refusal`` of the scorer says why not. Either decides which
+            attention is the default.
 
     Raises:
         UserError: on a model, an adapter or a head that cannot work.
@@ -125,12 +129,12 @@ def build_scorer(settings: ModelSettings, objective: Objective, vocabulary: int,
     )
     new_rows = grow_embeddings(find_causal_lm(model), vocabulary, settings.init)
     _try_new_rows(find_causal_lm(model), new_rows)
-    if packed:
-        _prepare_for_packing(find_causal_lm(model), settings)
+    rows = DocumentRows(packed, flat, settings.attn_implementation)
+    usual_attention = rows.choose_attention(find_causal_lm(model))
     copy_to_look_at = _small_copy(find_causal_lm(model))
     check_causal(find_causal_lm(model), copy_to_look_at)
-    with_boundaries = packed and prove_documents_apart(find_causal_lm(model), copy_to_look_at)
-    reference: Reference | None = _frozen_reference(settings, objective, find_causal_lm(model), packed, with_boundaries)
+    rows.prove(find_causal_lm(model), copy_to_look_at, usual_attention)
+    reference: Reference | None = _frozen_reference(settings, objective, find_causal_lm(model), rows)
     weights = adaptable_weights(find_causal_lm(model)) if settings.has_adapter else {}
     if settings.adapter is not None:
         model = add_adapter(find_causal_lm(model), settings.adapter)
@@ -141,23 +145,23 @@ def build_scorer(settings: ModelSettings, objective: Objective, vocabulary: int,
         require_stored_rows(causal_lm, new_rows, settings.name)
     if settings.gradient_checkpointing:
         _enable_checkpointing(causal_lm)
-    if settings.neftune_noise_alpha is not None:
-        add_noise(causal_lm.get_input_embeddings(), settings.neftune_noise_alpha)
     head = _checked_head(settings.head, model)
     if reference is not None and head == "fused":
         head = _checked_head(settings.head, reference)
     if objective.snapshot_every:
         reference = Snapshot(model)
     scorer = TokenScorer(model, head, reference)
-    scorer.with_boundaries = with_boundaries
+    scorer.with_boundaries, scorer.flat_refusal = rows.with_boundaries, rows.flat_refusal
     scorer.adapter_reach = measure_reach(weights, model) if settings.has_adapter else None
+    if settings.neftune_noise_alpha is not None:
+        scorer.noise = EmbeddingNoise(causal_lm.get_input_embeddings(), settings.neftune_noise_alpha)
     if settings.torch_compile:
         backbone(causal_lm).compile()
     return scorer.train()
 
 
 def _frozen_reference(
-    settings: ModelSettings, objective: Objective, model: PreTrainedModel, packed: bool, with_boundaries: bool
+    settings: ModelSettings, objective: Objective, model: PreTrainedModel, rows: DocumentRows
 ) -> FrozenReference | None:
     """Return the frozen model that an objective compares with; None where it needs none, or the model itself will do.
 
@@ -166,8 +170,7 @@ def _frozen_reference(
             switch off.
         objective: says what it compares with.
         model: before it has an adapter.
-        packed: whether rows will hold several documents.
-        with_boundaries: whether the model's kernels must be told the documents' boundaries.
+        rows: what is known about documents in one row.
 
     Raises:
         UserError: a checkpoint is named for an objective that compares with snapshots, has too few rows of logits, or
@@ -190,28 +193,13 @@ def _frozen_reference(
             trust_remote_code=settings.trust_remote_code,
         )
         check_rows(reference, model, settings.reference)
-        if packed:
-            _prepare_for_packing(reference, settings)
-            if prove_documents_apart(reference, _small_copy(reference)) != with_boundaries:
-                raise UserError(
-                    f"model.reference is {settings.reference!r}, whose kernels keep packed documents apart in another "
-                    "way than the model's. Set data.order: grouped in place of packed."
-                )
+        usual_attention = rows.choose_attention(reference)
+        rows.prove_reference(reference, _small_copy(reference), usual_attention, settings.reference)
     elif settings.has_adapter:
         return None
     else:
         reference = copy.deepcopy(model)
     return FrozenReference(reference)
-
-
-def _prepare_for_packing(model: PreTrainedModel, settings: ModelSettings) -> None:
-    """Choose the attention, and refuse what would not know one document from the next."""
-    if settings.neftune_noise_alpha is not None:
-        raise UserError(
-            f"neftune_noise_alpha is {settings.neftune_noise_alpha} with data.batching: packed: the noise shrinks with "
-            "a row's length, which is not known inside a pack. Set data.batching: grouped or neftune_noise_alpha: null."
-        )
-    choose_attention(model, settings.attn_implementation)
 
 
 def _small_copy(model: PreTrainedModel) -> PreTrainedModel | None:

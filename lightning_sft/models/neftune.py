@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,8 +13,10 @@ from torch import Tensor, nn
 from lightning_sft.errors import UserError
 
 
-def add_noise(embeddings: nn.Module, alpha: float) -> None:
-    """Let an embedding module add noise in [-alpha / sqrt(length * dim), +...] to its output while it trains.
+class EmbeddingNoise:
+    """Noise in [-alpha / sqrt(length * dim), +...] on the output of an embedding module while that trains.
+
+    The length is a row's in a padded batch, padding included, and a document's own where rows lie end to end.
 
     Args:
         embeddings: returns (batch, length, dim).
@@ -21,13 +25,35 @@ def add_noise(embeddings: nn.Module, alpha: float) -> None:
     Raises:
         UserError: alpha is not positive.
     """
-    if not alpha > 0:
-        raise UserError(f"neftune_noise_alpha is {alpha}. Allowed: a positive number (5 to 15 in the paper), or null.")
 
-    def noisy(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    def __init__(self, embeddings: nn.Module, alpha: float) -> None:
+        if not alpha > 0:
+            raise UserError(
+                f"neftune_noise_alpha is {alpha}. Allowed: a positive number (5 to 15 in the paper), or null."
+            )
+        self.alpha = alpha
+        self._lengths: Tensor | None = None
+        embeddings.register_forward_hook(self._add)
+
+    @contextlib.contextmanager
+    def for_lengths(self, lengths: Tensor | None) -> Iterator[None]:
+        """Add noise by each position's own length for as long as the context lasts.
+
+        Args:
+            lengths: (batch, length, 1); None for that of the rows.
+        """
+        self._lengths = lengths
+        try:
+            yield
+        finally:
+            self._lengths = None
+
+    def _add(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         if not module.training:
             return output
-        bound = alpha / math.sqrt(output.shape[-2] * output.shape[-1])
-        return output + torch.empty_like(output).uniform_(-bound, bound)
-
-    embeddings.register_forward_hook(noisy)
+        length, dim = output.shape[-2:]
+        if self._lengths is None:
+            bound = self.alpha / math.sqrt(length * dim)
+            return output + torch.empty_like(output).uniform_(-bound, bound)
+        bounds = self.alpha * (self._lengths * dim).to(torch.promote_types(output.dtype, torch.float32)).rsqrt()
+        return output + torch.empty_like(output).uniform_(-1, 1) * bounds.to(output.dtype)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from lightning_sft.errors import UserError
 from lightning_sft.models.access import find_causal_lm, text_config, vocabulary_size
-from lightning_sft.models.attention import PER_DOCUMENT, sizes_as_mask
+from lightning_sft.models.attention import PER_DOCUMENT, document_sizes
 from lightning_sft.models.mode import eval_mode
 from lightning_sft.objectives import NLL
 from lightning_sft.scores import IGNORED
@@ -66,6 +66,36 @@ def attended(batch: Mapping[str, Tensor]) -> Tensor:
     return batch["row"] >= 0 if is_packed(batch) else batch["attention_mask"] != 0
 
 
+def is_flat(batch: Mapping[str, Any]) -> bool:
+    """Return whether a batch is one sequence that brings the boundaries of its documents along."""
+    return "cu_seq_lens" in batch
+
+
+def supervised(batch: Mapping[str, Any]) -> Tensor:
+    """Return the positions whose hidden states predict a label, (tokens,), counted over the whole batch.
+
+    The label stands one position further. A flat batch brings them along, so that nothing is read from the device.
+    """
+    if "supervised" in batch:
+        index: Tensor = batch["supervised"]
+        return index
+    trained = batch["labels"] != IGNORED
+    trained[:, 0] = False  # nothing stands before it
+    return torch.nonzero(trained.flatten())[:, 0] - 1
+
+
+def document_lengths(batch: Mapping[str, Any]) -> Tensor | None:
+    """Return the tokens of each position's own document, (batch, length, 1); None for padded rows."""
+    if not is_packed(batch):
+        return None
+    positions: Tensor = batch["position_ids"]
+    if is_flat(batch):
+        sizes = batch["cu_seq_lens"].diff()
+        return torch.repeat_interleave(sizes, sizes, output_size=positions.shape[1])[None, :, None]
+    number = documents(positions)
+    return torch.bincount(number.flatten())[number][..., None]
+
+
 def documents(position_ids: Tensor) -> Tensor:
     """Number the documents of a packed batch.
 
@@ -84,14 +114,25 @@ def per_document(model: PreTrainedModel) -> bool:
     return name == PER_DOCUMENT or "flash" in name
 
 
-def flattened(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a packed batch as one row, (1, batch * length)."""
-    return {name: value.reshape(1, -1) for name, value in batch.items()}
+def attends_by_document(model: PreTrainedModel) -> bool:
+    """Return whether the work of the model's attention grows with documents and not with the whole row."""
+    return per_document(model) or "flex" in str(model.config._attn_implementation)
 
 
-def decoder_inputs(
-    model: PreTrainedModel, batch: Mapping[str, Tensor], with_boundaries: bool = False
-) -> dict[str, Any]:
+def masks_everything(model: PreTrainedModel) -> str:
+    """Return why a model that keeps documents apart by masks should not get them in one row."""
+    return (
+        f"the attention of {type(model).__name__} ({model.config._attn_implementation!r}) masks every position against "
+        "every other, which costs more than padding does"
+    )
+
+
+def flattened(batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a packed batch as one row, (1, batch * length); a flat one is that already."""
+    return batch if is_flat(batch) else {name: value.reshape(1, -1) for name, value in batch.items()}
+
+
+def decoder_inputs(model: PreTrainedModel, batch: Mapping[str, Any], with_boundaries: bool = False) -> dict[str, Any]:
     """Return what the decoder is called with.
 
     Without ``attention_mask``, transformers makes masks (or, for flash attention, boundaries) from ``position_ids``.
@@ -102,10 +143,18 @@ def decoder_inputs(
         with_boundaries: add `boundaries`, for layers that know of documents by them alone; the batch is one row.
     """
     inputs: dict[str, Any] = {k: batch[k] for k in ("input_ids", "attention_mask", "position_ids") if k in batch}
-    if is_packed(batch) and model.config._attn_implementation == PER_DOCUMENT:
-        inputs["attention_mask"] = sizes_as_mask(batch["position_ids"])
-    if is_packed(batch) and with_boundaries:
-        inputs |= boundaries(batch["position_ids"])
+    if not is_packed(batch):
+        return {**inputs, "use_cache": False}
+    if model.config._attn_implementation == PER_DOCUMENT:
+        sizes = batch["cu_seq_lens"].diff().long() if is_flat(batch) else document_sizes(batch["position_ids"])
+        inputs["attention_mask"] = sizes[None, None, None]
+    if with_boundaries:
+        inputs["seq_idx"] = documents(batch["position_ids"]).to(torch.int32)
+    by_kernel = per_document(model) and (
+        batch["input_ids"].is_cuda or model.config._attn_implementation != PER_DOCUMENT
+    )
+    if with_boundaries or (is_flat(batch) and by_kernel):
+        inputs |= boundaries(batch)
     return {**inputs, "use_cache": False}
 
 
@@ -131,21 +180,22 @@ def choose_attention(model: PreTrainedModel, asked: str | None) -> None:
         )
 
 
-def boundaries(position_ids: Tensor) -> dict[str, Any]:
-    """Return where documents begin and end, as the kernels of transformers' recurrent and convolution layers take it.
+def boundaries(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return where documents begin and end, as kernels of attention, recurrent and convolution layers take it.
 
     Args:
-        position_ids: (1, length), beginning at 0 in each document.
+        batch: one row; a flat one brings its boundaries along, others are read back from the device.
 
     Returns:
-        ``seq_idx``, (1, length), int32; ``cu_seq_lens_q`` and ``_k``, (documents + 1,), int32; and the longest document
-        as ``max_length_q`` and ``_k``.
+        ``cu_seq_lens_q`` and ``_k``, (documents + 1,), int32; and the longest document as ``max_length_q`` and ``_k``.
     """
-    starts = torch.nonzero(position_ids[0] == 0)[:, 0]
-    ends = torch.cat([starts, starts.new_tensor([position_ids.shape[1]])]).to(torch.int32)
-    longest = int(ends.diff().max())
+    if is_flat(batch):
+        ends, longest = batch["cu_seq_lens"], batch["max_length"]
+    else:
+        sizes = document_sizes(batch["position_ids"])
+        ends = nn.functional.pad(sizes.cumsum(0), (1, 0)).to(torch.int32).to(batch["position_ids"].device)
+        longest = int(sizes.max())
     return {
-        "seq_idx": documents(position_ids).to(torch.int32),
         **dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), ends),
         **dict.fromkeys(("max_length_q", "max_length_k"), longest),
     }

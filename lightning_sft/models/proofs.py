@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from lightning_sft.errors import UserError, first_line
 from lightning_sft.models.mode import eval_mode
-from lightning_sft.models.packing import PROVEN
+from lightning_sft.models.packing import PROVEN, supervised
 from lightning_sft.models.scorer import TokenScorer
 from lightning_sft.models.small_copy import WINDOW, CopyFailed, small_copy, token_ids, undisturbed
 from lightning_sft.objectives import NLL
@@ -94,8 +94,8 @@ def prove_documents_apart(model: PreTrainedModel, copy: PreTrainedModel | None) 
         Whether documents are kept apart only by kernels that must be told the boundaries.
 
     Raises:
-        UserError: the documents see each other, positions are not counted from each document's beginning, or there is
-            no copy to prove it on.
+        DocumentsMix: the documents see each other, positions are not counted from each document's beginning, or there
+            is no copy to prove it on.
     """
     if copy is None:
         _refuse(model, "no small copy of it can be made to prove on it that documents stay apart")
@@ -112,12 +112,26 @@ def prove_documents_apart(model: PreTrainedModel, copy: PreTrainedModel | None) 
     return True
 
 
+class DocumentsMix(UserError):
+    """Documents in one row see each other, or cannot be proven not to.
+
+    Args:
+        message: for a run that cannot go on without.
+        why: the reason alone, as half a sentence.
+    """
+
+    def __init__(self, message: str, why: str) -> None:
+        super().__init__(message)
+        self.why = why
+
+
 def _refuse(model: PreTrainedModel, why: str) -> NoReturn:
-    raise UserError(
+    raise DocumentsMix(
         f"{type(model).__name__} (model_type {model.config.model_type!r}, attention "
         f"{model.config._attn_implementation!r}) cannot train on packed rows: {why}. Set data.order: grouped and "
         f"data.layout: padded, which saves nearly as much padding, or use one of the architectures that are proven: "
-        f"{', '.join(PROVEN)}."
+        f"{', '.join(PROVEN)}.",
+        f"{type(model).__name__} does not keep documents of one row apart: {why}",
     )
 
 
@@ -144,11 +158,19 @@ def _leak(scorer: TokenScorer) -> str | None:
 
 def _packed_logp(scorer: TokenScorer, documents: list[Tensor]) -> Tensor:
     """Return the log-probabilities of documents in one row, the first token of each aside."""
-    labels = torch.cat(documents)
+    ids = torch.cat(documents)
     positions = torch.cat([torch.arange(len(d), device=d.device) for d in documents])
-    batch = {"input_ids": labels.clone(), "labels": labels, "position_ids": positions}
-    batch["labels"][positions == 0] = IGNORED
-    return _logp(scorer, {name: value[None] for name, value in batch.items()})
+    batch: dict[str, Any] = {
+        "input_ids": ids[None],
+        "labels": torch.where(positions == 0, IGNORED, ids)[None],
+        "position_ids": positions[None],
+    }
+    sizes = torch.tensor([len(d) for d in documents], device=ids.device)
+    boundaries = {
+        "cu_seq_lens": nn.functional.pad(sizes.cumsum(0), (1, 0)).to(torch.int32),
+        "max_length": max(map(len, documents)),
+    }
+    return _logp(scorer, {**batch, **boundaries, "supervised": supervised(batch)})
 
 
 def _padded_logp(scorer: TokenScorer, documents: list[Tensor]) -> Tensor:
@@ -157,6 +179,6 @@ def _padded_logp(scorer: TokenScorer, documents: list[Tensor]) -> Tensor:
     return _logp(scorer, {"input_ids": ids, "labels": labels, "attention_mask": (labels != IGNORED).long()})
 
 
-def _logp(scorer: TokenScorer, batch: dict[str, Tensor]) -> Tensor:
+def _logp(scorer: TokenScorer, batch: dict[str, Any]) -> Tensor:
     torch.manual_seed(0)  # what a model draws at random is drawn alike each time
     return scorer(batch, NLL()).scores.logp.float()  # type: ignore[no-any-return]

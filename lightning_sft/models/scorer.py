@@ -14,11 +14,19 @@ from typing_extensions import override
 from lightning_sft.head import HeadInput, HeadKind, HeadOutput, fused_head, reference_from_logits
 from lightning_sft.models.access import backbone, find_causal_lm, unembedding, vocabulary_size
 from lightning_sft.models.mode import eval_mode
-from lightning_sft.models.packing import decoder_inputs, documents, flattened, is_packed, per_document
+from lightning_sft.models.neftune import EmbeddingNoise
+from lightning_sft.models.packing import (
+    decoder_inputs,
+    document_lengths,
+    documents,
+    flattened,
+    is_packed,
+    per_document,
+    supervised,
+)
 from lightning_sft.models.reach import Reach
 from lightning_sft.models.reference import FrozenReference, Reference, Snapshot
 from lightning_sft.objectives import Objective
-from lightning_sft.scores import IGNORED
 
 Weighting = Literal["none", "tokens", "sequences"]
 
@@ -38,6 +46,8 @@ class TokenScorer(nn.Module):
     Attributes:
         with_boundaries: give the decoder the boundaries of packed documents, which its kernels need to keep them apart.
         adapter_reach: what the adapter works on and what it leaves out; None without one.
+        flat_refusal: why flat batches would be wrong or slow for this model; None where they are right.
+        noise: NEFTune's, on the input embeddings; None without.
     """
 
     def __init__(self, model: nn.Module, head: HeadKind = "fused", reference: Reference | None = None) -> None:
@@ -46,6 +56,8 @@ class TokenScorer(nn.Module):
         self.head: HeadKind = head
         self.with_boundaries = False
         self.adapter_reach: Reach | None = None
+        self.flat_refusal: str | None = "nothing is known about its documents"
+        self.noise: EmbeddingNoise | None = None
         self.reference = reference
 
     @property
@@ -54,14 +66,15 @@ class TokenScorer(nn.Module):
         return find_causal_lm(self.model)
 
     @override
-    def forward(self, batch: Mapping[str, Tensor], objective: Objective, weighting: Weighting = "none") -> HeadOutput:
+    def forward(self, batch: Mapping[str, Any], objective: Objective, weighting: Weighting = "none") -> HeadOutput:
         """Score the labels of a micro-batch.
 
         Args:
             batch: ``input_ids``, ``attention_mask`` and ``labels``, (batch, length), int64, labels unshifted and -100
                 where untrained; optionally ``position_ids``, (batch, length), and ``source``, (batch,). With
                 ``position_ids`` and without ``attention_mask`` the rows are packed: positions begin at 0 in each
-                document, whose first label is -100, and ``source`` is that of each token, (batch, length).
+                document, whose first label is -100, and ``source`` is that of each token, (batch, length). A flat
+                batch is one such row with ``cu_seq_lens``, ``max_length`` and ``supervised``, see ``FlatCollator``.
                 ``loss_weight``, (batch, length), floating: what the loss of each label is multiplied by; a label of
                 weight 0 is untrained.
             objective: the losses to sum.
@@ -76,17 +89,14 @@ class TokenScorer(nn.Module):
         packed = is_packed(batch)
         if packed and (self.with_boundaries or per_document(causal_lm)):
             batch = flattened(batch)
-        targets = batch["labels"][:, 1:]
-        at = targets != IGNORED
-        weight = batch.get("loss_weight")
+        at, weight = supervised(batch), batch.get("loss_weight")
         if weight is not None:
-            weight = weight[:, 1:]
-            at &= weight != 0
-            weight = weight[at]
+            weight = weight.flatten()[at + 1]
+            at, weight = at[weight != 0], weight[weight != 0]
         rows, source = _rows(batch), batch.get("source")
         if source is not None:
-            source = (source if packed else source[:, None].expand_as(rows))[:, 1:][at]
-        facts: dict[str, Any] = {"targets": targets[at], "row": rows[:, 1:][at], "source": source}
+            source = (source if packed else source[:, None].expand_as(rows)).flatten()[at + 1]
+        facts = {"targets": batch["labels"].flatten()[at + 1], "row": rows.flatten()[at + 1], "source": source}
         if weighting != "none":
             facts["weight"] = weight if weighting == "tokens" else _share_of_sequence(facts["row"], weight)
         compares = objective.reference != "none"
@@ -128,17 +138,23 @@ class TokenScorer(nn.Module):
         if isinstance(self.reference, Snapshot):
             self.reference.refresh(self.model)
 
-    def _hidden(self, model: PreTrainedModel, batch: Mapping[str, Tensor], at: Tensor) -> Tensor:
+    def _hidden(self, model: PreTrainedModel, batch: Mapping[str, Any], at: Tensor) -> Tensor:
         """Return the hidden states that predict the supervised labels, (tokens, dim)."""
-        hidden = backbone(model)(**decoder_inputs(model, batch, self.with_boundaries)).last_hidden_state[:, :-1][at]
-        assert isinstance(hidden, Tensor)
-        return hidden
+        hidden: Tensor = self._decoded(backbone(model), model, batch).last_hidden_state
+        return hidden.flatten(0, 1).index_select(0, at)
 
-    def _logits(self, model: PreTrainedModel, batch: Mapping[str, Tensor], at: Tensor) -> Tensor:
+    def _logits(self, model: PreTrainedModel, batch: Mapping[str, Any], at: Tensor) -> Tensor:
         """Return the model's own logits at the positions that predict the supervised labels, (tokens, vocab)."""
-        logits = model(**decoder_inputs(model, batch, self.with_boundaries)).logits[:, :-1][at]
-        assert isinstance(logits, Tensor)
-        return logits
+        logits: Tensor = self._decoded(model, model, batch).logits
+        return logits.flatten(0, 1).index_select(0, at)
+
+    def _decoded(self, module: nn.Module, model: PreTrainedModel, batch: Mapping[str, Any]) -> Any:
+        """Call the model or its decoder, with noise that knows the length of each document."""
+        inputs = decoder_inputs(model, batch, self.with_boundaries)
+        if self.noise is None:
+            return module(**inputs)
+        with self.noise.for_lengths(document_lengths(batch)):
+            return module(**inputs)
 
 
 def _share_of_sequence(row: Tensor, weight: Tensor | None) -> Tensor:
@@ -153,7 +169,7 @@ def _share_of_sequence(row: Tensor, weight: Tensor | None) -> Tensor:
     return share if weight is None else share * weight
 
 
-def _rows(batch: Mapping[str, Tensor]) -> Tensor:
+def _rows(batch: Mapping[str, Any]) -> Tensor:
     """Return the number of the row or, in packed rows, of the document of each position, (batch, length)."""
     if is_packed(batch):
         return documents(batch["position_ids"])

@@ -15,7 +15,8 @@ from tests.toys import save_toy
 
 ROWS = 8
 CHECKPOINTING = {"model__gradient_checkpointing": "true"}
-PACKED = {"data__batching": "packed", "data__max_length": "128"}
+PACKED = {"data__order": "packed", "data__max_length": "128"}
+PADDED = {"data__layout": "padded"}  # the others are flat
 
 
 def fsdp2(data: int = 2) -> dict[str, str]:
@@ -41,6 +42,10 @@ SPLITS: dict[str, tuple[int, int, dict[str, str]]] = {
     "fsdp2 4x1": (4, 1, FSDP2),
     "fsdp2 2x2, gradient checkpointing": (2, 2, {**FSDP2, **CHECKPOINTING}),
     "fsdp2 1x4": (1, 4, FSDP2),
+    "8x1, padded": (8, 1, PADDED),
+    "2x4, padded, gradient checkpointing": (2, 4, {**PADDED, **CHECKPOINTING}),
+    "ddp 2x2, padded": (2, 2, {**DDP, **PADDED}),
+    "fsdp2 4x1, padded": (4, 1, {**FSDP2, **PADDED}),
     "8x1, packed": (8, 1, PACKED),
     "2x4, packed, masks": (2, 4, {**PACKED, "model__attn_implementation": "sdpa"}),
     "ddp 2x2, packed, gradient checkpointing": (2, 2, {**DDP, **PACKED, **CHECKPOINTING}),
@@ -53,7 +58,7 @@ SPLITS: dict[str, tuple[int, int, dict[str, str]]] = {
 FLOAT64, FLOAT32 = {"model__dtype": "float64"}, {"model__dtype": "float32"}
 SGD = {"model__optimizer": "torch.optim.SGD", "model__optimizer__lr": "0.5"}
 ADAMW = {"model__optimizer": "torch.optim.AdamW", "model__optimizer__lr": "1e-3"}
-FEW = ("8x1", "2x4", "ddp 2x2, gradient checkpointing", "fsdp2 2x2, gradient checkpointing")
+FEW = ("8x1", "8x1, padded", "2x4", "ddp 2x2, gradient checkpointing", "fsdp2 2x2, gradient checkpointing")
 RUNS: dict[str, tuple[dict[str, str], float, tuple[str, ...]]] = {
     "sgd, float64": ({**SGD, **FLOAT64}, 1e-12, tuple(SPLITS)),
     "sgd, float32": ({**SGD, **FLOAT32}, 1e-5, (*FEW, "4x2", "1x8", "ddp 1x4", "split layers 4x2")),

@@ -1,9 +1,12 @@
 """Documents behind each other in one row: none sees another, and losses and gradients are those of padded rows."""
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
 
+from lightning_sft.data.batches.collate import Collator, FlatCollator
+from lightning_sft.data.storage.dataset import Row
 from lightning_sft.errors import UserError
 from lightning_sft.head import HeadOutput
 from lightning_sft.models.adapters import add_adapter
@@ -14,8 +17,10 @@ from lightning_sft.models.packing import (
     check_documents_apart,
     choose_attention,
     decoder_inputs,
+    document_lengths,
     flattened,
     per_document,
+    supervised,
 )
 from lightning_sft.models.scorer import TokenScorer
 from lightning_sft.objectives import DFT, IWSFT, NLL, TALR, Objective, PerSource
@@ -163,5 +168,75 @@ def test_default_attention_under_packing(tmp_path):
     assert attention(llama, packed=False) == attention(llama, attn_implementation="sdpa") == "sdpa"
     with pytest.raises(UserError, match=r"per_document.*not for 'opt'"):
         choose_attention(tiny_model("opt"), PER_DOCUMENT)
-    with pytest.raises(UserError, match="neftune_noise_alpha is 5"):
-        attention(llama, neftune_noise_alpha=5)
+    assert attention(llama, neftune_noise_alpha=5) == PER_DOCUMENT
+
+
+@pytest.mark.parametrize("kind", PROVEN)
+def test_flat_rows_train_like_padded_ones(kind):
+    assert_flat_is_padded(tiny_model(kind, PER_DOCUMENT), 1e-5)
+
+
+@pytest.mark.parametrize("kind", DOUBLE)
+def test_flat_rows_train_like_padded_ones_in_float64(kind):
+    assert_flat_is_padded(tiny_model(kind, PER_DOCUMENT, torch.float64), 1e-12)
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "starcoder2"])
+def test_flat_rows_under_adapters_references_and_checkpointing(kind):
+    model = tiny_model(kind, PER_DOCUMENT, torch.float64).train()
+    _enable_checkpointing(model)
+    adapted = add_adapter(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    assert_flat_is_padded(adapted.double(), 1e-12, IWSFT())
+
+
+def assert_flat_is_padded(model, tolerance, objective=None):
+    """The collators' batches of one set of rows, some of whose tokens train nothing, give one loss and gradient."""
+    scorer = TokenScorer(model, "fused" if tolerance < 1e-5 else "reference")
+    rows = [
+        Row(doc.numpy().astype(np.int32), np.arange(len(doc)) >= 1 + i % 2, i, i % 2)
+        for i, doc in enumerate(documents())
+    ]
+    (apart, expected), (together, got) = (
+        score(scorer, make(pad_token_id=2)(rows), objective) for make in (Collator, FlatCollator)
+    )
+    torch.testing.assert_close(together.loss_sum, apart.loss_sum, rtol=tolerance, atol=0)
+    torch.testing.assert_close(together.losses, apart.losses, rtol=0, atol=10 * tolerance)
+    for name in ("targets", "row", "source"):
+        assert torch.equal(getattr(together.scores, name), getattr(apart.scores, name)), name
+    assert got.keys() == expected.keys()
+    largest = max(float(g.abs().max()) for g in expected.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient, rtol=0, atol=tolerance * largest, msg=name)
+
+
+def test_flat_rows_ask_for_a_proof_and_for_attention_by_document(tmp_path):
+    llama, opt = save_toy(tmp_path / "llama"), save_toy(tmp_path / "opt", "opt")
+
+    def built(folder, **settings):
+        scorer = build_scorer(ModelSettings(str(folder), **settings), NLL(), 10, flat=True)
+        return scorer.causal_lm.config._attn_implementation, scorer.flat_refusal
+
+    assert built(llama) == (PER_DOCUMENT, None)
+    attention, why = built(llama, attn_implementation="sdpa")
+    assert attention == "sdpa"
+    assert "masks every position against every other" in why
+    attention, why = built(opt)
+    assert attention == "sdpa"
+    assert "OPTForCausalLM does not keep documents of one row apart: a changed document moves" in why
+
+
+def test_nothing_is_read_back_from_a_flat_batch():
+    """Boundaries, the longest document and supervised positions come with the batch, not from its tensors."""
+    batch = FlatCollator(2)([Row(d.numpy(), np.ones(len(d), bool), i, 0) for i, d in enumerate(documents())])
+    model = tiny_model("llama", PER_DOCUMENT)
+    inputs = decoder_inputs(model, batch, with_boundaries=True)
+    assert inputs["cu_seq_lens_q"] is inputs["cu_seq_lens_k"] is batch["cu_seq_lens"]
+    assert inputs["max_length_q"] == inputs["max_length_k"] == batch["max_length"] == 11
+    assert supervised(batch) is batch["supervised"]
+    computed = {k: v for k, v in batch.items() if k not in ("cu_seq_lens", "max_length", "supervised")}
+    assert torch.equal(supervised(computed), batch["supervised"])
+    assert torch.equal(document_lengths(computed), document_lengths(batch))
+    other = decoder_inputs(model, computed, with_boundaries=True)
+    assert torch.equal(other["cu_seq_lens_q"], batch["cu_seq_lens"])
+    assert other["max_length_q"] == 11
+    assert torch.equal(other["attention_mask"], inputs["attention_mask"])

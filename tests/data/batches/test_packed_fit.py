@@ -21,7 +21,7 @@ CALLBACKS = [{"class_path": "lightning_sft.callbacks.LastCheckpoint", "init_args
 def arguments(model: Path, rows: Path, ranks: int) -> list[str]:
     settings = {
         "data__val_split": None,
-        "data__batching": "packed",
+        "data__order": "packed",
         "data__max_length": 128,
         "data__batch_size": 2 // ranks,
         "data__num_workers": 2,
@@ -81,24 +81,43 @@ def test_killed_packed_run_sees_each_row_once(toy_folder: Path, tmp_path: Path, 
     assert steps > killed_at + 2
 
 
-def test_validation_does_not_depend_on_packing(toy_folder: Path, tmp_path: Path) -> None:
+def test_losses_do_not_depend_on_the_layout(toy_folder: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl")
     readings = {}
-    for batching in ("padded", "packed"):
-        root = tmp_path / batching
-        settings = {"data__batching": batching, "data__max_length": 256, "trainer__default_root_dir": root}
+    layouts = {"padded": {"data__layout": "padded"}, "flat": {}, "packed": {"data__order": "packed"}}
+    for name, layout in layouts.items():
+        root = tmp_path / name
+        settings = {**layout, "data__max_length": 256, "trainer__default_root_dir": root}
         first = {"trainer__num_sanity_val_steps": -1, "trainer__max_steps": 1}
         run("fit", toy_arguments(toy_folder, rows, **settings, **first))
-        readings[batching] = scalars(run_folder(root / "lightning_logs"))
+        readings[name] = scalars(run_folder(root / "lightning_logs"))
     for key in ("val/nll", "val/token_accuracy"):
-        values = [readings[batching][key][0][1] for batching in ("packed", "padded")]  # before the first step
-        assert values[0] == pytest.approx(values[1], rel=1e-6)
-    assert readings["packed"]["perf/padding_share"][0][1] < 0.2
+        values = [readings[name][key][0][1] for name in layouts]  # before the first step
+        assert values == pytest.approx([values[0]] * 3, rel=1e-6)
+    for key in ("train/nll", "train/grad_norm", "val/nll"):  # flat batches hold the rows of padded ones
+        values = [readings[name][key][-1][1] for name in ("padded", "flat")]
+        assert values[0] == pytest.approx(values[1], rel=1e-5)
+    padding = [readings[name]["perf/padding_share"][0][1] for name in layouts]
+    assert padding[0] > 0.1
+    assert padding[1:] == [0, 0]
+
+
+def test_a_model_that_mixes_documents_gets_padded_rows_and_the_log_says_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, rows = save_toy(tmp_path / "opt", "opt"), write_rows(tmp_path / "rows.jsonl")
+    with caplog.at_level("INFO"):
+        run("fit", toy_arguments(model, rows))
+    assert "Batches are padded: OPTForCausalLM does not keep documents of one row apart" in caplog.text
+    assert scalars(run_folder())["perf/padding_share"][0][1] > 0
+    with pytest.raises(SystemExit) as stop:
+        run("fit", toy_arguments(model, rows, data__layout="flat"))
+    assert stop.value.code == 2
 
 
 def test_opt_is_refused_at_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = save_toy(tmp_path / "opt", "opt")
-    settings = {"data__batching": "packed", "data__max_length": 256}
+    settings = {"data__order": "packed", "data__max_length": 256}
     with pytest.raises(SystemExit) as stop:
         run("fit", toy_arguments(model, write_rows(tmp_path / "rows.jsonl"), **settings))
     assert stop.value.code == 2
