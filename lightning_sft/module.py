@@ -61,7 +61,7 @@ class SFTModule(EvaluatedModule):
         head: ``"auto"``: the chunked head if its logits equal the model's own, else the model's own logits with a
             warning; ``"fused"``: the chunked head or an error; ``"reference"``: the model's own logits.
         init: ``"pretrained"``, or ``"random"`` weights from the model's configuration.
-        dtype: dtype of the model's weights (adapters stay in fp32); ``"auto"`` is the checkpoint's own.
+        dtype: dtype of the weights (adapters stay in fp32); ``"auto"``: the checkpoint's; ``"fastest"``: the device's.
         config_overrides: fields of the model's configuration to change, such as ``{"attention_dropout": 0.1}``.
         attn_implementation: transformers' attention implementation; None is transformers' choice.
         gradient_checkpointing: recompute the decoder's activations in the backward pass.
@@ -146,11 +146,10 @@ class SFTModule(EvaluatedModule):
     def configure_model(self) -> None:
         if not hasattr(self, "scorer"):
             how = {"packed": self._rows("packed"), "flat": self._rows("wants_flat")}
-            scorer = build_scorer(self.settings, self.objective, len(self.tokenizer), **how)
+            settings = start.with_dtype(self.settings, attached_trainer(self))
+            scorer = build_scorer(settings, self.objective, len(self.tokenizer), **how)
             self.takes_flat_batches, self.flat_refusal = scorer.flat_refusal is None, scorer.flat_refusal
             if attached_trainer(self) is not None:
-                if how["packed"] and not self.strategy_adapter.callable_inside:
-                    check_documents_apart(scorer)
                 self.strategy_adapter.shard(scorer, self.settings)
                 self.strategy_adapter.before_loading(self._check_checkpoint)
             self.scorer = scorer

@@ -123,7 +123,8 @@ def _usage(module: SFTModule, kind: Kind) -> str:
             "from transformers import AutoTokenizer, GenerationConfig",
         ]
         # a base is loaded in the dtype it was stored in, which need not be the one it was trained in
-        dtype = "" if module.settings.dtype == "auto" else f', dtype="{module.settings.dtype}"'
+        trained_in = str(module.scorer.causal_lm.dtype).removeprefix("torch.")
+        dtype = "" if module.settings.dtype == "auto" else f', dtype="{trained_in}"'
         model, options = "AutoPeftModelForCausalLM", dtype + remote
         after = ["model.generation_config = GenerationConfig.from_pretrained(folder)"]
     lines = [

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -68,7 +69,7 @@ def capability(device: torch.device | str = "cpu") -> Capability:
     return Capability(device.type, _name(device), ratios)
 
 
-def fastest(can: Capability, frozen_base: bool) -> tuple[torch.dtype, str]:
+def fastest(can: Capability, frozen_base: bool) -> tuple[Literal["float32", "bfloat16"], str]:
     """Return the dtype of weights that is fastest here without harm, and why, as a sentence.
 
     Args:
@@ -78,10 +79,10 @@ def fastest(can: Capability, frozen_base: bool) -> tuple[torch.dtype, str]:
     """
     bf16 = can.computes_well(torch.bfloat16)
     if frozen_base and bf16:
-        return torch.bfloat16, f"The frozen base is kept in bfloat16, which {can} computes well."
+        return "bfloat16", f"The frozen base is kept in bfloat16, which {can} computes well."
     if not bf16:
-        return torch.float32, f"Weights are kept in float32: {can} has no fast bfloat16 products."
-    return torch.float32, (
+        return "float32", f"Weights are kept in float32: {can} has no fast bfloat16 products."
+    return "float32", (
         f"Weights are kept in float32, since they train. {can} computes bfloat16 well: trainer.precision: bf16-mixed "
         "takes it for the products alone."
     )

@@ -13,7 +13,7 @@ from lightning_sft.models.access import input_embeddings, require_accessors
 from lightning_sft.models.gguf import PACKAGE_SCHEME, converted_folder, package_file, quiet_progress
 from lightning_sft.models.quantization import Quantization, quantization_config
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+Dtype = Literal["auto", "fastest", "float32", "bfloat16", "float16", "float64"]
 Init = Literal["pretrained", "random"]
 
 
@@ -101,7 +101,8 @@ def load_causal_lm(
     Args:
         name_or_path: hub name, local folder, GGUF file or ``pkg://package/file.gguf``.
         init: ``"pretrained"`` weights, or ``"random"`` ones (pretraining from scratch).
-        dtype: dtype of the weights; ``"auto"`` is the checkpoint's own.
+        dtype: dtype of the weights; ``"auto"`` is the checkpoint's own. ``"fastest"`` depends on what trains, and must
+            have been decided, see ``models/capability.py``.
         config_overrides: fields of the model's configuration to change, such as ``{"attention_dropout": 0.1}``.
         attn_implementation: ``"sdpa"``, ``"eager"``, ``"flash_attention_2"``, ...; None is transformers' choice.
         revision: revision of a hub name.

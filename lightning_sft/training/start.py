@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -16,6 +17,8 @@ from transformers import PreTrainedModel
 from lightning_sft.errors import UserError
 from lightning_sft.head import HeadOutput
 from lightning_sft.models.access import position_limit, text_config
+from lightning_sft.models.build import ModelSettings
+from lightning_sft.models.capability import capability, emulated, fastest
 from lightning_sft.models.mode import eval_mode
 from lightning_sft.models.packing import attended
 from lightning_sft.models.scorer import TokenScorer
@@ -23,6 +26,27 @@ from lightning_sft.objectives import Objective, RunFacts
 from lightning_sft.objectives.base import Denominator
 from lightning_sft.training.accumulation import StepAccumulator, micro_batch_sums
 from lightning_sft.training.strategies import adapter_of
+
+
+def with_dtype(settings: ModelSettings, trainer: Trainer | None) -> ModelSettings:
+    """Return settings whose dtype is decided, the same on all ranks; warn of what the device only emulates.
+
+    Args:
+        settings: their ``dtype`` may be ``"fastest"``.
+        trainer: its device, ranks and precision are read; None is one process on the CPU.
+    """
+    device = torch.device("cpu") if trainer is None else trainer.strategy.root_device
+    precision = "32-true" if trainer is None else str(trainer.precision)
+    if settings.dtype == "fastest":
+        dtype, why = fastest(capability(device), settings.has_adapter)
+        if trainer is not None:  # ranks may measure differently, and must not differ
+            dtype, why = trainer.strategy.broadcast((dtype, why))
+        rank_zero_info(why)
+        settings = replace(settings, dtype=dtype)
+    for asked in {settings.dtype, precision}:
+        if "16" in asked and (warning := emulated(capability(device), asked)):
+            rank_zero_warn(warning)
+    return settings
 
 
 def prepare(

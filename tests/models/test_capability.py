@@ -4,12 +4,18 @@ import os
 import re
 import subprocess
 import sys
+import warnings
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 
+from lightning_sft import SFTModule
 from lightning_sft.models import capability as module
 from lightning_sft.models.capability import HALF, Capability, capability, emulated, fastest
+from tests.running import run, toy_arguments, write_rows
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 LAPTOP = Capability("cpu", "a laptop, AVX2", {BF16: 4.0, FP16: 4.2})
@@ -22,17 +28,22 @@ NOTHING = Capability("cpu", "an old processor")
 @pytest.mark.parametrize(
     ("can", "frozen", "dtype", "why"),
     [
-        (LAPTOP, True, FP32, "no fast bfloat16 products"),
-        (LAPTOP, False, FP32, "no fast bfloat16 products"),
-        (SERVER, True, BF16, "frozen base is kept in bfloat16, which cpu (a server, AVX512; bfloat16 products 2.5x"),
-        (SERVER, False, FP32, "trainer.precision: bf16-mixed"),
-        (OLD_GPU, True, FP32, "no fast bfloat16 products"),
-        (GPU, True, BF16, "a GPU"),
-        (GPU, False, FP32, "since they train"),
-        (NOTHING, True, FP32, "no fast bfloat16 products"),
+        (LAPTOP, True, "float32", "no fast bfloat16 products"),
+        (LAPTOP, False, "float32", "no fast bfloat16 products"),
+        (
+            SERVER,
+            True,
+            "bfloat16",
+            "frozen base is kept in bfloat16, which cpu (a server, AVX512; bfloat16 products 2.5x",
+        ),
+        (SERVER, False, "float32", "trainer.precision: bf16-mixed"),
+        (OLD_GPU, True, "float32", "no fast bfloat16 products"),
+        (GPU, True, "bfloat16", "a GPU"),
+        (GPU, False, "float32", "since they train"),
+        (NOTHING, True, "float32", "no fast bfloat16 products"),
     ],
 )
-def test_fastest_dtype(can: Capability, frozen: bool, dtype: torch.dtype, why: str) -> None:
+def test_fastest_dtype(can: Capability, frozen: bool, dtype: str, why: str) -> None:
     chosen, reason = fastest(can, frozen)
     assert chosen == dtype
     assert why in reason
@@ -92,3 +103,43 @@ def test_units_that_libraries_may_not_use_do_not_count() -> None:
         [sys.executable, "-c", code], env={**os.environ, **held_back}, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["False", "True"]
+
+
+def built(folder: Path, can: Capability, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> torch.dtype:
+    monkeypatch.setattr("lightning_sft.training.start.capability", lambda device: can)
+    module = SFTModule(str(folder), **settings)
+    module.configure_model()
+    return module.scorer.causal_lm.model.embed_tokens.weight.dtype
+
+
+@pytest.mark.parametrize(
+    ("can", "adapter", "dtype"), [(SERVER, True, BF16), (SERVER, False, FP32), (LAPTOP, True, FP32), (GPU, True, BF16)]
+)
+def test_fastest_decides_the_weights(
+    can: Capability,
+    adapter: bool,
+    dtype: torch.dtype,
+    toy_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    given = LoraConfig(r=2, target_modules="all-linear") if adapter else None
+    with caplog.at_level("INFO"):
+        assert built(toy_folder, can, monkeypatch, dtype="fastest", adapter=given) == dtype
+    assert str(can) in caplog.text
+
+
+def test_a_config_that_names_an_emulated_dtype_warns(toy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.warns(UserWarning, match=r"bfloat16 is emulated by cpu \(a laptop.*Use model.dtype: fastest"):
+        assert built(toy_folder, LAPTOP, monkeypatch, dtype="bfloat16") == BF16
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert built(toy_folder, SERVER, monkeypatch, dtype="bfloat16") == BF16
+        assert built(toy_folder, LAPTOP, monkeypatch, dtype="float32") == FP32
+
+
+def test_precision_that_is_emulated_warns(toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_sft.training.start.capability", lambda device: LAPTOP)
+    arguments = toy_arguments(toy_folder, write_rows(tmp_path / "rows.jsonl"), trainer__precision="bf16-mixed")
+    with pytest.warns(UserWarning, match=r"bf16-mixed is emulated.*Use trainer.precision: 32-true"):
+        run("fit", arguments)
