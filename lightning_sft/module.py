@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
-from lightning_sft._lightning import all_gather, attached_trainer, callbacks_of, made_by_cli, step_is_complete
+from lightning_sft._lightning import all_gather, attached_trainer, made_by_cli, step_is_complete
 from lightning_sft.checkpoints import hparams, state
 from lightning_sft.checkpoints.resume import ResumeState, position_facts
 from lightning_sft.evaluation import Batch, EvaluatedModule
@@ -166,14 +166,10 @@ class SFTModule(EvaluatedModule):
 
     @override
     def configure_callbacks(self) -> list[Callback]:
-        from lightning_sft.callbacks import DataReport, GenerationMonitor, TrainingMetrics
+        from lightning_sft.callbacks.defaults import default_callbacks
 
         refuse_auto_sizes(self.trainer.strategy)  # no hook comes earlier
-        if self.trainer.barebones:
-            return []
-        given = callbacks_of(self.trainer)
-        defaults: list[Callback] = [DataReport(), TrainingMetrics(), GenerationMonitor()]
-        return [c for c in defaults if not any(isinstance(g, type(c)) for g in given)]
+        return default_callbacks(self.trainer)
 
     # ------------------------------------------------------------------ run and checkpoints
 

@@ -1,15 +1,20 @@
-"""The LightningModules of docs/how_to/own_project.md, fitted on one device or two ranks, and the gradient they owe."""
+"""The modules of docs/how_to/own_project.md, and loops of plain torch, and the gradient that their step must have."""
 
 import ast
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
 
+from lightning_sft.training import StepAccumulator
 from tests.distributed.work import Gradients
 from tests.docs.pages import ROOT, blocks
 from tests.fitting import batches, loader, trainer
+from tests.invariants.kept import whole
 from tests.toys import toy_model
 
 ROWS = 8
@@ -51,6 +56,34 @@ def step(kind: str, dtype: str, size: int, rank: int | None = None) -> dict[str,
 def all_steps(rank: int, cases: list[tuple[str, str, int]]) -> list[dict[str, Any]]:
     """The results of `step` on this rank, case by case."""
     return [step(*case, rank=rank) for case in cases]
+
+
+def torch_loop(rank: int, how: str, dtype: str, size: int) -> dict[str, Any]:
+    """The same step in a loop of plain torch, over two ranks.
+
+    Args:
+        rank: this rank.
+        how: ``"ddp"``, or ``"fsdp2"``, whose gradients are shards.
+        dtype: of the model.
+        size: rows of a micro-batch.
+    """
+    mesh = init_device_mesh("cpu", (2,))
+    model = toy(dtype)
+    wrapped = DistributedDataParallel(model) if how == "ddp" else fully_shard(model, mesh=mesh)
+    steps = StepAccumulator()
+    for batch in batches(ROWS, size)[rank::2]:
+        logits = wrapped(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+        labels = batch["labels"][:, 1:]
+        loss_sum = cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+        steps.add(loss_sum, tokens=(labels != -100).sum()).backward()
+    assert steps.finish(model.parameters())
+    gradients = {f"model.{name}": whole(p.grad) for name, p in model.named_parameters()}
+    return {"gradients": gradients, "tokens": float(steps.totals["supervised"])}
+
+
+def all_torch_loops(rank: int, cases: list[tuple[str, str, int]]) -> list[dict[str, Any]]:
+    """The results of `torch_loop` on this rank, case by case."""
+    return [torch_loop(rank, *case) for case in cases]
 
 
 def whole_step(dtype: str) -> dict[str, Any]:

@@ -1,0 +1,19 @@
+"""The callbacks that a module of ours brings along."""
+
+from __future__ import annotations
+
+from lightning.pytorch import Callback, Trainer
+
+from lightning_sft._lightning import callbacks_of
+from lightning_sft.callbacks.data_report import DataReport
+from lightning_sft.callbacks.generation import GenerationMonitor
+from lightning_sft.callbacks.training_metrics import TrainingMetrics
+
+
+def default_callbacks(trainer: Trainer) -> list[Callback]:
+    """Return those that the trainer was not given itself; none where it is barebones."""
+    if trainer.barebones:
+        return []
+    given = callbacks_of(trainer)
+    defaults: list[Callback] = [DataReport(), TrainingMetrics(), GenerationMonitor()]
+    return [callback for callback in defaults if not any(isinstance(g, type(callback)) for g in given)]
