@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.devices import DEVICES
 from tests.distributed.ranks import POOL
 from tests.toys import save_toy
 
@@ -51,6 +52,12 @@ def _ranks_end() -> Iterator[None]:
     """The process that forks ranks ends with the session."""
     yield
     POOL.close()
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The CPU, and CUDA where there is one."""
+    return torch.device(request.param)
 
 
 @pytest.fixture(scope="session")

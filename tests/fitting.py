@@ -31,7 +31,7 @@ def trainer(**settings: object) -> Trainer:
         "logger": False,
         "enable_checkpointing": False,
     }
-    return Trainer(accelerator="cpu", max_epochs=1, log_every_n_steps=1, **{**quiet, **settings})
+    return Trainer(**{"accelerator": "cpu", "max_epochs": 1, "log_every_n_steps": 1, **quiet, **settings})
 
 
 def loader(rows: list[dict[str, torch.Tensor]]) -> DataLoader:

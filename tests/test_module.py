@@ -29,7 +29,7 @@ class KeepLosses(Callback):
 
 @pytest.mark.parametrize("head", ["fused", "reference"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_step_equals_hugging_face(kind: str, head: str, tmp_path: Path) -> None:
+def test_one_step_equals_hugging_face(kind: str, head: str, device: torch.device, tmp_path: Path) -> None:
     folder = save_toy(tmp_path / kind, kind)
     module = SFTModule(
         str(folder), dtype="float64", head=head, optimizer=lambda p: torch.optim.SGD(p, lr=0.5), lr_scheduler="constant"
@@ -44,7 +44,7 @@ def test_one_step_equals_hugging_face(kind: str, head: str, tmp_path: Path) -> N
     assert output.loss.item() == pytest.approx(loss.item(), rel=1e-6)  # Hugging Face's own, computed in fp32
 
     keep = KeepLosses()
-    trainer(callbacks=[keep]).fit(module, loader([batch]))
+    trainer(callbacks=[keep], accelerator=device.type, devices=1).fit(module, loader([batch]))
 
     assert keep.losses == [pytest.approx(loss.item(), rel=1e-10)]
     with torch.no_grad():
@@ -52,7 +52,7 @@ def test_one_step_equals_hugging_face(kind: str, head: str, tmp_path: Path) -> N
             # transformers' RMSNorm computes in fp32 whatever the dtype: rounding differs by the scale of the gradient
             exact = kind in ("gpt2", "gpt_neox", "opt")
             step = 0.5 * expected.grad
-            difference = (ours - (expected - step)).norm()
+            difference = (ours.cpu() - (expected - step)).norm()
             assert difference <= (1e-12 if exact else 1e-6) * step.norm() + 1e-15, name
 
 

@@ -1,13 +1,16 @@
 """Every shipped configuration runs two steps through the command line, on a toy model and toy data."""
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from lightning_sft.cli.entry import main
-from tests.running import QUIET, run, run_folder, write_rows
+from tests.devices import CUDA_DEVICES, RunIf, needs
+from tests.running import QUIET, run, run_folder, scalars, write_rows
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 DEMO = CONFIGS / "demo.yaml"
@@ -104,8 +107,8 @@ def test_a_strategy_that_cannot_run_here_says_what_it_needs(
     name: str, toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing = "deepspeed" in name and importlib.util.find_spec("deepspeed") is None
-    if torch.cuda.is_available() and not missing:
-        pytest.skip("it can run here")
+    if CUDA_DEVICES and not missing:
+        pytest.skip("it runs here, in the next test")
     given = [f"--config={CONFIGS / 'strategy' / name}.yaml", f"--model.model_name_or_path={toy_folder}"]
     with pytest.raises(SystemExit) as stop:
         main(["fit", *given, f"--data.train={write_rows(tmp_path / 'rows.jsonl')}"])
@@ -113,3 +116,20 @@ def test_a_strategy_that_cannot_run_here_says_what_it_needs(
     message = capsys.readouterr().err
     assert ("you must have DeepSpeed installed" if missing else "No supported gpu backend found") in message
     assert "Traceback" not in message
+
+
+@RunIf(min_cuda_gpus=1)
+@pytest.mark.parametrize(
+    "name",
+    ["fsdp", *(pytest.param(n, marks=needs("deepspeed")) for n in ("deepspeed_2", "deepspeed_3"))],
+)
+def test_a_strategy_for_gpus_trains_like_one_device(name: str, toy_folder: Path, tmp_path: Path) -> None:
+    rows, losses = write_rows(tmp_path / "rows.jsonl"), []
+    for strategy in ("single_device", name):
+        given = [f"--config={CONFIGS / 'strategy' / strategy}.yaml", f"--model.model_name_or_path={toy_folder}"]
+        more = ["--trainer.accelerator=gpu", "--trainer.devices=1", f"--trainer.default_root_dir={strategy}"]
+        command = [sys.executable, "-m", "lightning_sft", "fit", *given, f"--data.train={rows}", *QUIET, *more]
+        done = subprocess.run([*command, "--trainer.max_steps=3"], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        losses.append([value for _, value in scalars(run_folder(Path(strategy) / "lightning_logs"))["train/loss"]])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)

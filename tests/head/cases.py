@@ -133,7 +133,7 @@ class Case:
         for leaf in (self.hidden, self.weight, self.bias):
             if leaf is not None:
                 leaf.grad = None
-        row = torch.arange(len(self.targets)) // 3
+        row = torch.arange(len(self.targets), device=self.targets.device) // 3
         output = head(HeadInput(self.hidden, self.targets, row, row), self.unembedding(), objective)
         if output.loss_sum.requires_grad:
             (output.loss_sum * factor).backward()
@@ -156,6 +156,7 @@ def make(
     frozen: bool = False,
     confident: float = 0.0,
     seed: int = 0,
+    device: torch.device | str = "cpu",
     **how: Any,
 ) -> Case:
     """A random case; ``confident`` pulls half of the hidden states towards their targets' rows."""
@@ -164,9 +165,9 @@ def make(
     targets = torch.randint(vocab, (tokens,), generator=draw)
     hidden = torch.randn(tokens, dim, generator=draw, dtype=torch.float64)
     hidden[::2] += confident * weight[targets[::2]] / weight.norm(dim=1).mean()
-    vector = torch.randn(vocab, generator=draw, dtype=torch.float64).to(dtype).requires_grad_() if bias else None
-    leaves = hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(not frozen)
-    return Case(*leaves, vector, targets, **how)
+    vector = torch.randn(vocab, generator=draw, dtype=torch.float64).to(device, dtype) if bias else None
+    leaves = hidden.to(device, dtype).requires_grad_(), weight.to(device, dtype).requires_grad_(not frozen)
+    return Case(*leaves, None if vector is None else vector.requires_grad_(), targets.to(device), **how)
 
 
 class Largest(TorchDispatchMode):

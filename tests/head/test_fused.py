@@ -25,20 +25,22 @@ def same(case: Case, objective: Objective, **tolerance: float) -> None:
 @pytest.mark.parametrize("scale", [1.0, 0.37])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_equals_plain_float64(name: str, bias: bool, scale: float, softcap: float | None, frozen: bool):
-    case = make(bias=bias, scale=scale, softcap=softcap, frozen=frozen)
+def test_equals_plain_float64(
+    name: str, bias: bool, scale: float, softcap: float | None, frozen: bool, device: torch.device
+):
+    case = make(bias=bias, scale=scale, softcap=softcap, frozen=frozen, device=device)
     same(case, OBJECTIVES[name], rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_equals_plain_float32(name: str):
-    same(make(dtype=torch.float32, bias=True, softcap=5.0), OBJECTIVES[name])
+def test_equals_plain_float32(name: str, device: torch.device):
+    same(make(dtype=torch.float32, bias=True, softcap=5.0, device=device), OBJECTIVES[name])
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("tokens", [0, 1])
-def test_few_tokens(name: str, tokens: int):
-    case = make(tokens=tokens, bias=True)
+def test_few_tokens(name: str, tokens: int, device: torch.device):
+    case = make(tokens=tokens, bias=True, device=device)
     same(case, OBJECTIVES[name], rtol=1e-11, atol=1e-12)
     assert case.hidden.grad is not None
     assert case.weight.grad is not None

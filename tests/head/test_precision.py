@@ -33,10 +33,11 @@ def error(got: Tensor, exact: Tensor) -> float:
 @pytest.mark.parametrize("head", [many_chunks, one_chunk], ids=["many", "one"])
 @pytest.mark.parametrize("softcap", [None, 8.0])
 @pytest.mark.parametrize("name", ["nll", "power", "smoothed", "weighed", "centred"])
-def test_bf16_error_is_not_above_that_of_plain(name: str, softcap: float | None, head: Callable[..., HeadOutput]):
-    case = make(
-        tokens=512, dim=32, vocab=400, dtype=torch.bfloat16, bias=True, softcap=softcap, scale=0.25, confident=1.5
-    )
+def test_bf16_error_is_not_above_that_of_plain(
+    name: str, softcap: float | None, head: Callable[..., HeadOutput], device: torch.device
+):
+    sizes = {"tokens": 512, "dim": 32, "vocab": 400}
+    case = make(**sizes, dtype=torch.bfloat16, bias=True, softcap=softcap, scale=0.25, confident=1.5, device=device)
     exact = rounded(case).run(reference_head, OBJECTIVES[name])
     plain, fused = case.run(reference_head, OBJECTIVES[name]), case.run(head, OBJECTIVES[name])
     for index in (1, 2, 5, 6, 7):  # losses, logp, gradients on hidden, weight, bias
@@ -45,9 +46,9 @@ def test_bf16_error_is_not_above_that_of_plain(name: str, softcap: float | None,
 
 
 @pytest.mark.parametrize(("dtype", "logp", "gradient"), [(torch.bfloat16, 5, 3), (torch.float32, 15, 15)])
-def test_confident_tokens(dtype: torch.dtype, logp: float, gradient: float):
+def test_confident_tokens(dtype: torch.dtype, logp: float, gradient: float, device: torch.device):
     """For p > 0.9, logp and the gradient on the hidden states are several times closer to float64."""
-    case = make(tokens=400, dim=64, vocab=2000, dtype=dtype, scale=0.25, confident=7.0)
+    case = make(tokens=400, dim=64, vocab=2000, dtype=dtype, scale=0.25, confident=7.0, device=device)
     exact = rounded(case).run(reference_head, NLL())
     sure = exact[2].exp() > 0.9
     assert sure.sum() > 100

@@ -9,7 +9,7 @@ from lightning_sft.metrics import order_parameter as op
 DIM = 12
 
 
-def make(seed=0, vocab=40, probes=5, dim=DIM):
+def make(seed=0, vocab=40, probes=5, dim=DIM, device="cpu"):
     g = torch.Generator().manual_seed(seed)
     # a common offset, so that overlaps are large and not centred
     embeddings = torch.randn(vocab, dim, generator=g, dtype=torch.float64) + torch.randn(dim, generator=g).double()
@@ -17,7 +17,7 @@ def make(seed=0, vocab=40, probes=5, dim=DIM):
     logits = 4 * torch.randn(probes, vocab, generator=g, dtype=torch.float64)
     correct = torch.randperm(vocab, generator=g)[:probes]
     competitor = (correct + torch.randint(1, vocab, (probes,), generator=g)) % vocab
-    return embeddings, logits.softmax(1), correct, competitor
+    return tuple(tensor.to(device) for tensor in (embeddings, logits.softmax(1), correct, competitor))
 
 
 def naive(embeddings, p, c, s):
@@ -25,7 +25,7 @@ def naive(embeddings, p, c, s):
     unit = embeddings / embeddings.norm(dim=1, keepdim=True)
     rho = sum(p[k] * torch.outer(unit[k], unit[k]) for k in range(len(unit)))
     a = torch.outer(unit[c], unit[c]) - torch.outer(unit[s], unit[s])
-    torch.testing.assert_close(rho.trace(), torch.ones((), dtype=torch.float64))
+    torch.testing.assert_close(rho.trace(), torch.ones_like(rho[0, 0]))
     overlap = unit[c] @ unit[s]
     bulk = [k for k in range(len(unit)) if k not in (int(c), int(s))]
     drag = sum(p[k] * (unit[k] @ a @ unit[k]) for k in bulk)
@@ -35,9 +35,9 @@ def naive(embeddings, p, c, s):
 @pytest.mark.parametrize("chunk", [7, 8192])
 @pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_streamed_forms_equal_the_matrices(monkeypatch, seed, center, chunk):
+def test_streamed_forms_equal_the_matrices(monkeypatch, seed, center, chunk, device):
     monkeypatch.setattr(op, "CHUNK", chunk)
-    embeddings, p, correct, competitor = make(seed)
+    embeddings, p, correct, competitor = make(seed, device=device)
     reading = op.order_parameter(p, geometry := op.answer_geometry(embeddings, correct, competitor, center=center))
     purity = op.purity(p, embeddings, center=center)
     rows = embeddings - embeddings.mean(0) if center else embeddings

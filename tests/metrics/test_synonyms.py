@@ -7,10 +7,11 @@ from lightning_sft.metrics.synonyms import SynonymRank, synonym_rank
 
 
 @pytest.fixture
-def rows():
+def rows(device):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(6, 50, generator=generator, dtype=torch.float64) * 3
-    return logits, torch.tensor([3, 7, 7, 0, 49, 20]), torch.tensor([4, 1, 2, 49, 0, 21])
+    correct, competitor = torch.tensor([3, 7, 7, 0, 49, 20]), torch.tensor([4, 1, 2, 49, 0, 21])
+    return logits.to(device), correct.to(device), competitor.to(device)
 
 
 def test_reading_equals_sorting(rows):

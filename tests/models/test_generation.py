@@ -8,8 +8,8 @@ from tests.models.zoo import tiny_model as zoo_model
 from tests.toys import toy_model, toy_tokenizer
 
 
-def test_batched_answers_equal_those_of_single_prompts_and_leave_no_trace() -> None:
-    model, tokenizer = toy_model("llama", seed=3).train(), toy_tokenizer()
+def test_batched_answers_equal_those_of_single_prompts_and_leave_no_trace(device: torch.device) -> None:
+    model, tokenizer = toy_model("llama", seed=3).to(device).train(), toy_tokenizer()
     model.model.layers[0].eval()  # a part that its owner keeps in eval mode
     prompts = [tokenizer(text).input_ids for text in ("a longer prompt than the others", "hi", "some words", "x")]
     before = torch.get_rng_state()

@@ -52,8 +52,9 @@ def score(
 
 def assert_same_training(scorer: TokenScorer, tolerance: float, objective: Objective | None = None) -> None:
     docs = documents()
-    apart, expected = score(scorer, padded(docs), objective)
-    together, got = score(scorer, packed(docs), objective)
+    device = next(scorer.parameters()).device
+    both = ({k: v.to(device) for k, v in batch.items()} for batch in (padded(docs), packed(docs)))
+    (apart, expected), (together, got) = (score(scorer, batch, objective) for batch in both)
     torch.testing.assert_close(together.loss_sum, apart.loss_sum, rtol=tolerance, atol=0)
     assert got.keys() == expected.keys()
     largest = max(float(g.abs().max()) for g in expected.values())
@@ -61,6 +62,7 @@ def assert_same_training(scorer: TokenScorer, tolerance: float, objective: Objec
         torch.testing.assert_close(got[name], gradient, rtol=0, atol=tolerance * largest, msg=name)
     # token by token, and by document
     order = torch.cat([torch.full((len(docs[i]) - 1,), i) for pack in PACKS for i in pack])
+    order = order.to(device)
     for i in range(len(docs)):
         mine, other = apart.scores.row == i, order == i
         torch.testing.assert_close(together.losses[other], apart.losses[mine], rtol=0, atol=10 * tolerance)
@@ -70,8 +72,8 @@ def assert_same_training(scorer: TokenScorer, tolerance: float, objective: Objec
 
 
 @pytest.mark.parametrize(("kind", "implementation"), CASES)
-def test_packed_rows_train_like_padded_ones(kind, implementation):
-    assert_same_training(TokenScorer(tiny_model(kind, implementation), "reference"), 1e-5)
+def test_packed_rows_train_like_padded_ones(kind, implementation, device):
+    assert_same_training(TokenScorer(tiny_model(kind, implementation).to(device), "reference"), 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -79,8 +81,9 @@ def test_packed_rows_train_like_padded_ones(kind, implementation):
     # but for GPT-2, transformers' eager attention takes its softmax in fp32 whatever the model's dtype
     [(kind, i) for kind in DOUBLE for i in IMPLEMENTATIONS if i != "eager" or kind == "gpt2"],
 )
-def test_packed_rows_train_like_padded_ones_in_float64(kind, implementation):
-    assert_same_training(TokenScorer(tiny_model(kind, implementation, torch.float64), "fused"), 1e-12)
+def test_packed_rows_train_like_padded_ones_in_float64(kind, implementation, device):
+    model = tiny_model(kind, implementation, torch.float64).to(device)
+    assert_same_training(TokenScorer(model, "fused"), 1e-12)
 
 
 @pytest.mark.parametrize(("kind", "implementation"), CASES)

@@ -42,7 +42,7 @@ class Batch:
         return replace(self, **{name: getattr(self, name)[keep] for name in names})
 
 
-def make_batch(dtype: torch.dtype = torch.float64) -> Batch:
+def make_batch(dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> Batch:
     draw = torch.Generator().manual_seed(1)
     weight = torch.randn(VOCAB, DIM, generator=draw, dtype=torch.float64)
     sharpness = torch.linspace(0.1, 1.6, TOKENS, dtype=torch.float64)[torch.randperm(TOKENS, generator=draw)]
@@ -52,8 +52,9 @@ def make_batch(dtype: torch.dtype = torch.float64) -> Batch:
     targets = torch.where(torch.arange(TOKENS) % 3 == 0, other, likeliest)
     reference = hidden + 0.2 * torch.randn(TOKENS, DIM, generator=draw, dtype=torch.float64)
     row = torch.arange(TOKENS) % SEQUENCES
-    leaves = [tensor.to(dtype).requires_grad_() for tensor in (hidden, weight)]
-    return Batch(leaves[0], leaves[1], targets, reference.to(dtype), row, row // 2)
+    leaves = [tensor.to(device, dtype).requires_grad_() for tensor in (hidden, weight)]
+    beside = targets.to(device), reference.to(device, dtype), row.to(device), (row // 2).to(device)
+    return Batch(*leaves, *beside)
 
 
 def logits_batch(z: Tensor, like: Batch, reference: Tensor | None = None) -> Batch:
@@ -61,7 +62,7 @@ def logits_batch(z: Tensor, like: Batch, reference: Tensor | None = None) -> Bat
     tokens = len(z)
     return Batch(
         hidden=z,
-        weight=torch.eye(z.shape[1], dtype=z.dtype),
+        weight=torch.eye(z.shape[1], dtype=z.dtype, device=z.device),
         targets=like.targets[:tokens],
         reference_hidden=(z + 0.3 * z.roll(1, -1)).detach() if reference is None else reference,
         row=like.row[:tokens],
@@ -77,6 +78,7 @@ def scores_of(batch: Batch) -> TokenScores:
 def started(objective: Objective, batch: Batch, facts: RunFacts = FACTS) -> Objective:
     """Return the objective as it is at the first training step on ``batch``."""
     objective.prepare(facts)
+    objective.to(batch.hidden.device)
     if objective.needs_seed():
         objective.seed(objective.statistics(scores_of(batch)))
     return objective

@@ -35,15 +35,16 @@ def losses_and_gradients(row: Row, batch: Batch) -> tuple[Tensor, Tensor, Tensor
 
 
 def relative(value: Tensor, truth: Tensor) -> float:
-    return ((value.double() - truth.double()).norm() / truth.double().norm()).item()
+    value, truth = value.cpu().double(), truth.cpu().double()
+    return ((value - truth).norm() / truth.norm()).item()
 
 
 @each_dtype
 @each_head
 @each_row
-def test_agrees_with_the_formula(row, head, dtype, monkeypatch):
-    batch = make_batch(dtype)
-    exact = replace(batch, **{n: getattr(batch, n).detach().double().requires_grad_() for n in ("hidden", "weight")})
+def test_agrees_with_the_formula(row, head, dtype, device, monkeypatch):
+    batch, here = make_batch(dtype, device), make_batch(dtype)
+    exact = replace(here, **{n: getattr(here, n).detach().double().requires_grad_() for n in ("hidden", "weight")})
     truth = losses_and_gradients(row, exact)
     out = head(*batch.inputs(), started(row.make(), batch))
     out.loss_sum.backward()
@@ -160,11 +161,11 @@ def test_gradient_is_the_slope_of_the_loss(name):
 @each_head
 @each_row
 @pytest.mark.parametrize("gap", [0.0, 20.0, 100.0, 1e4])
-def test_certain_and_impossible_tokens_stay_finite(row, head, dtype, gap):
-    like = make_batch()
-    z = torch.zeros(TOKENS, 29, dtype=dtype)
+def test_certain_and_impossible_tokens_stay_finite(row, head, dtype, gap, device):
+    like = make_batch(device=device)
+    z = torch.zeros(TOKENS, 29, dtype=dtype, device=device)
     sign = torch.tensor([1.0, -1.0]).repeat_interleave(2).repeat(TOKENS // 4)
-    z[torch.arange(TOKENS), like.targets] = (gap * sign).to(dtype)
+    z[torch.arange(TOKENS), like.targets] = (gap * sign).to(z)
     batch = logits_batch(z.requires_grad_(), like, reference=-z.detach())
     out = head(*batch.inputs(), started(row.make(), batch))
     out.loss_sum.backward()

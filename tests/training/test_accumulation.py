@@ -23,7 +23,9 @@ class TwoRanks:
         return 2 * sums
 
 
-def model_and_rows(dtype: torch.dtype = torch.float64) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+def model_and_rows(
+    dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
     """A small network, and rows of very different numbers of tokens: inputs (tokens, 4), targets (tokens,)."""
     generator = torch.Generator().manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5)).to(dtype)
@@ -31,8 +33,8 @@ def model_and_rows(dtype: torch.dtype = torch.float64) -> tuple[nn.Module, list[
     for i in range(ROWS):
         tokens = 1 + i * i % 11
         inputs = torch.randn(tokens, 4, generator=generator, dtype=dtype)
-        rows.append((inputs, torch.randint(5, (tokens,), generator=generator)))
-    return net, rows
+        rows.append((inputs.to(device), torch.randint(5, (tokens,), generator=generator).to(device)))
+    return net.to(device), rows
 
 
 def losses_of(net: nn.Module, rows: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -46,8 +48,8 @@ def gradient(net: nn.Module) -> Tensor:
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("size", SPLITS)
-def test_every_split_gives_the_gradient_of_the_whole_step(size: int, dtype: torch.dtype) -> None:
-    net, rows = model_and_rows(dtype)
+def test_every_split_gives_the_gradient_of_the_whole_step(size: int, dtype: torch.dtype, device: torch.device) -> None:
+    net, rows = model_and_rows(dtype, device)
     losses = losses_of(net, rows)
     losses.mean().backward()
     expected = gradient(net)
