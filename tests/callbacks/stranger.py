@@ -1,5 +1,6 @@
 """A LightningModule that knows nothing of this package, around a toy causal LM."""
 
+import copy
 from pathlib import Path
 
 import torch
@@ -58,3 +59,28 @@ def fit(module: LightningModule, callbacks: list[Callback], folder: Path, ckpt_p
     trainer = Trainer(**{**settings, **options}, callbacks=callbacks)
     trainer.fit(module, ckpt_path=ckpt_path)
     return trainer
+
+
+def by_definition(net, probe):
+    """p_c, p_s, Phi, S, rank of a probe from Hugging Face's logits and dim x dim matrices in float64."""
+    net = copy.deepcopy(net).double().eval()
+    with torch.no_grad():
+        return from_logits(net, probe, net(torch.tensor([toy_tokenizer()(probe.context).input_ids])).logits[0, -1])
+
+
+def from_hidden(net, probe, hidden):
+    """The same of the hidden state that a run in another precision had."""
+    net = copy.deepcopy(net).double()
+    return from_logits(net, probe, net.get_output_embeddings().weight.detach() @ hidden.double())
+
+
+def from_logits(net, probe, logits):
+    tokenizer = toy_tokenizer()
+    c, s = (tokenizer(word, add_special_tokens=False).input_ids[0] for word in (probe.correct, probe.competitor))
+    p = logits.softmax(0)
+    unit = torch.nn.functional.normalize(net.get_input_embeddings().weight.detach(), dim=1)
+    rho = (unit * p[:, None]).T @ unit
+    a = torch.outer(unit[c], unit[c]) - torch.outer(unit[s], unit[s])
+    signal = (p[c] - p[s]) * (1 - (unit[c] @ unit[s]) ** 2)
+    rank = 1 + (logits > logits[c]).sum()
+    return [float(x) for x in (p[c], p[s], (rho @ a).trace(), signal, rank)]

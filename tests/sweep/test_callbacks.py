@@ -1,16 +1,21 @@
 """The sweep callbacks on the command line: the bracket against plain runs, apply, resumed runs, what is refused."""
 
 import json
+import statistics
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from lightning_sft.callbacks import CriticalLearningRateFinder, LearningRateSweep, SynonymRankMonitor
 from lightning_sft.cli.entry import main
 from lightning_sft.errors import UserError
-from tests.callbacks.stranger import PROBES, Stranger
+from lightning_sft.probes.history import JumpSettings
+from tests.callbacks.stranger import PROBES, Stranger, by_definition
 from tests.callbacks.stranger import fit as fit_stranger
 from tests.distributed.fits import fit_arguments
 from tests.running import run, run_folder, scalars, write_rows
@@ -114,14 +119,51 @@ def test_a_strangers_module_is_swept_without_a_trace(tmp_path: Path) -> None:
     assert all(torch.equal(swept[k], v) for k, v in plain.items())
 
 
-@pytest.mark.parametrize("criterion", ["phi", "first_jump"])
-def test_criteria_of_the_order_parameter(criterion: Any, tmp_path: Path) -> None:
+class Phi(Callback):
+    """The order parameter of each probe, read from Hugging Face's logits after each optimizer step."""
+
+    def __init__(self) -> None:
+        self.read: list[list[float]] = []
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.on_train_batch_end(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        self.read.append([by_definition(pl_module.net, probe)[2] for probe in PROBES[:2]])
+
+
+def jumps(values: Sequence[float]) -> bool:
+    """Whether any change stands out, by the rule in docs/near_synonyms.md."""
+    changes, rule = [abs(b - a) for a, b in pairwise(values)], JumpSettings()
+    return max(changes) > max(rule.jump_factor * statistics.median(changes), rule.jump_floor)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "quantile", "steps", "words"),
+    [("phi", 1.0, 6, "Phi > 0"), ("first_jump", 0.5, 10, "first jump of Phi")],
+)
+def test_criteria_of_the_order_parameter_hold_in_plain_runs(
+    criterion: Any, quantile: float, steps: int, words: str, tmp_path: Path
+) -> None:
     search = CriticalLearningRateFinder(
-        PROBES[:2], criterion=criterion, low=1e-4, high=1.0, points=3, steps=6, resolution=1.0, quantile=1.0
+        PROBES[:2], criterion=criterion, low=1e-3, high=0.1, points=3, steps=steps, resolution=1.0, quantile=quantile
     )
     fit_stranger(Stranger(), [search, SynonymRankMonitor(PROBES[:2])], tmp_path, max_steps=1)
-    assert search.result is not None
-    assert criterion.split("_")[-1] in search.result.text().lower()
+    found = search.result
+    assert found is not None
+    assert found.status == "found"
+    assert found.upper / found.lower <= 2.0
+    assert words in found.text()
+    for rate, crosses in ((found.lower, False), (found.upper, True)):
+        phi = Phi()
+        fit_stranger(Stranger(lr=rate), [phi], tmp_path, max_steps=steps)
+        crossed = 0
+        for values in zip(*phi.read, strict=True):
+            if criterion == "phi":
+                crossed += max(values) > 0
+            else:  # at some step it had moved at once by far more than it usually does until then
+                crossed += any(jumps(values[: n + 1]) for n in range(1, len(values)))
+        assert (crossed / len(PROBES[:2]) >= quantile) == crosses, (criterion, rate)
 
 
 def test_the_validation_criterion_needs_its_target(toy_folder: Path, tmp_path: Path) -> None:
