@@ -28,6 +28,7 @@ from lightning_sft.models.generation import generate
 from lightning_sft.models.loading import Dtype, Init
 from lightning_sft.models.packing import attended, check_documents_apart
 from lightning_sft.models.quantization import Quantization
+from lightning_sft.models.scorer import Weighting
 from lightning_sft.models.tokenizer import TokenizerSettings
 from lightning_sft.objectives import NLL, Objective
 from lightning_sft.objectives.base import Denominator
@@ -57,7 +58,8 @@ class SFTModule(EvaluatedModule):
         warmup_steps: steps of linear warm-up; beats ``warmup_ratio``.
         warmup_ratio: warm-up as a share of all optimizer steps.
         denominator: ``"all"``: gradients are divided by the supervised tokens of the optimizer step; ``"kept"``: by
-            those that the objective keeps.
+            those that the objective keeps; ``"weights"``: by the sum of the tokens' absolute weights; ``"sequences"``:
+            every row of the data counts the same.
         head: ``"auto"``: the chunked head if its logits equal the model's own, else the model's own logits with a
             warning; ``"fused"``: the chunked head or an error; ``"reference"``: the model's own logits.
         init: ``"pretrained"``, or ``"random"`` weights from the model's configuration.
@@ -73,6 +75,9 @@ class SFTModule(EvaluatedModule):
         chat_template: a Jinja chat template, or a file that holds one, in place of the tokenizer's own.
         add_special_tokens: special tokens to add; the embeddings grow to hold them.
         max_new_tokens: longest answer of ``predict``.
+        reference: model that objectives with a reference compare with, or learn from, of the same vocabulary, by the
+            names that ``model_name_or_path`` takes; None: the model before training.
+        reference_dtype: dtype of its weights.
 
     Raises:
         UserError: on settings that cannot work, as early as they are known.
@@ -105,6 +110,8 @@ class SFTModule(EvaluatedModule):
         max_new_tokens: int = 256,
         adapter_path: str | None = None,
         quantization: Quantization | None = None,
+        reference: str | None = None,
+        reference_dtype: Dtype = "auto",
     ) -> None:
         given = {k: v for k, v in locals().items() if k not in {"self", "__class__"}}
         super().__init__()
@@ -123,8 +130,6 @@ class SFTModule(EvaluatedModule):
         self.max_new_tokens = max_new_tokens
         self._tokenizer_settings = TokenizerSettings.among(given)
         self._tokenizer: PreTrainedTokenizerBase | None = None
-
-    # ------------------------------------------------------------------ model, tokenizer, optimizer
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -145,6 +150,7 @@ class SFTModule(EvaluatedModule):
     @override
     def configure_model(self) -> None:
         if not hasattr(self, "scorer"):
+            start.check_reference(self.objective, self.settings, self.tokenizer, attached_trainer(self))
             how = {"packed": self._rows("packed"), "flat": self._rows("wants_flat")}
             settings = start.with_dtype(self.settings, attached_trainer(self))
             scorer = build_scorer(settings, self.objective, len(self.tokenizer), **how)
@@ -171,13 +177,10 @@ class SFTModule(EvaluatedModule):
         refuse_auto_sizes(self.trainer.strategy)  # no hook comes earlier
         return default_callbacks(self.trainer)
 
-    # ------------------------------------------------------------------ run and checkpoints
-
     @override
     def setup(self, stage: str) -> None:
         self.strategy_adapter.check(self.trainer, self.settings, stage)
-        # the reference: the adapters switched off, or a frozen copy that build_scorer makes
-        self._prepare(self.objective, training=stage == "fit", has_reference=True)
+        self._prepare(self.objective, training=stage == "fit", has_reference=True)  # build_scorer makes what it needs
 
     def _prepare(self, objective: Objective, **known: bool) -> None:
         start.prepare(objective, self.trainer, self.accumulator.denominator, len(self.tokenizer), **known)
@@ -188,8 +191,7 @@ class SFTModule(EvaluatedModule):
         Raises:
             UserError: the run cannot give what the objective needs, such as a reference model.
         """
-        has_reference = self.settings.has_adapter or self.objective.reference != "none"
-        self._prepare(objective, training=True, has_reference=has_reference)
+        self._prepare(objective, training=True, has_reference=self.scorer.can_compare(objective))
         self.objective = objective.to(self.device)
         self._seed_objective()
 
@@ -236,8 +238,6 @@ class SFTModule(EvaluatedModule):
         if saved and trainer is not None and trainer.state.fn == "fit":
             self.accumulator.skipped_steps = self.resume_state.remember(saved, trainer.global_rank)
 
-    # ------------------------------------------------------------------ training
-
     @property
     def step_totals(self) -> StepTotals:
         """Sums of the last optimizer step over every micro-batch and rank."""
@@ -249,9 +249,9 @@ class SFTModule(EvaluatedModule):
         return self.accumulator.skipped_steps
 
     @override
-    def forward(self, batch: Batch) -> HeadOutput:
+    def forward(self, batch: Batch, weighting: Weighting = "none") -> HeadOutput:
         """Score the labels of a batch under the objective; see `TokenScorer.forward`."""
-        output = self.scorer(batch, self.objective)
+        output = self.scorer(batch, self.objective, weighting)
         assert isinstance(output, HeadOutput)
         return output
 
@@ -262,10 +262,10 @@ class SFTModule(EvaluatedModule):
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        output = self(batch)
-        self.accumulator.add_sums(micro_batch_sums(output, self.objective, attended(batch)))
+        output = self(batch, self.accumulator.weighting)
+        self.accumulator.add_sums(sums := micro_batch_sums(output, self.objective, attended(batch)))
         factor = self.accumulator.close(self.strategy_adapter) if self.strategy_adapter.scales_loss else 1.0
-        mean = output.losses.sum() / max(output.losses.numel(), 1)
+        mean = self.accumulator.mean_loss(sums)
         loss = backward_loss(output.loss_sum, mean, self.trainer.accumulate_grad_batches, factor)
         return {"loss": loss, "losses": output.losses, "scores": output.scores}
 
@@ -293,3 +293,4 @@ class SFTModule(EvaluatedModule):
         if self.accumulator.learned:  # else no update, no weight decay, no moment decay; counted and logged
             super().optimizer_step(epoch, batch_idx, optimizer, lambda: result)
             self.objective.update(self.step_totals.objective())
+            self.scorer.step_ended(self.objective)

@@ -16,17 +16,17 @@ from lightning_sft.training.accumulation import accumulator_of
 from lightning_sft.training.strategies import adapter_of
 
 #: sum of a step -> what its mean is called
-MEANS = {"loss": "loss", "nll": "nll", "hits": "token_accuracy", "p": "mean_p"}
+MEANS = {"nll": "nll", "hits": "token_accuracy", "p": "mean_p"}
 
 
 class TrainingMetrics(Callback):
     """Log each optimizer step's exact token averages, gradient norm, learning rate and speed.
 
-    The values are sums over all micro-batches and ranks of the step, divided by its supervised tokens: they do not
-    depend on how the step was split. Keys: ``train/loss`` (under the objective), ``train/nll``, ``train/perplexity``,
-    ``train/token_accuracy``, ``train/mean_p``, ``train/grad_norm`` (before clipping), ``train/lr``,
-    ``train/skipped_steps``, ``train/objective/...``, ``perf/tokens_per_second`` (supervised tokens),
-    ``perf/padding_share``.
+    The values are sums over all micro-batches and ranks of the step, divided by its supervised tokens (the loss by the
+    weights or the sequences, where the gradient is): they do not depend on how the step was split. Keys: ``train/loss``
+    (under the objective), ``train/nll``, ``train/perplexity``, ``train/token_accuracy``, ``train/mean_p``,
+    ``train/grad_norm`` (before clipping), ``train/lr``, ``train/skipped_steps``, ``train/objective/...``,
+    ``perf/tokens_per_second`` (supervised tokens), ``perf/padding_share``.
 
     Works in modules that have a `StepAccumulator` among their attributes, such as
     [`SFTModule`][lightning_sft.module.SFTModule]. Where that counts no more than losses and tokens, the keys that come
@@ -60,6 +60,7 @@ class TrainingMetrics(Callback):
             return
         now = time.perf_counter()
         values: dict[str, Any] = {f"train/{name}": totals.mean(key) for key, name in MEANS.items() if key in totals}
+        values["train/loss"] = totals.loss(accumulator.denominator)
         if "nll" in totals:
             values["train/perplexity"] = float(torch.tensor(values["train/nll"], dtype=torch.float64).exp())
         if "positions" in totals:

@@ -15,6 +15,9 @@ from lightning_sft.checkpoints.runs import read_checkpoint
 from lightning_sft.errors import UserError
 from lightning_sft.objectives import Objective
 
+#: where a checkpoint holds the snapshot of the model that some objectives compare it with
+_SNAPSHOT = "scorer.reference."
+
 
 def position_facts(trainer: Trainer) -> dict[str, Any]:
     """Return what the position in the data and in the schedule depends on, as far as the trainer knows it."""
@@ -119,8 +122,10 @@ class ResumeState:
                 "Weights, optimizer and schedule continue. The losses change their meaning; val/nll keeps its own."
             )
             if weights is not None:
-                others = {k: v for k, v in weights.items() if not k.startswith("objective.")}
-                weights = checkpoint["state_dict"] = {**others, **objective.state_dict(prefix="objective.")}
+                kept = {k: v for k, v in weights.items() if not k.startswith(("objective.", _SNAPSHOT))}
+                snapshot = {k: v for k, v in module.state_dict().items() if k.startswith(_SNAPSHOT)}
+                state_here = {**objective.state_dict(prefix="objective."), **snapshot}
+                weights = checkpoint["state_dict"] = {**kept, **state_here}
         if weights is not None:
             state.check_weights(weights, module, saved.get("model", "another model"), self.model)
 

@@ -65,19 +65,29 @@ class Snapshot(Reference):
 
     Args:
         model: the model under training, before anything trains.
+
+    Attributes:
+        age: optimizer steps since the snapshot was taken, scalar.
     """
+
+    age: Tensor
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         for i, parameter in enumerate(_trainable(model)):
             self.register_buffer(f"copy{i}", parameter.detach().clone())
+        self.register_buffer("age", torch.tensor(0))
 
     def _pairs(self, model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
-        return list(zip(_trainable(model), self.buffers(), strict=True))
+        return [(parameter, self.get_buffer(f"copy{i}")) for i, parameter in enumerate(_trainable(model))]
 
     @torch.no_grad()
-    def refresh(self, model: nn.Module) -> None:
-        """Take a new snapshot."""
+    def grow_older(self, model: nn.Module, most: int) -> None:
+        """Count an optimizer step; take a new snapshot after ``most`` of them."""
+        self.age += 1
+        if self.age < most:
+            return
+        self.age.zero_()
         for parameter, copy in self._pairs(model):
             copy.copy_(parameter)
 

@@ -133,10 +133,10 @@ class TokenScorer(nn.Module):
             return isinstance(self.reference, Snapshot)
         return isinstance(self.reference, FrozenReference) or hasattr(self.model, "disable_adapter")
 
-    def refresh_reference(self) -> None:
-        """Take a new snapshot of the model, where the reference is one."""
-        if isinstance(self.reference, Snapshot):
-            self.reference.refresh(self.model)
+    def step_ended(self, objective: Objective) -> None:
+        """Take a new snapshot of the model, where the objective asks for one after so many optimizer steps."""
+        if isinstance(self.reference, Snapshot) and objective.snapshot_every:
+            self.reference.grow_older(self.model, objective.snapshot_every)
 
     def _hidden(self, model: PreTrainedModel, batch: Mapping[str, Any], at: Tensor) -> Tensor:
         """Return the hidden states that predict the supervised labels, (tokens, dim)."""

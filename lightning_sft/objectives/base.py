@@ -16,7 +16,7 @@ from lightning_sft.scores import TokenScores
 
 Reads = Literal["logp", "row", "batch"]
 Reference = Literal["none", "logp", "logits"]
-Denominator = Literal["all", "kept"]
+Denominator = Literal["all", "kept", "weights", "sequences"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class RunFacts:
         total_steps: optimizer steps of the whole run; None if unknown (a run that ends by time, or validation).
         has_reference: whether the run can score tokens under a reference model.
         takes_snapshots: whether the run renews the reference after `Objective.snapshot_every` optimizer steps.
-        denominator: what the run divides by: all supervised tokens, or those of `Objective.kept`.
+        denominator: what the run divides by: all supervised tokens, those of `Objective.kept`, the sum of the tokens'
+            absolute weights, or the number of sequences.
         vocabulary: number of rows of the model's unembedding; None if unknown.
         training: whether optimizer steps follow. A run that only validates knows no ``total_steps`` and needs none.
     """

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_sft.errors import UserError
 from lightning_sft.head import HeadOutput
+from lightning_sft.models.scorer import Weighting
 from lightning_sft.objectives import Objective
 from lightning_sft.objectives.base import Denominator
 from lightning_sft.training.gradients import multiply_gradients
@@ -24,12 +25,21 @@ from lightning_sft.training.gradients import multiply_gradients
 SCALE = 1024.0
 
 
+#: which sum of a step a denominator is
+SUM_OF = {"all": "supervised", "kept": "kept", "weights": "weights", "sequences": "sequences"}
+
+
 class StepTotals(dict[str, Tensor]):
     """Sums over one whole optimizer step: every micro-batch, every rank."""
 
     def denominator(self, kind: Denominator) -> float:
         """Return the number that the step's gradient is divided by."""
-        return float(self["supervised" if kind == "all" else "kept"])
+        return float(self[SUM_OF[kind]])
+
+    def loss(self, kind: Denominator) -> float:
+        """Return the mean loss: of the supervised tokens, or weighted as the gradient is; nan without any."""
+        total = float(self["supervised" if kind == "kept" else SUM_OF[kind]])
+        return float(self["loss"]) / total if total else float("nan")
 
     def objective(self) -> dict[str, Tensor]:
         """Return the objective's own sums."""
@@ -86,8 +96,9 @@ class StepAccumulator:
         optimizer.zero_grad()
 
     Args:
-        denominator: ``"all"``: gradients are divided by the supervised tokens of the step; ``"kept"``: by those that
-            an objective keeps, which only `add_sums` can tell apart.
+        denominator: ``"all"``: gradients are divided by the supervised tokens of the step; ``"weights"``: by the sum of
+            their absolute weights; ``"kept"``: by those that an objective keeps, and ``"sequences"``: by the number of
+            sequences, both of which only `add_sums` can tell.
 
     Attributes:
         totals: sums of the last complete step over its micro-batches and ranks; empty before the first step ends.
@@ -100,6 +111,16 @@ class StepAccumulator:
         self.skipped_steps = 0
         self._sums: dict[str, Tensor] = {}
         self._open = 0
+
+    @property
+    def weighting(self) -> Weighting:
+        """How a scorer must weigh the tokens' losses for this denominator."""
+        return "sequences" if self.denominator == "sequences" else "tokens"
+
+    def mean_loss(self, sums: dict[str, Tensor]) -> Tensor:
+        """Return the mean loss of one micro-batch, scalar: what callbacks and progress bars see; 0 without tokens."""
+        total = sums["supervised" if self.denominator == "kept" else SUM_OF[self.denominator]]
+        return sums["loss"] / total.clamp_min(torch.finfo(total.dtype).tiny)
 
     @property
     def open_micro_batches(self) -> int:
@@ -115,7 +136,7 @@ class StepAccumulator:
 
         Args:
             loss_sum: sum of its losses, scalar, with its graph. Not their mean.
-            tokens: how many losses were summed, or the sum of their weights; 0 or more.
+            tokens: how many losses were summed, or the sum of their absolute weights; 0 or more.
             divided_by: what the caller's framework divides the returned loss by: ``accumulate_grad_batches`` in
                 automatic optimization under Lightning, 1 in manual optimization and in loops of your own.
 
@@ -123,8 +144,10 @@ class StepAccumulator:
             A scalar with the value of the micro-batch's mean loss, times ``divided_by``.
 
         Raises:
-            UserError: ``loss_sum`` is no scalar.
+            UserError: ``loss_sum`` is no scalar, or the denominator is ``"sequences"``.
         """
+        if self.denominator == "sequences":
+            raise UserError('StepAccumulator("sequences") is not told the sequences by add. Use add_sums.')
         if loss_sum.numel() != 1:
             raise UserError(
                 f"StepAccumulator.add got losses of shape {tuple(loss_sum.shape)}. It needs their sum: losses.sum()."
@@ -132,7 +155,7 @@ class StepAccumulator:
         loss_sum = loss_sum.reshape(())
         total = loss_sum.detach().to(torch.float64)
         count = torch.as_tensor(tokens, device=total.device).detach().to(torch.float64).reshape(())
-        self.add_sums({"supervised": count, "kept": count, "loss": total})
+        self.add_sums({"supervised": count, "kept": count, "weights": count, "loss": total})
         return backward_loss(loss_sum, total / count.clamp_min(torch.finfo(torch.float64).tiny), divided_by)
 
     def add_sums(self, sums: dict[str, Tensor]) -> None:
@@ -140,7 +163,7 @@ class StepAccumulator:
 
         Args:
             sums: scalars and vectors in float64, the same keys and shapes in every micro-batch of a step; among them
-                ``supervised`` and ``kept``.
+                ``supervised`` and what `SUM_OF` names for the denominator.
         """
         self._open += 1
         self._sums = {k: self._sums[k] + v for k, v in sums.items()} if self._sums else dict(sums)
@@ -227,14 +250,19 @@ def backward_loss(loss_sum: Tensor, mean: Tensor, divided_by: int, factor: float
 def micro_batch_sums(output: HeadOutput, objective: Objective, attended: Tensor) -> dict[str, Tensor]:
     """Return the sums of one micro-batch: those that every run needs, and the objective's own statistics.
 
-    ``attended`` says which positions are no padding, (batch, length), bool. Keys ``supervised, kept, loss, nll, p,
-    hits, positions, padding`` are scalars; the objective's start with ``objective/``.
+    ``attended`` says which positions are no padding, (batch, length), bool. Keys ``supervised, kept, weights,
+    sequences, loss, nll, p, hits, positions, padding`` are scalars; the objective's start with ``objective/``.
     """
     scores = output.scores
+    tokens = torch.tensor(len(scores), device=scores.logp.device)
+    row = torch.arange(len(scores), device=tokens.device) if scores.row is None else scores.row
     is_top1 = scores.is_top1 if scores.is_top1 is not None else torch.zeros_like(scores.logp, dtype=torch.bool)
     sums = {
-        "supervised": torch.tensor(len(scores), device=scores.logp.device),
+        "supervised": tokens,
         "kept": objective.kept(scores).sum(),
+        "weights": tokens if scores.weight is None else scores.weight.abs().sum(dtype=torch.float64),
+        # rows come one after the other, so each begins where the number changes
+        "sequences": (row[1:] != row[:-1]).sum() + (tokens > 0),
         "loss": output.losses.sum(dtype=torch.float64),
         "nll": -scores.logp.sum(dtype=torch.float64),
         "p": scores.logp.exp().sum(dtype=torch.float64),

@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_sft.errors import UserError
 from lightning_sft.head import HeadOutput
@@ -21,6 +21,7 @@ from lightning_sft.models.build import ModelSettings
 from lightning_sft.models.capability import capability, emulated, fastest
 from lightning_sft.models.mode import eval_mode
 from lightning_sft.models.packing import attended
+from lightning_sft.models.reference import check_same_vocabulary
 from lightning_sft.models.scorer import TokenScorer
 from lightning_sft.objectives import Objective, RunFacts
 from lightning_sft.objectives.base import Denominator
@@ -76,11 +77,40 @@ def prepare(
         sources=tuple(getattr(getattr(trainer, "datamodule", None), "source_names", ())),
         total_steps=int(total) if total is not None and total != float("inf") else None,
         has_reference=has_reference,
+        takes_snapshots=adapter_of(trainer).takes_snapshots,
         denominator=denominator,
         vocabulary=vocabulary,
         training=training,
     )
     objective.prepare(facts)
+
+
+def check_reference(
+    objective: Objective, settings: ModelSettings, tokenizer: PreTrainedTokenizerBase, trainer: Trainer | None
+) -> None:
+    """Check, before anything is loaded, that an objective's reference model can be had in a run.
+
+    Args:
+        objective: says what it compares with.
+        settings: name the reference, if it is another checkpoint.
+        tokenizer: the model's own.
+        trainer: its strategy must be able to place the reference; None outside of a run.
+
+    Raises:
+        UserError: another vocabulary, or a strategy that cannot place the reference.
+    """
+    if objective.reference == "none":
+        if settings.reference is not None:
+            rank_zero_warn(
+                f"model.reference is {settings.reference!r}, and {type(objective).__name__} compares with nothing: it "
+                "is not loaded."
+            )
+        return
+    if settings.reference is not None and not objective.snapshot_every:
+        check_same_vocabulary(tokenizer, settings.reference, trust_remote_code=settings.trust_remote_code)
+    is_frozen_model = settings.reference is not None or not settings.has_adapter
+    if trainer is not None and is_frozen_model and not objective.snapshot_every:
+        adapter_of(trainer).refuse_frozen_reference()
 
 
 @torch.no_grad()

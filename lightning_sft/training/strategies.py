@@ -44,11 +44,13 @@ class StrategyAdapter:
         drops_frozen: whether a checkpoint of an adapter run may leave out the frozen base.
         scales_loss: the strategy keeps gradients to itself, so the loss must carry the exact factor beforehand.
         callable_inside: the scorer can be called once it is sharded, and not only the strategy's wrapper around it.
+        takes_snapshots: copies of what trains can change places with it, as objectives with snapshots need.
     """
 
     drops_frozen = True
     scales_loss = False
     callable_inside = True
+    takes_snapshots = True
 
     def __init__(self, strategy: Strategy) -> None:
         self.strategy = strategy
@@ -61,6 +63,9 @@ class StrategyAdapter:
             settings: of the model.
             stage: ``"fit"``, ``"validate"``, ``"test"`` or ``"predict"``.
         """
+
+    def refuse_frozen_reference(self) -> None:
+        """Raise `UserError` if a frozen reference model cannot be placed, or sharded, as the model is."""
 
     def shard(self, scorer: TokenScorer, settings: ModelSettings) -> None:
         """Shard a model whose weights are loaded, if the strategy shards.
@@ -105,6 +110,8 @@ class DataParallel(StrategyAdapter):
 class FullyShard(StrategyAdapter):
     """FSDP2 over the data-parallel dimension of ModelParallelStrategy's mesh, layers split over the other one."""
 
+    takes_snapshots = False
+
     def __init__(self, strategy: ModelParallelStrategy) -> None:
         super().__init__(strategy)
         self.mesh = strategy.device_mesh
@@ -129,6 +136,11 @@ class FullyShard(StrategyAdapter):
                 "torch_compile does not go with FSDP2 here: the shards are gathered by hooks that break the graph. "
                 "Set torch_compile: false, or use trainer.strategy: ddp."
             )
+
+    @override
+    def refuse_frozen_reference(self) -> None:
+        if self.mesh["tensor_parallel"].size() > 1:
+            _refuse_reference("tensor parallelism, which splits the layers of the model alone")
 
     @override
     def shard(self, scorer: TokenScorer, settings: ModelSettings) -> None:
@@ -170,6 +182,11 @@ class FullyShard1(StrategyAdapter):
 
     drops_frozen = False
     callable_inside = False
+    takes_snapshots = False
+
+    @override
+    def refuse_frozen_reference(self) -> None:
+        _refuse_reference("FSDP1, which would flatten, and offload, its weights with those that train")
 
     @override
     def check(self, trainer: Trainer, settings: ModelSettings, stage: str) -> None:
@@ -201,6 +218,11 @@ class DeepSpeed(StrategyAdapter):
 
     drops_frozen = False
     scales_loss = True
+    takes_snapshots = False
+
+    @override
+    def refuse_frozen_reference(self) -> None:
+        _refuse_reference("DeepSpeed, which would partition, and offload, its weights with those that train")
 
     @override
     def gradient_norm(self, gradients: Iterable[Tensor]) -> None:
@@ -221,6 +243,14 @@ class DeepSpeed(StrategyAdapter):
                 f"head is {settings.head!r} under DeepSpeed stage 3, which keeps the unembedding in pieces outside of "
                 "its own layer. Set model.head: reference, as configs/strategy/deepspeed_3.yaml does, or use stage 2."
             )
+
+
+def _refuse_reference(why: str) -> None:
+    raise UserError(
+        "The objective compares the model with a frozen reference model of its own, and the run uses "
+        f"{why}. Use configs/strategy/fsdp2.yaml or trainer.strategy: ddp; or train an adapter without "
+        "model.reference: the model with the adapter switched off is the reference then."
+    )
 
 
 def _refuse_predict(stage: str, name: str) -> None:
