@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from lightning_sft import objectives
-from lightning_sft.objectives import Composite, Objective, PerSource, Scheduled
+from lightning_sft.objectives import Composite, Objective, PerSource, Scheduled, SpecialTokens
 from lightning_sft.scores import TokenScores
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -139,7 +139,7 @@ def page() -> str:
 def is_drawn(objective: Objective) -> bool:
     """Return whether one curve over p says it all."""
     pointwise = objective.reads == "logp" and objective.reference == "none"
-    return pointwise and not isinstance(objective, PerSource | Scheduled)
+    return pointwise and not isinstance(objective, PerSource | Scheduled | SpecialTokens)
 
 
 def strength(objective: Objective) -> tuple[Tensor, Tensor]:

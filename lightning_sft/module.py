@@ -183,7 +183,7 @@ class SFTModule(EvaluatedModule):
         self._prepare(self.objective, training=stage == "fit", has_reference=True)  # build_scorer makes what it needs
 
     def _prepare(self, objective: Objective, **known: bool) -> None:
-        start.prepare(objective, self.trainer, self.accumulator.denominator, len(self.tokenizer), **known)
+        start.prepare(objective, self.trainer, self.accumulator.denominator, self.tokenizer, **known)
 
     def use_objective(self, objective: Objective) -> None:
         """Train under another objective from here on, in a fit under way.

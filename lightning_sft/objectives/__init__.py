@@ -24,6 +24,7 @@ from lightning_sft.objectives.psft import PSFT
 from lightning_sft.objectives.rho1 import Rho1
 from lightning_sft.objectives.runner_up_margin import RunnerUpMargin
 from lightning_sft.objectives.scheduled import Scheduled
+from lightning_sft.objectives.special_tokens import SpecialTokens
 from lightning_sft.objectives.tail_sft import TailSFT
 from lightning_sft.objectives.talr import TALR
 from lightning_sft.objectives.thresholded import Thresholded
@@ -58,6 +59,7 @@ __all__ = [
     "RunFacts",
     "RunnerUpMargin",
     "Scheduled",
+    "SpecialTokens",
     "TailSFT",
     "Thresholded",
     "TrustRegion",

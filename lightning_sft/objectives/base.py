@@ -30,6 +30,7 @@ class RunFacts:
         takes_snapshots: whether the run renews the reference after `Objective.snapshot_every` optimizer steps.
         denominator: what the run divides by: all supervised tokens, those of `Objective.kept`, the sum of the tokens'
             absolute weights, or the number of sequences.
+        special_tokens: ids of the tokenizer's special tokens.
         vocabulary: number of rows of the model's unembedding; None if unknown.
         training: whether optimizer steps follow. A run that only validates knows no ``total_steps`` and needs none.
     """
@@ -39,6 +40,7 @@ class RunFacts:
     has_reference: bool = False
     takes_snapshots: bool = False
     denominator: Denominator = "all"
+    special_tokens: tuple[int, ...] = ()
     vocabulary: int | None = None
     training: bool = True
 

@@ -54,7 +54,7 @@ def prepare(
     objective: Objective,
     trainer: Trainer,
     denominator: Denominator,
-    vocabulary: int,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     training: bool,
     has_reference: bool,
@@ -65,7 +65,7 @@ def prepare(
         objective: gets the facts.
         trainer: its steps and its data module are read.
         denominator: what the run divides by.
-        vocabulary: number of token ids.
+        tokenizer: its length and its special tokens are read.
         training: whether optimizer steps follow.
         has_reference: whether the run can score tokens under a reference model.
 
@@ -79,7 +79,8 @@ def prepare(
         has_reference=has_reference,
         takes_snapshots=adapter_of(trainer).takes_snapshots,
         denominator=denominator,
-        vocabulary=vocabulary,
+        special_tokens=tuple(i for i, token in tokenizer.added_tokens_decoder.items() if token.special),
+        vocabulary=len(tokenizer),
         training=training,
     )
     objective.prepare(facts)

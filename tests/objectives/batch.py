@@ -13,7 +13,12 @@ from tests.objectives.rows import Truth
 
 VOCAB, DIM, TOKENS, SEQUENCES = 29, 12, 24, 4
 FACTS = RunFacts(
-    sources=("web", "math.jsonl"), total_steps=10, has_reference=True, takes_snapshots=True, vocabulary=VOCAB
+    sources=("web", "math.jsonl"),
+    total_steps=10,
+    has_reference=True,
+    takes_snapshots=True,
+    special_tokens=(3, 7, 11, 20),
+    vocabulary=VOCAB,
 )
 
 

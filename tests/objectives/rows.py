@@ -184,6 +184,12 @@ ROWS = {
         lambda t: 0.7 * f.nll(t.z, t.y) + 0.3 * f.gem(t.z, t.y, 0.7),
         detaches=True,
     ),
+    "SpecialTokens": Row(
+        lambda: ours.SpecialTokens(ours.PowerFamily(2), 0.5),
+        lambda t: torch.where(
+            torch.isin(t.y, torch.tensor([3, 7, 11, 20])), 0.5 * f.nll(t.z, t.y), f.power(t.z, t.y, 2)
+        ),
+    ),
     "PerSource": Row(
         lambda: ours.PerSource({"math.jsonl": ours.PowerFamily(1)}, default=ours.NLL()),
         lambda t: torch.where(t.source == 1, f.power(t.z, t.y, 1), f.nll(t.z, t.y)),

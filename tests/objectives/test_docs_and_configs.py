@@ -96,7 +96,7 @@ def test_chosen_on_the_command_line(name):
 
 
 def test_every_name_is_known_to_the_command_line():
-    required = {"Thresholded", "WeightedSum", "PerSource", "Scheduled", "RunnerUpMargin", "PSFT"}
+    required = {"Thresholded", "WeightedSum", "PerSource", "Scheduled", "RunnerUpMargin", "PSFT", "SpecialTokens"}
     for name in objective_names() - required:
         assert type(parse("--model.objective", name)).__name__ == name
 
