@@ -132,12 +132,11 @@ def test_a_row_of_weight_two_is_a_row_seen_twice(model: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*before .*optimizer.step:UserWarning")
 @pytest.mark.parametrize("denominator", ["all", "weights", "sequences"])
 def test_a_step_whose_weights_are_all_zero_is_skipped_and_counted(model: Path, denominator: Denominator) -> None:
-    keep, module = fit(model, [row(0, 0.0), row(1, 0.0)], 1, NLL(), denominator)
+    _, module = fit(model, [row(0, 0.0), row(1, 0.0)], 1, NLL(), denominator)
     assert module.skipped_steps == 1
     before = SFTModule(str(model), dtype="float64")
     before.configure_model()
     assert all(torch.equal(p, module.scorer.get_parameter(n)) for n, p in before.scorer.named_parameters())
-    assert keep.logged[-1]["train/skipped_steps"] == 1
 
 
 @pytest.mark.filterwarnings("ignore:.*num_workers:UserWarning")
