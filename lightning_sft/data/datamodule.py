@@ -20,10 +20,13 @@ from lightning_sft.data.batches.settings import Batching, Layout, Order, at_leas
 from lightning_sft.data.encoding.build import BuildOptions
 from lightning_sft.data.encoding.encode import ApplyChatTemplate, Encoder, TrainOn
 from lightning_sft.data.encoding.tokenizer import find_tokenizer, pad_token_id
+from lightning_sft.data.encoding.trace import OnDroppedReasoning
 from lightning_sft.data.encoding.truncate import Truncation
 from lightning_sft.data.library import SetLibrary
 from lightning_sft.data.prompts import Answered, prompts
-from lightning_sft.data.reading.sources import DataSource, as_sources
+from lightning_sft.data.reading.conversation import OnRepeatedRole, OnUnanswered, Rules
+from lightning_sft.data.reading.settings import as_sources
+from lightning_sft.data.reading.sources import DataSource
 from lightning_sft.data.sets import OnBadRow, list_rejected
 from lightning_sft.data.storage.cache import Cache, cache_folder
 from lightning_sft.data.storage.dataset import SetReport, TokenDataset
@@ -57,6 +60,9 @@ class SFTDataModule(LightningDataModule):
         train_on: whose words are trained, see `Encoder`.
         apply_chat_template: whether rows of plain strings are put into the chat template, see `Encoder`.
         template_kwargs: variables for the chat template, such as ``{enable_thinking: false}``.
+        on_dropped_reasoning: what becomes of rows whose reasoning the chat template does not write, see `Encoder`.
+        on_unanswered: what becomes of conversations that do not end with an answer, see `Rules`.
+        on_repeated_role: what becomes of neighbouring messages of one role, see `Rules`.
         on_bad_row: ``error``, or ``skip``: count bad rows and list them in ``rejected_file``.
         rejected_file: where to list them; default is ``rejected_rows.jsonl`` in the run's folder.
         system: system prompt for conversations that bring none.
@@ -95,6 +101,9 @@ class SFTDataModule(LightningDataModule):
         train_on: TrainOn = "assistant",
         apply_chat_template: ApplyChatTemplate = "auto",
         template_kwargs: dict[str, Any] | None = None,
+        on_dropped_reasoning: OnDroppedReasoning = "error",
+        on_unanswered: OnUnanswered = "error",
+        on_repeated_role: OnRepeatedRole = "error",
         on_bad_row: OnBadRow = "error",
         rejected_file: str | None = None,
         system: str | None = None,
@@ -114,14 +123,15 @@ class SFTDataModule(LightningDataModule):
         at_least(0, seed=seed)
         if val is not None and val_split is not None:
             raise UserError(f"Both data.val and data.val_split={val_split} are given. Leave one of them out.")
+        rules = Rules(on_unanswered, on_repeated_role)
         given = {"train": train, "val": val, "test": test, "predict": predict}
-        sources = {what: as_sources(rows, what) for what, rows in given.items()}
+        sources = {what: as_sources(rows, what, rules) for what, rows in given.items()}
         options = BuildOptions(max_length, truncation, on_bad_row, num_proc)
         self.sets = SetLibrary(sources, val_split, seed, system, options, Cache(cache_folder(cache_dir)))
         self.batch_size = batch_size
         self.val_batch_size = val_batch_size or batch_size
         self.num_workers = num_workers
-        self.encoder_options = (train_on, apply_chat_template, template_kwargs)
+        self.encoder_options = (train_on, apply_chat_template, template_kwargs, on_dropped_reasoning)
         self.rejected_file = rejected_file
         self.seed = seed
         self.pad_to_multiple_of = pad_to_multiple_of

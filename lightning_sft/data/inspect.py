@@ -70,5 +70,14 @@ def _summary(what: str, report: SetReport) -> str:
     if what != "train":
         dropped = f", {report.leaked_dropped} of them dropped" if report.leaked_dropped else ""
         lines.append(f"  leaks: {report.leaked} rows also stand in train{dropped}")
-    lines += [f"  skipped {row.where}: {row.reason}" for row in report.rejected[:REJECTED_SHOWN]]
+    lines.append(f"  what is trained is known from: {_counted(report.masks)}")
+    if report.unused:
+        lines.append(f"  not used: {_counted(report.unused)}")
+    if report.codes:
+        lines.append(f"  skipped by cause: {_counted(report.codes)}")
+    lines += [f"  skipped {row.where}: {row.code.value}: {row.reason}" for row in report.rejected[:REJECTED_SHOWN]]
     return "\n".join(lines)
+
+
+def _counted(rows: dict[str, int]) -> str:
+    return ", ".join(f"{name} ({count})" for name, count in rows.items())

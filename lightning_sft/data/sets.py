@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from lightning_sft.data.codes import NO_MISTAKES
 from lightning_sft.data.reading.sources import DataSource
 from lightning_sft.data.types import BadRow, Example
 from lightning_sft.errors import UserError
@@ -63,11 +64,11 @@ def read(
 
 
 def reject(row: BadRow, rejected: list[BadRow], on_bad_row: OnBadRow) -> None:
-    """Set a bad row aside, or raise."""
-    if on_bad_row == "error":
+    """Set a bad row aside, or raise; a row that asks to be left out is no mistake."""
+    if on_bad_row == "error" and row.code not in NO_MISTAKES:
         raise UserError(
-            f"{describe(row)}. Correct the row, or set data.on_bad_row: skip to leave out bad rows (they are counted, "
-            "and listed with their reasons in a file)."
+            f"{describe(row).rstrip('.')}. Correct the row, or set data.on_bad_row: skip to leave out bad rows (they are "
+            "counted, and listed with their reasons in a file)."
         )
     rejected.append(row)
 
@@ -123,5 +124,8 @@ def without_leaks(
 
 def list_rejected(path: Path, what: str, rows: Sequence[BadRow]) -> None:
     """Append bad rows with their reasons to a file of JSON lines."""
-    lines = ({"set": what, "where": row.where, "reason": row.reason, "text": row.text} for row in rows)
+    lines = (
+        {"set": what, "where": row.where, "code": row.code.value, "reason": row.reason, "text": row.text}
+        for row in rows
+    )
     append_text(path, "".join(json.dumps(line) + "\n" for line in lines))

@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from enum import Enum
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
+
+from lightning_sft.data.codes import Code
 
 from lightning_sft.errors import UserError
 
@@ -21,7 +25,20 @@ Message = dict[str, Any]
 
 
 class BadRowError(ValueError):
-    """One row cannot be used; the message is the reason. Never leaves the data room."""
+    """One row cannot be used. Never leaves the data room.
+
+    Args:
+        reason: what is wrong, what is allowed, what to change.
+        code: the cause in one word.
+    """
+
+    def __init__(self, reason: str, code: Code) -> None:
+        super().__init__(reason, code)
+        self.code = code
+
+    @override
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 @dataclass(frozen=True)
@@ -32,11 +49,13 @@ class BadRow:
         where: file and line, or source and index.
         reason: what is wrong with it; long reasons are cut.
         text: the row; only its beginning is kept.
+        code: the cause in one word.
     """
 
     where: str
     reason: str
     text: str = ""
+    code: Code = Code.UNREADABLE
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reason", printable(self.reason, 400))
@@ -70,6 +89,8 @@ class Example:
             ``None`` where the row is a conversation by nature.
         where: file and line, or source and index.
         item: whatever the source needs to score an answer.
+        template_kwargs: variables for the chat template that the row itself brings.
+        unused: columns of the row, and keys of its messages as ``messages.KEY``, that the format does not read.
     """
 
     messages: tuple[Message, ...]
@@ -79,6 +100,8 @@ class Example:
     plain: tuple[str, str] | None = None
     where: str = ""
     item: Any = None
+    template_kwargs: dict[str, Any] | None = None
+    unused: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Give every message its flag.
@@ -109,7 +132,7 @@ class Example:
     @property
     def has_prompt(self) -> bool:
         """Whether there is something to generate from."""
-        return bool(self.messages) or bool(self.plain and self.plain[0])
+        return len(self.messages) > self.has_answer or bool(self.plain and self.plain[0])
 
     def with_system(self, system: str | None) -> Example:
         """Return the example with a system prompt, where it is a conversation without one."""
@@ -125,7 +148,8 @@ class Example:
     @cached_property
     def key(self) -> bytes:
         """A digest of what stands in the example; equal examples have equal keys wherever they were read."""
-        return _digest([self.messages, self.tools, None if self.messages else self.plain])
+        kwargs = [self.template_kwargs] if self.template_kwargs else []
+        return _digest([self.messages, self.tools, None if self.messages else self.plain, *kwargs])
 
     @cached_property
     def prompt_key(self) -> bytes:
@@ -147,6 +171,14 @@ def printable(text: str, length: int) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 
+class MaskFrom(str, Enum):
+    """Where it is known from what is trained."""
+
+    MARKERS = "generation markers of the template"
+    TURNS = "turns found in the template's text"
+    ROW = "the row itself, without a chat template"
+
+
 @dataclass(frozen=True)
 class Encoded:
     """One example as token ids.
@@ -154,10 +186,12 @@ class Encoded:
     Args:
         ids: (length,) token ids.
         trained: (length,) whether the loss reads the token as a target.
+        mask: where that is known from, see `MaskFrom`.
     """
 
     ids: NDArray[np.int32]
     trained: NDArray[np.bool_]
+    mask: MaskFrom = MaskFrom.ROW
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from lightning_sft.data.encoding.parallel import encode_rows
 from lightning_sft.data.encoding.truncate import Truncation, truncate
 from lightning_sft.data.sets import OnBadRow, RawSet, describe, reject
 from lightning_sft.data.storage.dataset import BuiltSet, SetReport, TokenDataset
-from lightning_sft.data.types import BadRow, BadRowError, Encoded
+from lightning_sft.data.types import BadRow, BadRowError, Encoded, Example
 from lightning_sft.errors import UserError
 
 
@@ -58,7 +59,7 @@ def build(raw: RawSet, names: Sequence[str], encoder: Encoder, options: BuildOpt
             if isinstance(row, UserError):
                 raise row
             if isinstance(row, BadRowError):
-                reject(BadRow(example.where, str(row)), report.rejected, options.on_bad_row)
+                reject(BadRow(example.where, str(row), code=row.code), report.rejected, options.on_bad_row)
                 continue
             if options.max_length is not None and len(row.ids) > options.max_length:
                 if options.truncation == "error":
@@ -91,7 +92,19 @@ def build(raw: RawSet, names: Sequence[str], encoder: Encoder, options: BuildOpt
     report.lengths = np.array([len(row.ids) for row in encoded], np.int64)
     report.full_lengths = np.array(full_lengths, np.int64)
     report.trained = np.array([int(row.trained.sum()) for row in encoded], np.int64)
+    report.masks = dict(Counter(row.mask.value for row in encoded))
+    report.unused = _unused([raw.examples[i] for i in kept], encoder.template.every_source)
     report.source_rows = {names[s]: sources.count(s) for s in dict.fromkeys(sources)}
     examples = [raw.examples[i] for i in kept]
     fingerprint = hashlib.blake2b(b"".join(example.key for example in examples), digest_size=16).hexdigest()
     return BuiltSet(TokenDataset(encoded, sources), examples, report, np.array(kept, np.int64), fingerprint)
+
+
+def _unused(examples: Sequence[Example], template: str) -> dict[str, int]:
+    """Return in how many rows each column or key stands that nothing reads; a template may read keys of messages."""
+    counts = Counter(name for example in examples for name in example.unused)
+    return {
+        name: rows
+        for name, rows in counts.most_common()
+        if not (name.startswith("messages.") and name.removeprefix("messages.") in template)
+    }

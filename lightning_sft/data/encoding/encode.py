@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+import json
 from functools import cached_property
-from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lightning_sft.data.encoding.chat import ChatTemplate, Span
+from lightning_sft.data.codes import Code
+from lightning_sft.data.encoding.masks import Masks
+from lightning_sft.data.encoding.template import ChatTemplate, Span
+from lightning_sft.data.encoding.tokens import SpanTokenizer
+from lightning_sft.data.encoding.trace import OnDroppedReasoning, last_of
 from lightning_sft.data.storage.digests import tokenizer_digest
-from lightning_sft.data.types import BadRowError, Encoded, Example
+from lightning_sft.data.types import BadRowError, Encoded, Example, MaskFrom
 from lightning_sft.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,7 +35,10 @@ class Encoder:
             assistant says after the last user message; ``all`` every token. A message's own flag decides over this.
         apply_chat_template: whether rows of plain strings are put into the chat template: ``auto`` where the tokenizer
             has one, ``always``, or ``never``. Conversations always are, texts never.
-        template_kwargs: variables for the template.
+        template_kwargs: variables for the template; a row's own are put over them.
+        on_dropped_reasoning: what becomes of a row whose reasoning the template does not write: ``error`` makes it a
+            bad row, ``allow`` trains it without. Reasoning of past answers may always be left out by a template that
+            writes that of the last one.
 
     Raises:
         UserError: ``always``, and the tokenizer has no chat template.
@@ -44,10 +50,14 @@ class Encoder:
         train_on: TrainOn = "assistant",
         apply_chat_template: ApplyChatTemplate = "auto",
         template_kwargs: dict[str, Any] | None = None,
+        on_dropped_reasoning: OnDroppedReasoning = "error",
     ) -> None:
         self.tokenizer = tokenizer
         self.train_on = train_on
+        self.on_dropped_reasoning = on_dropped_reasoning
         self.template = ChatTemplate(tokenizer, template_kwargs)
+        self.tokenize = SpanTokenizer(self.template)
+        self._masks: dict[str, Masks] = {}
         if apply_chat_template == "always" and not self.template.source:
             raise UserError(_NO_TEMPLATE.format("apply_chat_template: always was given"))
         self.templates_strings = apply_chat_template != "never" and bool(self.template.source)
@@ -59,9 +69,10 @@ class Encoder:
             TypeError: see `tokenizer_digest`.
         """
         # a template that writes today's date gives other tokens tomorrow
-        today = str(datetime.date.today()) if "strftime_now" in self.template.source else None
+        today = str(datetime.date.today()) if "strftime_now" in self.template.every_source else None
         tokenizer = tokenizer_digest(self.tokenizer)
-        return [tokenizer, self.train_on, self.templates_strings, self.template.kwargs, today]
+        kwargs = self.template.kwargs
+        return [tokenizer, self.train_on, self.templates_strings, kwargs, self.on_dropped_reasoning, today]
 
     def __call__(self, example: Example) -> Encoded:
         """Return the ids of ``example`` and which of them are trained.
@@ -73,23 +84,29 @@ class Encoder:
         if not example.has_answer:
             ids = self.prompt(example)[1]
             return Encoded(np.array(ids, np.int32), np.zeros(len(ids), np.bool_))
-        text, spans = self._templated(example) if self._is_templated(example) else self._plain(example)
-        encoded = self._tokenize(text, spans)
+        text, spans, mask = self._templated(example) if self._is_templated(example) else self._plain(example)
+        encoded = self.tokenize(text, spans, mask)
         if not encoded.trained.any():
             raise BadRowError(
-                f"nothing would be trained: train_on={self.train_on!r} and the row's flags select no token"
+                f"nothing would be trained: train_on={self.train_on!r} and the row's flags select no token. Change "
+                "them, or leave the row out.",
+                Code.NOTHING_TRAINED,
             )
         return encoded
 
     def prompt(self, example: Example) -> tuple[str, list[int]]:
-        """Return text and ids of what stands before the answer."""
+        """Return text and ids of what stands before the answer.
+
+        Raises:
+            BadRowError: the template does not take or does not write all of it.
+        """
         if self._is_templated(example):
             before = example.messages[:-1] if example.has_answer else example.messages
-            text = self.template.render(before, example.tools, prompt=True)
+            text = self._masks_for(example).prompt(before, example.tools)
         else:
             assert example.plain is not None
-            text = self._bos + example.plain[0]
-        return text, self._ids(text)
+            text = self._begun(example.plain[0])
+        return text, self.tokenize.ids(text)
 
     def _is_templated(self, example: Example) -> bool:
         if example.plain is not None:
@@ -98,14 +115,27 @@ class Encoder:
             raise UserError(_NO_TEMPLATE.format(f"{example.where} is a conversation"))
         return True
 
-    def _templated(self, example: Example) -> tuple[str, list[Span]]:
-        if self.train_on == "all" and not any(flag is False for flag in example.flags):
-            text = self.template.text(example)
-            return self._ended(text, [(0, len(text))])
+    def _masks_for(self, example: Example) -> Masks:
+        """Return what renders a row: rows may bring variables of their own for the template."""
+        key = json.dumps(example.template_kwargs, sort_keys=True, default=repr)
+        if key not in self._masks:
+            template = self.template
+            if example.template_kwargs:
+                template = ChatTemplate(self.tokenizer, {**self.template.kwargs, **example.template_kwargs})
+            self._masks[key] = Masks(template, self.on_dropped_reasoning)
+        return self._masks[key]
+
+    def _templated(self, example: Example) -> tuple[str, list[Span], MaskFrom]:
+        masks = self._masks_for(example)
+        if self.train_on == "all":
+            left_out = [i for i, flag in enumerate(example.flags) if flag is False]
+            text, spans = masks.all_but(example, left_out)
+            return (*self._ended(text, spans), MaskFrom.TURNS) if spans else (text, spans, MaskFrom.TURNS)
         chosen = [i for i in range(len(example.messages)) if self._is_trained(example, i)]
-        text, spans = self.template.spans(example, chosen)
-        ends_with_answer = bool(chosen) and chosen[-1] == len(example.messages) - 1
-        return self._ended(text, spans) if ends_with_answer else (text, spans)
+        text, spans, mask = masks.spans(example, chosen)
+        if chosen and chosen[-1] == len(example.messages) - 1:
+            text, spans = self._ended(text, spans)
+        return text, spans, mask
 
     def _ended(self, text: str, spans: list[Span]) -> tuple[str, list[Span]]:
         """Make sure that the last turn's end is trained: the template's end token, or else the tokenizer's own."""
@@ -113,29 +143,36 @@ class Encoder:
         if not spans or text[: spans[-1][1]].rstrip().endswith(special):
             return text, spans
         if text.rstrip().endswith(special):
-            raise BadRowError("the end of the last turn would not be trained: the template's markers leave it out")
+            raise BadRowError(
+                "the end of the last turn would not be trained: the template's generation markers leave it out. Move "
+                "{% endgeneration %} behind the token that ends the turn, or take the markers out of the template.",
+                Code.MARKERS,
+            )
         return text + self._eos, [*spans[:-1], (spans[-1][0], len(text) + len(self._eos))]
 
     def _is_trained(self, example: Example, index: int) -> bool:
         flag = example.flags[index]
         if flag is not None:
             return flag
-        if self.train_on == "all":
-            return True
         if example.messages[index]["role"] != "assistant":
             return False
-        last_user = max((i for i, m in enumerate(example.messages) if m["role"] == "user"), default=-1)
         if self.train_on == "last_turn" or (self.train_on == "completion" and not example.prompt_messages):
-            return index > last_user
+            return index > last_of("user", example.messages)
         return index >= example.prompt_messages
 
-    def _plain(self, example: Example) -> tuple[str, list[Span]]:
+    def _plain(self, example: Example) -> tuple[str, list[Span], MaskFrom]:
         assert example.plain is not None
         prompt, completion = example.plain
-        eos, bos = self._eos, self._bos
-        text = bos + prompt + completion + ("" if completion.endswith(eos) else eos)
-        start = len(bos) if self.train_on == "all" else len(bos) + len(prompt)
-        return text, [(start, len(text))]
+        begun = self._begun(prompt + completion)
+        text = begun if begun.rstrip().endswith(self._eos) else begun + self._eos
+        start = len(begun) - len(completion)
+        if self.train_on == "all" or not prompt:
+            start = len(self._bos) if self._bos and begun.startswith(self._bos) else 0
+        return text, [(start, len(text))], MaskFrom.ROW
+
+    def _begun(self, text: str) -> str:
+        """Return plain text behind the begin token, if the tokenizer adds one; one that stands there is enough."""
+        return text if text.startswith(self._bos) else self._bos + text
 
     @cached_property
     def _eos(self) -> str:
@@ -152,50 +189,6 @@ class Encoder:
         """The begin token where the tokenizer adds it by itself, else ""."""
         bos = self.tokenizer.bos_token_id
         return str(self.tokenizer.bos_token) if bos is not None and self.tokenizer("a").input_ids[0] == bos else ""
-
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
-
-    def _tokenize(self, text: str, spans: Sequence[Span]) -> Encoded:
-        """Tokenise ``text`` so that each span begins and ends between two tokens.
-
-        A generating model reads the tokens of the text before a span, then writes. So the ids of the whole text must
-        begin with the ids of every such prefix; where a tokenizer merges across a boundary, the pieces are tokenised
-        on their own, and the result must still decode to the text.
-        """
-        ids = self._ids(text)
-        cuts = sorted({cut for span in spans for cut in span if 0 < cut < len(text)})
-        positions = {0: 0, len(text): len(ids)}
-        for cut in cuts:
-            prefix = self._ids(text[:cut])
-            if ids[: len(prefix)] != prefix:
-                ids, positions = self._pieces(text, ids, cuts)
-                break
-            positions[cut] = len(prefix)
-        trained = np.zeros(len(ids), np.bool_)
-        for start, end in spans:
-            trained[positions[start] : positions[end]] = True
-        return Encoded(np.array(ids, np.int32), trained)
-
-    def _pieces(self, text: str, whole: list[int], cuts: Sequence[int]) -> tuple[list[int], dict[int, int]]:
-        """Return ids, and the position of each cut, of the pieces of ``text`` tokenised one by one.
-
-        Tokenizers of the SentencePiece kind put a space before each text; after a line break they do not.
-        """
-        bounds = [0, *cuts, len(text)]
-        pieces = [text[start:end] for start, end in pairwise(bounds)]
-        for tokenize in (self._ids, self._ids_inside):
-            parts = [self._ids(pieces[0]), *map(tokenize, pieces[1:])]
-            ids = [token for part in parts for token in part]
-            if self.tokenizer.decode(ids) == self.tokenizer.decode(whole):
-                return ids, dict(zip(bounds, accumulate(map(len, parts), initial=0), strict=True))
-        at = text[max(cuts[0] - 10, 0) : cuts[0] + 10]
-        raise BadRowError(f"the tokenizer cannot keep prompt and answer apart (near {at!r})")
-
-    def _ids_inside(self, text: str) -> list[int]:
-        """Return the ids of ``text`` as of a piece that does not begin a text."""
-        before, both = self._ids("\n"), self._ids("\n" + text)
-        return both[len(before) :] if both[: len(before)] == before else self._ids(text)
 
 
 _NO_TEMPLATE = (

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from lightning_sft.data.encoding.encode import Encoder
 from lightning_sft.data.progress import progress
-from lightning_sft.data.types import BadRowError, Encoded, Example
+from lightning_sft.data.types import BadRowError, Encoded, Example, MaskFrom
 from lightning_sft.errors import UserError
 
 MOST_PROCESSES = 8
@@ -38,6 +38,7 @@ class _EncodedChunk:
     ids: NDArray[np.int32]
     trained: NDArray[np.bool_]
     lengths: list[int]
+    masks: list[MaskFrom]
     errors: dict[int, BadRowError | UserError]
 
 
@@ -84,7 +85,7 @@ def encode_rows(
                 start = 0
                 for i, length in enumerate(chunk.lengths):
                     row = slice(start, start + length)
-                    yield chunk.errors.get(i) or Encoded(chunk.ids[row], chunk.trained[row])
+                    yield chunk.errors.get(i) or Encoded(chunk.ids[row], chunk.trained[row], chunk.masks[i])
                     start += length
                 advance(len(chunk.lengths))
 
@@ -165,5 +166,6 @@ def _encode_chunk(start: int) -> _EncodedChunk:
         np.concatenate([np.empty(0, np.int32), *(row.ids for row in rows)]),
         np.concatenate([np.empty(0, np.bool_), *(row.trained for row in rows)]),
         [len(row.ids) if isinstance(row, Encoded) else 0 for row in outcomes],
+        [row.mask if isinstance(row, Encoded) else MaskFrom.ROW for row in outcomes],
         {i: row for i, row in enumerate(outcomes) if not isinstance(row, Encoded)},
     )

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from lightning_sft.data.codes import Code
 from lightning_sft.data.types import BadRowError
 
 CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
@@ -15,7 +16,7 @@ CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 def as_list(value: object, column: str) -> list[Any]:
     """Return ``value`` if it is a list; ``column`` is its name for the message."""
     if not isinstance(value, list):
-        raise BadRowError(f"{column} must be a list, got {kind(value)}")
+        raise BadRowError(f"{column} must be a list, got {kind(value)}", Code.COLUMNS)
     return value
 
 
@@ -25,21 +26,23 @@ def kind(value: object) -> str:
 
 
 def optional(row: Mapping[str, Any], column: str) -> str | None:
-    """Return the text of a column that may be missing or empty."""
+    """Return the text of a column that may be missing or blank."""
     value = row.get(column)
-    return as_text(value, column) if value is not None and value != "" else None
+    blank = value is None or (isinstance(value, str) and not value.strip())
+    return None if blank else as_text(value, column)
 
 
 def as_text(value: object, what: str) -> str:
     """Return ``value`` if it is text that a tokenizer can take."""
     if not isinstance(value, str):
-        raise BadRowError(f"{what} must be text, got {kind(value)}")
+        raise BadRowError(f"{what} must be text, got {kind(value)}", Code.TEXT)
     if not value.strip():
-        raise BadRowError(f"{what} is empty")
+        raise BadRowError(f"{what} is empty", Code.TEXT)
     try:
         value.encode()
     except UnicodeEncodeError as e:
-        raise BadRowError(f"{what} is not valid Unicode: unpaired surrogate {value[e.start]!a} at {e.start}") from e
+        reason = f"{what} is not valid Unicode: unpaired surrogate {value[e.start]!a} at {e.start}"
+        raise BadRowError(reason, Code.TEXT) from e
     if found := CONTROL.search(value):
-        raise BadRowError(f"{what} has the control character {found.group()!a} at {found.start()}")
+        raise BadRowError(f"{what} has the control character {found.group()!a} at {found.start()}", Code.TEXT)
     return value

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from typing_extensions import override
 
+from lightning_sft.data.codes import Code
 from lightning_sft.data.reading import tabular
 from lightning_sft.data.types import BadRow, Record
 from lightning_sft.errors import UserError
@@ -56,7 +57,7 @@ def read_file(path: Path, is_row: IsRow, max_row_bytes: int) -> Iterator[Record 
         yield from tabular.read_parquet(path) if kind == ".parquet" else tabular.read_arrow(path)
         return
     with open_file(path) as stream:
-        if kind == ".json" and not _is_lines(path):
+        if (kind == ".json" and not _is_lines(path)) or (kind in (".jsonl", ".ndjson") and _is_array(path)):
             yield from read_json(path, stream, is_row)
         elif kind in (".csv", ".tsv"):
             yield from tabular.read_csv(path, lines(path, stream, max_row_bytes), max_row_bytes, kind == ".tsv")
@@ -130,7 +131,7 @@ def lines(path: Path, stream: IO[bytes], limit: int) -> Iterator[tuple[int, str]
                 return
             line = line.removeprefix(b"\xef\xbb\xbf")
         if size > limit:
-            yield BadRow(where, f"the line has {size} bytes, more than max_row_bytes={limit}")
+            yield BadRow(where, f"the line has {size} bytes, more than max_row_bytes={limit}", code=Code.TOO_LARGE)
             continue
         try:
             yield number, line.decode().rstrip("\r\n")
@@ -179,6 +180,16 @@ def _is_lines(path: Path) -> bool:
         except READ_ERRORS:
             return True
     return heads[:1] == [b"{"] and all(head == b"{" for head in heads) and len(heads) > 1
+
+
+def _is_array(path: Path) -> bool:
+    """Whether a ``.jsonl`` file is one JSON array of objects after all."""
+    with open_file(path) as stream:
+        try:
+            head = stream.read(1 << 12).removeprefix(b"\xef\xbb\xbf").split()
+        except READ_ERRORS:
+            return False
+    return b"".join(head[:2])[:2] == b"[{"
 
 
 def read_json(path: Path, stream: IO[bytes], is_row: IsRow) -> Iterator[Record | BadRow]:

@@ -7,14 +7,18 @@ import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import astuple
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from typing_extensions import override
 
+from lightning_sft.data.codes import Code
 from lightning_sft.data.progress import counted, progress
 from lightning_sft.data.reading import formats
+from lightning_sft.data.reading.columns import without_padding
+from lightning_sft.data.reading.conversation import STRICT, OnRepeatedRole, OnUnanswered, Rules
 from lightning_sft.data.reading.readers import SUFFIXES, read_file, suffix
 from lightning_sft.data.types import BadRow, BadRowError, Example, Record, printable
 from lightning_sft.errors import UserError, first_line
@@ -75,6 +79,8 @@ class Source(DataSource):
         max_rows: read at most so many rows.
         streaming: read a hub dataset as a stream, without downloading it whole; needs ``max_rows``.
         max_row_bytes: longer lines, or rows with more characters, are bad rows.
+        on_unanswered: see `Rules`; default is the data module's.
+        on_repeated_role: see `Rules`; default is the data module's.
     """
 
     def __init__(
@@ -91,6 +97,8 @@ class Source(DataSource):
         max_rows: int | None = None,
         streaming: bool = False,
         max_row_bytes: int = 1 << 22,
+        on_unanswered: OnUnanswered | None = None,
+        on_repeated_role: OnRepeatedRole | None = None,
     ) -> None:
         if weight <= 0:
             raise UserError(
@@ -112,6 +120,13 @@ class Source(DataSource):
         self.max_rows = max_rows
         self.streaming = streaming
         self.max_row_bytes = max_row_bytes
+        self._own_rules = on_unanswered, on_repeated_role
+        self.obey(STRICT)
+
+    def obey(self, rules: Rules) -> None:
+        """Take rules for conversations that are not in order, where the source has none of its own."""
+        unanswered, repeated = self._own_rules
+        self.rules = Rules(unanswered or rules.on_unanswered, repeated or rules.on_repeated_role)
 
     def examples(self, answers: bool = True) -> Iterator[Example | BadRow]:
         """Yield every row of every file, file after file in the order of their names."""
@@ -128,7 +143,15 @@ class Source(DataSource):
         files = sorted(p for p in folder.rglob("*") if p.is_file()) if _is_saved(folder) else self._files()
         if not files:
             return None
-        shape = [self.format, self.columns, self.split, self.system, self.max_rows, self.max_row_bytes]
+        shape = [
+            self.format,
+            self.columns,
+            self.split,
+            self.system,
+            self.max_rows,
+            self.max_row_bytes,
+            *astuple(self.rules),
+        ]
         try:
             return [self.path, *shape, [[str(path), file_digest(path)] for path in files]]
         except OSError:
@@ -184,8 +207,9 @@ class Source(DataSource):
                 f"{self.path!r} is neither a file or folder here ({Path.cwd()}) nor a dataset that loads from the "
                 f"Hugging Face hub: {first_line(e)}. Check the path, split={self.split!r} and subset={self.subset!r}."
             ) from e
+        plain = without_padding(getattr(table, "features", None))
         for i, row in enumerate(table):
-            yield Record(f"{self.path}[{i}]", dict(row))
+            yield Record(f"{self.path}[{i}]", plain(dict(row)))
 
     def _saved(self, folder: Path) -> Iterator[Record]:
         import datasets
@@ -195,8 +219,9 @@ class Source(DataSource):
             if self.split not in table:
                 raise UserError(f"{folder} has no split {self.split!r}; it has {', '.join(table)}. Set split.")
             table = table[self.split]
+        plain = without_padding(table.features)
         for i, row in enumerate(table):
-            yield Record(f"{folder}[{i}]", row)
+            yield Record(f"{folder}[{i}]", plain(row))
 
     def _mapped(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return ``row`` under the standard column names."""
@@ -216,15 +241,16 @@ class Source(DataSource):
                 yield row
                 continue
             if (size := _size(row.row)) > self.max_row_bytes:
-                yield BadRow(row.where, f"the row has {size} characters, more than max_row_bytes={self.max_row_bytes}")
+                reason = f"the row has {size} characters, more than max_row_bytes={self.max_row_bytes}"
+                yield BadRow(row.where, reason, code=Code.TOO_LARGE)
                 continue
             try:
-                yield formats.to_example(self._mapped(row.row), form, row.where, answers)
+                yield formats.to_example(self._mapped(row.row), form, row.where, answers, self.rules)
             except BadRowError as e:
                 reason = str(e)
                 if unmapped := [column for column in self.columns.values() if column not in row.row]:
                     reason = f"missing column {', '.join(unmapped)}; the row has {', '.join(row.row) or 'none'}"
-                yield BadRow(row.where, reason, str(row.row))
+                yield BadRow(row.where, reason, str(row.row), e.code)
 
     def _detect(self, rows: list[Record | BadRow], answers: bool) -> str:
         """Return the format that most rows have."""
@@ -258,20 +284,3 @@ def _size(value: object) -> int:
     if isinstance(value, dict):
         return sum(map(_size, value.values()))
     return sum(map(_size, value)) if isinstance(value, list) else 0
-
-
-def as_sources(value: DataSource | list[DataSource | str] | str | None, what: str) -> list[DataSource]:
-    """Return the sources that a setting such as ``train`` stands for; a string is a path.
-
-    Raises:
-        UserError: ``value`` is of another kind, or two sources have one name.
-    """
-    items = [] if value is None else value if isinstance(value, list) else [value]
-    sources = [Source(item) if isinstance(item, str) else item for item in items]
-    for source in sources:
-        if not isinstance(source, DataSource):
-            raise UserError(f"data.{what}: expected a path or a DataSource, got {type(source).__name__}.")
-    twice = [name for name, count in Counter(source.name for source in sources).items() if count > 1]
-    if twice:
-        raise UserError(f"data.{what}: several sources are named {', '.join(twice)}. Give each its own `name`.")
-    return sources

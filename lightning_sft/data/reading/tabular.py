@@ -8,6 +8,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_sft.data.reading.columns import plain_rows
 from lightning_sft.data.types import BadRow, Record
 from lightning_sft.errors import first_line
 
@@ -106,7 +107,8 @@ def read_parquet(path: Path) -> Iterator[Record | BadRow]:
         index = 0
         for group in range(file.num_row_groups):
             try:
-                rows = file.read_row_group(group).to_pylist()
+                table = file.read_row_group(group)
+                rows = [*map(plain_rows(table.schema), table.to_pylist())]
             except Exception as e:
                 yield BadRow(f"{path}, row group {group}", f"cannot be read: {first_line(e)}")
                 rows = []
@@ -124,7 +126,7 @@ def read_arrow(path: Path) -> Iterator[Record | BadRow]:
         with pa.OSFile(str(path)) as file:
             batches, whole = _batches(file)
             for batch in batches:
-                for row in batch.to_pylist():
+                for row in map(plain_rows(batch.schema), batch.to_pylist()):
                     yield Record(f"{path}[{index}]", row)
                     index += 1
             if not whole:

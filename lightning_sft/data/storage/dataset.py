@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from typing_extensions import override
 
+from lightning_sft.data.codes import count_codes
 from lightning_sft.data.storage.cache import map_array
 from lightning_sft.data.types import PADDING, BadRow, Encoded, Example
 
@@ -104,6 +105,8 @@ class SetReport:
         full_lengths: (rows,) tokens of each row before it was truncated.
         trained: (rows,) trained tokens of each row.
         source_rows: rows of each source.
+        masks: rows by where it is known from what of them is trained, see `MaskFrom`.
+        unused: rows by column, or key of messages as ``messages.KEY``, that nothing reads.
         packs: packs of the rows, under ``order: packed``.
         pack_efficiency: tokens / (packs * the most tokens of a pack).
     """
@@ -118,6 +121,8 @@ class SetReport:
     full_lengths: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     trained: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     source_rows: dict[str, int] = field(default_factory=dict)
+    masks: dict[str, int] = field(default_factory=dict)
+    unused: dict[str, int] = field(default_factory=dict)
     packs: int = 0
     pack_efficiency: float = 0.0
 
@@ -131,6 +136,11 @@ class SetReport:
         """Trained tokens / all tokens."""
         return float(self.trained.sum() / max(self.tokens, 1))
 
+    @property
+    def codes(self) -> dict[str, int]:
+        """Rows that are not used, by cause, see `Code`."""
+        return count_codes(row.code for row in self.rejected)
+
     def counts(self) -> dict[str, float]:
         """Return the scalars of the report by name."""
         return {
@@ -138,6 +148,7 @@ class SetReport:
             "tokens": self.tokens,
             "trained_share": self.trained_share,
             "rejected": len(self.rejected),
+            **{f"rejected/{code}": rows for code, rows in self.codes.items()},
             "dropped": self.dropped,
             "truncated": self.truncated,
             "leaked": self.leaked,

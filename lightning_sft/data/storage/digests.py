@@ -79,8 +79,10 @@ def rows_digest(examples: Iterable[Example], sources: Iterable[int], rejected: I
             example.prompt_messages,
             example.tools,
             example.plain,
+            example.template_kwargs,
+            example.unused,
         ]
         state.update(json.dumps(row, default=repr).encode() + b"\n")
     for bad in rejected:
-        state.update(json.dumps([bad.where, bad.reason, bad.text]).encode() + b"\n")
+        state.update(json.dumps([bad.where, bad.reason, bad.text, bad.code.value]).encode() + b"\n")
     return state.hexdigest()

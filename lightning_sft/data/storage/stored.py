@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
+from lightning_sft.data.codes import Code
 from lightning_sft.data.storage.cache import Entry
 from lightning_sft.data.storage.dataset import BuiltSet, SetReport, TokenDataset
 from lightning_sft.data.types import BadRow, Example
@@ -43,10 +44,12 @@ def pack(built: BuiltSet, names: Sequence[str], first: int, with_examples: bool)
     if with_examples:
         arrays[EXAMPLES] = np.frombuffer(_to_json(built.examples), np.uint8)
     meta = {
-        "rejected": [[row.where, row.reason, row.text] for row in report.rejected],
+        "rejected": [[row.where, row.reason, row.text, row.code.value] for row in report.rejected],
         "dropped": report.dropped,
         "truncated": report.truncated,
         "source_rows": [[names.index(name), rows] for name, rows in report.source_rows.items()],
+        "masks": report.masks,
+        "unused": report.unused,
         "fingerprint": built.fingerprint,
     }
     return Entry(arrays, meta)
@@ -74,6 +77,8 @@ def unpack(entry: Entry, names: Sequence[str], first: int, examples: Sequence[Ex
         lengths=arrays["lengths"],
         full_lengths=arrays["full_lengths"],
         trained=arrays["trained_tokens"],
+        masks=meta["masks"],
+        unused=meta["unused"],
         source_rows={names[index]: rows for index, rows in meta["source_rows"]},
     )
     made_of: Sequence[Example] = [examples[i] for i in kept] if examples else []
@@ -120,6 +125,8 @@ def _to_json(examples: Sequence[Example]) -> bytes:
                 "tools": example.tools,
                 "plain": example.plain,
                 "where": example.where,
+                "template_kwargs": example.template_kwargs,
+                "unused": example.unused,
             }
         ).encode()
         if _example(line) != example:
@@ -130,13 +137,13 @@ def _to_json(examples: Sequence[Example]) -> bytes:
 
 def _example(line: bytes) -> Example:
     fields: dict[str, Any] = json.loads(line)
-    for name in ("messages", "flags", "tools", "plain"):
+    for name in ("messages", "flags", "tools", "plain", "unused"):
         fields[name] = None if fields[name] is None else tuple(fields[name])
     return Example(**fields)
 
 
-def _bad_row(where: str, reason: str, text: str) -> BadRow:
+def _bad_row(where: str, reason: str, text: str, code: str) -> BadRow:
     """Return a stored row as it was: its constructor would cut reason and text a second time."""
     row = object.__new__(BadRow)
-    row.__dict__.update(where=where, reason=reason, text=text)
+    row.__dict__.update(where=where, reason=reason, text=text, code=Code(code))
     return row

@@ -168,7 +168,7 @@ def test_template_that_needs_a_system_message_is_followed():
 
 
 def test_template_that_loses_a_message_raises():
-    with pytest.raises(BadRowError, match="leaves out or changes message 0, from system"):
+    with pytest.raises(BadRowError, match="leaves out or changes the text of message 0, from system"):
         show(byte_tokenizer(template("drops_system")), TWO)
 
 
@@ -198,7 +198,7 @@ def test_flags_decide_over_train_on():
     messages[1]["weight"] = 1
     assert "[[b<|im_end|>]]" in show(tokenizer, messages, "last_turn")
     everything = show(tokenizer, messages, "all")
-    assert everything.endswith("<|im_start|>assistant\nd<|im_end|>\n")
+    assert everything.endswith("<|im_start|>assistant\n]]d<|im_end|>[[\n]]")
     markers = byte_tokenizer(template("markers"))
     assert show(markers, messages) == show(tokenizer, messages)
 

@@ -182,7 +182,7 @@ def roles() -> Iterator[Damaged]:
         turns(s),
         turns(s, s, u, a),
     ]
-    strange = [turns(("bot", "q"), a), turns(("USER", "q"), a), turns((None, "q"), a), turns(("tool", "q"), a)]
+    strange = [turns(("alien", "q"), a), turns(("us er", "q"), a), turns((None, "q"), a), turns(("tool", "q"), a)]
     yield from lines_with("roles_out_of_order", dumped(bad), chat)
     yield from lines_with("unknown_role", dumped(strange), chat)
 

@@ -311,7 +311,7 @@ def test_values_that_json_does_not_know_are_not_kept(root, tmp_path):
     tools = [{"name": "f", "added": datetime.date(2020, 1, 1)}]
     table = pa.table({"messages": [chat(0)["messages"]], "tools": [tools]})
     pq.write_table(table, tmp_path / "rows.parquet")
-    tokenizer = byte_tokenizer("{{ tools | length if tools else '' }}" + CHATML)
+    tokenizer = byte_tokenizer("{{ tools[0].function.name if tools else '' }}" + CHATML)
     fresh, kept, again = both(root, "test", test=str(tmp_path / "rows.parquet"), tokenizer=tokenizer)
     assert fresh == kept == again
     assert entries(root) == []

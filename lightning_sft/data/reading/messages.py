@@ -1,0 +1,102 @@
+"""One message in the forms in which public data has it -> the one that chat templates read, and its train flag."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_sft.data.codes import Code
+from lightning_sft.data.reading.calls import read_call, read_call_text
+from lightning_sft.data.reading.fields import as_list, as_text, kind
+from lightning_sft.data.reading.flags import FLAG_KEYS, message_flag
+from lightning_sft.data.types import BadRowError, Message
+
+CALLS = "function_call"
+ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "developer": "system",
+    "tool": "tool",
+    "observation": "tool",
+    "function": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
+    "ipython": "tool",
+    CALLS: CALLS,
+    "tool_call": CALLS,
+}
+"""Role in lower case -> role; the text of a `CALLS` message is JSON of the assistant's calls."""
+REASONING = ("reasoning_content", "reasoning", "thinking")
+LABELS = ("name", "tool_call_id")
+READ_KEYS = {"role", "from", "content", "value", "tool_calls", "function_call", *FLAG_KEYS, *REASONING, *LABELS}
+
+
+def read_message(given: object, index: int) -> tuple[Message, bool | None, list[str]]:
+    """Return a message, its train flag, and those of its keys that are not read.
+
+    Keys that are not known are handed on, for the chat template may read them.
+
+    Args:
+        given: the message: ``role`` and ``content``, or ``from`` and ``value``.
+        index: its index in the conversation.
+
+    Raises:
+        BadRowError: it breaks a rule.
+    """
+    at = f"message {index}"
+    if not isinstance(given, Mapping):
+        names = "role and content (or from and value)"
+        raise BadRowError(f"{at} must be an object with {names}, got {kind(given)}", Code.COLUMNS)
+    clean = {k: v for k, v in given.items() if v is not None}
+    name = clean.get("role", clean.get("from"))
+    if name is None:
+        raise BadRowError(f"{at} has no role; it has {', '.join(map(str, given)) or 'nothing'}", Code.ROLES)
+    role = ROLES.get(str(name).lower())
+    if role is None:
+        raise BadRowError(f"{at} has the unknown role {name!r}; known are {', '.join(ROLES)}", Code.ROLES)
+    flag = message_flag(clean, at)
+    content = clean.get("content", clean.get("value"))
+    calls = [read_call(call, at) for call in as_list(clean.get("tool_calls") or [], "tool_calls")]
+    if role == CALLS:
+        role, calls, content = "assistant", read_call_text(content, at), None
+    elif clean.get("function_call"):
+        calls.append(read_call(clean["function_call"], at))
+    if flag and role != "assistant":
+        raise BadRowError(f"{at} is from {role} and flagged for training; only assistant messages can be", Code.WEIGHT)
+    message: Message = {"role": role, "content": _content(content, role, bool(calls), at)}
+    if calls:
+        message["tool_calls"] = calls
+    thoughts = [as_text(clean[key], f"{key} of {at}") for key in REASONING if str(clean.get(key, "")).strip()]
+    if thoughts and role == "assistant":
+        message["reasoning_content"] = thoughts[0]
+    message |= {key: str(clean[key]) for key in LABELS if key in clean}
+    unread = [key for key in clean if key not in READ_KEYS]
+    return {**message, **{key: clean[key] for key in unread}}, flag, unread
+
+
+def _content(value: object, role: str, calls: bool, at: str) -> str:
+    text = _joined(value, at)
+    blank = text is None or (isinstance(text, str) and not text.strip())
+    if blank and ((role == "assistant" and calls) or role in ("system", "tool")):
+        return ""
+    return as_text(text, at)
+
+
+def _joined(content: object, at: str) -> object:
+    """Join a list of parts, ``{"type": "text", "text": ...}`` or with ``value``, into one string."""
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for part in content:
+        text = part.get("text", part.get("value")) if isinstance(part, Mapping) else None
+        if not isinstance(part, Mapping) or part.get("type", "text") != "text" or not isinstance(text, str):
+            given: Any = part.get("type") if isinstance(part, Mapping) else kind(part)
+            raise BadRowError(f"{at} has content of type {given!r}; only text can be trained on", Code.MEDIA)
+        texts.append(text)
+    return "".join(texts)
