@@ -60,9 +60,8 @@ class SFTDataModule(LightningDataModule):
         train_on: whose words are trained, see `Encoder`.
         apply_chat_template: whether rows of plain strings are put into the chat template, see `Encoder`.
         template_kwargs: variables for the chat template, such as ``{enable_thinking: false}``.
-        on_dropped_reasoning: what becomes of rows whose reasoning the chat template does not write, see `Encoder`.
-        on_unanswered: what becomes of conversations that do not end with an answer, see `Rules`.
-        on_repeated_role: what becomes of neighbouring messages of one role, see `Rules`.
+        on_dropped_reasoning: ``error``, or ``allow`` rows whose reasoning the chat template leaves out, see `Encoder`.
+        on_unanswered, on_repeated_role: what becomes of conversations that are not in order, see `Rules`.
         on_bad_row: ``error``, or ``skip``: count bad rows and list them in ``rejected_file``.
         rejected_file: where to list them; default is ``rejected_rows.jsonl`` in the run's folder.
         system: system prompt for conversations that bring none.

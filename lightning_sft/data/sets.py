@@ -67,8 +67,8 @@ def reject(row: BadRow, rejected: list[BadRow], on_bad_row: OnBadRow) -> None:
     """Set a bad row aside, or raise; a row that asks to be left out is no mistake."""
     if on_bad_row == "error" and row.code not in NO_MISTAKES:
         raise UserError(
-            f"{describe(row).rstrip('.')}. Correct the row, or set data.on_bad_row: skip to leave out bad rows (they are "
-            "counted, and listed with their reasons in a file)."
+            f"{describe(row).rstrip('.')}. Correct the row, or set data.on_bad_row: skip to leave out bad rows (they "
+            "are counted, and listed with their reasons in a file)."
         )
     rejected.append(row)
 

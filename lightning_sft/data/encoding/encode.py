@@ -102,7 +102,7 @@ class Encoder:
         """
         if self._is_templated(example):
             before = example.messages[:-1] if example.has_answer else example.messages
-            text = self._masks_for(example).prompt(before, example.tools)
+            text = self._masks_for(example).prompt(before, example.tools, checked=example.has_answer)
         else:
             assert example.plain is not None
             text = self._begun(example.plain[0])

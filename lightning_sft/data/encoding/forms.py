@@ -55,6 +55,11 @@ class FormedTracer:
         self._first = {False: FORMS[0], True: FORMS[0]}
         """Whether there are calls -> the form that was taken last."""
 
+    def render(self, messages: Sequence[Message], tools: Tools, prompt: bool) -> str:
+        """Return a conversation's text in the form that was taken last."""
+        form = self._first[any(message.get("tool_calls") for message in messages)]
+        return self.tracer.template.render(form.shape(messages), tools, prompt)
+
     def trace(
         self, messages: Sequence[Message], tools: Tools, prompt: bool = False, marked: bool = False
     ) -> tuple[Trace, list[Message]]:

@@ -32,12 +32,19 @@ class Masks:
         self.turns = Turns(tracer)
         self._only_special = re.compile(rf"(?:\s|{'|'.join(map(re.escape, template.special_tokens)) or '(?!)'})*")
 
-    def prompt(self, messages: Sequence[Message], tools: Tools) -> str:
+    def prompt(self, messages: Sequence[Message], tools: Tools, checked: bool = False) -> str:
         """Return the text up to where the assistant's next words begin.
+
+        Args:
+            messages: what was said before.
+            tools: schemas of the tools.
+            checked: whether these messages were found right before, as part of a longer conversation.
 
         Raises:
             BadRowError: the template refuses or loses part of the conversation, or a text holds a control token.
         """
+        if checked:
+            return self.tracer.render(messages, tools, prompt=True)
         self._check_control_tokens(messages, tools)
         return self.tracer.trace(messages, tools, prompt=True)[0].text
 

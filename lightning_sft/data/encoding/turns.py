@@ -111,7 +111,7 @@ class Turns:
             rest = prompt[common:]
             if opener is not None and common >= opener.start():
                 return begin + (common if whole or text[begin + common - 1] in ">]" else opener.start())
-            at_border = whole or prompt[:common].endswith(("\n", *self.template.special_tokens))
+            at_border = whole or prompt[:common].endswith("\n")
             if at_border and prompt[:common].strip() and rest.strip() and not self.template.special.search(rest):
                 return begin + common  # it opens with words, such as "Here is my reasoning:"
         return None
@@ -135,7 +135,7 @@ class Turns:
             return self._closed(text, last, len(text.removesuffix(standing)))
         for closing in closings:
             for begin in begins:
-                for form in dict.fromkeys((closing, closing.rstrip())):
+                for form in dict.fromkeys((closing, closing.rstrip(), self._not_at_the_end(closing, tools))):
                     if text.startswith(form, begin) and begin + len(form) <= limit and (form or not closing):
                         return self._closed(text, begin, begin + len(form), limit)
                 if closing.strip() and (match := self._spaced(closing).match(text, begin, limit)):
@@ -143,6 +143,13 @@ class Turns:
         if messages[index + 1]["role"] == "user" and (end := self._before_header(text, last, limit, tools)) is not None:
             return self._closed(text, last, end, limit)
         raise _unstable(messages, index, "it is closed otherwise inside the whole than alone")
+
+    def _not_at_the_end(self, closing: str, tools: Tools) -> str:
+        """Return a closing without the token that a template writes only where a conversation ends, if it has one."""
+        parts = self._split(closing.rstrip())
+        closed, prompt = (self.tails.of(ASKED, tools, asked) or "" for asked in (False, True))
+        is_end = parts and closed.rstrip().endswith(parts[-1]) and parts[-1] not in prompt
+        return "".join(parts[:-1]).rstrip() if is_end and self.template.special.fullmatch(parts[-1]) else closing
 
     def _spaced(self, closing: str) -> re.Pattern[str]:
         """Return what finds a closing with other white space around its special tokens and lines."""
@@ -188,9 +195,11 @@ class Turns:
         end = self._before_header(trace.text, last, behind, tools)
         closing = trace.text[last : self._closed(trace.text, last, last if end is None else end, behind)]
         tail = self.tails.render([*ASKED, answer], tools, prompt=False)
-        header = tail.removeprefix(closing).strip()
+        header = tail.removeprefix(closing)
         closed, prompt = (self.tails.of(ASKED, tools, asked) or "" for asked in (False, True))
-        stands = closing and tail.startswith(closing) and closed.endswith(header) and header in prompt
+        stands = (
+            closing and header.strip() and tail.startswith(closing) and closed.endswith(header) and header in prompt
+        )
         return header if stands else ""
 
     def _split(self, text: str) -> list[str]:
