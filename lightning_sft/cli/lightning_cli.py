@@ -27,7 +27,14 @@ from lightning_sft.module import SFTModule
 
 
 class Parser(LightningArgumentParser):
-    """A parser whose errors suggest the intended setting instead of printing the usage."""
+    """A parser whose errors suggest the intended setting, and that takes files of data for data, not for settings."""
+
+    @override
+    def add_class_arguments(self, theclass: type, nested_key: str | None = None, **kwargs: Any) -> list[str]:
+        if nested_key == "data":
+            # else `--data.train rows.json` would be opened here, and what it holds taken for the setting itself
+            kwargs["sub_configs"] = False
+        return cast("list[str]", super().add_class_arguments(theclass, nested_key, **kwargs))
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

@@ -97,13 +97,14 @@ def _with_text(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_arguments(trace: Trace, messages: Sequence[Message]) -> None:
-    """Raise where a template writes an object as Python does, with single quotes: it takes arguments for text."""
+    """Raise where a template takes arguments for what they are not: prints an object, or quotes text once more."""
     for i, message in enumerate(messages):
         for call in message.get("tool_calls") or ():
             arguments = call["function"].get("arguments")
-            if isinstance(arguments, dict) and arguments and repr(arguments) in trace.text:
+            printed = isinstance(arguments, dict) and arguments and repr(arguments) in trace.text
+            if printed or (isinstance(arguments, str) and arguments not in trace.text):
                 raise BadRowError(
-                    f"the chat template writes the arguments of a call of message {i} as Python, not as JSON. Give the "
-                    "tokenizer a template that writes them with `tojson`.",
+                    f"the chat template writes the arguments of a call of message {i} in another form than JSON. Give "
+                    "the tokenizer a template that writes them with `tojson`.",
                     Code.LEFT_OUT_CALL,
                 )

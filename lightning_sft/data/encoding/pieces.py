@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import string
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,6 +23,7 @@ Kind = Literal["text", "reasoning", "call", "label"]
 RARE = range(0x20000, 0x2A6DE)
 RARE_CHARACTER = re.compile("[\U00020000-\U0002a6dd]")
 """Letters without upper and lower case that hardly any text holds, and that every way of printing leaves alone."""
+QUOTES = string.whitespace + "\"'\\"
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 LABEL_KEYS = ("name", "tool_call_id")
 CLOSES_REASONING = re.compile(r"(?=[^>\]]*(?:think|thought|reason))(?:[<\[]\|?/|<\w+\|>|[<\[]\|?end)", re.I)
@@ -156,6 +158,10 @@ class Coded:
 
     def _arguments(self, index: int, number: int, value: Any, what: str) -> Any:
         if isinstance(value, str):
+            if value.strip() and not value.strip(QUOTES):
+                escaped = (json.dumps(value, ensure_ascii=False)[1:-1], value)
+                self.bare.append(Bare(index, number, escaped, what))
+                return value
             return self._field(index, value, "call", what)
         if isinstance(value, list):
             return [self._arguments(index, number, item, what) for item in value]
@@ -173,11 +179,14 @@ class Coded:
         return self._field(index, text, "label", what) if self._labels > (what != "name") else text
 
     def _field(self, index: int, text: str, kind: Kind, what: str, rest: str = "") -> str:
-        """Return ``text`` with its first and last visible character exchanged, and note it; blank text as it is."""
-        bare = text.strip()
+        """Return ``text`` with its first and last visible character exchanged, and note it; blank text as it is.
+
+        Quotes and backslashes are passed over, for they are written otherwise within JSON.
+        """
+        bare = text.strip(QUOTES) or text.strip()
         if not bare:
             return text
-        start = text.index(bare[0])
+        start = text.index(bare)
         end = start + len(bare)
         first = self._character(bare[0])
         last = self._character(bare[-1]) if len(bare) > 1 else ""
