@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from lightning_sft.data.codes import Code
-
 from lightning_sft.errors import UserError
 
 PADDING = -1

@@ -12,7 +12,7 @@ import pytest
 
 from lightning_sft.cli.entry import main
 from lightning_sft.data.reading.readers import COMPRESSIONS, SUFFIXES
-from tests.running import scalars
+from tests.running import run, run_folder, scalars, toy_arguments
 
 PAIRS = [{"prompt": f"Name fruit {i}.", "completion": "A pear."} for i in range(4)]
 LINES = "".join(json.dumps(row) + "\n" for row in PAIRS).encode()
@@ -80,18 +80,12 @@ def test_inspect_of_every_format(name, toy_folder, tmp_path, capsys):
     assert f"what is trained is known from: {known}" in printed
 
 
-def fit(toy_folder: Path, folder: Path, arguments: list[str]) -> None:
-    common = ["--trainer.max_steps=2", "--trainer.accelerator=cpu", "--trainer.logger.class_path=CSVLogger"]
-    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.log_every_n_steps=1"]
-    where = [f"--trainer.default_root_dir={folder}", f"--trainer.logger.init_args.save_dir={folder}"]
-    main(["fit", f"--model.model_name_or_path={toy_folder}", *common, *quiet, *where, *arguments])
-
-
 @pytest.mark.parametrize(
     "ending", [e if e in (".json", ".csv") else pytest.param(e, marks=pytest.mark.slow) for e in ENDINGS]
 )
 def test_fit_on_files_of_every_ending(ending, toy_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train, val = (write(tmp_path / f"{name}{ending}") for name in ("train", "val"))
-    fit(toy_folder, tmp_path, [f"--data.train={train}", f"--data.val={val}", "--data.batch_size=2"])
-    assert list(tmp_path.rglob("metrics.csv"))
+    settings = {"data__val": val, "data__val_split": None, "data__batch_size": 2, "trainer__max_steps": 2}
+    run("fit", toy_arguments(toy_folder, train, **settings))
+    assert len(scalars(run_folder())["train/loss"]) == 2
