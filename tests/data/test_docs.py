@@ -8,6 +8,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from lightning_sft.data import ReasoningGymTask, SFTDataModule, Source
+from lightning_sft.data.codes import Code
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 BLOCKS = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
@@ -33,6 +34,9 @@ def test_the_page_names_every_setting():
         "apply_chat_template",
         "truncation",
         "on_bad_row",
+        "on_dropped_reasoning",
+        "on_unanswered",
+        "on_repeated_role",
         "rejected_file",
         "template_kwargs",
         "system",
@@ -40,5 +44,10 @@ def test_the_page_names_every_setting():
         assert f"`{name}" in text
 
 
+def test_the_page_names_every_code():
+    text = PAGE.read_text()
+    assert all(f"`{code.value}`" in text for code in Code)
+
+
 def test_blocks_were_found():
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
