@@ -48,8 +48,7 @@ class SFTDataModule(LightningDataModule):
         train: what to train on: a path, a `DataSource`, or a list of them.
         val: validation rows, the same way.
         val_split: instead of ``val``: a fraction or a number of rows taken from ``train``, the same for one ``seed``.
-        test: test rows.
-        predict: rows to predict.
+        test, predict: rows to test on and rows to predict, the same way.
         tokenizer: a tokenizer or the name or folder of one; default is the LightningModule's ``tokenizer``.
         batch_size: rows (packs, under ``order: packed``) of a batch on one rank.
         val_batch_size: the same for the other loaders; default is ``batch_size``.
@@ -62,7 +61,7 @@ class SFTDataModule(LightningDataModule):
         template_kwargs: variables for the chat template, such as ``{enable_thinking: false}``.
         on_dropped_reasoning: ``error``, or ``allow`` rows whose reasoning the chat template leaves out, see `Encoder`.
         on_unanswered, on_repeated_role: what becomes of conversations that are not in order, see `Rules`.
-        on_bad_row: ``error``, or ``skip``: count bad rows and list them in ``rejected_file``.
+        on_bad_row: ``error``, or ``skip``: count bad rows and list them.
         rejected_file: where to list them; default is ``rejected_rows.jsonl`` in the run's folder.
         system: system prompt for conversations that bring none.
         order: which training rows share a batch: ``shuffled`` (the default), a permutation of each epoch;
@@ -74,9 +73,8 @@ class SFTDataModule(LightningDataModule):
         shuffle: ``false`` is ``order: sequential``; with ``order: packed``, packs come in one order.
         seed: seed of the order and of ``val_split``.
         pad_to_multiple_of: round the length of a batch up to a multiple.
-        batching: an older name for both: ``padded`` is ``order: shuffled, layout: padded``; ``grouped`` is
-            ``order: grouped, layout: padded``; ``packed`` is ``order: packed``; ``auto`` is ``grouped``, or ``padded``
-            with ``shuffle: false``.
+        batching: an older name for both: ``padded``, ``grouped`` and ``auto`` have ``layout: padded``, with ``order:
+            shuffled`` or ``grouped``; ``packed`` is ``order: packed``; see ``batch_settings``.
         packing: ``true`` is ``order: packed``.
         padding_free: ``true`` is ``layout: flat``, ``false`` is ``layout: padded``.
         cache_dir: where encoded rows are kept between runs: a folder; ``true`` for ``LIGHTNING_SFT_DATA_CACHE`` or
