@@ -85,7 +85,8 @@ def split_off(raw: RawSet, share: int | float, seed: int) -> tuple[RawSet, RawSe
         UserError: one of the two would be empty.
     """
     rows = len(raw.examples)
-    count = share if isinstance(share, int) else round(share * rows)
+    whole = share > 1 and float(share).is_integer()  # a parser of settings may read 4 as 4.0
+    count = int(share) if whole or isinstance(share, int) else round(share * rows)
     if not 0 < count < rows:
         raise UserError(
             f"data.val_split={share} takes {count} of {rows} rows; at least one must go to validation and one stay. "

@@ -50,7 +50,7 @@ def test_batches_of_pad_equal_to_end_of_turn_train_and_attend_the_end(path):
     assert torch.equal(batch["labels"][trained], batch["input_ids"][trained])
 
 
-@pytest.mark.parametrize(("share", "count"), [(0.25, 5), (3, 3)])
+@pytest.mark.parametrize(("share", "count"), [(0.25, 5), (3, 3), (3.0, 3)])
 def test_split_is_disjoint_deterministic_and_the_same_in_every_stage(path, share, count):
     data = built(train=path, val_split=share)
     train, val = prompts(data, data.train_dataloader()), prompts(data, data.val_dataloader())

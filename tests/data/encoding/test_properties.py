@@ -1,7 +1,7 @@
 """Random conversations: what is trained decodes to the assistant's words and ends of turn, nothing else."""
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lightning_sft.data.encoding.encode import Encoder
@@ -22,6 +22,14 @@ words = st.text(st.characters(exclude_categories=("Cs", "Cc")) | st.sampled_from
 contents = words.filter(str.strip)
 
 
+PAST_LINE_BREAK = [
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": "\n0"},
+    {"role": "user", "content": "0"},
+    {"role": "assistant", "content": "0"},
+]
+
+
 @st.composite
 def conversations(draw):
     messages = [{"role": "system", "content": draw(contents)}] if draw(st.booleans()) else []
@@ -32,12 +40,15 @@ def conversations(draw):
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
+@example(messages=PAST_LINE_BREAK, train_on="assistant")
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(messages=conversations(), train_on=st.sampled_from(["assistant", "last_turn"]))
 def test_trained_tokens_decode_to_the_answers(name, messages, train_on):
     tokenizer = TOKENIZERS[name]
     encoded = Encoder(tokenizer, train_on)(to_example({"messages": messages}, "messages"))
     answers = [message["content"] for message in messages if message["role"] == "assistant"]
+    if name == "reasoning":  # the template drops line breaks at the start of past answers
+        answers[:-1] = [answer.lstrip("\n") for answer in answers[:-1]]
     chosen = answers if train_on == "assistant" else answers[-1:]
     trained = tokenizer.decode(encoded.ids[encoded.trained])
     expected = "".join(answer + ENDS.get(name, "<|im_end|>") for answer in chosen)
