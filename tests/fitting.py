@@ -1,7 +1,7 @@
 """Hand-made batches and a quiet trainer: what the tests of training share."""
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader
 
 LENGTHS = (5, 12, 9, 3, 20, 7)
@@ -36,3 +36,13 @@ def trainer(**settings: object) -> Trainer:
 
 def loader(rows: list[dict[str, torch.Tensor]]) -> DataLoader:
     return DataLoader(rows, batch_size=None, shuffle=False)
+
+
+class KeepLosses(Callback):
+    """What Lightning hands to callbacks as ``outputs["loss"]``."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.losses.append(float(outputs["loss"]))

@@ -13,18 +13,8 @@ from torch.nn.functional import cross_entropy
 from lightning_sft import SFTModule
 from lightning_sft.objectives import Adaptive, PowerFamily
 from lightning_sft.scores import TokenScores
-from tests.fitting import batches, loader, trainer
+from tests.fitting import KeepLosses, batches, loader, trainer
 from tests.toys import KINDS, save_toy
-
-
-class KeepLosses(Callback):
-    """What Lightning hands to callbacks as ``outputs["loss"]``."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        self.losses.append(float(outputs["loss"]))
 
 
 @pytest.mark.parametrize("head", ["fused", "reference"])

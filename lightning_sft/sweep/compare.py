@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing_extensions import override
 
 from lightning_sft.errors import UserError
 from lightning_sft.objectives import Objective
+from lightning_sft.sweep.intervals import Interval, interval
 from lightning_sft.sweep.observers import HeldOutObserver
 from lightning_sft.sweep.results import SweepResult
 from lightning_sft.sweep.search import geometric_grid
@@ -27,46 +27,6 @@ from lightning_sft.sweep.trial import Trial
 
 Select = Literal["val_nll", "val_mean_p", "val_accuracy"]
 READINGS = get_args(Select)
-#: 97.5% quantiles of Student's t distribution for 1 to 30 degrees of freedom
-STUDENT = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over seeds with its 95% t-interval; the bounds are None with one seed.
-
-    Attributes:
-        mean: over the seeds.
-        low: lower bound.
-        high: upper bound.
-    """
-
-    mean: float
-    low: float | None
-    high: float | None
-
-    def __str__(self) -> str:
-        if self.low is None or self.high is None:
-            return f"{self.mean:.4f}"
-        return f"{self.mean:.4f} [{self.low:.4f}, {self.high:.4f}]"
-
-
-def interval(values: Sequence[float]) -> Interval:
-    """Return mean and 95% t-interval of independent readings, one a seed.
-
-    >>> print(interval([1.0, 2.0, 3.0]))
-    2.0000 [-0.4844, 4.4844]
-    """
-    mean = statistics.fmean(values)
-    if len(values) < 2 or not math.isfinite(mean):
-        return Interval(mean, None, None)
-    quantile = STUDENT[min(len(values) - 1, len(STUDENT)) - 1]
-    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
-    return Interval(mean, mean - half, mean + half)
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,15 @@
-"""Objectives side by side on a toy language model, and the interval over seeds."""
+"""Objectives side by side on a toy language model."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_sft.errors import UserError
 from lightning_sft.objectives import NLL, PowerFamily
-from lightning_sft.sweep.compare import STUDENT, check_comparison, compare_objectives, interval
+from lightning_sft.sweep.compare import check_comparison, compare_objectives
 from lightning_sft.sweep.session import SweepSettings
 from tests.running import run, run_folder, scalars, toy_arguments, write_rows
 from tests.sweep.toys import Toy, between
@@ -63,29 +61,6 @@ def test_every_objective_has_as_many_trials_and_a_rate_of_its_own(toy_folder: Pa
     assert {k: v for k, v in logged.items() if k.startswith("train/")} == {
         k: v for k, v in expected.items() if k.startswith("train/")
     }
-
-
-@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=40), st.floats(0.1, 10))
-def test_interval_is_symmetric_and_scales(values: list[float], factor: float) -> None:
-    found, scaled = interval(values), interval([factor * v for v in values])
-    assert found.low is not None
-    assert found.high is not None
-    assert found.high - found.mean == pytest.approx(found.mean - found.low, abs=1e-6)
-    assert scaled.low is not None
-    assert scaled.low == pytest.approx(factor * found.low, rel=1e-6, abs=1e-6)
-
-
-def test_quantiles_are_those_of_student() -> None:
-    """The distribution function, integrated numerically, is 0.975 at each."""
-    from math import gamma, pi, sqrt
-
-    for freedom, quantile in enumerate(STUDENT, start=1):
-        norm = gamma((freedom + 1) / 2) / (sqrt(freedom * pi) * gamma(freedom / 2))
-        count = 20000
-        width = quantile / count
-        heights = [(1 + (width * (i + 0.5)) ** 2 / freedom) ** (-(freedom + 1) / 2) for i in range(count)]
-        assert 0.5 + norm * sum(heights) * width == pytest.approx(0.975, abs=5e-5)
-    assert interval([1.0]).low is None
 
 
 def test_bad_comparisons_say_what_is_allowed(tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ from lightning_sft.sweep.range_test import range_test
 from lightning_sft.sweep.rates import peak_rate, set_peak_rate
 from lightning_sft.sweep.session import Session, SweepSettings
 from lightning_sft.sweep.trial import TrialRunner
+from tests.distributed.work import sgd_module
+from tests.fitting import KeepLosses, batches, loader
+from tests.fitting import trainer as quiet_trainer
 from tests.sweep.toys import Between, Margin, Toy, between, fit, quadratic
 
 
@@ -57,6 +60,32 @@ def test_a_diverging_trial_is_a_result(loss: Any, lr: float, tmp_path: Path) -> 
     assert trial.outcome == "diverged"
     assert trial.steps == 2
     assert start == [3.0]
+
+
+def test_a_language_model_diverges_in_a_trial_and_trains_on_as_if_there_was_none(toy_folder: Path) -> None:
+    def losses(lr: float | None) -> tuple[Any, list[Tensor], list[float]]:
+        module, losses = sgd_module(str(toy_folder)), KeepLosses()
+
+        def work(trainer: Trainer, module: LightningModule) -> Any:
+            if lr is None:
+                return None
+            with TrialRunner(trainer, module, 6) as runner:
+                return runner.run(lr)
+
+        callback = Between(work)
+        quiet_trainer(callbacks=[callback, losses]).fit(module, loader(batches()))
+        return callback.result, [p.detach() for p in module.scorer.parameters()], losses.losses
+
+    _, expected, plain = losses(None)
+    for lr, outcome in ((1e3, "diverged"), (0.5, "finished")):
+        trial, weights, seen = losses(lr)
+        assert trial.outcome == outcome
+        assert (trial.steps < 6) == (outcome == "diverged")
+        assert trial.losses[0] == pytest.approx(plain[0], rel=1e-6), "before its first step a trial is the run itself"
+        assert seen == plain
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(weights, expected, strict=True))
+    # the trial that finished saw the losses of the run, whose rate it had; rows that are used up begin again
+    assert trial.losses[: len(plain)] == pytest.approx(plain, rel=1e-6)
 
 
 @pytest.mark.parametrize("reads", ["train", "val"])
