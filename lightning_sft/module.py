@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
-from lightning_sft._lightning import all_gather, attached_trainer, made_by_cli, step_is_complete
+from lightning_sft._lightning import all_gather, attached_trainer, made_by_cli
 from lightning_sft.checkpoints import hparams, state
 from lightning_sft.checkpoints.resume import ResumeState, position_facts
 from lightning_sft.evaluation import Batch, EvaluatedModule
@@ -26,19 +26,22 @@ from lightning_sft.models.build import ModelSettings, build_scorer
 from lightning_sft.models.frozen import without_frozen
 from lightning_sft.models.generation import generate
 from lightning_sft.models.loading import Dtype, Init
-from lightning_sft.models.packing import attended, check_documents_apart
+from lightning_sft.models.packing import check_documents_apart
 from lightning_sft.models.quantization import Quantization
 from lightning_sft.models.scorer import Weighting
 from lightning_sft.models.tokenizer import TokenizerSettings
 from lightning_sft.objectives import NLL, Objective
 from lightning_sft.objectives.base import Denominator
 from lightning_sft.training import optim, start
-from lightning_sft.training.accumulation import StepAccumulator, StepTotals, backward_loss, micro_batch_sums
+from lightning_sft.training.accumulation import StepTotals
 from lightning_sft.training.clipping import clip_gradients
+from lightning_sft.training.exact_step import ExactSteps
+from lightning_sft.training.extra_loss import TakesExtraLoss
+from lightning_sft.training.nonfinite import OnNonfinite
 from lightning_sft.training.strategies import StrategyAdapter, adapter_of, refuse_auto_sizes
 
 
-class SFTModule(EvaluatedModule):
+class SFTModule(TakesExtraLoss, EvaluatedModule):
     """Fine-tune a Hugging Face causal language model under a swappable objective.
 
     The loss is delegated: decoder -> head -> `TokenScores` -> objective. Gradients are those of (sum of the
@@ -78,6 +81,7 @@ class SFTModule(EvaluatedModule):
         reference: model that objectives with a reference compare with, or learn from, of the same vocabulary, by the
             names that ``model_name_or_path`` takes; None: the model before training.
         reference_dtype: dtype of its weights.
+        on_nonfinite: what follows a loss that is not finite, on all ranks: ``"stop"``, or ``"skip"`` the step.
 
     Raises:
         UserError: on settings that cannot work, as early as they are known.
@@ -112,13 +116,15 @@ class SFTModule(EvaluatedModule):
         quantization: Quantization | None = None,
         reference: str | None = None,
         reference_dtype: Dtype = "auto",
+        on_nonfinite: OnNonfinite = "stop",
     ) -> None:
         given = {k: v for k, v in locals().items() if k not in {"self", "__class__"}}
         super().__init__()
         self.settings = ModelSettings.among(given)
         self.strict_loading = not self.settings.base_comes_back
         self.objective = NLL() if objective is None else objective
-        self.accumulator = StepAccumulator(denominator)
+        self.steps = ExactSteps(denominator, on_nonfinite)
+        self.accumulator, self.loss_watch = self.steps.accumulator, self.steps.watch
         self.resume_state = ResumeState(self.settings.describe())
         # Objects in a checkpoint would break weights_only loading. LightningCLI hands over plain data instead.
         self.save_hyperparameters(ignore=[] if made_by_cli() else hparams.objects_in(given), logger=False)
@@ -210,7 +216,7 @@ class SFTModule(EvaluatedModule):
     @override
     def on_train_start(self) -> None:
         self.resume_state.check(position_facts(self.trainer))  # where it is loaded after on_fit_start
-        self.accumulator.reset()
+        self.steps.reset()
         self._seed_objective()
         if self.resume_state.restore_rng():
             rank_zero_info(f"Resumed at step {self.trainer.global_step} from {self.trainer.ckpt_path}")
@@ -262,20 +268,16 @@ class SFTModule(EvaluatedModule):
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Return the loss of a micro-batch, losses and scores; a subclass may add ``extra_loss``: see `ExtraLoss`."""
         output = self(batch, self.accumulator.weighting)
-        self.accumulator.add_sums(sums := micro_batch_sums(output, self.objective, attended(batch)))
-        factor = self.accumulator.close(self.strategy_adapter) if self.strategy_adapter.scales_loss else 1.0
-        mean = self.accumulator.mean_loss(sums)
-        loss = backward_loss(output.loss_sum, mean, self.trainer.accumulate_grad_batches, factor)
+        loss = self.steps.loss(output, batch, self.objective, self.trainer)
         return {"loss": loss, "losses": output.losses, "scores": output.scores}
 
     @override
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        # After the strategy's own gradient reduction, and before on_after_backward, on_before_optimizer_step and
-        # clipping: nobody sees a gradient of a complete step that is not exact.
-        super().backward(loss, *args, **kwargs)
-        if step_is_complete(self.trainer) and not self.strategy_adapter.scales_loss:
-            self.accumulator.finish(self.scorer.parameters(), self.strategy_adapter)
+        # ours follows the strategy's reduction, and precedes every hook and clipping
+        super().backward(loss, *args, **self.steps.backward_options(), **kwargs)
+        self.steps.after_backward(self.trainer, self.scorer.parameters())
 
     @override
     def configure_gradient_clipping(

@@ -20,6 +20,7 @@ from lightning_sft._lightning import data_parallel_size_and_rank
 from lightning_sft.errors import UserError
 from lightning_sft.guard.texts import GENERAL, GuardBatch, encode_texts, load_texts
 from lightning_sft.metrics.drift import StoredDistribution, kl_divergence, kl_lower_bound, log_probabilities, store
+from lightning_sft.metrics.wide import wide, wide_device
 from lightning_sft.models.access import input_embeddings
 from lightning_sft.models.instruments import model_to_read, tokenizer_to_use
 from lightning_sft.probes.forward import evaluation, within_shards
@@ -211,7 +212,7 @@ class DriftMonitor(Callback):
         count, rank = data_parallel_size_and_rank(trainer)
         # ranks that split layers or only share a data-parallel rank would count twice: the first of them counts
         weight = count / trainer.world_size
-        total = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
+        total = torch.zeros(len(_SUMS), dtype=torch.float64, device=wide_device(device))
         batches = self._batches[name]
         for first in range(0, len(batches), count):
             i = min(first + rank, len(batches) - 1)
@@ -227,8 +228,8 @@ class DriftMonitor(Callback):
                     before = log_probabilities(self._logits(trainer, self._copy or model, batch))
                 kl, top = kl_divergence(before, now), before.argmax(-1)
             if first + rank < len(batches):
-                nll = -now.gather(-1, targets[:, None])[:, 0].double()
-                changed = (now.argmax(-1) != top).double()
+                nll = -wide(now.gather(-1, targets[:, None])[:, 0])
+                changed = wide(now.argmax(-1) != top)
                 tokens = torch.ones_like(changed)
                 total += weight * torch.stack([tokens.sum(), nll.sum(), kl.sum(), changed.sum()])
         return total

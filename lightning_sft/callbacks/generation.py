@@ -16,6 +16,7 @@ from typing_extensions import override
 from lightning_sft._lightning import data_parallel_size_and_rank
 from lightning_sft.errors import UserError
 from lightning_sft.figures.loggers import log_text
+from lightning_sft.metrics.wide import wide_device
 from lightning_sft.models.generation import generate
 from lightning_sft.models.instruments import model_to_read, tokenizer_to_use
 from lightning_sft.probes.forward import within_shards
@@ -124,7 +125,7 @@ class GenerationMonitor(Callback):
         return answers
 
     def _log_accuracy(self, trainer: Trainer, pl_module: LightningModule, stage: str, scores: list[float]) -> None:
-        sums = torch.tensor([sum(scores), len(scores)], dtype=torch.float64, device=pl_module.device)
+        sums = torch.tensor([sum(scores), len(scores)], dtype=torch.float64, device=wide_device(pl_module.device))
         total, count = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         if count:
             pl_module.log(f"{stage}/task_accuracy", total / count, prog_bar=True, batch_size=1)

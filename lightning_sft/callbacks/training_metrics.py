@@ -25,8 +25,8 @@ class TrainingMetrics(Callback):
     The values are sums over all micro-batches and ranks of the step, divided by its supervised tokens (the loss by the
     weights or the sequences, where the gradient is): they do not depend on how the step was split. Keys: ``train/loss``
     (under the objective), ``train/nll``, ``train/perplexity``, ``train/token_accuracy``, ``train/mean_p``,
-    ``train/grad_norm`` (before clipping), ``train/lr``, ``train/skipped_steps``, ``train/objective/...``,
-    ``perf/tokens_per_second`` (supervised tokens), ``perf/padding_share``.
+    ``train/grad_norm`` (before clipping), ``train/lr``, ``train/skipped_steps``, ``train/nonfinite_steps``,
+    ``train/objective/...``, ``perf/tokens_per_second`` (supervised tokens), ``perf/padding_share``.
 
     Works in modules that have a `StepAccumulator` among their attributes, such as
     [`SFTModule`][lightning_sft.module.SFTModule]. Where that counts no more than losses and tokens, the keys that come
@@ -68,6 +68,7 @@ class TrainingMetrics(Callback):
         values |= {
             "train/lr": optimizer.param_groups[0]["lr"],
             "train/skipped_steps": float(accumulator.skipped_steps),
+            "train/nonfinite_steps": float(getattr(getattr(pl_module, "loss_watch", None), "steps", 0)),
         }
         norm = adapter_of(trainer).gradient_norm(
             p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None

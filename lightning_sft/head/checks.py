@@ -86,17 +86,26 @@ def call_objective(objective: Objective, scores: TokenScores) -> Tensor:
     return losses if scores.weight is None else losses * scores.weight  # type: ignore[no-any-return]
 
 
-def check_finite(loss_sum: Tensor, losses: Tensor, logp: Tensor, inputs: HeadInput, objective: Objective) -> None:
-    """Look at the one number that every token enters; only if it is not finite, look for the reason.
+def find_trouble(
+    loss_sum: Tensor, losses: Tensor, logp: Tensor, inputs: HeadInput, objective: Objective, *, strict: bool
+) -> str | None:
+    """Look at the one number that every token enters; only if it is not finite, look for the reason and return it.
+
+    Args:
+        loss_sum: sum of the losses.
+        losses: (tokens,).
+        logp: (tokens,).
+        inputs: what the head was called with.
+        objective: of the losses.
+        strict: raise the reason instead of returning it.
 
     Raises:
         UserError: names the sequences that brought it about, and whether states, unembedding or objective did.
     """
     if bool(torch.isfinite(loss_sum)):
-        return
-    weight = torch.ones_like(logp) if inputs.weight is None else inputs.weight
+        return None
+    trouble = f"Every loss is finite, but their sum is {float(loss_sum)}. Look at {type(objective).__name__}."
     reasons = (
-        (weight, "The weights of the tokens are", "Look at the weights in those rows of the data"),
         (inputs.hidden.detach(), "The hidden states are", "Look at those rows, lower the learning rate, or use bf16"),
         (logp, "The hidden states are finite, but the log-probabilities are", "The unembedding is broken or overflows"),
         (losses, "The log-probabilities are finite, but the losses are", f"Look at {type(objective).__name__}"),
@@ -107,8 +116,11 @@ def check_finite(loss_sum: Tensor, losses: Tensor, logp: Tensor, inputs: HeadInp
             where = "tokens " + _ids(sick.nonzero()[:, 0].tolist())
             if inputs.row is not None:
                 where = f"rows {_ids(sorted(set(inputs.row[sick].tolist())))} of the micro-batch ({where})"
-            raise UserError(f"{what} not finite (NaN or infinite) in {where}. {cure}.")
-    raise UserError(f"Every loss is finite, but their sum is {float(loss_sum)}. Look at {type(objective).__name__}.")
+            trouble = f"{what} not finite (NaN or infinite) in {where}. {cure}."
+            break
+    if strict:
+        raise UserError(trouble)
+    return trouble
 
 
 def _ids(ids: list[int]) -> str:

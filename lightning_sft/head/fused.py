@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_sft.errors import UserError
-from lightning_sft.head.checks import check_call, check_finite
+from lightning_sft.head.checks import check_call, find_trouble
 from lightning_sft.head.passes import batch_pass, logp_pass
 from lightning_sft.head.rows import row_pass
 from lightning_sft.head.run import HeadRun
@@ -27,11 +27,17 @@ _PASSES = {"logp": logp_pass, "row": row_pass, "batch": batch_pass}
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def fused_head(
-    inputs: HeadInput, unembedding: Unembedding, objective: Objective, sizes: Sizes | None = None
+    inputs: HeadInput,
+    unembedding: Unembedding,
+    objective: Objective,
+    sizes: Sizes | None = None,
+    *,
+    strict: bool = True,
 ) -> HeadOutput:
     """Score the supervised tokens and sum their losses; same contract as ``reference_head``.
 
-    ``sizes`` says how much to work on at once; None picks for the device.
+    ``sizes`` says how much to work on at once; None picks for the device. Without ``strict``, losses that are not
+    finite are told by ``HeadOutput.trouble``, and not raised.
 
     Products run in the dtype of the hidden states, or in autocast's; everything else in fp32 (float64 for float64
     inputs). The gradient goes to ``inputs.hidden``, ``unembedding.weight`` and ``unembedding.bias`` through autograd,
@@ -51,8 +57,8 @@ def fused_head(
     with torch.autocast(device, enabled=False):
         run = HeadRun(inputs, unembedding, objective, dtype, need, sizes)
         loss_sum, losses = _FusedHead.apply(*tensors, run)  # type: ignore[no-untyped-call]
-    check_finite(loss_sum.detach(), losses, run.logp, inputs, objective)
-    return HeadOutput(loss_sum, losses, run.scores(is_top1=run.is_top1))
+    trouble = find_trouble(loss_sum.detach(), losses, run.logp, inputs, objective, strict=strict)
+    return HeadOutput(loss_sum, losses, run.scores(is_top1=run.is_top1), trouble)
 
 
 class _FusedHead(torch.autograd.Function):

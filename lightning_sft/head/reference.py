@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_sft.head.checks import call_objective, check_call, check_finite, check_objective
+from lightning_sft.head.checks import call_objective, check_call, check_objective, find_trouble
 from lightning_sft.head.types import HeadInput, HeadOutput, Unembedding
 from lightning_sft.objectives.base import Objective
 from lightning_sft.scores import TokenScores
@@ -22,18 +22,26 @@ def plain_logits(hidden: Tensor, unembedding: Unembedding) -> Tensor:
     return logits
 
 
-def reference_head(inputs: HeadInput, unembedding: Unembedding, objective: Objective) -> HeadOutput:
+def reference_head(
+    inputs: HeadInput, unembedding: Unembedding, objective: Objective, *, strict: bool = True
+) -> HeadOutput:
     """Score the supervised tokens and sum their losses through the whole (tokens, vocab) matrix of logits."""
     check_call(inputs, unembedding, objective)
     reference = None
     if inputs.reference_hidden is not None:
         with torch.no_grad():
             reference = plain_logits(inputs.reference_hidden, inputs.reference or unembedding)
-    return reference_from_logits(plain_logits(inputs.hidden, unembedding), inputs, objective, reference)
+    logits = plain_logits(inputs.hidden, unembedding)
+    return reference_from_logits(logits, inputs, objective, reference, strict=strict)
 
 
 def reference_from_logits(
-    logits: Tensor, inputs: HeadInput, objective: Objective, reference_logits: Tensor | None = None
+    logits: Tensor,
+    inputs: HeadInput,
+    objective: Objective,
+    reference_logits: Tensor | None = None,
+    *,
+    strict: bool = True,
 ) -> HeadOutput:
     """Score the supervised tokens from logits at hand, such as a model's own, and sum their losses.
 
@@ -42,6 +50,7 @@ def reference_from_logits(
         inputs: targets, rows and sources are read; hidden states only to say whether they are finite.
         objective: the objective.
         reference_logits: the reference model's, (tokens, vocab), or None.
+        strict: raise where losses are not finite; otherwise ``HeadOutput.trouble`` tells.
     """
     check_objective(objective, inputs.targets, logits.shape[-1])
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -63,5 +72,5 @@ def reference_from_logits(
     )
     losses = call_objective(objective, scores)
     loss_sum = losses.sum() + 0.0 * scores.logp.sum()  # keeps a constant loss connected: every rank needs gradients
-    check_finite(loss_sum.detach(), losses.detach(), scores.logp.detach(), inputs, objective)
-    return HeadOutput(loss_sum, losses.detach(), scores.detached())
+    trouble = find_trouble(loss_sum.detach(), losses.detach(), scores.logp.detach(), inputs, objective, strict=strict)
+    return HeadOutput(loss_sum, losses.detach(), scores.detached(), trouble)

@@ -62,8 +62,10 @@ class HeadOutput:
         loss_sum: sum of the losses, scalar, fp32 (float64 for float64 inputs); carries the gradient.
         losses: the losses, (tokens,), times their weights, detached.
         scores: the scores, detached, with ``is_top1`` and without rows of logits.
+        trouble: which losses are not finite, and why; None if all are.
     """
 
     loss_sum: Tensor
     losses: Tensor
     scores: TokenScores
+    trouble: str | None = None

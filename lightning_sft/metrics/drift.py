@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_sft.metrics.wide import wide
+
 
 class StoredDistribution(NamedTuple):
     """Next-token distributions by their k most likely tokens.
@@ -48,7 +50,7 @@ def kl_divergence(before: Tensor, now: Tensor) -> Tensor:
         now: the same, of the later model.
     """
     p = before.exp()
-    return (p * (before - now)).nan_to_num(nan=0.0).sum(-1, dtype=torch.float64)  # 0 * (-inf - -inf) is 0
+    return wide((p * (before - now)).nan_to_num(nan=0.0)).sum(-1)  # 0 * (-inf - -inf) is 0
 
 
 def kl_lower_bound(before: StoredDistribution, now: Tensor) -> Tensor:
@@ -62,8 +64,8 @@ def kl_lower_bound(before: StoredDistribution, now: Tensor) -> Tensor:
         now: log-probabilities of the later model, (positions, vocab).
     """
     kept = now.gather(-1, before.tokens.long())
-    head = (before.logp.exp() * (before.logp - kept)).nan_to_num(nan=0.0).sum(-1, dtype=torch.float64)
-    tail_now = torch.log1p(-kept.double().exp().sum(-1).clamp_max(1.0)).clamp_min(-80.0)
-    tail = before.tail.double()
+    head = wide((before.logp.exp() * (before.logp - kept)).nan_to_num(nan=0.0)).sum(-1)
+    tail_now = torch.log1p(-wide(kept).exp().sum(-1).clamp_max(1.0)).clamp_min(-80.0)
+    tail = wide(before.tail)
     rest = (tail.exp() * (tail - tail_now)).nan_to_num(nan=0.0)
     return head + rest

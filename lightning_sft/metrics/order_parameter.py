@@ -18,11 +18,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from typing_extensions import override
 
 from lightning_sft.errors import UserError
 from lightning_sft.metrics.synonyms import add_rows, averages
+from lightning_sft.metrics.wide import WideMetric
 
 CHUNK = 8192  # rows of the vocabulary at a time: about 32 MB of fp32 at dim 1024
 PARALLEL = 1e-6  # 1 - O^2 below this is |O| = 1 within the rounding of fp32
@@ -244,7 +244,7 @@ def counterfactual_split(before: Tensor, after: Tensor, kept: Tensor) -> Counter
     return CounterfactualSplit(hidden=kept - before, embeddings=after - kept)
 
 
-class OrderParameter(Metric):
+class OrderParameter(WideMetric):
     """Averages of `order_parameter` over readings, from sums in float64: exact however ranks share the rows.
 
     ``compute`` returns, for every field of `OrderReading`, the average over all rows and, under
@@ -264,7 +264,6 @@ class OrderParameter(Metric):
         self.fields = (*OrderReading._fields, *(("purity",) if with_purity else ()))
         for name in (*self.fields, "rows"):
             self.add_state(name, torch.zeros(num_probes, dtype=torch.float64), dist_reduce_fx="sum")
-        self.set_dtype(torch.float64)
 
     @override
     def update(

@@ -9,6 +9,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
+from lightning_sft.metrics.wide import WideMetric, wide, wide_device
+
 
 class SynonymReading(NamedTuple):
     """One row a probe; every field is (probes,).
@@ -57,7 +59,7 @@ def synonym_rank(logits: Tensor, correct: Tensor, competitor: Tensor) -> Synonym
     )
 
 
-class SynonymRank(Metric):
+class SynonymRank(WideMetric):
     """Averages of `synonym_rank` over readings, from sums in float64: exact however ranks share the rows.
 
     ``compute`` returns, for every field of `SynonymReading`, the average over all rows (``rank``, ``flip``
@@ -75,7 +77,6 @@ class SynonymRank(Metric):
         self.num_probes = num_probes
         for name in (*SynonymReading._fields, "rows"):
             self.add_state(name, torch.zeros(num_probes, dtype=torch.float64), dist_reduce_fx="sum")
-        self.set_dtype(torch.float64)
 
     @override
     def update(self, logits: Tensor, correct: Tensor, competitor: Tensor, probe: Tensor | None = None) -> None:
@@ -94,7 +95,7 @@ class SynonymRank(Metric):
 def add_rows(metric: Metric, values: dict[str, Tensor], probe: Tensor) -> None:
     """Add values (rows,) to the sum states of their probes, and the rows to the state ``rows``."""
     for name, value in {**values, "rows": torch.ones_like(probe)}.items():
-        getattr(metric, name).index_add_(0, probe, value.to(torch.float64))
+        getattr(metric, name).index_add_(0, probe.to(wide_device(probe.device)), wide(value))
 
 
 def averages(metric: Metric, names: tuple[str, ...]) -> dict[str, Tensor]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from typing_extensions import override
 
+from lightning_sft.metrics.wide import WideMetric, wide
 from lightning_sft.scores import TokenScores
 
 
-class TokenAverages(Metric):
+class TokenAverages(WideMetric):
     """Averages over supervised tokens, from sums in float64, so that any split of the data gives the same values.
 
     ``compute`` returns scalars ``loss`` (under the objective), ``nll`` (nats per token), ``perplexity``,
@@ -29,15 +29,14 @@ class TokenAverages(Metric):
         super().__init__()
         for name in ("loss", "nll", "p", "hits", "tokens"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.set_dtype(torch.float64)
 
     @override
     def update(self, losses: Tensor, scores: TokenScores) -> None:
         """Add the tokens of one batch: ``losses`` (tokens,) and the scores a head returned."""
-        self.loss += losses.sum(dtype=torch.float64)
-        self.nll -= scores.logp.sum(dtype=torch.float64)
-        self.p += scores.logp.exp().sum(dtype=torch.float64)
-        self.hits += scores.require("is_top1").sum()
+        self.loss += wide(losses).sum()
+        self.nll -= wide(scores.logp).sum()
+        self.p += wide(scores.logp.exp()).sum()
+        self.hits += wide(scores.require("is_top1")).sum()
         self.tokens += len(scores)
 
     @override

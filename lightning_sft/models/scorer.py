@@ -83,7 +83,8 @@ class TokenScorer(nn.Module):
 
         Returns:
             The losses and scores of the supervised tokens, in the order of the batch; ``row`` in them counts the
-            rows of the batch, or the documents in packed rows.
+            rows of the batch, or the documents in packed rows. Losses that are not finite are told by ``trouble``: a
+            rank that raised alone would leave the others waiting.
         """
         causal_lm = self.causal_lm
         packed = is_packed(batch)
@@ -104,13 +105,14 @@ class TokenScorer(nn.Module):
             logits = self._logits(causal_lm, batch, at)
             with self._reference_model() if compares else contextlib.nullcontext() as model:
                 reference_logits = None if model is None else self._logits(model, batch, at)[:, : logits.shape[-1]]
-            return reference_from_logits(logits, HeadInput(logits, **facts), objective, reference_logits)
+            return reference_from_logits(logits, HeadInput(logits, **facts), objective, reference_logits, strict=False)
         with self._reference_model() if compares else contextlib.nullcontext() as model:
             if model is not None:
                 # taken here, as a snapshot's rows change places with the model's own afterwards
                 facts["reference"] = unembedding(model).first_rows(vocabulary_size(causal_lm))
                 facts["reference_hidden"] = self._hidden(model, batch, at)
-        output = fused_head(HeadInput(self._hidden(causal_lm, batch, at), **facts), unembedding(causal_lm), objective)
+        inputs = HeadInput(self._hidden(causal_lm, batch, at), **facts)
+        output = fused_head(inputs, unembedding(causal_lm), objective, strict=False)
         assert isinstance(output, HeadOutput)
         return output
 

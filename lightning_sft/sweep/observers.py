@@ -15,6 +15,7 @@ from lightning_sft._lightning import to_device, validating
 from lightning_sft.errors import UserError
 from lightning_sft.metrics.order_parameter import AnswerGeometry, answer_geometry, order_parameter, probabilities
 from lightning_sft.metrics.synonyms import synonym_rank
+from lightning_sft.metrics.wide import wide, wide_device
 from lightning_sft.models.access import input_embeddings
 from lightning_sft.models.instruments import model_to_read, tokenizer_to_use
 from lightning_sft.models.mode import eval_mode
@@ -97,7 +98,7 @@ class HeldOutObserver:
 
     def read(self, trainer: Trainer, module: LightningModule) -> Values:
         """Return the averages over the held-out batches; a collective."""
-        sums = torch.zeros(4, dtype=torch.float64, device=module.device)
+        sums = torch.zeros(4, dtype=torch.float64, device=wide_device(module.device))
         exact = False
         with isolate_rng(), eval_mode(module), torch.no_grad(), validating(trainer):
             for number, batch in enumerate(self._batches):
@@ -117,7 +118,7 @@ def _sums(output: Any, module: LightningModule) -> tuple[Tensor, bool]:
     """Return (count, NLL, p, hits) of one batch, and whether they are sums over tokens."""
     scores = output.get("scores") if isinstance(output, Mapping) else None
     if isinstance(scores, TokenScores):
-        logp = scores.logp.to(torch.float64)
+        logp = wide(scores.logp)
         hits = scores.is_top1.sum() if scores.is_top1 is not None else torch.zeros((), device=logp.device)
         count = torch.tensor(len(scores), device=logp.device)
         return torch.stack([count.to(logp), -logp.sum(), logp.exp().sum(), hits.to(logp)]), True
@@ -127,5 +128,5 @@ def _sums(output: Any, module: LightningModule) -> tuple[Tensor, bool]:
             f"{type(module).__name__}.validation_step returned {type(output).__name__}, so a sweep cannot read a "
             "validation loss. Return the loss, or a dict with 'loss'; or let the sweep read the training loss."
         )
-    value = loss.detach().to(torch.float64).mean()
+    value = wide(loss.detach()).mean()
     return torch.stack([torch.ones_like(value), value, *torch.zeros_like(value).expand(2)]), False

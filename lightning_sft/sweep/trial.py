@@ -25,6 +25,7 @@ from lightning_sft.sweep.search import check_divergence
 from lightning_sft.sweep.snapshot import Snapshot
 from lightning_sft.sweep.steps import TrialSteps, steps_by_hand, trial_loop
 from lightning_sft.sweep.watch import RateWatch
+from lightning_sft.training.nonfinite import LossWatch
 
 Outcome = Literal["finished", "stopped", "diverged"]
 Values = dict[str, list[float]]
@@ -193,6 +194,9 @@ class TrialRunner:
             parameter.grad = None
         if rates is None:
             set_peak_rate(self.trainer, lr)
+        watch: object = getattr(self.module, "loss_watch", None)
+        if isinstance(watch, LossWatch):
+            watch.trial()  # losses that are not finite are a result here
         if order:
             _seed_everything(order, self.trainer.global_rank)
 

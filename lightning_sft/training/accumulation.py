@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_sft.errors import UserError
 from lightning_sft.head import HeadOutput
+from lightning_sft.metrics.wide import wide, wide_device
 from lightning_sft.models.scorer import Weighting
 from lightning_sft.objectives import Objective
 from lightning_sft.objectives.base import Denominator
@@ -102,7 +103,8 @@ class StepAccumulator:
 
     Attributes:
         totals: sums of the last complete step over its micro-batches and ranks; empty before the first step ends.
-        skipped_steps: complete steps so far whose denominator was 0: they have no token to learn from.
+        skipped_steps: complete steps so far that changed nothing: without a token to learn from, or with a loss that is
+            not finite.
     """
 
     def __init__(self, denominator: Denominator = "all") -> None:
@@ -153,20 +155,27 @@ class StepAccumulator:
                 f"StepAccumulator.add got losses of shape {tuple(loss_sum.shape)}. It needs their sum: losses.sum()."
             )
         loss_sum = loss_sum.reshape(())
-        total = loss_sum.detach().to(torch.float64)
-        count = torch.as_tensor(tokens, device=total.device).detach().to(torch.float64).reshape(())
-        self.add_sums({"supervised": count, "kept": count, "weights": count, "loss": total})
-        return backward_loss(loss_sum, total / count.clamp_min(torch.finfo(torch.float64).tiny), divided_by)
+        total = wide(loss_sum.detach())
+        count = wide(torch.as_tensor(tokens, device=loss_sum.device).detach()).reshape(())
+        sums = {"supervised": count, "kept": count, "weights": count, "loss": total, "nonfinite": _not_finite(total)}
+        self.add_sums(sums)
+        mean = total / count.clamp_min(torch.finfo(torch.float64).tiny)
+        return backward_loss(loss_sum, mean.to(loss_sum), divided_by)
 
     def add_sums(self, sums: dict[str, Tensor]) -> None:
         """Add the sums of a micro-batch, whose loss is made by `backward_loss`.
 
         Args:
             sums: scalars and vectors in float64, the same keys and shapes in every micro-batch of a step; among them
-                ``supervised`` and what `SUM_OF` names for the denominator.
+                ``supervised``, what `SUM_OF` names for the denominator and, where losses may not be finite,
+                ``nonfinite`` (whether one is, 0 or 1).
         """
         self._open += 1
         self._sums = {k: self._sums[k] + v for k, v in sums.items()} if self._sums else dict(sums)
+
+    def mark_nonfinite(self) -> None:
+        """Say that something in the step under way is not finite, beside the losses themselves."""
+        self._sums["nonfinite"] = self._sums["nonfinite"] + 1
 
     def close(self, ranks: Ranks | None = None) -> float:
         """End the step: sum over the ranks in one collective, and start the next step.
@@ -175,7 +184,8 @@ class StepAccumulator:
             ranks: those that see different rows; default is every rank of torch's process group.
 
         Returns:
-            The number that the gradients must be multiplied by to be exact; 0 where there is nothing to divide by.
+            The number that the gradients must be multiplied by to be exact; 0 where there is nothing to divide by, or a
+            loss of any rank is not finite.
 
         Raises:
             UserError: no micro-batch was added.
@@ -188,9 +198,10 @@ class StepAccumulator:
         pairs = zip(self._sums.items(), parts, strict=True)
         self.totals = StepTotals((k, part.view_as(v)) for (k, v), part in pairs)
         self.reset()
-        denominator = self.totals.denominator(self.denominator)
-        self.skipped_steps += denominator == 0
-        return SCALE * ranks.data_parallel_size / denominator if denominator else 0.0
+        self.skipped_steps += not self.learned
+        if not self.learned:
+            return 0.0
+        return SCALE * ranks.data_parallel_size / self.totals.denominator(self.denominator)
 
     def finish(self, parameters: Iterable[Tensor], ranks: Ranks | None = None) -> bool:
         """End the step and make the gradients exact, in place: after the last backward pass, before clipping.
@@ -200,16 +211,18 @@ class StepAccumulator:
             ranks: see `close`.
 
         Returns:
-            Whether there was a token to learn from. If not, all gradients are 0, and the optimizer should not step:
-            weight decay and moments would move the weights on.
+            Whether there was a token to learn from and every loss was finite. If not, all gradients are 0, and the
+            optimizer should not step: weight decay and moments would move the weights on.
         """
         multiply_gradients((p for p in parameters if p.requires_grad), self.close(ranks))
         return self.learned
 
     @property
     def learned(self) -> bool:
-        """Whether the last complete step had a token to learn from."""
-        return bool(self.totals) and self.totals.denominator(self.denominator) != 0
+        """Whether the last complete step had a token to learn from, and finite losses only."""
+        if not self.totals or float(self.totals["nonfinite"]):
+            return False
+        return self.totals.denominator(self.denominator) != 0
 
 
 def accumulator_of(module: object) -> StepAccumulator | None:
@@ -218,15 +231,17 @@ def accumulator_of(module: object) -> StepAccumulator | None:
     return found[0] if len(found) == 1 else None
 
 
-class _WithValue(torch.autograd.Function):
+class WithValue(torch.autograd.Function):
     """A scalar with the value of one tensor and the gradient of another."""
 
     @staticmethod
     def forward(ctx: Any, differentiable: Tensor, value: Tensor) -> Tensor:
+        """Return the value of the second."""
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """Send the gradient to the first."""
         return grad, None
 
 
@@ -240,7 +255,7 @@ def backward_loss(loss_sum: Tensor, mean: Tensor, divided_by: int, factor: float
             gradient does not depend on the split.
         factor: multiplies the gradient, for strategies that let nobody multiply it later.
     """
-    value = _WithValue.apply(  # type: ignore[no-untyped-call]  # torch types it so
+    value = WithValue.apply(  # type: ignore[no-untyped-call]  # torch types it so
         loss_sum * (divided_by * factor / SCALE), mean.to(loss_sum.dtype) * divided_by
     )
     assert isinstance(value, Tensor)
@@ -251,26 +266,31 @@ def micro_batch_sums(output: HeadOutput, objective: Objective, attended: Tensor)
     """Return the sums of one micro-batch: those that every run needs, and the objective's own statistics.
 
     ``attended`` says which positions are no padding, (batch, length), bool. Keys ``supervised, kept, weights,
-    sequences, loss, nll, p, hits, positions, padding`` are scalars; the objective's start with ``objective/``.
+    sequences, loss, nll, p, hits, positions, padding, nonfinite`` are scalars; the objective's start with
+    ``objective/``.
     """
     scores = output.scores
     tokens = torch.tensor(len(scores), device=scores.logp.device)
     row = torch.arange(len(scores), device=tokens.device) if scores.row is None else scores.row
     is_top1 = scores.is_top1 if scores.is_top1 is not None else torch.zeros_like(scores.logp, dtype=torch.bool)
+    device = wide_device(scores.logp.device)
     sums = {
         "supervised": tokens,
         "kept": objective.kept(scores).sum(),
-        "weights": tokens if scores.weight is None else scores.weight.abs().sum(dtype=torch.float64),
+        "weights": tokens if scores.weight is None else wide(scores.weight.abs()).sum(),
         # rows come one after the other, so each begins where the number changes
         "sequences": (row[1:] != row[:-1]).sum() + (tokens > 0),
-        "loss": output.losses.sum(dtype=torch.float64),
-        "nll": -scores.logp.sum(dtype=torch.float64),
-        "p": scores.logp.exp().sum(dtype=torch.float64),
+        "loss": wide(output.losses).sum(),
+        "nll": -wide(scores.logp).sum(),
+        "p": wide(scores.logp.exp()).sum(),
         "hits": is_top1.sum(),
-        "positions": torch.tensor(attended.numel(), device=scores.logp.device),
+        "positions": torch.tensor(attended.numel(), device=device),
         "padding": (attended == 0).sum(),
+        "nonfinite": torch.tensor(output.trouble is not None, device=device),
     }
-    own = objective.statistics(scores)
-    return {k: v.to(torch.float64) for k, v in sums.items()} | {
-        f"objective/{k}": v.to(torch.float64) for k, v in own.items()
-    }
+    own = {f"objective/{k}": v for k, v in objective.statistics(scores).items()}
+    return {k: wide(v) for k, v in {**sums, **own}.items()}
+
+
+def _not_finite(total: Tensor) -> Tensor:
+    return (~torch.isfinite(total)).to(torch.float64)

@@ -129,7 +129,7 @@ def seed_objective(
     datamodule = getattr(trainer, "datamodule", None)
     loader: Any = trainer.train_dataloader if datamodule is None else datamodule.train_dataloader()
     first = StepAccumulator()
-    with isolate_rng(), eval_mode(scorer):
+    with isolate_rng(), eval_mode(scorer), trainer.precision_plugin.forward_context():
         for batch in islice(loader, trainer.accumulate_grad_batches):
             batch = trainer.strategy.batch_to_device(batch)
             first.add_sums(micro_batch_sums(forward(batch), objective, attended(batch)))
