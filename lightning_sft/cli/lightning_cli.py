@@ -19,11 +19,10 @@ import lightning_sft.objectives  # these rooms are imported so that short class 
 from lightning_sft._lightning import ConfigurationWins
 from lightning_sft.callbacks import LastCheckpoint, PredictionWriter, RunSummary
 from lightning_sft.checkpoints import runs
+from lightning_sft.cli.classes import OURS, Classes, choose_classes, with_classes
 from lightning_sft.cli.parser_errors import explain
-from lightning_sft.data import SFTDataModule
 from lightning_sft.errors import UserError
 from lightning_sft.files import write_text
-from lightning_sft.module import SFTModule
 
 
 class Parser(LightningArgumentParser):
@@ -53,6 +52,10 @@ def known_classes() -> dict[str, type]:
 class RunConfig(SaveConfigCallback):
     """Write config.yaml into the run's folder once training starts: a run that fails before leaves no folder."""
 
+    def __init__(self, *args: Any, classes: Classes, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._classes = classes
+
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write nothing yet."""
@@ -68,7 +71,7 @@ class RunConfig(SaveConfigCallback):
         again.ckpt_path = None  # so that the file starts a run of its own
         for logger in _versioned_loggers(again.trainer):
             logger.init_args.version = None
-        write_text(folder / name, self.parser.dump(again, skip_none=False))
+        write_text(folder / name, with_classes(self.parser.dump(again, skip_none=False), self._classes))
 
 
 class SFTCLI(ConfigurationWins, LightningCLI):
@@ -82,15 +85,17 @@ class SFTCLI(ConfigurationWins, LightningCLI):
     def __init__(self, args: ArgsType = None, **kwargs: Any) -> None:
         self._new_folders: list[Path] = []
         self._verb = args[0] if isinstance(args, list) and args else None
+        classes, args = choose_classes(args) if isinstance(args, list) else (OURS, args)
         try:
             super().__init__(
-                SFTModule,
-                SFTDataModule,
+                classes["model"],
+                classes["data"],
                 args=args,
                 auto_configure_optimizers=False,
                 seed_everything_default=42,
                 parser_class=Parser,
                 save_config_callback=RunConfig,
+                save_config_kwargs={"classes": classes},
                 **kwargs,
             )
         except BaseException:
