@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback
@@ -32,12 +32,14 @@ from lightning_sft.models.scorer import Weighting
 from lightning_sft.models.tokenizer import TokenizerSettings
 from lightning_sft.objectives import NLL, Objective
 from lightning_sft.objectives.base import Denominator
-from lightning_sft.training import optim, start
+from lightning_sft.training import start
 from lightning_sft.training.accumulation import StepTotals
 from lightning_sft.training.clipping import clip_gradients
 from lightning_sft.training.exact_step import ExactSteps
 from lightning_sft.training.extra_loss import TakesExtraLoss
 from lightning_sft.training.nonfinite import OnNonfinite
+from lightning_sft.training.optim import OptimizationSettings, ParameterRule
+from lightning_sft.training.schedules import ScheduleName, follow_validation
 from lightning_sft.training.strategies import StrategyAdapter, adapter_of, refuse_auto_sizes
 
 
@@ -56,8 +58,8 @@ class SFTModule(TakesExtraLoss, EvaluatedModule):
         quantization: ``"int8"`` or ``"nf4"``: quantise the frozen base while loading it; needs the extra
             ``quantization``.
         optimizer: makes the optimizer from parameter groups.
-        lr_scheduler: ``"constant"``, ``"linear"``, ``"cosine"``, or a callable that makes a scheduler; stepped once
-            per optimizer step.
+        lr_scheduler: a name that transformers knows, or a callable that makes a scheduler; stepped once per optimizer
+            step, or after each validation if it follows a metric.
         warmup_steps: steps of linear warm-up; beats ``warmup_ratio``.
         warmup_ratio: warm-up as a share of all optimizer steps.
         denominator: ``"all"``: gradients are divided by the supervised tokens of the optimizer step; ``"kept"``: by
@@ -81,6 +83,9 @@ class SFTModule(TakesExtraLoss, EvaluatedModule):
         reference: model that objectives with a reference compare with, or learn from, of the same vocabulary, by the
             names that ``model_name_or_path`` takes; None: the model before training.
         reference_dtype: dtype of its weights.
+        lr_scheduler_kwargs: further arguments of a named schedule, such as ``{"min_lr_rate": 0.1}``.
+        lr_scheduler_config: Lightning's ``interval``, ``frequency`` and ``monitor`` of the scheduler.
+        parameter_rules: rates and weight decay by parameter name; see `ParameterRule`.
         on_nonfinite: what follows a loss that is not finite, on all ranks: ``"stop"``, or ``"skip"`` the step.
 
     Raises:
@@ -94,7 +99,7 @@ class SFTModule(TakesExtraLoss, EvaluatedModule):
         adapter: PeftConfig | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=2e-5),
         # names first: they must survive a printed config
-        lr_scheduler: optim.ScheduleName | LRSchedulerCallable = "linear",
+        lr_scheduler: ScheduleName | LRSchedulerCallable = "linear",
         warmup_steps: int | None = None,
         warmup_ratio: float = 0.0,
         denominator: Denominator = "all",
@@ -117,6 +122,9 @@ class SFTModule(TakesExtraLoss, EvaluatedModule):
         reference: str | None = None,
         reference_dtype: Dtype = "auto",
         on_nonfinite: OnNonfinite = "stop",
+        lr_scheduler_kwargs: dict[str, Any] | None = None,
+        lr_scheduler_config: dict[str, Any] | None = None,
+        parameter_rules: list[ParameterRule] | None = None,
     ) -> None:
         given = {k: v for k, v in locals().items() if k not in {"self", "__class__"}}
         super().__init__()
@@ -130,9 +138,7 @@ class SFTModule(TakesExtraLoss, EvaluatedModule):
         self.save_hyperparameters(ignore=[] if made_by_cli() else hparams.objects_in(given), logger=False)
         hparams.drop_objects((self.hparams, self.hparams_initial))  # a subclass may have objects of its own
         self.make_optimizer = optimizer
-        self.make_lr_scheduler: Callable[[Optimizer], Any] | optim.ScheduleName = lr_scheduler
-        self.warmup_steps = warmup_steps
-        self.warmup_ratio = warmup_ratio
+        self.optimization = OptimizationSettings.among(given)
         self.max_new_tokens = max_new_tokens
         self._tokenizer_settings = TokenizerSettings.among(given)
         self._tokenizer: PreTrainedTokenizerBase | None = None
@@ -169,24 +175,26 @@ class SFTModule(TakesExtraLoss, EvaluatedModule):
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
         total = self.trainer.estimated_stepping_batches
-        optimizer = optim.checked_optimizer(self.make_optimizer, optim.parameter_groups(self.scorer))
-        warmup = optim.warmup_length(total, self.warmup_steps, self.warmup_ratio)
-        scheduler = optim.schedule(optimizer, self.make_lr_scheduler, total, warmup)
-        named = self.make_lr_scheduler if isinstance(self.make_lr_scheduler, str) else type(scheduler).__name__
-        self.resume_state.optimizer = {"optimizer": optim.describe_optimizer(optimizer), "lr_scheduler": named}
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        config, self.resume_state.optimizer = self.optimization.configure(self.make_optimizer, self.scorer, total)
+        return cast("OptimizerLRScheduler", config)
+
+    @override
+    def on_validation_end(self) -> None:
+        follow_validation(self.trainer)
 
     @override
     def configure_callbacks(self) -> list[Callback]:
         from lightning_sft.callbacks.defaults import default_callbacks
 
         refuse_auto_sizes(self.trainer.strategy)  # no hook comes earlier
+        start.before_callbacks(self)
         return default_callbacks(self.trainer)
 
     @override
     def setup(self, stage: str) -> None:
         self.strategy_adapter.check(self.trainer, self.settings, stage)
-        self._prepare(self.objective, training=stage == "fit", has_reference=True)  # build_scorer makes what it needs
+        # build_scorer makes what the objective needs
+        self._prepare(self.objective, training=stage == "fit", has_reference=True)
 
     def _prepare(self, objective: Objective, **known: bool) -> None:
         start.prepare(objective, self.trainer, self.accumulator.denominator, self.tokenizer, **known)
@@ -199,11 +207,7 @@ class SFTModule(TakesExtraLoss, EvaluatedModule):
         """
         self._prepare(objective, training=True, has_reference=self.scorer.can_compare(objective))
         self.objective = objective.to(self.device)
-        self._seed_objective()
-
-    def _seed_objective(self) -> None:
-        if self.objective.needs_seed():
-            start.seed_objective(self.objective, self, self.scorer, self.trainer)
+        start.seed_objective(self.objective, self, self.scorer, self.trainer)
 
     @override
     def on_fit_start(self) -> None:
@@ -217,7 +221,7 @@ class SFTModule(TakesExtraLoss, EvaluatedModule):
     def on_train_start(self) -> None:
         self.resume_state.check(position_facts(self.trainer))  # where it is loaded after on_fit_start
         self.steps.reset()
-        self._seed_objective()
+        start.seed_objective(self.objective, self, self.scorer, self.trainer)
         if self.resume_state.restore_rng():
             rank_zero_info(f"Resumed at step {self.trainer.global_step} from {self.trainer.ckpt_path}")
 
@@ -226,7 +230,7 @@ class SFTModule(TakesExtraLoss, EvaluatedModule):
         if self.settings.base_comes_back and self.strategy_adapter.drops_frozen:
             checkpoint["state_dict"] = without_frozen(checkpoint["state_dict"], self)
         checkpoint[state.KEY] = self.resume_state.content(
-            position_facts(self.trainer),
+            self.trainer,
             self.objective,
             state.gather_rng_states(self.trainer.world_size, all_gather(self)),
             open_micro_batches=self.accumulator.open_micro_batches,
@@ -242,7 +246,7 @@ class SFTModule(TakesExtraLoss, EvaluatedModule):
         self.resume_state.accept_weights(checkpoint, self, self.objective)
         trainer, saved = attached_trainer(self), checkpoint.get(state.KEY)
         if saved and trainer is not None and trainer.state.fn == "fit":
-            self.accumulator.skipped_steps = self.resume_state.remember(saved, trainer.global_rank)
+            self.accumulator.skipped_steps = self.resume_state.remember(saved, trainer)
 
     @property
     def step_totals(self) -> StepTotals:

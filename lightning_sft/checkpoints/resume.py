@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lightning_sft.objectives import Objective
 
 #: where a checkpoint holds the snapshot of the model that some objectives compare it with
 _SNAPSHOT = "scorer.reference."
+_PROCESS = uuid.uuid4().hex
 
 
 def position_facts(trainer: Trainer) -> dict[str, Any]:
@@ -48,7 +50,7 @@ class ResumeState:
 
     def content(
         self,
-        facts: dict[str, Any],
+        trainer: Trainer,
         objective: Objective,
         rng: list[dict[str, Any]],
         *,
@@ -58,14 +60,15 @@ class ResumeState:
         """Return what a checkpoint holds under ``state.KEY``, plain data and tensors.
 
         Args:
-            facts: see `position_facts`.
+            trainer: of the run.
             objective: the loss that is trained.
             rng: random streams of each rank.
             open_micro_batches: micro-batches of the optimizer step under way.
             skipped_steps: optimizer steps without a token to learn from, so far.
         """
         return {
-            "facts": {**facts, **self.optimizer},
+            "facts": {**position_facts(trainer), **self.optimizer},
+            "written_by": self._written_by(trainer),
             "open_micro_batches": open_micro_batches,
             "model": self.model,
             "objective": repr(objective),
@@ -129,15 +132,21 @@ class ResumeState:
         if weights is not None:
             state.check_weights(weights, module, saved.get("model", "another model"), self.model)
 
-    def remember(self, saved: dict[str, Any], rank: int) -> int:
+    def _written_by(self, trainer: Trainer) -> str:
+        return f"{_PROCESS} {id(self)} {id(trainer)}"
+
+    def remember(self, saved: dict[str, Any], trainer: Trainer) -> int:
         """Keep what a checkpoint says until `check` and `restore_rng`; return the steps that its run skipped.
+
+        A checkpoint that this very run has written is no resume: Lightning's BatchSizeFinder puts the weights back by
+        one after it has changed the batch size.
 
         Args:
             saved: see `content`.
-            rank: this rank among all.
+            trainer: of this run.
         """
-        self._facts = saved["facts"]
-        self._rng = saved["rng"][rank]
+        self._facts = {} if saved.get("written_by") == self._written_by(trainer) else saved["facts"]
+        self._rng = saved["rng"][trainer.global_rank]
         if saved.get("open_micro_batches"):
             rank_zero_warn(
                 f"The checkpoint was written in the middle of an optimizer step: the gradient of its first "

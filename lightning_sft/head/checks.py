@@ -105,7 +105,9 @@ def find_trouble(
     if bool(torch.isfinite(loss_sum)):
         return None
     trouble = f"Every loss is finite, but their sum is {float(loss_sum)}. Look at {type(objective).__name__}."
+    weight = torch.ones_like(logp) if inputs.weight is None else inputs.weight
     reasons = (
+        (weight, "The weights of the tokens are", "Look at the weights in those rows of the data"),
         (inputs.hidden.detach(), "The hidden states are", "Look at those rows, lower the learning rate, or use bf16"),
         (logp, "The hidden states are finite, but the log-probabilities are", "The unembedding is broken or overflows"),
         (losses, "The log-probabilities are finite, but the losses are", f"Look at {type(objective).__name__}"),

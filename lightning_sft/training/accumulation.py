@@ -220,7 +220,7 @@ class StepAccumulator:
     @property
     def learned(self) -> bool:
         """Whether the last complete step had a token to learn from, and finite losses only."""
-        if not self.totals or float(self.totals["nonfinite"]):
+        if not self.totals or float(self.totals.get("nonfinite", 0.0)):
             return False
         return self.totals.denominator(self.denominator) != 0
 

@@ -8,12 +8,15 @@ from itertools import islice
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BackboneFinetuning, BaseFinetuning, LearningRateFinder, ModelPruning
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightning_sft._lightning import callbacks_of
 from lightning_sft.errors import UserError
 from lightning_sft.head import HeadOutput
 from lightning_sft.models.access import position_limit, text_config
@@ -114,11 +117,43 @@ def check_reference(
         adapter_of(trainer).refuse_frozen_reference()
 
 
+def before_callbacks(module: LightningModule) -> None:
+    """Build the model before the callbacks' ``setup`` where one of them looks at its parameters there.
+
+    Args:
+        module: builds the model in ``configure_model``, which may be called twice.
+
+    Raises:
+        UserError: Lightning's LearningRateFinder, or callbacks that cannot work here.
+    """
+    callbacks = callbacks_of(module.trainer)
+    for callback in callbacks:
+        if isinstance(callback, LearningRateFinder):
+            raise UserError(
+                "LearningRateFinder (and Tuner.lr_find) writes the rate into an attribute of the module, but the rate "
+                "belongs to the optimizer, and the run after it would draw other random numbers. Use LearningRateSweep "
+                "with apply: true instead, which makes the same test and leaves no trace of it."
+            )
+        if isinstance(callback, BackboneFinetuning) and not hasattr(module, "backbone"):
+            raise UserError(
+                "BackboneFinetuning unfreezes an attribute `backbone`, which this module does not have. Subclass "
+                "BaseFinetuning, or train an adapter, such as peft.LoraConfig."
+            )
+    if any(isinstance(callback, BaseFinetuning | ModelPruning) for callback in callbacks):
+        strategy = module.trainer.strategy
+        if isinstance(strategy, ModelParallelStrategy | FSDPStrategy | DeepSpeedStrategy):
+            raise UserError(
+                "Callbacks that choose parameters before the run starts, such as BaseFinetuning and ModelPruning, need "
+                f"the whole model then, and {type(strategy).__name__} shards it. Use one device, or ddp."
+            )
+        module.configure_model()
+
+
 @torch.no_grad()
 def seed_objective(
     objective: Objective, forward: Callable[[dict[str, Tensor]], HeadOutput], scorer: TokenScorer, trainer: Trainer
 ) -> None:
-    """Let an objective see the first optimizer step's statistics before the first gradient is made.
+    """Let an objective that asks for it see the first step's statistics before the first gradient is made.
 
     Args:
         objective: to seed.
@@ -126,6 +161,8 @@ def seed_objective(
         scorer: what is trained; in eval mode meanwhile.
         trainer: in a fit; its rows are read, and no random number is drawn.
     """
+    if not objective.needs_seed():
+        return
     datamodule = getattr(trainer, "datamodule", None)
     loader: Any = trainer.train_dataloader if datamodule is None else datamodule.train_dataloader()
     first = StepAccumulator()

@@ -223,7 +223,7 @@ def test_named_schedules_survive_config_and_checkpoint(schedule: str, toy_folder
     config = (run_folder() / "config.yaml").read_text()
     assert f"lr_scheduler: {schedule}\n" in config
     module = SFTModule.load_from_checkpoint(run_folder() / "checkpoints/last.ckpt")
-    assert module.make_lr_scheduler == schedule
+    assert module.optimization.lr_scheduler == schedule
 
 
 def test_a_config_of_the_users_own_is_not_touched_without_a_logger(toy_folder: Path, rows: Path) -> None:

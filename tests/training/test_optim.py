@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from lightning_sft.errors import UserError
-from lightning_sft.training.optim import parameter_groups, schedule, warmup_length
+from lightning_sft.training.optim import parameter_groups
+from lightning_sft.training.schedules import schedule, warmup_length
 from tests.toys import toy_model
 
 

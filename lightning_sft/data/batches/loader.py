@@ -84,12 +84,18 @@ class ResumableDataLoader(DataLoader[Any]):
     def load_state_dict(self, state: State) -> None:
         """Continue at the position ``state``.
 
+        The very beginning is the same position whatever the batch size, as in the checkpoint by which Lightning's
+        BatchSizeFinder puts a run back to its start.
+
         Raises:
             UserError: the run differs from the checkpoint's in something that the position depends on.
         """
         here, state = self._identity(), _in_present_words(state)
+        ignored = {"batch_size"} if not (int(state["epoch"]) or int(state["batches"])) else set()
         different = [
-            f"{key} {state.get(key)!r} (now {value!r})" for key, value in here.items() if state.get(key) != value
+            f"{key} {state.get(key)!r} (now {value!r})"
+            for key, value in here.items()
+            if state.get(key) != value and key not in ignored
         ]
         if different:
             raise UserError(
