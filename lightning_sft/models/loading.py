@@ -129,7 +129,7 @@ def load_causal_lm(
     # Lightning calls this under its own device and dtype contexts; from_pretrained refuses the meta device.
     kwargs: dict[str, Any] = {"trust_remote_code": trust_remote_code, "attn_implementation": attn_implementation}
     if quantization is not None:
-        kwargs["quantization_config"] = quantization_config(quantization, dtype)
+        kwargs["quantization_config"] = quantization_config(quantization)
     with torch.device("cpu"), quiet_progress():
         if init == "random":
             model = _from_config(config, name_or_path, dtype, **kwargs)

@@ -201,12 +201,27 @@ def test_quantization_is_refused_where_it_cannot_work(untied: Path, monkeypatch:
         module_with(untied, ADAPTERS["lora"](), quantization="nf4").configure_model()
 
 
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("nf4", torch.bfloat16), ("nf4-float32", torch.float32), ("nf4-float16", torch.float16)]
+)
+def test_nf4_computes_in_bf16_unless_a_dtype_is_named(
+    kind: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr("transformers.BitsAndBytesConfig.post_init", lambda self: None)
+    config = quantization_config(kind)
+    assert config.load_in_4bit
+    assert config.bnb_4bit_quant_type == "nf4"
+    assert config.bnb_4bit_compute_dtype == dtype
+
+
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs the extra quantization")
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
 def test_a_quantised_base_stays_and_its_adapter_trains(quantization: str, tmp_path: Path) -> None:
     if quantization == "nf4" and not torch.accelerator.is_available():
         with pytest.raises(UserError, match="'nf4' without a GPU"):
-            quantization_config("nf4", "float32")
+            quantization_config("nf4")
         return
     wide = save_toy(tmp_path / "wide", hidden_size=128, intermediate_size=256)
     torch.manual_seed(0)
