@@ -59,9 +59,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Exception as error:
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-        # What Lightning itself refuses is a setting, too: its own frame is the innermost one.
-        frames = traceback.extract_tb(error.__traceback__)
-        refused = isinstance(error, ValueError | RuntimeError) and "/lightning/" in Path(frames[-1].filename).as_posix()
+        # What Lightning or a scheduler itself refuses is a setting, too: its own frame is the innermost one.
+        innermost = Path(traceback.extract_tb(error.__traceback__)[-1].filename).as_posix()
+        kind = isinstance(error, ValueError | RuntimeError | ModuleNotFoundError)
+        refused = kind and any(part in innermost for part in ("/lightning/", "/torch/optim/"))
         if isinstance(error, MisconfigurationException) or refused:
             _fail(error)
         # a forked or spawned rank hands over its traceback as text

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import lightning.pytorch.callbacks
+import yaml  # type: ignore[import-untyped]
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning_utilities.core.enums import StrEnum
 from typing_extensions import override
 
 import lightning_sft.callbacks
@@ -23,6 +25,9 @@ from lightning_sft.cli.classes import OURS, Classes, choose_classes, with_classe
 from lightning_sft.cli.parser_errors import explain
 from lightning_sft.errors import UserError
 from lightning_sft.files import write_text
+
+# Defaults such as Timer's interval are names in an enumeration, which YAML would not write.
+yaml.SafeDumper.add_multi_representer(StrEnum, lambda dumper, value: dumper.represent_str(str(value.value)))
 
 
 class Parser(LightningArgumentParser):

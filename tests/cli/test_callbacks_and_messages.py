@@ -38,7 +38,7 @@ WRONG = {
             "--model.lr_scheduler.total_steps=2",
             "--trainer.max_steps=4",
         ],
-        "total_steps",
+        "total steps is 2",
     ),
     "transformer engine": (["--trainer.precision=transformer-engine"], "transformer"),
     "a function that is none": (

@@ -1,6 +1,5 @@
 """Sums in float64 on a device that has none, faked: there, only `wide` may make a float64 tensor."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ class NoFloat64(TorchDispatchMode):
 
 
 @pytest.fixture
-def narrow(monkeypatch: pytest.MonkeyPatch) -> Iterator[NoFloat64]:
+def narrow(monkeypatch: pytest.MonkeyPatch) -> NoFloat64:
     """The CPU in the part of a device without float64."""
     mode, plain = NoFloat64(), room.wide
 
@@ -46,18 +45,19 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> Iterator[NoFloat64]:
 
     for user in ("metrics.tokens", "training.accumulation", "metrics.synonyms"):
         monkeypatch.setattr(f"lightning_sft.{user}.wide", moved)
-    with mode:
-        yield mode
+    return mode
 
 
 def test_the_fake_refuses_what_a_narrow_device_does(narrow: NoFloat64) -> None:
-    with pytest.raises(TypeError, match="Cannot convert"):
+    with narrow, pytest.raises(TypeError, match="Cannot convert"):
         torch.ones(3).double()
 
 
 def test_a_fit_and_its_validation_make_no_float64_there(toy_folder: Path, narrow: NoFloat64) -> None:
     module = SFTModule(str(toy_folder), lr_scheduler="constant")
-    trainer(max_steps=2).fit(module, loader(batches(4, 2)), loader(batches(2, 2)))
+    fit = trainer(max_steps=2)
+    with narrow:
+        fit.fit(module, loader(batches(4, 2)), loader(batches(2, 2)))
     assert module.step_totals["nll"].dtype == torch.float64
 
 
