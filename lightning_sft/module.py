@@ -40,7 +40,7 @@ from lightning_sft.training.extra_loss import TakesExtraLoss
 from lightning_sft.training.nonfinite import OnNonfinite
 from lightning_sft.training.optim import OptimizationSettings, ParameterRule
 from lightning_sft.training.schedules import ScheduleName, follow_validation
-from lightning_sft.training.strategies import StrategyAdapter, adapter_of, refuse_auto_sizes
+from lightning_sft.training.strategies import StrategyAdapter, adapter_of
 
 
 class SFTModule(TakesExtraLoss, EvaluatedModule):
@@ -186,15 +186,13 @@ class SFTModule(TakesExtraLoss, EvaluatedModule):
     def configure_callbacks(self) -> list[Callback]:
         from lightning_sft.callbacks.defaults import default_callbacks
 
-        refuse_auto_sizes(self.trainer.strategy)  # no hook comes earlier
-        start.before_callbacks(self)
+        start.before_callbacks(self)  # no hook comes earlier
         return default_callbacks(self.trainer)
 
     @override
     def setup(self, stage: str) -> None:
         self.strategy_adapter.check(self.trainer, self.settings, stage)
-        # build_scorer makes what the objective needs
-        self._prepare(self.objective, training=stage == "fit", has_reference=True)
+        self._prepare(self.objective, training=stage == "fit", has_reference=True)  # build_scorer makes what it needs
 
     def _prepare(self, objective: Objective, **known: bool) -> None:
         start.prepare(objective, self.trainer, self.accumulator.denominator, self.tokenizer, **known)

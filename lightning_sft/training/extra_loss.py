@@ -107,16 +107,23 @@ class ExtraLoss:
 
 
 class TakesExtraLoss:
-    """A base of modules whose subclasses may return ``extra_loss``: their ``training_step`` is wrapped once.
+    """A base of the module whose subclasses may return ``extra_loss``: their ``training_step`` is wrapped.
 
-    A subclass has ``steps``, whose ``joined`` gets what the outermost override has returned.
+    The module has ``steps``, whose ``joined`` gets what the outermost override has returned.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        made_here = TakesExtraLoss in cls.__bases__  # the module itself, which makes the loss
         step = getattr(cls, "training_step", None)
-        if step is not None and not getattr(step, "joins", False):
-            cls.training_step = _joining(step)  # type: ignore[attr-defined]
+        if made_here or step is None or getattr(step, "joins", False) or step in _own_steps(cls):
+            return
+        cls.training_step = _joining(step)  # type: ignore[attr-defined]
+
+
+def _own_steps(cls: type) -> list[Any]:
+    """Return the ``training_step`` of the module that a class derives from, as it was written."""
+    return [vars(base).get("training_step") for base in cls.__mro__ if TakesExtraLoss in base.__bases__]
 
 
 def _joining(step: Callable[..., Any]) -> Callable[..., Any]:

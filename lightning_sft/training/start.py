@@ -29,7 +29,7 @@ from lightning_sft.models.scorer import TokenScorer
 from lightning_sft.objectives import Objective, RunFacts
 from lightning_sft.objectives.base import Denominator
 from lightning_sft.training.accumulation import StepAccumulator, micro_batch_sums
-from lightning_sft.training.strategies import adapter_of
+from lightning_sft.training.strategies import adapter_of, refuse_auto_sizes
 
 
 def with_dtype(settings: ModelSettings, trainer: Trainer | None) -> ModelSettings:
@@ -126,6 +126,7 @@ def before_callbacks(module: LightningModule) -> None:
     Raises:
         UserError: Lightning's LearningRateFinder, or callbacks that cannot work here.
     """
+    refuse_auto_sizes(module.trainer.strategy)
     callbacks = callbacks_of(module.trainer)
     for callback in callbacks:
         if isinstance(callback, LearningRateFinder):
