@@ -22,6 +22,7 @@ from lightning_sft.data.encoding.encode import ApplyChatTemplate, Encoder, Train
 from lightning_sft.data.encoding.tokenizer import find_tokenizer, pad_token_id
 from lightning_sft.data.encoding.trace import OnDroppedReasoning
 from lightning_sft.data.encoding.truncate import Truncation
+from lightning_sft.data.encoding.weights import LossWeights
 from lightning_sft.data.library import SetLibrary
 from lightning_sft.data.prompts import Answered, prompts
 from lightning_sft.data.reading.conversation import OnRepeatedRole, OnUnanswered, Rules
@@ -59,6 +60,9 @@ class SFTDataModule(LightningDataModule):
         train_on: whose words are trained, see `Encoder`.
         apply_chat_template: whether rows of plain strings are put into the chat template, see `Encoder`.
         template_kwargs: variables for the chat template, such as ``{enable_thinking: false}``.
+        loss_weights: weights of prompts, answers and sources in the loss, see `LossWeights`; they multiply what rows
+            (``weight``, ``loss_weight``, ``loss_scale``) and messages (the same, or ``loss_spans``) say. Validation
+            counts every token once.
         on_dropped_reasoning: ``error``, or ``allow`` rows whose reasoning the chat template leaves out, see `Encoder`.
         on_unanswered, on_repeated_role: what becomes of conversations that are not in order, see `Rules`.
         on_bad_row: ``error``, or ``skip``: count bad rows and list them.
@@ -114,6 +118,7 @@ class SFTDataModule(LightningDataModule):
         padding_free: bool | None = None,
         cache_dir: bool | str | None = True,
         num_proc: int | None = None,
+        loss_weights: LossWeights | None = None,
     ) -> None:
         super().__init__()
         at_least(1, batch_size=batch_size, val_batch_size=val_batch_size, max_length=max_length, num_proc=num_proc)
@@ -128,7 +133,8 @@ class SFTDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.val_batch_size = val_batch_size or batch_size
         self.num_workers = num_workers
-        self.encoder_options = (train_on, apply_chat_template, template_kwargs, on_dropped_reasoning)
+        self.loss_weights = loss_weights or LossWeights()
+        self.encoder_options = (train_on, apply_chat_template, template_kwargs, on_dropped_reasoning, self.loss_weights)
         self.rejected_file = rejected_file
         self.seed = seed
         self.pad_to_multiple_of = pad_to_multiple_of
@@ -214,7 +220,8 @@ class SFTDataModule(LightningDataModule):
             raise UserError("There is nothing to train on: data.train is not set. Give a path or a DataSource.")
         batches = self.train_batches
         assert batches.items is not None
-        collator = batches.collator(pad_token_id(self._tokenizer), self.pad_to_multiple_of, self._flat())
+        weights = self.loss_weights.of_sources(self.source_names)
+        collator = batches.collator(pad_token_id(self._tokenizer), self.pad_to_multiple_of, self._flat(), weights)
         if self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0:
             # Lightning puts its own sequential sampler into loaders that shuffle, with a warning
             return sequential_loader(batches.items, self.batch_size, collator, num_workers=self.num_workers, ranks=None)

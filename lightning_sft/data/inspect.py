@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_sft.data.storage.dataset import SetReport
+from lightning_sft.data.storage.dataset import Row, SetReport
 
 if TYPE_CHECKING:
     from lightning_sft.data.datamodule import SFTDataModule
@@ -41,19 +41,36 @@ def inspect(datamodule: SFTDataModule, tokenizer: Any, rows: int = 3, color: boo
         cut = f", truncated from {full}" if full > length else ""
         share = f"{trained} trained ({trained / length:.1%})"
         head = f"train row {index}, source {datamodule.source_names[row.source]}: {length} tokens{cut}, {share}"
-        blocks.append(f"{head}\n{show(tokenizer, row.ids, row.trained, color)}")
+        blocks.append(f"{head}\n{show(tokenizer, row.ids, row.trained, color, _weights(datamodule, row))}")
     return "\n\n".join(blocks) + "\n"
 
 
-def show(tokenizer: Any, ids: np.ndarray[Any, Any], trained: np.ndarray[Any, Any], color: bool) -> str:
-    """Return token ids as text with the trained ones marked."""
+def show(
+    tokenizer: Any,
+    ids: np.ndarray[Any, Any],
+    trained: np.ndarray[Any, Any],
+    color: bool,
+    weights: np.ndarray[Any, Any] | None = None,
+) -> str:
+    """Return token ids as text with the trained ones marked, and behind those of another weight than 1 their weight."""
     opening, closing = (GREEN, RESET) if color else (OPEN, CLOSE)
-    cuts = [0, *(np.flatnonzero(trained[1:] != trained[:-1]) + 1).tolist(), len(ids)]
+    counts = np.where(trained, 1.0 if weights is None else weights, 0.0)
+    cuts = [0, *(np.flatnonzero(counts[1:] != counts[:-1]) + 1).tolist(), len(ids)]
     text = ""
     for start, end in pairwise(cuts):
         part = tokenizer.decode(ids[start:end].tolist(), clean_up_tokenization_spaces=False)
-        text += f"{opening}{part}{closing}" if trained[start] else part
+        weight = float(counts[start])
+        text += f"{opening}{part}{closing}" + (f"\u00d7{weight:g}" if weight != 1 else "") if trained[start] else part
     return text
+
+
+def _weights(datamodule: SFTDataModule, row: Row) -> np.ndarray[Any, Any] | None:
+    """Return the weights of a row's tokens as training will see them, (length,); None for 1."""
+    of_sources = datamodule.loss_weights.of_sources(datamodule.source_names)
+    if of_sources is None:
+        return row.weights
+    own = np.ones(len(row.ids), np.float32) if row.weights is None else row.weights
+    return own * np.float32(of_sources[row.source])
 
 
 def _summary(what: str, report: SetReport) -> str:

@@ -61,6 +61,12 @@ class BadRow:
         object.__setattr__(self, "text", printable(self.text, 200))
 
 
+Flag = bool | float | None
+"""Whether a message is trained; a number is the weight of its loss; None leaves it to ``train_on``."""
+SPANS = "loss_spans"
+"""Key of a message: ``[[start, end, weight], ...]``, characters of its content and the weight of their loss."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One row of a file as it was read, before anything is known about its format.
@@ -80,8 +86,8 @@ class Example:
 
     Args:
         messages: the conversation; empty for plain text.
-        flags: for each message its own train flag: ``True`` or ``False`` decides, ``None`` leaves it to ``train_on``;
-            empty leaves all of them to it.
+        flags: for each message its own train flag: ``True`` or ``False`` decides, a number decides and weighs its
+            loss, ``None`` leaves it to ``train_on``; empty leaves all of them to it.
         prompt_messages: how many of the first messages are the prompt of a prompt/completion row.
         tools: JSON schemas of the tools, for the chat template.
         plain: prompt and completion as strings, for use without a chat template; ``("", text)`` for plain text,
@@ -89,17 +95,19 @@ class Example:
         where: file and line, or source and index.
         item: whatever the source needs to score an answer.
         template_kwargs: variables for the chat template that the row itself brings.
+        weight: of the loss of the whole row.
         unused: columns of the row, and keys of its messages as ``messages.KEY``, that the format does not read.
     """
 
     messages: tuple[Message, ...]
-    flags: tuple[bool | None, ...] = ()
+    flags: tuple[Flag, ...] = ()
     prompt_messages: int = 0
     tools: tuple[dict[str, Any], ...] | None = None
     plain: tuple[str, str] | None = None
     where: str = ""
     item: Any = None
     template_kwargs: dict[str, Any] | None = None
+    weight: float = 1.0
     unused: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -186,11 +194,13 @@ class Encoded:
         ids: (length,) token ids.
         trained: (length,) whether the loss reads the token as a target.
         mask: where that is known from, see `MaskFrom`.
+        weights: (length,) what the loss of each token is multiplied by; None for 1.
     """
 
     ids: NDArray[np.int32]
     trained: NDArray[np.bool_]
     mask: MaskFrom = MaskFrom.ROW
+    weights: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)

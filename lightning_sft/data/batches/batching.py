@@ -46,17 +46,23 @@ class TrainingBatches:
             self.items = PackedDataset(rows, self.max_length, self.seed)
             report.packs, report.pack_efficiency = len(self.items), self.items.plan.efficiency
 
-    def collator(self, pad_token_id: int, pad_to_multiple_of: int | None, flat: bool) -> Collator:
+    def collator(
+        self,
+        pad_token_id: int,
+        pad_to_multiple_of: int | None,
+        flat: bool,
+        source_weights: Sequence[float] | None = None,
+    ) -> Collator:
         """Return what makes a batch of items.
 
         Args:
             pad_token_id: what stands on padded positions.
             pad_to_multiple_of: round lengths up to a multiple of this.
             flat: whether the items of a batch lie end to end; packs keep a sequence each otherwise.
+            source_weights: weight of each source's tokens in the loss, by its index; None for 1.
         """
-        if flat:
-            return FlatCollator(pad_token_id, pad_to_multiple_of)
-        return (PackCollator if self.settings.order == "packed" else Collator)(pad_token_id, pad_to_multiple_of)
+        kind = FlatCollator if flat else PackCollator if self.settings.order == "packed" else Collator
+        return kind(pad_token_id, pad_to_multiple_of, source_weights)
 
     def sampler(self, weights: Sequence[float], num_replicas: int, rank: int) -> EpochSampler:
         """Return the order of the items.

@@ -24,17 +24,23 @@ class Collator:
     Args:
         pad_token_id: what stands on padded positions.
         pad_to_multiple_of: round the length up to a multiple of this.
+        source_weights: what the losses of each source's tokens are multiplied by, by its index; None for 1.
     """
 
-    def __init__(self, pad_token_id: int, pad_to_multiple_of: int | None = None) -> None:
+    def __init__(
+        self, pad_token_id: int, pad_to_multiple_of: int | None = None, source_weights: Sequence[float] | None = None
+    ) -> None:
         self.pad_token_id = pad_token_id
         self.pad_to_multiple_of = pad_to_multiple_of or 1
+        self.source_weights = source_weights
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """Return ``input_ids``, ``attention_mask``, ``labels`` (batch, length), ``row``, ``source`` (batch,), int64.
 
         ``labels[t]`` is ``input_ids[t]`` where trained (not shifted), else -100. A padding row (index -1) is one
         attended and untrained token: a row without any attended position would make NaN in some attention kernels.
+        ``loss_weight``, (batch, length), fp32, where rows or sources have weights: what the loss of each label is
+        multiplied by.
         """
         length = self._length(len(row.ids) for row in rows)
         input_ids = torch.full((len(rows), length), self.pad_token_id, dtype=torch.int64)
@@ -46,13 +52,29 @@ class Collator:
             input_ids[i, :size] = ids
             labels[i, :size] = torch.where(torch.as_tensor(row.trained), ids, IGNORED)
             attention_mask[i, : max(size, 1)] = 1
-        return {
+        batch = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "labels": labels,
             "row": torch.tensor([row.index for row in rows], dtype=torch.int64),
             "source": torch.tensor([row.source for row in rows], dtype=torch.int64),
         }
+        if self._weighs(rows):
+            batch["loss_weight"] = torch.ones((len(rows), length))
+            for i, row in enumerate(rows):
+                batch["loss_weight"][i, : len(row.ids)] = self._weights(row)
+        return batch
+
+    def _weighs(self, rows: Sequence[Row]) -> bool:
+        """Return whether batches have weights: the same for all batches of a set."""
+        return self.source_weights is not None or any(row.weights is not None for row in rows)
+
+    def _weights(self, row: Row) -> Tensor:
+        """Return the weights of a row's tokens, (length,)."""
+        weights = torch.ones(len(row.ids)) if row.weights is None else torch.as_tensor(row.weights)
+        if self.source_weights is None or row.source < 0:
+            return weights
+        return weights * self.source_weights[row.source]
 
     def _length(self, lengths: Iterable[int]) -> int:
         """Return the length of a batch of rows, at least 1."""
@@ -89,6 +111,12 @@ class PackCollator(Collator):
                 batch["row"][i, at], batch["source"][i, at] = row.index, row.source
                 start = at.stop
             batch["position_ids"][i, start:] = torch.arange(length - start)
+        rows = [row for pack in packs for row in pack]
+        if self._weighs(rows):
+            batch["loss_weight"] = torch.ones((len(packs), length))
+            for i, pack in enumerate(packs):
+                weights = torch.cat([self._weights(row) for row in pack]) if pack else torch.empty(0)
+                batch["loss_weight"][i, : len(weights)] = weights
         return batch
 
 
@@ -136,4 +164,13 @@ class FlatCollator(Collator):
             "cu_seq_lens": torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)),
             "max_length": int(documents.max()),
             "supervised": torch.from_numpy(np.flatnonzero(labels[1:] != IGNORED)),
+            **({"loss_weight": self._end_to_end(rows, length)} if self._weighs(rows) else {}),
         }
+
+    def _end_to_end(self, rows: Sequence[Row], length: int) -> Tensor:
+        """Return the weights of rows behind each other, (1, length)."""
+        weights = torch.ones((1, length))
+        if rows:
+            whole = torch.cat([self._weights(row) for row in rows])
+            weights[0, : len(whole)] = whole
+        return weights

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_sft.data.encoding.encode import Encoder
 from lightning_sft.data.encoding.parallel import encode_rows
@@ -86,6 +87,12 @@ def build(raw: RawSet, names: Sequence[str], encoder: Encoder, options: BuildOpt
             f"No rows are left in {what}: of {len(raw.examples) + len(raw.rejected)} rows, {len(report.rejected)} were "
             f"bad and {report.dropped} dropped by truncation: {options.truncation} at max_length={options.max_length}."
             + (f" The first bad row: {describe(report.rejected[0])}" if report.rejected else "")
+        )
+    negative = sum(row.weights is not None and bool((row.weights[row.trained] < 0).any()) for row in encoded)
+    if negative:
+        rank_zero_warn(
+            f"{negative} of {len(encoded)} rows of {what} have tokens of negative weight: the model is pushed away "
+            "from them, without end. Mind the learning rate, and watch val/nll."
         )
     sources = [raw.sources[i] for i in kept]
     report.rows = len(encoded)

@@ -14,8 +14,9 @@ from lightning_sft.data.encoding.masks import Masks
 from lightning_sft.data.encoding.template import ChatTemplate, Span
 from lightning_sft.data.encoding.tokens import SpanTokenizer
 from lightning_sft.data.encoding.trace import OnDroppedReasoning, last_of
+from lightning_sft.data.encoding.weights import LossWeights, Weighted, of_messages
 from lightning_sft.data.storage.digests import tokenizer_digest
-from lightning_sft.data.types import BadRowError, Encoded, Example, MaskFrom
+from lightning_sft.data.types import SPANS, BadRowError, Encoded, Example, MaskFrom
 from lightning_sft.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,9 +40,10 @@ class Encoder:
         on_dropped_reasoning: what becomes of a row whose reasoning the template does not write: ``error`` makes it a
             bad row, ``allow`` trains it without. Reasoning of past answers may always be left out by a template that
             writes that of the last one.
+        loss_weights: weights of prompts and answers in the loss.
 
     Raises:
-        UserError: ``always``, and the tokenizer has no chat template.
+        UserError: ``always``, and the tokenizer has no chat template; or prompts have a weight and are not trained.
     """
 
     def __init__(
@@ -51,10 +53,17 @@ class Encoder:
         apply_chat_template: ApplyChatTemplate = "auto",
         template_kwargs: dict[str, Any] | None = None,
         on_dropped_reasoning: OnDroppedReasoning = "error",
+        loss_weights: LossWeights | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.train_on = train_on
         self.on_dropped_reasoning = on_dropped_reasoning
+        self.loss_weights = loss_weights or LossWeights()
+        if self.loss_weights.prompt != 1.0 and train_on != "all":
+            raise UserError(
+                f"data.loss_weights.prompt is {self.loss_weights.prompt} with data.train_on: {train_on}, under which "
+                "prompts are not trained. Set data.train_on: all, or leave it out."
+            )
         self.template = ChatTemplate(tokenizer, template_kwargs)
         self.tokenize = SpanTokenizer(self.template)
         self._masks: dict[str, Masks] = {}
@@ -72,7 +81,8 @@ class Encoder:
         today = str(datetime.date.today()) if "strftime_now" in self.template.every_source else None
         tokenizer = tokenizer_digest(self.tokenizer)
         kwargs = self.template.kwargs
-        return [tokenizer, self.train_on, self.templates_strings, kwargs, self.on_dropped_reasoning, today]
+        weights = [self.loss_weights.prompt, self.loss_weights.answer]
+        return [tokenizer, self.train_on, self.templates_strings, kwargs, self.on_dropped_reasoning, today, weights]
 
     def __call__(self, example: Example) -> Encoded:
         """Return the ids of ``example`` and which of them are trained.
@@ -84,8 +94,10 @@ class Encoder:
         if not example.has_answer:
             ids = self.prompt(example)[1]
             return Encoded(np.array(ids, np.int32), np.zeros(len(ids), np.bool_))
-        text, spans, mask = self._templated(example) if self._is_templated(example) else self._plain(example)
-        encoded = self.tokenize(text, spans, mask)
+        text, spans, mask, weighted = self._templated(example) if self._is_templated(example) else self._plain(example)
+        if example.weight != 1.0:
+            weighted = [*weighted, ((0, len(text)), example.weight)]
+        encoded = self.tokenize(text, spans, mask, weighted)
         if not encoded.trained.any():
             raise BadRowError(
                 f"nothing would be trained: train_on={self.train_on!r} and the row's flags select no token. Change "
@@ -125,17 +137,35 @@ class Encoder:
             self._masks[key] = Masks(template, self.on_dropped_reasoning)
         return self._masks[key]
 
-    def _templated(self, example: Example) -> tuple[str, list[Span], MaskFrom]:
+    def _templated(self, example: Example) -> tuple[str, list[Span], MaskFrom, list[Weighted]]:
         masks = self._masks_for(example)
         if self.train_on == "all":
-            left_out = [i for i, flag in enumerate(example.flags) if flag is False]
+            left_out = [i for i, flag in enumerate(example.flags) if flag is not None and not flag]
             text, spans = masks.all_but(example, left_out)
-            return (*self._ended(text, spans), MaskFrom.TURNS) if spans else (text, spans, MaskFrom.TURNS)
+            weighted = self._weighted_answers(masks, example)
+            return (*(self._ended(text, spans) if spans else (text, spans)), MaskFrom.TURNS, weighted)
         chosen = [i for i in range(len(example.messages)) if self._is_trained(example, i)]
-        text, spans, mask = masks.spans(example, chosen)
+        text, spans, owners, mask = masks.spans(example, chosen)
         if chosen and chosen[-1] == len(example.messages) - 1:
             text, spans = self._ended(text, spans)
-        return text, spans, mask
+        weighted = of_messages(example, text, spans, owners)
+        if self.loss_weights.answer != 1.0:
+            weighted += [(span, self.loss_weights.answer) for span in spans]
+        return text, spans, mask, weighted
+
+    def _weighted_answers(self, masks: Masks, example: Example) -> list[Weighted]:
+        """Return the weights of a row of which everything is trained: of its answers, and of all that is none."""
+        answer, prompt = self.loss_weights.answer, self.loss_weights.prompt
+        answers = [i for i, m in enumerate(example.messages) if m["role"] == "assistant" and example.flags[i] != 0]
+        weighs = any(SPANS in example.messages[i] or example.flags[i] not in (None, True) for i in answers)
+        if not weighs and answer == prompt == 1.0:
+            return []
+        text, spans, owners, _ = masks.spans(example, answers)
+        text, spans = self._ended(text, spans)
+        weighted = of_messages(example, text, spans, owners) + [(span, answer) for span in spans]
+        cuts = [0, *(place for span in spans for place in span), len(text)]
+        between = [(start, end) for start, end in zip(cuts[::2], cuts[1::2], strict=True) if start < end]
+        return weighted + [(span, prompt) for span in between]
 
     def _ended(self, text: str, spans: list[Span]) -> tuple[str, list[Span]]:
         """Make sure that the last turn's end is trained: the template's end token, or else the tokenizer's own."""
@@ -153,22 +183,24 @@ class Encoder:
     def _is_trained(self, example: Example, index: int) -> bool:
         flag = example.flags[index]
         if flag is not None:
-            return flag
+            return bool(flag)
         if example.messages[index]["role"] != "assistant":
             return False
         if self.train_on == "last_turn" or (self.train_on == "completion" and not example.prompt_messages):
             return index > last_of("user", example.messages)
         return index >= example.prompt_messages
 
-    def _plain(self, example: Example) -> tuple[str, list[Span], MaskFrom]:
+    def _plain(self, example: Example) -> tuple[str, list[Span], MaskFrom, list[Weighted]]:
         assert example.plain is not None
         prompt, completion = example.plain
         begun = self._begun(prompt + completion)
         text = begun if begun.rstrip().endswith(self._eos) else begun + self._eos
-        start = len(begun) - len(completion)
+        start = begin = len(begun) - len(completion)
         if self.train_on == "all" or not prompt:
             start = len(self._bos) if self._bos and begun.startswith(self._bos) else 0
-        return text, [(start, len(text))], MaskFrom.ROW
+        parts = (((0, begin), self.loss_weights.prompt), ((begin, len(text)), self.loss_weights.answer))
+        weighted = [(span, weight) for span, weight in parts if span[0] < span[1] and weight != 1.0]
+        return text, [(start, len(text))], MaskFrom.ROW, weighted
 
     def _begun(self, text: str) -> str:
         """Return plain text behind the begin token, if the tokenizer adds one; one that stands there is enough."""

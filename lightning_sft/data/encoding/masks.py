@@ -48,19 +48,20 @@ class Masks:
         self._check_control_tokens(messages, tools)
         return self.tracer.trace(messages, tools, prompt=True)[0].text
 
-    def spans(self, example: Example, chosen: Sequence[int]) -> tuple[str, list[Span], MaskFrom]:
-        """Return the rendered conversation and the spans of the ``chosen`` messages, each with the end of its turn.
+    def spans(self, example: Example, chosen: Sequence[int]) -> tuple[str, list[Span], list[int], MaskFrom]:
+        """Return the rendered conversation, the spans of the ``chosen`` messages, and which message each belongs to.
+
+        A span has the end of its turn in it.
 
         Raises:
             BadRowError: see `prompt`; or the template cannot be followed exactly.
         """
         trace, messages = self._trace(example)
-        if trace.marked is None:
-            return trace.text, self._by_turns(trace, messages, example.tools, chosen), MaskFrom.TURNS
-        spans = self._by_markers(trace, messages, example.tools, chosen)
-        if spans is None:
-            return trace.text, self._by_turns(trace, messages, example.tools, chosen), MaskFrom.TURNS
-        return trace.text, spans, MaskFrom.MARKERS
+        marked = None if trace.marked is None else self._by_markers(trace, messages, example.tools, chosen)
+        if marked is None:
+            by_turns = self._by_turns(trace, messages, example.tools, chosen)
+            return trace.text, by_turns, list(chosen), MaskFrom.TURNS
+        return trace.text, [span for span, _ in marked], [index for _, index in marked], MaskFrom.MARKERS
 
     def all_but(self, example: Example, left_out: Sequence[int]) -> tuple[str, list[Span]]:
         """Return the rendered conversation, and all of it but the messages ``left_out``."""
@@ -100,8 +101,8 @@ class Masks:
 
     def _by_markers(
         self, trace: Trace, messages: Sequence[Message], tools: Tools, chosen: Sequence[int]
-    ) -> list[Span] | None:
-        """Return spans by the template's markers, or None where one of them holds words of several messages."""
+    ) -> list[tuple[Span, int]] | None:
+        """Return spans by the template's markers with their messages; None where one holds words of several."""
         spans: dict[int, list[Span]] = {}
         for start, end in trace.marked or ():
             first, behind = (bisect_left(trace.extents, place, key=lambda e: e.start) for place in (start, end))
@@ -112,7 +113,7 @@ class Masks:
                 speakers = {trace.extents[first - 1].piece.message}
             for index in speakers if start < end else ():
                 spans.setdefault(index, []).append((start, end))
-        found: list[Span] = []
+        found: list[tuple[Span, int]] = []
         for index in chosen if spans else ():
             own = spans.get(index, [])
             for extent in trace.of_message.get(index, ()):
@@ -125,7 +126,8 @@ class Masks:
                     )
             if own:
                 own[-1] = self._with_end(trace, messages, tools, index, own[-1])
-                found += [self._without_header(trace, messages, tools, index, own[0]), *own[1:]]
+                parts = [self._without_header(trace, messages, tools, index, own[0]), *own[1:]]
+                found += [(part, index) for part in parts]
         return found
 
     def _without_header(self, trace: Trace, messages: Sequence[Message], tools: Tools, index: int, span: Span) -> Span:

@@ -39,6 +39,7 @@ class _EncodedChunk:
     trained: NDArray[np.bool_]
     lengths: list[int]
     masks: list[MaskFrom]
+    weights: dict[int, NDArray[np.float32]]
     errors: dict[int, BadRowError | UserError]
 
 
@@ -85,7 +86,8 @@ def encode_rows(
                 start = 0
                 for i, length in enumerate(chunk.lengths):
                     row = slice(start, start + length)
-                    yield chunk.errors.get(i) or Encoded(chunk.ids[row], chunk.trained[row], chunk.masks[i])
+                    encoded = Encoded(chunk.ids[row], chunk.trained[row], chunk.masks[i], chunk.weights.get(i))
+                    yield chunk.errors.get(i) or encoded
                     start += length
                 advance(len(chunk.lengths))
 
@@ -167,5 +169,6 @@ def _encode_chunk(start: int) -> _EncodedChunk:
         np.concatenate([np.empty(0, np.bool_), *(row.trained for row in rows)]),
         [len(row.ids) if isinstance(row, Encoded) else 0 for row in outcomes],
         [row.mask if isinstance(row, Encoded) else MaskFrom.ROW for row in outcomes],
+        {i: row.weights for i, row in enumerate(outcomes) if isinstance(row, Encoded) and row.weights is not None},
         {i: row for i, row in enumerate(outcomes) if not isinstance(row, Encoded)},
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from lightning_sft.data.codes import Code
 from lightning_sft.data.encoding.template import ChatTemplate, Span
+from lightning_sft.data.encoding.weights import Weighted, of_tokens
 from lightning_sft.data.types import BadRowError, Encoded, MaskFrom
 
 HEADER, MOST_HEADERS = 100, 1000
@@ -37,22 +38,41 @@ class SpanTokenizer:
         """Return the ids of a text, without what the tokenizer adds around texts."""
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
-    def __call__(self, text: str, spans: Sequence[Span], mask: MaskFrom) -> Encoded:
-        """Return the ids of ``text`` with those of ``spans`` trained.
+    def __call__(self, text: str, spans: Sequence[Span], mask: MaskFrom, weighted: Sequence[Weighted] = ()) -> Encoded:
+        """Return the ids of ``text`` with those of ``spans`` trained; what weighs 0 is not.
 
         Raises:
-            BadRowError: the tokenizer cannot keep a span apart from what stands before it.
+            BadRowError: the tokenizer cannot keep a span apart from what stands before it, or tell the tokens of
+                weighted characters.
         """
         ids = self.ids(text)
         cuts = sorted({cut for span in spans for cut in span if 0 < cut < len(text)})
-        positions = self._positions(text, ids, cuts)
+        whole, positions = ids, self._positions(text, ids, cuts)
         if positions is None:
             ids, positions = self._apart(text, ids, cuts)
         positions |= {0: 0, len(text): len(ids)}
         trained = np.zeros(len(ids), np.bool_)
         for start, end in spans:
             trained[positions[start] : positions[end]] = True
-        return Encoded(np.array(ids, np.int32), trained, mask)
+        weights = of_tokens(len(ids), positions, self._begins(text, whole, ids, weighted, positions), weighted)
+        trained &= weights != 0
+        plain = bool((weights[trained] == 1).all())
+        return Encoded(np.array(ids, np.int32), trained, mask, None if plain else weights)
+
+    def _begins(
+        self,
+        text: str,
+        whole: list[int],
+        ids: list[int],
+        weighted: Sequence[Weighted],
+        positions: Mapping[int, int],
+    ) -> list[int] | None:
+        """Return the first character of each token, where characters inside of spans are weighted."""
+        inside = any(place not in positions for span, _ in weighted for place in span)
+        if not inside or ids != whole or not self.tokenizer.is_fast:
+            return None
+        given = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return [start for start, _ in given["offset_mapping"]]
 
     def _positions(self, text: str, ids: list[int], cuts: Sequence[int]) -> dict[int, int] | None:
         """Return how many tokens stand before each cut; None where a prefix has tokens of its own.

@@ -39,4 +39,5 @@ def truncate(row: Encoded, max_length: int, how: Truncation, first: int | None =
         return None
     if row.trained.any() and not row.trained[kept].any():
         return None
-    return Encoded(row.ids[kept], row.trained[kept], row.mask)
+    weights = None if row.weights is None else row.weights[kept]
+    return Encoded(row.ids[kept], row.trained[kept], row.mask, weights)

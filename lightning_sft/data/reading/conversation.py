@@ -9,7 +9,7 @@ from typing import Literal
 from lightning_sft.data.codes import Code
 from lightning_sft.data.reading.fields import as_list
 from lightning_sft.data.reading.messages import read_message
-from lightning_sft.data.types import BadRowError, Message
+from lightning_sft.data.types import SPANS, BadRowError, Flag, Message
 
 OnUnanswered = Literal["error", "drop_tail"]
 OnRepeatedRole = Literal["error", "join"]
@@ -47,7 +47,7 @@ class Conversation:
     """Messages, for each its train flag, and the names of what was not read of them."""
 
     messages: list[Message] = field(default_factory=list)
-    flags: list[bool | None] = field(default_factory=list)
+    flags: list[Flag] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
 
     def __add__(self, other: Conversation) -> Conversation:
@@ -92,10 +92,10 @@ class Conversation:
                 joined.messages.append(message)
                 joined.flags.append(flag)
                 continue
-            if joined.flags[-1] is not flag:
+            if joined.flags[-1] != flag or SPANS in message or SPANS in joined.messages[-1]:
                 raise BadRowError(
-                    f"message {i} has the role of the one before it, and only one of them is flagged: they cannot be "
-                    "joined. Give both the same flag.",
+                    f"message {i} has the role of the one before it, and their flags or weights differ: they cannot be "
+                    "joined. Give both the same.",
                     Code.REPEATED_ROLE,
                 )
             joined.messages[-1] = _join(joined.messages[-1], message)
@@ -115,7 +115,7 @@ def read_conversation(value: object, column: str) -> Conversation:
     for i, item in enumerate(items):
         message, flag, unread = read_message(item, i)
         last = result.messages[-1] if result.messages else {}
-        if _only_calls(message) and _only_calls(last) and result.flags[-1] is flag:
+        if _only_calls(message) and _only_calls(last) and result.flags[-1] == flag:
             # calls made at once, each in a message of its own
             result.messages[-1] = {**last, "tool_calls": [*last["tool_calls"], *message["tool_calls"]]}
             continue

@@ -12,7 +12,7 @@ from lightning_sft.data.codes import Code
 from lightning_sft.data.reading.calls import read_tools
 from lightning_sft.data.reading.conversation import STRICT, Conversation, Rules, read_conversation
 from lightning_sft.data.reading.fields import as_list, as_text, kind, optional
-from lightning_sft.data.reading.flags import FLAG_KEYS, check_row
+from lightning_sft.data.reading.flags import FLAG_KEYS, row_weight
 from lightning_sft.data.types import BadRowError, Example
 
 Format = Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text"]
@@ -89,8 +89,7 @@ def to_example(
         raise BadRowError(
             f"missing column {', '.join(missing)}; the row has {', '.join(map(str, row)) or 'none'}{hint}", Code.COLUMNS
         )
-    if answers:
-        check_row(row)
+    weight = row_weight(row) if answers else 1.0
     if media := next((column for column in MEDIA if row.get(column)), None):
         raise BadRowError(f"the row has {media}; only text can be trained on. Take such rows out.", Code.MEDIA)
     reader = {"alpaca": _alpaca, "text": _text, "prompt_completion": _prompt_completion}.get(form, _conversation)
@@ -98,7 +97,11 @@ def to_example(
     read = {*REQUIRED[form], *OPTIONAL[form], *FLAG_KEYS, *MEDIA, "label", KWARGS}
     unused = [str(column) for column in row if column not in read]
     return replace(
-        example, where=where, unused=intern_names((*unused, *example.unused)), template_kwargs=_template_kwargs(row)
+        example,
+        where=where,
+        weight=weight,
+        unused=intern_names((*unused, *example.unused)),
+        template_kwargs=_template_kwargs(row),
     )
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from lightning_sft.data.codes import Code
 from lightning_sft.data.reading.calls import read_call, read_call_text
 from lightning_sft.data.reading.fields import as_list, as_text, kind
-from lightning_sft.data.reading.flags import FLAG_KEYS, message_flag
-from lightning_sft.data.types import BadRowError, Message
+from lightning_sft.data.reading.flags import FLAG_KEYS, message_flag, message_spans
+from lightning_sft.data.types import SPANS, BadRowError, Flag, Message
 
 CALLS = "function_call"
 ROLES = {
@@ -34,10 +34,10 @@ ROLES = {
 """Role in lower case -> role; the text of a `CALLS` message is JSON of the assistant's calls."""
 REASONING = ("reasoning_content", "reasoning", "thinking")
 LABELS = ("name", "tool_call_id")
-READ_KEYS = {"role", "from", "content", "value", "tool_calls", "function_call", *FLAG_KEYS, *REASONING, *LABELS}
+READ_KEYS = {"role", "from", "content", "value", "tool_calls", "function_call", *FLAG_KEYS, *REASONING, *LABELS, SPANS}
 
 
-def read_message(given: object, index: int) -> tuple[Message, bool | None, list[str]]:
+def read_message(given: object, index: int) -> tuple[Message, Flag, list[str]]:
     """Return a message, its train flag, and those of its keys that are not read.
 
     Keys that are not known are handed on, for the chat template may read them.
@@ -76,6 +76,8 @@ def read_message(given: object, index: int) -> tuple[Message, bool | None, list[
     if thoughts and role == "assistant":
         message["reasoning_content"] = thoughts[0]
     message |= {key: str(clean[key]) for key in LABELS if key in clean}
+    if role == "assistant" and SPANS in clean:
+        message[SPANS] = message_spans(clean[SPANS], message["content"], at)
     unread = [key for key in clean if key not in READ_KEYS]
     return {**message, **{key: clean[key] for key in unread}}, flag, unread
 

@@ -19,12 +19,16 @@ from lightning_sft.data.types import PADDING, BadRow, Encoded, Example
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One encoded row as a loader hands it on; ``index`` and ``source`` are -1 for a padding row."""
+    """One encoded row as a loader hands it on; ``index`` and ``source`` are -1 for a padding row.
+
+    ``weights`` multiply the losses of its tokens; all rows of a set have them, or none.
+    """
 
     ids: NDArray[np.int32]
     trained: NDArray[np.bool_]
     index: int
     source: int
+    weights: NDArray[np.float32] | None = None
 
 
 class TokenDataset(Dataset[Row]):
@@ -41,6 +45,10 @@ class TokenDataset(Dataset[Row]):
         self.ids = np.concatenate([row.ids for row in rows]) if rows else np.empty(0, np.int32)
         self.trained = np.concatenate([row.trained for row in rows]) if rows else np.empty(0, np.bool_)
         self.sources = np.array(sources, dtype=np.int64)
+        self.weights: NDArray[np.float32] | None = None
+        if any(row.weights is not None for row in rows):
+            parts = (np.ones(len(row.ids), np.float32) if row.weights is None else row.weights for row in rows)
+            self.weights = np.concatenate(list(parts))
         self._folder: Path | None = None
 
     @classmethod
@@ -51,6 +59,7 @@ class TokenDataset(Dataset[Row]):
         lengths: NDArray[np.int64],
         sources: NDArray[np.int64],
         folder: Path | None = None,
+        weights: NDArray[np.float32] | None = None,
     ) -> TokenDataset:
         """Return the dataset of flat arrays.
 
@@ -59,9 +68,11 @@ class TokenDataset(Dataset[Row]):
             trained: (tokens,) whether each is trained.
             lengths: (rows,) tokens of each row.
             sources: (rows,) index of each row's source.
-            folder: where ``ids`` and ``trained`` are mapped from: another process maps them again.
+            folder: where ``ids``, ``trained`` and ``weights`` are mapped from: another process maps them again.
+            weights: (tokens,) what the loss of each is multiplied by; None for 1.
         """
         self = cls([], [])
+        self.weights = weights
         self.ids, self.trained, self.lengths, self.sources = ids, trained, lengths, sources
         self.ends = np.cumsum(lengths)
         self._folder = folder
@@ -69,13 +80,18 @@ class TokenDataset(Dataset[Row]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what another process maps for itself."""
-        mapped = ("ids", "trained") if self._folder else ()
-        return {name: value for name, value in self.__dict__.items() if name not in mapped}
+        return {name: value for name, value in self.__dict__.items() if name not in self._mapped()}
+
+    def _mapped(self) -> list[str]:
+        if self._folder is None:
+            return []
+        return ["ids", "trained", *(["weights"] if (self._folder / "weights.npy").exists() else [])]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self._folder:
-            self.ids, self.trained = (map_array(self._folder / f"{name}.npy") for name in ("ids", "trained"))
+        for name in self._mapped():
+            assert self._folder is not None
+            setattr(self, name, map_array(self._folder / f"{name}.npy"))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -84,10 +100,14 @@ class TokenDataset(Dataset[Row]):
     def __getitem__(self, index: int) -> Row:
         """Return row ``index``; `PADDING` gives an empty row."""
         if index == PADDING:
-            return Row(self.ids[:0], self.trained[:0], PADDING, PADDING)
+            return Row(self.ids[:0], self.trained[:0], PADDING, PADDING, self._weights(0, 0))
         end = int(self.ends[index])
         start = end - int(self.lengths[index])
-        return Row(self.ids[start:end], self.trained[start:end], index, int(self.sources[index]))
+        source = int(self.sources[index])
+        return Row(self.ids[start:end], self.trained[start:end], index, source, self._weights(start, end))
+
+    def _weights(self, start: int, end: int) -> NDArray[np.float32] | None:
+        return None if self.weights is None else self.weights[start:end]
 
 
 @dataclass

@@ -41,6 +41,8 @@ def pack(built: BuiltSet, names: Sequence[str], first: int, with_examples: bool)
         "trained_tokens": report.trained,
         "kept": built.kept,
     }
+    if dataset.weights is not None:
+        arrays["weights"] = dataset.weights
     if with_examples:
         arrays[EXAMPLES] = np.frombuffer(_to_json(built.examples), np.uint8)
     meta = {
@@ -67,7 +69,12 @@ def unpack(entry: Entry, names: Sequence[str], first: int, examples: Sequence[Ex
     arrays, meta = entry.arrays, entry.meta
     kept = arrays["kept"]
     dataset = TokenDataset.from_arrays(
-        arrays["ids"], arrays["trained"], arrays["lengths"], arrays["sources"] + first, entry.folder
+        arrays["ids"],
+        arrays["trained"],
+        arrays["lengths"],
+        arrays["sources"] + first,
+        entry.folder,
+        arrays.get("weights"),
     )
     report = SetReport(
         rows=len(kept),
@@ -126,6 +133,7 @@ def _to_json(examples: Sequence[Example]) -> bytes:
                 "plain": example.plain,
                 "where": example.where,
                 "template_kwargs": example.template_kwargs,
+                "weight": example.weight,
                 "unused": example.unused,
             }
         ).encode()

@@ -193,8 +193,8 @@ def test_unknown_suffix(tmp_path):
             "flagged",
         ),
         (
-            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 2}]},
-            "0 or 1",
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": "a lot"}]},
+            "finite number, the weight of the loss, got 'a lot'",
         ),
         ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{}]}]}, "function.name"),
         (

@@ -137,9 +137,9 @@ def test_keys_that_say_whether_an_answer_is_trained(keys):
 
 
 @pytest.mark.parametrize(
-    "keys", [{"weight": 0.5}, {"loss_scale": 2}, {"loss_weight": "half"}, {"train": True, "loss": False}]
+    "keys", [{"weight": "heavy"}, {"loss_scale": float("nan")}, {"loss_weight": "half"}, {"train": True, "loss": False}]
 )
-def test_other_weights_are_refused_by_name(keys):
+def test_what_is_no_weight_is_refused_by_name(keys):
     error = refused({"messages": [user("Hi"), assistant("Hello.", **keys)]})
     assert error.code is Code.WEIGHT
     assert all(key in str(error) for key in keys)

@@ -1,0 +1,123 @@
+"""How much the loss of each token counts: what rows and messages say, and the rules of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_sft.data.codes import Code
+from lightning_sft.data.encoding.template import Span
+from lightning_sft.data.types import SPANS, BadRowError, Example
+from lightning_sft.errors import UserError
+
+Weighted = tuple[Span, float]
+"""Characters of a text, and what the loss of their tokens is multiplied by."""
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Rules for the weights of tokens in the loss; they multiply what rows and messages say.
+
+    Args:
+        answer: weight of what the assistant says.
+        prompt: weight of everything else; only under ``train_on: all`` is it trained at all.
+        sources: weight of each data source's tokens, by its name; 1 where it is not named. A source's own ``weight``
+            says how often its rows are seen, and is something else.
+
+    Raises:
+        UserError: a weight is not finite.
+    """
+
+    answer: float = 1.0
+    prompt: float = 1.0
+    sources: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the weights.
+
+        Raises:
+            UserError: a weight is not finite.
+        """
+        named = {"answer": self.answer, "prompt": self.prompt} | {f"sources.{k}": v for k, v in self.sources.items()}
+        if bad := {name: value for name, value in named.items() if not math.isfinite(value)}:
+            raise UserError(f"data.loss_weights got {bad}. Allowed: finite numbers.")
+
+    def of_sources(self, names: Sequence[str]) -> list[float] | None:
+        """Return the weight of each source, or None where all are 1.
+
+        Raises:
+            UserError: a rule names a source that there is not.
+        """
+        if unknown := sorted(self.sources.keys() - set(names)):
+            raise UserError(
+                f"data.loss_weights.sources names {unknown}. The sources of this run are {list(names)}: a source is "
+                "called by its `name`, or by its file."
+            )
+        return [self.sources.get(name, 1.0) for name in names] if self.sources else None
+
+
+def of_messages(example: Example, text: str, spans: Sequence[Span], owners: Sequence[int]) -> list[Weighted]:
+    """Return what the messages of a row say about the weight of their spans.
+
+    Args:
+        example: the row.
+        text: the rendered conversation.
+        spans: the trained characters.
+        owners: which message each of them belongs to.
+
+    Raises:
+        BadRowError: a message weighs characters that are not found in what the template writes.
+    """
+    found: list[Weighted] = []
+    for index in dict.fromkeys(owners):
+        own = [span for span, owner in zip(spans, owners, strict=True) if owner == index]
+        flag = example.flags[index]
+        if flag is not None and float(flag) != 1.0:
+            found += [(span, float(flag)) for span in own]
+        message = example.messages[index]
+        if SPANS in message:
+            content = message["content"].strip()
+            place = text.find(content, own[0][0], own[-1][1])
+            if place < 0:
+                raise BadRowError(
+                    f"message {index} has {SPANS}, and the chat template does not write its content as it stands. Take "
+                    "them out, or use a template that does.",
+                    Code.WEIGHT,
+                )
+            shift = place - message["content"].index(content)
+            found += [((shift + start, shift + end), weight) for start, end, weight in message[SPANS]]
+    return found
+
+
+def of_tokens(
+    count: int, positions: Mapping[int, int], begins: Sequence[int] | None, weighted: Sequence[Weighted]
+) -> NDArray[np.float32]:
+    """Return the weight of each token, (count,): the product of those of all characters that it begins with.
+
+    Args:
+        count: number of tokens.
+        positions: how many tokens stand before a character, where that is known.
+        begins: the first character of each token, (count,); None where the tokenizer cannot tell.
+        weighted: weighted characters.
+
+    Raises:
+        BadRowError: characters are weighted whose tokens cannot be told.
+    """
+    weights = np.ones(count, np.float32)
+    for (start, end), weight in weighted:
+        if start in positions and end in positions:
+            weights[positions[start] : positions[end]] *= np.float32(weight)
+        elif begins is None:
+            raise BadRowError(
+                f"the row has {SPANS}, and this tokenizer does not say which characters its tokens stand for. Weigh "
+                "whole messages, or use a fast tokenizer.",
+                Code.WEIGHT,
+            )
+        else:
+            at = np.asarray(begins)
+            weights[(at >= start) & (at < end)] *= np.float32(weight)
+    return weights
