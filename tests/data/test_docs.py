@@ -40,6 +40,7 @@ def test_the_page_names_every_setting():
         "rejected_file",
         "template_kwargs",
         "system",
+        "loss_weights",
     ):
         assert f"`{name}" in text
 
