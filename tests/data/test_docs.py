@@ -51,4 +51,4 @@ def test_the_page_names_every_code():
 
 
 def test_blocks_were_found():
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
