@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_sft.head.fused import fused_head
 from lightning_sft.head.reference import reference_head
+from lightning_sft.head.types import HeadInput, Unembedding
 from lightning_sft.objectives import ASFT, DFT, NLL, PSFT, Distill, KLAnchor, Objective, Rho1, TailSFT, WeightedSum
 from lightning_sft.objectives.quantile import BINS, counts, largest_from
 from lightning_sft.scores import TokenScores
@@ -148,3 +149,28 @@ def test_the_reference_head_agrees_on_another_width():
     given = type(inputs)(inputs.hidden, inputs.targets, reference_hidden=wide, reference=type(unembedding)(rows))
     outs = [head(given, unembedding, Distill(temperature=2.0)) for head in (fused_head, reference_head)]
     torch.testing.assert_close(outs[0].losses, outs[1].losses)
+
+
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
+def test_a_student_reaches_the_distribution_of_its_teacher(divergence):
+    draw = torch.Generator().manual_seed(0)
+    contexts, targets = torch.randn(16, 24, generator=draw), torch.randint(30, (16,), generator=draw)
+    teacher = Unembedding(0.2 * torch.randn(30, 40, generator=draw))
+    seen = contexts @ torch.randn(24, 40, generator=draw) / 24**0.5  # what a wider teacher makes of the contexts
+    body = (0.1 * torch.randn(24, 24, generator=draw)).requires_grad_()
+    weight = (0.1 * torch.randn(30, 24, generator=draw)).requires_grad_()
+    optimizer = torch.optim.Adam([body, weight], lr=0.05)
+    objective = Distill(weight=1.0, divergence=divergence)
+    truth = (seen @ teacher.weight.T).log_softmax(-1)
+
+    def apart() -> Tensor:
+        student = (contexts @ body @ weight.T).log_softmax(-1)
+        return (truth.exp() * (truth - student)).sum(-1).mean().detach()
+
+    assert apart() > 0.1
+    for _ in range(200):
+        optimizer.zero_grad()
+        given = HeadInput(contexts @ body, targets, reference_hidden=seen, reference=teacher)
+        (fused_head(given, Unembedding(weight), objective).loss_sum / len(targets)).backward()
+        optimizer.step()
+    assert apart() < 1e-3
