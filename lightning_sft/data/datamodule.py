@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -176,7 +175,7 @@ class SFTDataModule(LightningDataModule):
             if what not in self.sets and self.sets.has(what):
                 assert self._encoder is not None
                 self.report[what] = self.sets.build(what, self._encoder).report
-                self._list_rejected(what)
+                list_rejected(self.rejected_file, what, self.report[what].rejected, self.trainer)
         if stage == "fit" and "train" in self.sets and self.train_batches.items is None:
             self.train_batches.prepare(self.sets["train"].dataset, self.report["train"])
 
@@ -202,16 +201,6 @@ class SFTDataModule(LightningDataModule):
     def dataset(self, what: Literal["train", "val", "test", "predict"]) -> TokenDataset:
         """Return the encoded rows of one set, after `setup`."""
         return self.sets[what].dataset
-
-    def _list_rejected(self, what: str) -> None:
-        """Write the bad rows of a set to a file, on rank zero."""
-        rejected, trainer = self.report[what].rejected, self.trainer
-        if rejected:
-            folder = None if trainer is None else trainer.log_dir or trainer.default_root_dir
-            path = Path(self.rejected_file or Path(folder or ".") / "rejected_rows.jsonl")
-            if trainer is None or trainer.is_global_zero:
-                list_rejected(path, what, rejected)
-            rank_zero_info(f"{what}: {len(rejected)} bad rows were skipped; their reasons are in {path}.")
 
     @override
     def train_dataloader(self) -> DataLoader[Any]:

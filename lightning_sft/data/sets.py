@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_sft.data.codes import NO_MISTAKES
 from lightning_sft.data.reading.sources import DataSource
@@ -123,10 +125,23 @@ def without_leaks(
     return kept, leaked
 
 
-def list_rejected(path: Path, what: str, rows: Sequence[BadRow]) -> None:
-    """Append bad rows with their reasons to a file of JSON lines."""
+def list_rejected(file: str | None, what: str, rows: Sequence[BadRow], trainer: Trainer | None) -> None:
+    """Append bad rows with their reasons to a file of JSON lines, on rank zero, and say so.
+
+    Args:
+        file: the file; default is ``rejected_rows.jsonl`` in the run's folder.
+        what: name of the set.
+        rows: the bad rows; without any there is no file.
+        trainer: knows the run's folder.
+    """
+    if not rows:
+        return
+    folder = None if trainer is None else trainer.log_dir or trainer.default_root_dir
+    path = Path(file or Path(folder or ".") / "rejected_rows.jsonl")
     lines = (
         {"set": what, "where": row.where, "code": row.code.value, "reason": row.reason, "text": row.text}
         for row in rows
     )
-    append_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+    if trainer is None or trainer.is_global_zero:
+        append_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+    rank_zero_info(f"{what}: {len(rows)} bad rows were skipped; their reasons are in {path}.")
