@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import uuid
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -18,7 +18,8 @@ from lightning_sft.objectives import Objective
 
 #: where a checkpoint holds the snapshot of the model that some objectives compare it with
 _SNAPSHOT = "scorer.reference."
-_PROCESS = uuid.uuid4().hex
+#: the facts of the checkpoints that a trainer has written in this process
+_WRITTEN: WeakKeyDictionary[Trainer, list[dict[str, Any]]] = WeakKeyDictionary()
 
 
 def position_facts(trainer: Trainer) -> dict[str, Any]:
@@ -66,9 +67,11 @@ class ResumeState:
             open_micro_batches: micro-batches of the optimizer step under way.
             skipped_steps: optimizer steps without a token to learn from, so far.
         """
+        facts = {**position_facts(trainer), **self.optimizer}
+        written = _WRITTEN.setdefault(trainer, [])
+        written += [] if facts in written else [facts]
         return {
-            "facts": {**position_facts(trainer), **self.optimizer},
-            "written_by": self._written_by(trainer),
+            "facts": facts,
             "open_micro_batches": open_micro_batches,
             "model": self.model,
             "objective": repr(objective),
@@ -132,9 +135,6 @@ class ResumeState:
         if weights is not None:
             state.check_weights(weights, module, saved.get("model", "another model"), self.model)
 
-    def _written_by(self, trainer: Trainer) -> str:
-        return f"{_PROCESS} {id(self)} {id(trainer)}"
-
     def remember(self, saved: dict[str, Any], trainer: Trainer) -> int:
         """Keep what a checkpoint says until `check` and `restore_rng`; return the steps that its run skipped.
 
@@ -145,7 +145,7 @@ class ResumeState:
             saved: see `content`.
             trainer: of this run.
         """
-        self._facts = {} if saved.get("written_by") == self._written_by(trainer) else saved["facts"]
+        self._facts = {} if saved["facts"] in _WRITTEN.get(trainer, []) else saved["facts"]
         self._rng = saved["rng"][trainer.global_rank]
         if saved.get("open_micro_batches"):
             rank_zero_warn(
