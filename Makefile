@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile
 QUICK := tests/objectives tests/head tests/metrics tests/data tests/sweep/test_search.py \
 	--ignore tests/data/storage/test_cache_trouble.py --ignore tests/data/batches/test_packed_fit.py
 
-.PHONY: help demo quick test test-slow lint docs benchmark clean
+.PHONY: help demo quick test test-slow lint docs benchmark benchmark-gpu clean
 
 help:
 	@echo "make demo       set up $(VENV), fine-tune SmolLM2-135M on two-number sums, say where to look"
@@ -23,6 +23,7 @@ help:
 	@echo "make lint       lint and types"
 	@echo "make docs       build the documentation into site/"
 	@echo "make benchmark  print speed and memory of head, training step and data path beside their peers (hours)"
+	@echo "make benchmark-gpu  the tests and the training step on a GPU beside their peers"
 	@echo "make clean      remove $(VENV) and build products"
 
 $(BIN)/python:
@@ -71,6 +72,12 @@ benchmark: $(VENV)/.peers
 	$(BIN)/python -m tests.benchmarks.head
 	$(BIN)/python -m tests.benchmarks.step $(if $(DATA),--data $(DATA))
 	$(BIN)/python -m tests.benchmarks.data_path $(if $(DATA),--data $(DATA))
+
+# needs a GPU; has not been run on one yet
+benchmark-gpu: $(VENV)/.peers
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m tests.benchmarks.step --accelerator cuda --precisions bf16-mixed bf16 $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m tests.benchmarks.step --accelerator cuda --precisions bf16 --lora $(if $(DATA),--data $(DATA))
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info

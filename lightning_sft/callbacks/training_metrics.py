@@ -10,9 +10,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_sft._lightning import log_interval
+from lightning_sft._lightning import callbacks_of, log_interval
 from lightning_sft.objectives import Objective
 from lightning_sft.training.accumulation import accumulator_of
+from lightning_sft.training.gradients import SharedNorm
 from lightning_sft.training.strategies import adapter_of
 
 #: sum of a step -> what its mean is called
@@ -70,9 +71,7 @@ class TrainingMetrics(Callback):
             "train/skipped_steps": float(accumulator.skipped_steps),
             "train/nonfinite_steps": float(getattr(getattr(pl_module, "loss_watch", None), "steps", 0)),
         }
-        norm = adapter_of(trainer).gradient_norm(
-            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
-        )
+        norm = SharedNorm(optimizer, adapter_of(trainer).gradient_norm).look(keep=self._is_last(trainer, pl_module))
         values |= {} if norm is None else {"train/grad_norm": norm.to(torch.float32)}
         objective = getattr(pl_module, "objective", None)
         if isinstance(objective, Objective):
@@ -82,3 +81,11 @@ class TrainingMetrics(Callback):
         short = {"loss": values["train/loss"], "tokens/s": values["perf/tokens_per_second"]}
         pl_module.log_dict(short, prog_bar=True, logger=False, batch_size=1)
         self._since, self._tokens = now, 0.0
+
+    def _is_last(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        """Return whether no other hook may write to the gradients between this one and clipping."""
+        callbacks = callbacks_of(trainer)
+        after = callbacks[callbacks.index(self) + 1 :] if self in callbacks else callbacks
+        hook = "on_before_optimizer_step"
+        hooks = [(type(c), Callback) for c in after] + [(type(pl_module), LightningModule)]
+        return all(getattr(kind, hook) is getattr(base, hook) for kind, base in hooks)

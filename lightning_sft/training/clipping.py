@@ -1,4 +1,4 @@
-"""Gradient clipping where Lightning's own would refuse or measure another norm."""
+"""Gradient clipping by the norm that the log shows, and where Lightning's own would refuse."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch.optim import Optimizer
 
+from lightning_sft.training.gradients import SharedNorm
 from lightning_sft.training.strategies import adapter_of
 
 
@@ -19,10 +20,13 @@ def clip_gradients(trainer: Trainer, optimizer: Optimizer, value: float, algorit
         value: the largest norm or the largest entry; 0 clips nothing.
         algorithm: ``"norm"`` or ``"value"``.
     """
-    if value and adapter_of(trainer).clip(value, algorithm):
+    adapter, precision = adapter_of(trainer), trainer.precision_plugin
+    if value and adapter.clip(value, algorithm):
         return True
-    precision = trainer.precision_plugin
-    if not isinstance(precision, MixedPrecision) or precision.scaler is not None:
+    scaled = isinstance(precision, MixedPrecision) and precision.scaler is not None
+    if value > 0 and algorithm == "norm" and not scaled and SharedNorm(optimizer, adapter.gradient_norm).clip(value):
+        return True
+    if not isinstance(precision, MixedPrecision) or scaled:
         return False
     # MixedPrecision refuses optimizers that unscale by themselves, such as fused ones. Nothing is scaled here.
     super(MixedPrecision, precision).clip_gradients(optimizer, value, GradClipAlgorithmType(algorithm))

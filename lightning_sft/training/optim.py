@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_sft.errors import UserError
+from lightning_sft.training.fused import fuse
 from lightning_sft.training.schedules import MakeScheduler, ScheduleName, schedule, scheduler_config, warmup_length
 
 ParamGroups = list[dict[str, Any]]
@@ -112,7 +113,7 @@ def checked_optimizer(make: Callable[[ParamGroups], Optimizer], groups: ParamGro
         UserError: it refuses its settings or its parameters, or evaluates its closure more than once.
     """
     try:
-        optimizer = make(groups)
+        optimizer = fuse(make(groups))
     except (ValueError, TypeError) as error:
         message = f"The optimizer refuses its settings: {error}"
         others = sum(p.ndim != 2 for group in groups for p in group["params"])

@@ -26,7 +26,7 @@ from lightning_sft.errors import UserError
 from lightning_sft.models.build import ModelSettings
 from lightning_sft.models.frozen import hide_frozen
 from lightning_sft.models.scorer import TokenScorer
-from lightning_sft.training.gradients import gradient_norm, multiply_gradients
+from lightning_sft.training.gradients import gradient_norm
 
 SUPPORTED = (
     "auto (one device), ddp, ModelParallelStrategy with its sizes set (FSDP2, tensor parallelism), fsdp, "
@@ -164,17 +164,6 @@ class FullyShard(StrategyAdapter):
         total = self.strategy.reduce(sums, group, reduce_op="sum")
         assert isinstance(total, Tensor)
         return total
-
-    @override
-    def clip(self, value: float, algorithm: str) -> bool:
-        if algorithm != "norm" or self.mesh["tensor_parallel"].size() == 1:
-            return False
-        # torch cannot add up norms over split and whole parameters
-        model: Any = self.strategy.model
-        parameters = [p for p in model.parameters() if p.grad is not None]
-        norm = float(gradient_norm(p.grad for p in parameters))
-        multiply_gradients(parameters, min(1.0, value / (norm + 1e-6)))
-        return True
 
 
 class FullyShard1(StrategyAdapter):

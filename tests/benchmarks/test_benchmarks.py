@@ -42,7 +42,7 @@ def test_head_accuracy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 def test_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Ours and a plain Trainer of transformers, in processes of their own, on the same batches."""
     model, data = save_toy(tmp_path / "toy"), write_rows(tmp_path / "rows.jsonl", 30)
-    names = [step.OURS, "Hugging Face Trainer"]
+    names = [step.OURS, "its parts in a bare loop", "its matrix products alone", "Hugging Face Trainer"]
     sizes = ["--batch-size", "2", "--rounds", "2", "--precisions", "fp32"]
     step.main(["--model", str(model), "--data", str(data), "--contenders", *names, *sizes])
     rows = rows_of(capsys.readouterr().out)

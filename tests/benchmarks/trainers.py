@@ -19,25 +19,15 @@ def ours(settings: Settings, gate: Gate) -> None:
     """SFTModule and SFTDataModule through Lightning's Trainer, with the callbacks that every run has."""
     from lightning.pytorch import Callback, Trainer
 
-    from lightning_sft import SFTDataModule, SFTModule
-
     class Turn(Callback):
         def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
             gate.wait()
             gate.note(batch)
 
-    fused = settings["fused_adamw"]
-    module = SFTModule(
-        settings["model"],
-        optimizer=lambda params: torch.optim.AdamW(params, lr=2e-5, fused=fused),
-        lr_scheduler="constant",
-        dtype="float32" if settings["precision"] != "bf16" else "bfloat16",
-        **settings["module"],
-    )
-    options = {"batch_size": settings["batch_size"], "max_length": settings["max_length"], "truncation": "drop"}
-    data = SFTDataModule(settings["rows"], tokenizer=module.tokenizer, **{**options, **settings["data"]})
+    module, data = _ours(settings)
     trainer = Trainer(
-        accelerator="cpu",
+        accelerator=settings["accelerator"],
+        devices=1,
         precision="bf16-mixed" if settings["precision"] == "bf16-mixed" else "32-true",
         max_steps=MANY,
         gradient_clip_val=1.0,  # as the other trainers by default
@@ -49,6 +39,77 @@ def ours(settings: Settings, gate: Gate) -> None:
         default_root_dir=settings["folder"],
     )
     trainer.fit(module, data)
+
+
+def _ours(settings: Settings) -> tuple[Any, Any]:
+    """Return our module and data module."""
+    from peft import LoraConfig
+
+    from lightning_sft import SFTDataModule, SFTModule
+
+    module = SFTModule(
+        settings["model"],
+        adapter=LoraConfig(**settings["lora"]) if settings.get("lora") else None,
+        optimizer=lambda params: torch.optim.AdamW(params, lr=2e-5),
+        lr_scheduler="constant",
+        dtype="float32" if settings["precision"] != "bf16" else "bfloat16",
+        **settings["module"],
+    )
+    options = {"batch_size": settings["batch_size"], "max_length": settings["max_length"], "truncation": "drop"}
+    data = SFTDataModule(settings["rows"], tokenizer=module.tokenizer, **{**options, **settings["data"]})
+    return module, data
+
+
+def _parts(settings: Settings) -> tuple[Any, Any, list[Any]]:
+    """Return our scorer, the batches that the trainer would get, and the parameters that train."""
+    from lightning_sft.models.build import build_scorer
+    from lightning_sft.objectives import NLL
+
+    module, data = _ours(settings)
+    flat = settings["data"].get("layout") != "padded"
+    scorer = build_scorer(module.settings, NLL(), len(module.tokenizer), flat=flat).to(settings["accelerator"])
+    data.setup("fit")
+    batches = data.train_batches.collator(0, None, flat=flat and scorer.flat_refusal is None)
+    loader = data.train_dataloader()
+    loader.collate_fn = batches
+    return scorer, loader, [p for p in scorer.parameters() if p.requires_grad]
+
+
+def bare(settings: Settings, gate: Gate) -> None:
+    """The parts of our step in a bare loop: no trainer, no callbacks, no log."""
+    from lightning.fabric.utilities import move_data_to_device
+
+    from lightning_sft.objectives import NLL
+
+    scorer, loader, parameters = _parts(settings)
+    optimizer = torch.optim.AdamW(parameters, lr=2e-5, fused=True)
+    for batch in loader:
+        gate.wait()
+        gate.note(batch)
+        batch = move_data_to_device(batch, settings["accelerator"])
+        optimizer.zero_grad()
+        output = scorer(batch, NLL())
+        (output.loss_sum / len(output.losses)).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+
+
+def products(settings: Settings, gate: Gate) -> None:
+    """Nothing but the matrix products of our step, recorded beforehand and run again."""
+    from lightning.fabric.utilities import move_data_to_device
+
+    from lightning_sft.objectives import NLL
+    from tests.benchmarks.products import Recorder
+
+    scorer, loader, _ = _parts(settings)
+    for batch in loader:
+        with Recorder() as recorder:
+            scorer(move_data_to_device(batch, settings["accelerator"]), NLL()).loss_sum.backward()
+        scorer.zero_grad()
+        recorder.run()  # matrices are made the first time
+        gate.wait()
+        gate.note(batch)
+        recorder.run()
 
 
 def hugging_face(settings: Settings, gate: Gate) -> None:
@@ -66,6 +127,10 @@ def hugging_face(settings: Settings, gate: Gate) -> None:
     attention = settings.get("attention")
     model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=dtype, attn_implementation=attention)
     tokenizer = AutoTokenizer.from_pretrained(settings["model"])
+    if settings.get("lora") and settings["kind"] != "trl":
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model, LoraConfig(**settings["lora"], task_type="CAUSAL_LM"))
     common: Settings = {
         "output_dir": tempfile.mkdtemp(dir=settings["folder"]),
         "per_device_train_batch_size": settings["batch_size"],
@@ -75,7 +140,7 @@ def hugging_face(settings: Settings, gate: Gate) -> None:
         "save_strategy": "no",
         "report_to": [],
         "disable_tqdm": True,
-        "use_cpu": True,
+        "use_cpu": settings["accelerator"] == "cpu",
         "train_sampling_strategy": settings["order"],
     }
     if settings["kind"] == "trl":
@@ -83,7 +148,12 @@ def hugging_face(settings: Settings, gate: Gate) -> None:
 
         arguments = SFTConfig(**common, max_length=settings["max_length"], **settings["options"])
         trainer: Any = SFTTrainer(
-            model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[Turn()]
+            model=model,
+            args=arguments,
+            train_dataset=rows,
+            processing_class=tokenizer,
+            callbacks=[Turn()],
+            peft_config=_lora(settings),
         )
     else:
         from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
@@ -101,13 +171,20 @@ def hugging_face(settings: Settings, gate: Gate) -> None:
     trainer.train()
 
 
+def _lora(settings: Settings) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(**settings["lora"], task_type="CAUSAL_LM") if settings.get("lora") else None
+
+
 def main() -> None:
     """Run the contender that the settings name."""
     settings: Settings = json.loads(sys.argv[1])
     torch.set_num_threads(settings["threads"])
     torch.manual_seed(0)
     gate = Gate()
-    (ours if settings["kind"] == "ours" else hugging_face)(settings, gate)
+    kinds = {"ours": ours, "bare": bare, "products": products}
+    kinds.get(settings["kind"], hugging_face)(settings, gate)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 REPLIES = "BENCHMARK_REPLIES"  # names the file descriptor that replies go to; stdout is the libraries' own
 
 
@@ -67,6 +69,8 @@ class Gate:
 
     def wait(self) -> None:
         """Tell the parent about the step that ended, and wait for the next turn; leave when there is none."""
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         if self._since is not None:
             wall, cpu = time.perf_counter() - self._since[0], time.process_time() - self._since[1]
             self._reply(Step(wall, cpu, *self._batches.popleft(), peak_resident()).__dict__)
@@ -96,7 +100,9 @@ def count(batch: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 def peak_resident() -> float:
-    """MiB of this process's resident set at its peak."""
+    """MiB of this process's resident set at its peak; of the GPU's memory where one is used."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 

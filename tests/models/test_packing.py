@@ -10,7 +10,7 @@ from lightning_sft.data.storage.dataset import Row
 from lightning_sft.errors import UserError
 from lightning_sft.head import HeadOutput
 from lightning_sft.models.adapters import add_adapter
-from lightning_sft.models.attention import PER_DOCUMENT
+from lightning_sft.models.attention import PER_DOCUMENT, attention_per_document, block_mask
 from lightning_sft.models.build import ModelSettings, _enable_checkpointing, build_scorer
 from lightning_sft.models.packing import (
     PROVEN,
@@ -25,6 +25,7 @@ from lightning_sft.models.packing import (
 from lightning_sft.models.scorer import TokenScorer
 from lightning_sft.objectives import DFT, IWSFT, NLL, TALR, Objective, PerSource
 from lightning_sft.objectives.base import RunFacts
+from tests.devices import RunIf
 from tests.models.architectures import PACKS, VOCABULARY, documents, packed, padded, tiny_model
 from tests.toys import save_toy
 
@@ -243,3 +244,35 @@ def test_nothing_is_read_back_from_a_flat_batch():
     assert torch.equal(other["cu_seq_lens_q"], batch["cu_seq_lens"])
     assert other["max_length_q"] == 11
     assert torch.equal(other["attention_mask"], inputs["attention_mask"])
+
+
+def test_one_mask_in_place_of_calls_for_each_document():
+    """What a GPU falls back to where its kernel does not serve."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.tensor([7, 3, 11, 1])
+    query, key, value = (torch.randn(1, heads, 22, 8, generator=generator) for heads in (4, 2, 2))
+    module = torch.nn.Module().eval()
+    ends = torch.nn.functional.pad(sizes.cumsum(0), (1, 0)).int()
+    module.num_key_value_groups = 2
+    for window in (None, 4):
+        one = attention_per_document(
+            module, query, key, value, sizes[None, None, None], scaling=0.3, sliding_window=window
+        )[0]
+        mask = block_mask(ends, 22, window)
+        other = attention_per_document(module, query, key, value, mask, scaling=0.3)[0]
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+@RunIf(min_cuda_gpus=1)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_flat_rows_on_a_gpu_are_those_of_the_cpu(dtype):
+    batch = FlatCollator(2)([Row(d.numpy(), np.ones(len(d), bool), i, 0) for i, d in enumerate(documents())])
+    scorer = TokenScorer(tiny_model("llama", PER_DOCUMENT, dtype))
+    expected, gradients = score(scorer, batch, NLL())
+    moved = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    got, on_gpu = score(scorer.cuda(), moved, NLL())
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(got.losses.cpu(), expected.losses, rtol=tolerance, atol=tolerance)
+    largest = max(float(g.abs().max()) for g in gradients.values())
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(on_gpu[name].cpu(), gradient, rtol=0, atol=5 * tolerance * largest)
