@@ -11,7 +11,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_sft.head import HeadInput, Unembedding, fused_head
-from lightning_sft.objectives import ASFT, DFT, EAFT, GEM, NLL, LabelSmoothing, Objective, Thresholded
+from lightning_sft.objectives import (
+    ASFT,
+    DFT,
+    EAFT,
+    GEM,
+    NLL,
+    PSFT,
+    Distill,
+    KLAnchor,
+    LabelSmoothing,
+    Objective,
+    PowerFamily,
+    Rho1,
+    SpecialTokens,
+    TailSFT,
+    Thresholded,
+    TrustRegion,
+)
 
 
 class CrossToken(NLL):
@@ -62,7 +79,8 @@ def ours(make: Callable[[Data], Objective]) -> Method:
     def run(data: Data) -> Tensor:
         objective = make(data)
         reference = data.hidden.detach() if objective.reference != "none" else None
-        inputs = HeadInput(data.hidden, data.targets, reference_hidden=reference)
+        row = torch.arange(len(data.targets)) // 64
+        inputs = HeadInput(data.hidden, data.targets, row, reference_hidden=reference)
         return fused_head(inputs, Unembedding(data.weight), objective).loss_sum / len(data.targets)
 
     return run
@@ -85,6 +103,16 @@ OURS: dict[str, Method] = {
     "fused label smoothing": ours(lambda data: LabelSmoothing()),
     "fused GEM": ours(lambda data: GEM()),
     "fused ASFT": ours(lambda data: ASFT()),
+    "fused floor": ours(lambda data: PowerFamily(1.0, floor=0.1)),
+    "fused trust region": ours(lambda data: TrustRegion()),
+    "fused KL anchor": ours(lambda data: KLAnchor()),
+    "fused KL anchor, target": ours(lambda data: KLAnchor(estimate="target")),
+    "fused distillation": ours(lambda data: Distill(temperature=2.0)),
+    "fused distillation, JSD": ours(lambda data: Distill(divergence="jsd")),
+    "fused PSFT": ours(lambda data: PSFT(1)),
+    "fused Rho-1": ours(lambda data: Rho1()),
+    "fused TailSFT": ours(lambda data: TailSFT()),
+    "fused special tokens": ours(lambda data: SpecialTokens(DFT())),
     "fused cross-token": ours(lambda data: CrossToken()),
 }
 
