@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile
 QUICK := tests/objectives tests/head tests/metrics tests/data tests/sweep/test_search.py \
 	--ignore tests/data/storage/test_cache_trouble.py --ignore tests/data/batches/test_packed_fit.py
 
-.PHONY: help demo quick test test-slow lint docs benchmark benchmark-gpu clean
+.PHONY: help demo quick test test-slow lint docs architectures benchmark benchmark-gpu clean
 
 help:
 	@echo "make demo       set up $(VENV), fine-tune SmolLM2-135M on two-number sums, say where to look"
@@ -21,6 +21,7 @@ help:
 	@echo "make test       lint, types and every test but the slow ones (some 15 minutes on two cores; WORKERS=2)"
 	@echo "make test-slow  the slow tests: more architectures, formats and restarts of what 'make test' shows once"
 	@echo "make lint       lint and types"
+	@echo "make architectures  write the pages on every architecture and every kind of adapter (minutes)"
 	@echo "make docs       build the documentation into site/"
 	@echo "make benchmark  print speed and memory of head, training step and data path beside their peers (hours)"
 	@echo "make benchmark-gpu  the tests and the training step on a GPU beside their peers"
@@ -58,6 +59,10 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# an hour's worth of types in minutes: each is built with two layers
+architectures: $(VENV)/.test
+	$(BIN)/python -m tests.models.every_architecture
 
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict

@@ -22,11 +22,11 @@ from lightning_sft.checkpoints import hparams, state
 from lightning_sft.checkpoints.resume import ResumeState, position_facts
 from lightning_sft.evaluation import Batch, EvaluatedModule
 from lightning_sft.head import HeadKind, HeadOutput
+from lightning_sft.models import tuners
 from lightning_sft.models.build import ModelSettings, build_scorer
 from lightning_sft.models.frozen import without_frozen
 from lightning_sft.models.generation import generate
 from lightning_sft.models.loading import Dtype, Init
-from lightning_sft.models.packing import check_documents_apart
 from lightning_sft.models.quantization import Quantization
 from lightning_sft.models.scorer import Weighting
 from lightning_sft.models.tokenizer import TokenizerSettings
@@ -211,9 +211,6 @@ class SFTModule(TakesExtraLoss, EvaluatedModule):
     def on_fit_start(self) -> None:
         self.resume_state.check(position_facts(self.trainer))  # where the checkpoint is loaded before this hook
         start.check_length(self.scorer.causal_lm, getattr(self.trainer, "datamodule", None))
-        if self._rows("packed") and self.strategy_adapter.callable_inside:
-            with self.trainer.precision_plugin.forward_context():
-                check_documents_apart(self.scorer)
 
     @override
     def on_train_start(self) -> None:
@@ -233,6 +230,7 @@ class SFTModule(TakesExtraLoss, EvaluatedModule):
             state.gather_rng_states(self.trainer.world_size, all_gather(self)),
             open_micro_batches=self.accumulator.open_micro_batches,
             skipped_steps=self.skipped_steps,
+            tuner=tuners.tuner_state(self.scorer.model),
         )
 
     def _check_checkpoint(self, path: Path) -> None:
@@ -245,6 +243,7 @@ class SFTModule(TakesExtraLoss, EvaluatedModule):
         trainer, saved = attached_trainer(self), checkpoint.get(state.KEY)
         if saved and trainer is not None and trainer.state.fn == "fit":
             self.accumulator.skipped_steps = self.resume_state.remember(saved, trainer)
+            tuners.load_tuner_state(self.scorer.model, saved.get("tuner", {}))
 
     @property
     def step_totals(self) -> StepTotals:
@@ -296,5 +295,6 @@ class SFTModule(TakesExtraLoss, EvaluatedModule):
         result = optimizer_closure()
         if self.accumulator.learned:  # else no update, no weight decay, no moment decay; counted and logged
             super().optimizer_step(epoch, batch_idx, optimizer, lambda: result)
+            tuners.after_step(self.scorer.model, self.trainer.global_step)
             self.objective.update(self.step_totals.objective())
             self.scorer.step_ended(self.objective)

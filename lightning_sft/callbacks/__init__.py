@@ -2,6 +2,7 @@
 
 import warnings
 
+from lightning_sft.callbacks.adapter_report import AdapterReport
 from lightning_sft.callbacks.critical_learning_rate import CriticalLearningRateFinder
 from lightning_sft.callbacks.data_report import DataReport
 from lightning_sft.callbacks.drift import DriftMonitor
@@ -16,6 +17,7 @@ from lightning_sft.callbacks.synonym_rank import SynonymRankMonitor
 from lightning_sft.callbacks.training_metrics import TrainingMetrics
 
 __all__ = [
+    "AdapterReport",
     "CriticalLearningRateFinder",
     "DataReport",
     "DriftMonitor",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning.pytorch import Callback, Trainer
 
 from lightning_sft._lightning import callbacks_of
+from lightning_sft.callbacks.adapter_report import AdapterReport
 from lightning_sft.callbacks.data_report import DataReport
 from lightning_sft.callbacks.generation import GenerationMonitor
 from lightning_sft.callbacks.training_metrics import TrainingMetrics
@@ -15,5 +16,5 @@ def default_callbacks(trainer: Trainer) -> list[Callback]:
     if trainer.barebones:
         return []
     given = callbacks_of(trainer)
-    defaults: list[Callback] = [DataReport(), TrainingMetrics(), GenerationMonitor()]
+    defaults: list[Callback] = [DataReport(), AdapterReport(), TrainingMetrics(), GenerationMonitor()]
     return [callback for callback in defaults if not any(isinstance(g, type(callback)) for g in given)]

@@ -27,7 +27,8 @@ class TrainingMetrics(Callback):
     weights or the sequences, where the gradient is): they do not depend on how the step was split. Keys: ``train/loss``
     (under the objective), ``train/nll``, ``train/perplexity``, ``train/token_accuracy``, ``train/mean_p``,
     ``train/grad_norm`` (before clipping), ``train/lr``, ``train/skipped_steps``, ``train/nonfinite_steps``,
-    ``train/objective/...``, ``perf/tokens_per_second`` (supervised tokens), ``perf/padding_share``.
+    ``train/objective/...``, ``perf/tokens_per_second`` (supervised tokens), ``perf/padding_share``,
+    and ``train/router_loss`` and ``train/adapter_loss`` where there is one.
 
     Works in modules that have a `StepAccumulator` among their attributes, such as
     [`SFTModule`][lightning_sft.module.SFTModule]. Where that counts no more than losses and tokens, the keys that come
@@ -76,6 +77,9 @@ class TrainingMetrics(Callback):
         objective = getattr(pl_module, "objective", None)
         if isinstance(objective, Objective):
             values |= {f"train/objective/{k}": v for k, v in objective.logged().items()}
+        whole = totals.denominator(accumulator.denominator)
+        extra = {k.removeprefix("extra/"): float(v) for k, v in totals.items() if k.startswith("extra/")}
+        values |= {f"train/{name}": value / whole for name, value in extra.items()}
         values["perf/tokens_per_second"] = self._tokens / max(now - self._since, 1e-9)
         pl_module.log_dict(values, batch_size=1)
         short = {"loss": values["train/loss"], "tokens/s": values["perf/tokens_per_second"]}

@@ -57,6 +57,7 @@ class ResumeState:
         *,
         open_micro_batches: int,
         skipped_steps: int,
+        tuner: dict[str, Any],
     ) -> dict[str, Any]:
         """Return what a checkpoint holds under ``state.KEY``, plain data and tensors.
 
@@ -66,6 +67,7 @@ class ResumeState:
             rng: random streams of each rank.
             open_micro_batches: micro-batches of the optimizer step under way.
             skipped_steps: optimizer steps without a token to learn from, so far.
+            tuner: what an adapter remembers of the steps so far.
         """
         facts = {**position_facts(trainer), **self.optimizer}
         written = _WRITTEN.setdefault(trainer, [])
@@ -77,6 +79,7 @@ class ResumeState:
             "objective": repr(objective),
             "rng": rng,
             "skipped_steps": skipped_steps,
+            "tuner": tuner,
         }
 
     def check_before_loading(

@@ -18,13 +18,14 @@ from transformers import PreTrainedModel
 from lightning_sft.checkpoints import shards
 from lightning_sft.checkpoints.runs import find_checkpoint, read_checkpoint
 from lightning_sft.checkpoints.state import KEY
-from lightning_sft.errors import UserError
+from lightning_sft.errors import UserError, first_line
 from lightning_sft.export.model_card import Kind, is_converted, model_card, run_config
 from lightning_sft.files import new_folder
 from lightning_sft.models.access import find_causal_lm
 from lightning_sft.models.generation import end_tokens
 from lightning_sft.models.gguf import quiet_progress
 from lightning_sft.models.loading import resolve
+from lightning_sft.models.tuners import changes_base, initialisation
 from lightning_sft.module import SFTModule
 
 
@@ -187,6 +188,13 @@ def _require_known_base(module: SFTModule, merge: bool) -> None:
             f"The adapter was trained on random weights (init: random of {settings.name!r}), which nobody else has. "
             "Add --merge: the checkpoint holds them, and the folder will."
         )
+    start = initialisation(settings.adapter_config)
+    if start and changes_base(settings.adapter_config) and not merge:
+        raise UserError(
+            f"The adapter began with init_lora_weights: {start}, which took what the fresh adapter adds off the base. "
+            f"The adapter alone would stand on {settings.name!r} as it was. Add --merge: the checkpoint holds the base "
+            "that it was trained on, and the folder will."
+        )
 
 
 def _merged(model: PeftModel) -> PreTrainedModel:
@@ -201,7 +209,14 @@ def _merged(model: PeftModel) -> PreTrainedModel:
         )
     _untie_adapted(causal_lm)
     peft_model: Any = model  # torch types what a module forwards to another one as a tensor
-    merged = peft_model.merge_and_unload(safe_merge=True)
+    try:
+        merged = peft_model.merge_and_unload(safe_merge=True)
+    except (ValueError, NotImplementedError, RuntimeError, AttributeError) as error:
+        kind = type(model.active_peft_config).__name__
+        raise UserError(
+            f"--merge was given, but the adapter {kind} cannot be merged into {type(causal_lm).__name__}: "
+            f"{first_line(error)} Export the adapter alone, without --merge."
+        ) from error
     assert isinstance(merged, PreTrainedModel)
     return merged
 

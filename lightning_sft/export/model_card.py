@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import types
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -157,10 +158,17 @@ def _training(module: SFTModule, checkpoint: dict[str, Any] | None) -> dict[str,
 def _adapter(config: PeftConfig, recipe: dict[str, Any] | None) -> dict[str, Any]:
     """Return the class of an adapter and what differs from the defaults of its class, as the user wrote it."""
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in UNTOLD}
-    default = type(config)()
+    try:
+        default: Any = type(config)()
+    except (TypeError, ValueError):  # some classes cannot be made without settings, such as AdaLoRA's total_step
+        default = types.SimpleNamespace(**{f.name: _default(f) for f in dataclasses.fields(config)})
     written = (recipe or {}).get("init_args", {})  # such as all-linear, where the configuration has a list by now
     changed = {k: written.get(k, _plain(v)) for k, v in values.items() if v != getattr(default, k)}
     return {"class_path": f"peft.{type(config).__name__}", "init_args": changed}
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default_factory() if callable(field.default_factory) else field.default
 
 
 def _plain(value: Any) -> Any:

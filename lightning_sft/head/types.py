@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -63,9 +63,12 @@ class HeadOutput:
         losses: the losses, (tokens,), times their weights, detached.
         scores: the scores, detached, with ``is_top1`` and without rows of logits.
         trouble: which losses are not finite, and why; None if all are.
+        extra_losses: losses of the micro-batch as a whole by name, scalars with their graph, such as the load-balancing
+            loss of a mixture of experts; they belong to its mean loss, and ``loss_sum`` does not hold them.
     """
 
     loss_sum: Tensor
     losses: Tensor
     scores: TokenScores
     trouble: str | None = None
+    extra_losses: dict[str, Tensor] = field(default_factory=dict)

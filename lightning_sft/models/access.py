@@ -65,7 +65,10 @@ def find_tokenizer(module: nn.Module) -> PreTrainedTokenizerBase:
 def backbone(model: PreTrainedModel) -> nn.Module:
     """Return the decoder whose ``last_hidden_state`` feeds the output embeddings."""
     base = model.base_model
-    if base is model:
+    if base is model:  # the prefix that the class names is not where its decoder is, as in Llama 4
+        inner = [child for child in model.children() if isinstance(child, PreTrainedModel)]
+        if len(inner) == 1:
+            return inner[0]
         raise UserError(
             f"{type(model).__name__} does not keep its decoder apart from its head (base_model_prefix "
             f"{model.base_model_prefix!r}). Use head: reference."
@@ -126,12 +129,6 @@ def require_accessors(model: PreTrainedModel, name: str) -> None:
             f"module with a weight of (vocabulary, dim), and returned {got}. Define it in the model's class; of "
             "several heads, return the one that predicts the next token."
         )
-
-
-def position_limit(model: PreTrainedModel) -> int | None:
-    """Return the most tokens of a sequence that the configuration names, or None."""
-    limit = getattr(text_config(model), "max_position_embeddings", None)
-    return None if limit is None else int(limit)
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:

@@ -23,6 +23,7 @@ from lightning_sft.models.targets import (
     replace_fields,
     resolve_targets,
 )
+from lightning_sft.models.tuners import require_served
 
 
 def add_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
@@ -32,7 +33,7 @@ def add_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
         UserError: an adapter that works on the prompt instead of inside modules, one whose targets do not exist, or one
             that peft could not load again.
     """
-    _refuse_prompt_learning(config)
+    require_served(config)
     if config.task_type is None:
         config.task_type = TaskType.CAUSAL_LM
     asked = getattr(config, "target_modules", None)
@@ -101,7 +102,7 @@ def load_adapter(model: PreTrainedModel, path: str) -> PeftModel:
     Raises:
         UserError: no such folder, an adapter that works on the prompt, or one of another model.
     """
-    _refuse_prompt_learning(stored_config(path))
+    require_served(stored_config(path))
     try:
         with warnings.catch_warnings():
             _quiet_peft()
@@ -176,15 +177,6 @@ def _quiet_peft() -> None:
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     # it sets the rank of fused experts by a pattern of names, and does not find it among modules: experts are weights
     warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
-
-
-def _refuse_prompt_learning(config: PeftConfig) -> None:
-    if config.is_prompt_learning:
-        raise UserError(
-            f"The adapter {type(config).__name__} works on the prompt ({config.peft_type}), which the head does "
-            "not see. Allowed: adapters that act inside modules, such as peft.LoraConfig (also with use_dora or "
-            "use_rslora) and peft.IA3Config."
-        )
 
 
 def _linear_names(model: nn.Module) -> list[str]:

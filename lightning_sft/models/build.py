@@ -26,9 +26,11 @@ from lightning_sft.models.proofs import check_causal
 from lightning_sft.models.quantization import Quantization
 from lightning_sft.models.reach import measure_reach
 from lightning_sft.models.reference import FrozenReference, Reference, Snapshot, check_rows
+from lightning_sft.models.router import asks_for_router_loss, router_coefficient
 from lightning_sft.models.scorer import TokenScorer
 from lightning_sft.models.small_copy import CopyFailed, small_copy
 from lightning_sft.models.targets import adaptable_weights
+from lightning_sft.models.tuners import changes_base
 from lightning_sft.objectives import Objective
 
 
@@ -92,7 +94,7 @@ class ModelSettings:
     @property
     def base_comes_back(self) -> bool:
         """Whether the frozen weights can be left out of checkpoints, as the model's source brings them back."""
-        return self.has_adapter and self.init == "pretrained"
+        return self.has_adapter and self.init == "pretrained" and not changes_base(self.adapter_config)
 
     def describe(self) -> str:
         """Return a short description for messages and checkpoints."""
@@ -152,6 +154,8 @@ def build_scorer(
         reference = Snapshot(model)
     scorer = TokenScorer(model, head, reference)
     scorer.with_boundaries, scorer.flat_refusal = rows.with_boundaries, rows.flat_refusal
+    if asks_for_router_loss(causal_lm):
+        scorer.router_coefficient = router_coefficient(causal_lm, copy_to_look_at)
     scorer.adapter_reach = measure_reach(weights, model) if settings.has_adapter else None
     if settings.neftune_noise_alpha is not None:
         scorer.noise = EmbeddingNoise(causal_lm.get_input_embeddings(), settings.neftune_noise_alpha)
@@ -195,7 +199,7 @@ def _frozen_reference(
         check_rows(reference, model, settings.reference)
         usual_attention = rows.choose_attention(reference)
         rows.prove_reference(reference, _small_copy(reference), usual_attention, settings.reference)
-    elif settings.has_adapter:
+    elif settings.has_adapter and not changes_base(settings.adapter):
         return None
     else:
         reference = copy.deepcopy(model)

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_sft.errors import UserError
-from lightning_sft.models.access import find_causal_lm, text_config, vocabulary_size
+from lightning_sft.models.access import text_config
 from lightning_sft.models.attention import PER_DOCUMENT, document_sizes
-from lightning_sft.models.mode import eval_mode
-from lightning_sft.objectives import NLL
+from lightning_sft.models.router import asks_for_router_loss
 from lightning_sft.scores import IGNORED
 
 #: Architectures (``model_type``) whose packed and unpacked losses and gradients are equal in the tests, under every
@@ -52,8 +51,6 @@ PROVEN = (
     "stablelm",
     "starcoder2",
 )
-
-DOCUMENT = 12  # tokens of each document of the check at the start
 
 
 def is_packed(batch: Mapping[str, Tensor]) -> bool:
@@ -168,10 +165,17 @@ def choose_attention(model: PreTrainedModel, asked: str | None) -> None:
         asked: the implementation that was asked for; None leaves the choice.
 
     Raises:
-        UserError: calls for each document are asked for, and nothing is known about the architecture.
+        UserError: calls for each document are asked for, and nothing is known about the architecture, or it is to
+            balance its experts, for which transformers needs a usual mask.
     """
     name = getattr(text_config(model), "model_type", "")
-    if asked is None and name in PROVEN:
+    balances = asks_for_router_loss(model)
+    if asked == PER_DOCUMENT and balances:
+        raise UserError(
+            f"attn_implementation is {PER_DOCUMENT!r} with output_router_logits: true, whose load-balancing loss reads "
+            "the mask that documents in calls of their own do not have. Leave attn_implementation out, or set sdpa."
+        )
+    if asked is None and name in PROVEN and not balances:
         model.set_attn_implementation(PER_DOCUMENT)
     if asked == PER_DOCUMENT and name not in PROVEN:
         raise UserError(
@@ -199,54 +203,3 @@ def boundaries(batch: Mapping[str, Any]) -> dict[str, Any]:
         **dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), ends),
         **dict.fromkeys(("max_length_q", "max_length_k"), longest),
     }
-
-
-@torch.no_grad()
-def check_documents_apart(scorer: nn.Module) -> None:
-    """Score two documents in one row, then change the first: the second must not notice, nor that it is packed.
-
-    Costs two forward passes of 24 tokens and one of 12. Every rank must take part.
-
-    Args:
-        scorer: a `TokenScorer` as it trains: adapted, sharded, on its device.
-
-    Raises:
-        UserError: the documents see each other, or positions are not counted from each document's beginning.
-    """
-    model = find_causal_lm(scorer)
-    ids = torch.arange(3 * DOCUMENT, device=model.device).view(3, DOCUMENT) % vocabulary_size(model)
-    first, other, second = ids
-    with eval_mode(scorer):
-        together = _logp(scorer, torch.stack([first, second]))
-        changed = _logp(scorer, torch.stack([other, second]))
-        alone = _logp(scorer, second[None])
-    seen, moved = _distance(together, changed), _distance(together, alone)
-    half = torch.is_autocast_enabled(model.device.type) or model.dtype.itemsize < torch.float32.itemsize
-    if seen <= (1e-2 if half else 1e-5) and moved <= (0.25 if half else 1e-3):
-        return
-    what = (
-        f"a changed document moves the log-probabilities of the next one by up to {seen:.2g}"
-        if seen > moved / 2
-        else f"a document behind another one has other log-probabilities than alone, by up to {moved:.2g}"
-    )
-    raise UserError(
-        f"{type(model).__name__} (model_type {model.config.model_type!r}, attention "
-        f"{model.config._attn_implementation!r}) cannot train on packed rows: {what}. Set data.batching: grouped, or "
-        f"use one of the architectures that are proven: {', '.join(PROVEN)}."
-    )
-
-
-def _distance(one: Tensor, other: Tensor) -> float:
-    return float((one - other).abs().max())
-
-
-def _logp(scorer: nn.Module, rows: Tensor) -> Tensor:
-    """Return the log-probabilities of the last of (documents, length) in one row, its first token aside."""
-    labels = rows.clone()
-    labels[:-1] = IGNORED
-    labels[:, 0] = IGNORED
-    positions = torch.arange(rows.shape[1], device=rows.device).expand_as(rows)
-    batch = {"input_ids": rows, "labels": labels, "position_ids": positions}
-    logp = scorer({name: value.reshape(1, -1) for name, value in batch.items()}, NLL()).scores.logp
-    assert isinstance(logp, Tensor)
-    return logp

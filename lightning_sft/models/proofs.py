@@ -35,12 +35,14 @@ def check_causal(model: PreTrainedModel, copy: PreTrainedModel | None) -> None:
 
     Args:
         model: whole, on the CPU.
-        copy: a small copy of it, on which two rows of 40 tokens are run; None runs them on the model itself.
+        copy: a small copy of it, on which rows of 40 tokens are run; None runs them on the model itself.
 
     Raises:
-        UserError: an earlier logit moves. Trained on next tokens, such a model reads the answer.
+        UserError: the model cannot be called as training calls it, or an earlier logit moves: trained on next tokens,
+            such a model reads the answer.
     """
     looked_at = model if copy is None else copy
+    _require_callable(looked_at)
     moved = _moved_by_the_future(looked_at)
     if moved <= TOLERANCE:
         return
@@ -51,6 +53,27 @@ def check_causal(model: PreTrainedModel, copy: PreTrainedModel | None) -> None:
         f"a row move the logits before them, by up to {moved:.2g} of the largest. Trained on next tokens, it would "
         f"learn to read the answer off its input. {advice} a causal model, such as Llama, Qwen or GPT-2."
     )
+
+
+def _require_callable(model: PreTrainedModel) -> None:
+    """Raise unless a model in training mode takes a row of any length, called as training calls it.
+
+    Raises:
+        UserError: gives what its code answered.
+    """
+    ids = token_ids(model, 2 * WINDOW + 8).to(model.device)
+    was_training = model.training
+    try:
+        with undisturbed(model.device.type):
+            _logits(model.train(), ids)
+    except Exception as error:  # whatever an architecture's code raises
+        raise UserError(
+            f"{type(model).__name__} (model_type {model.config.model_type!r}) cannot train on rows of {len(ids)} "
+            f"tokens, given as input_ids and attention_mask. Its code answers: {first_line(error)} Use another "
+            "model, or change its sizes with model.config_overrides."
+        ) from error
+    finally:
+        model.train(was_training)
 
 
 def _helps(model: PreTrainedModel, field: str) -> bool:

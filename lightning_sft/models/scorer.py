@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -26,6 +28,8 @@ from lightning_sft.models.packing import (
 )
 from lightning_sft.models.reach import Reach
 from lightning_sft.models.reference import FrozenReference, Reference, Snapshot
+from lightning_sft.models.router import hidden_and_router_loss
+from lightning_sft.models.tuners import adapter_loss
 from lightning_sft.objectives import Objective
 
 Weighting = Literal["none", "tokens", "sequences"]
@@ -45,6 +49,7 @@ class TokenScorer(nn.Module):
 
     Attributes:
         with_boundaries: give the decoder the boundaries of packed documents, which its kernels need to keep them apart.
+        router_coefficient: of the load-balancing loss of a mixture of experts; None leaves that loss out.
         adapter_reach: what the adapter works on and what it leaves out; None without one.
         flat_refusal: why flat batches would be wrong or slow for this model; None where they are right.
         noise: NEFTune's, on the input embeddings; None without.
@@ -55,6 +60,7 @@ class TokenScorer(nn.Module):
         self.model = model
         self.head: HeadKind = head
         self.with_boundaries = False
+        self.router_coefficient: float | None = None
         self.adapter_reach: Reach | None = None
         self.flat_refusal: str | None = "nothing is known about its documents"
         self.noise: EmbeddingNoise | None = None
@@ -101,20 +107,24 @@ class TokenScorer(nn.Module):
         if weighting != "none":
             facts["weight"] = weight if weighting == "tokens" else _share_of_sequence(facts["row"], weight)
         compares = objective.reference != "none"
+        extra: dict[str, Tensor] = {}
         if self.head == "reference":
-            logits = self._logits(causal_lm, batch, at)
+            logits = self._logits(causal_lm, batch, at, extra)
             with self._reference_model() if compares else contextlib.nullcontext() as model:
                 reference_logits = None if model is None else self._logits(model, batch, at)[:, : logits.shape[-1]]
-            return reference_from_logits(logits, HeadInput(logits, **facts), objective, reference_logits, strict=False)
+            output = reference_from_logits(
+                logits, HeadInput(logits, **facts), objective, reference_logits, strict=False
+            )
+            return self._with_extra_losses(output, extra)
         with self._reference_model() if compares else contextlib.nullcontext() as model:
             if model is not None:
                 # taken here, as a snapshot's rows change places with the model's own afterwards
                 facts["reference"] = unembedding(model).first_rows(vocabulary_size(causal_lm))
                 facts["reference_hidden"] = self._hidden(model, batch, at)
-        inputs = HeadInput(self._hidden(causal_lm, batch, at), **facts)
-        output = fused_head(inputs, unembedding(causal_lm), objective, strict=False)
-        assert isinstance(output, HeadOutput)
-        return output
+        hidden = self._hidden(causal_lm, batch, at, extra)
+        fused = fused_head(HeadInput(hidden, **facts), unembedding(causal_lm), objective, strict=False)
+        assert isinstance(fused, HeadOutput)
+        return self._with_extra_losses(fused, extra)
 
     @contextlib.contextmanager
     def _reference_model(self) -> Iterator[PreTrainedModel]:
@@ -140,23 +150,46 @@ class TokenScorer(nn.Module):
         if isinstance(self.reference, Snapshot) and objective.snapshot_every:
             self.reference.grow_older(self.model, objective.snapshot_every)
 
-    def _hidden(self, model: PreTrainedModel, batch: Mapping[str, Any], at: Tensor) -> Tensor:
-        """Return the hidden states that predict the supervised labels, (tokens, dim)."""
-        hidden: Tensor = self._decoded(backbone(model), model, batch).last_hidden_state
+    def _hidden(
+        self, model: PreTrainedModel, batch: Mapping[str, Any], at: Tensor, extra: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """Return the hidden states that predict the supervised labels, (tokens, dim); put a router's loss in extra."""
+        hidden: Tensor
+        if extra is None or not self._wants_router_loss():
+            hidden = self._decoded(backbone(model), model, batch).last_hidden_state
+        else:
+            hidden, extra["router_loss"] = self._decoded(partial(hidden_and_router_loss, model), model, batch)
         return hidden.flatten(0, 1).index_select(0, at)
 
-    def _logits(self, model: PreTrainedModel, batch: Mapping[str, Any], at: Tensor) -> Tensor:
+    def _logits(
+        self, model: PreTrainedModel, batch: Mapping[str, Any], at: Tensor, extra: dict[str, Tensor] | None = None
+    ) -> Tensor:
         """Return the model's own logits at the positions that predict the supervised labels, (tokens, vocab)."""
-        logits: Tensor = self._decoded(model, model, batch).logits
+        output = self._decoded(model, model, batch)
+        if extra is not None and self._wants_router_loss():
+            extra["router_loss"] = output.aux_loss
+        logits: Tensor = output.logits
         return logits.flatten(0, 1).index_select(0, at)
 
-    def _decoded(self, module: nn.Module, model: PreTrainedModel, batch: Mapping[str, Any]) -> Any:
+    def _decoded(self, call: Callable[..., Any], model: PreTrainedModel, batch: Mapping[str, Any]) -> Any:
         """Call the model or its decoder, with noise that knows the length of each document."""
         inputs = decoder_inputs(model, batch, self.with_boundaries)
         if self.noise is None:
-            return module(**inputs)
+            return call(**inputs)
         with self.noise.for_lengths(document_lengths(batch)):
-            return module(**inputs)
+            return call(**inputs)
+
+    def _wants_router_loss(self) -> bool:
+        return self.training and self.router_coefficient is not None
+
+    def _with_extra_losses(self, output: HeadOutput, extra: dict[str, Tensor]) -> HeadOutput:
+        """Add what router and adapter cost beside the tokens; in training alone."""
+        if "router_loss" in extra and self.router_coefficient is not None:
+            extra["router_loss"] = self.router_coefficient * extra["router_loss"].to(output.loss_sum)
+        of_adapter = adapter_loss(self.model) if self.training else None
+        if of_adapter is not None:
+            extra["adapter_loss"] = of_adapter.to(output.loss_sum)
+        return replace(output, extra_losses=extra) if extra else output
 
 
 def _share_of_sequence(row: Tensor, weight: Tensor | None) -> Tensor:

@@ -31,7 +31,7 @@ def adaptable_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
             continue
         for own, weight in module.named_parameters(recurse=False):
             linear = own == "weight" and isinstance(module, nn.Linear | Conv1D)
-            if linear or weight.ndim == 3:
+            if linear or (weight.ndim == 3 and min(weight.shape) > 1):
                 found[f"{name}.{own}"] = weight
     return found
 

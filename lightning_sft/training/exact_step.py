@@ -14,7 +14,7 @@ from lightning_sft.head import HeadOutput
 from lightning_sft.models.packing import attended
 from lightning_sft.objectives import Objective
 from lightning_sft.objectives.base import Denominator
-from lightning_sft.training.accumulation import StepAccumulator, backward_loss, micro_batch_sums
+from lightning_sft.training.accumulation import SUM_OF, StepAccumulator, backward_loss, micro_batch_sums
 from lightning_sft.training.extra_loss import ExtraLoss
 from lightning_sft.training.gradients import multiply_gradients
 from lightning_sft.training.nonfinite import LossWatch, OnNonfinite
@@ -47,10 +47,12 @@ class ExactSteps:
     def loss(self, output: HeadOutput, batch: Mapping[str, Tensor], objective: Objective, trainer: Trainer) -> Tensor:
         """Add a micro-batch to the step, and return its loss for the backward pass."""
         self.watch.see(output, batch)
-        self.accumulator.add_sums(sums := micro_batch_sums(output, objective, attended(batch)))
+        sums = micro_batch_sums(output, objective, attended(batch))
+        loss_sum = with_extra_losses(output, sums, self.accumulator.denominator)
+        self.accumulator.add_sums(sums)
         factor = self._close(trainer) if adapter_of(trainer).scales_loss else 1.0
         mean = self.accumulator.mean_loss(sums).to(output.loss_sum)
-        self.extra.own = loss = backward_loss(output.loss_sum, mean, trainer.accumulate_grad_batches, factor)
+        self.extra.own = loss = backward_loss(loss_sum, mean, trainer.accumulate_grad_batches, factor)
         return loss
 
     def joined(self, returned: Any, trainer: Trainer, parameters: Callable[[], Iterable[Tensor]]) -> Any:
@@ -88,3 +90,23 @@ class ExactSteps:
         factor = self.accumulator.close(adapter_of(trainer))
         self.watch.answer(self.accumulator.totals, trainer.global_step)
         return factor
+
+
+def with_extra_losses(output: HeadOutput, sums: dict[str, Tensor], denominator: Denominator) -> Tensor:
+    """Return the sum of a micro-batch's losses, those of the micro-batch as a whole included.
+
+    Such a loss, as that of a router, belongs to a mean: it counts once for each token that the step divides by. Over
+    a step it is the mean of the micro-batches' own losses, weighted by their tokens. It is no sum over tokens, so
+    other splits of a step give other values, as in every trainer.
+
+    Args:
+        output: what the head returned.
+        sums: of the micro-batch; gets the extra losses as ``extra/...``.
+        denominator: what the step divides by.
+    """
+    tokens = sums[SUM_OF[denominator]]
+    total = output.loss_sum
+    for name, loss in output.extra_losses.items():
+        sums[f"extra/{name}"] = loss.detach().to(tokens) * tokens
+        total = total + loss * tokens.to(total)
+    return total

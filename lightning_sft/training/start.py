@@ -19,11 +19,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lightning_sft._lightning import callbacks_of
 from lightning_sft.errors import UserError
 from lightning_sft.head import HeadOutput
-from lightning_sft.models.access import position_limit, text_config
 from lightning_sft.models.build import ModelSettings
 from lightning_sft.models.capability import capability, emulated, fastest
 from lightning_sft.models.mode import eval_mode
 from lightning_sft.models.packing import attended
+from lightning_sft.models.positions import row_limit
 from lightning_sft.models.reference import check_same_vocabulary
 from lightning_sft.models.scorer import TokenScorer
 from lightning_sft.objectives import Objective, RunFacts
@@ -176,7 +176,7 @@ def seed_objective(
 
 
 def check_length(model: PreTrainedModel, datamodule: Any) -> None:
-    """Raise if a row is longer than a model with learned positions has, warn if longer than it was trained on.
+    """Raise if a model fails on the longest row, warn if it was trained on shorter ones.
 
     Args:
         model: the model that reads the rows.
@@ -185,15 +185,15 @@ def check_length(model: PreTrainedModel, datamodule: Any) -> None:
     Raises:
         UserError: names both lengths.
     """
-    limit = position_limit(model)
     reports = getattr(datamodule, "report", {})
     longest = max((int(report.lengths.max()) for report in reports.values() if len(report.lengths)), default=0)
-    if limit is None or longest <= limit:
+    limit = row_limit(model, longest)
+    if limit is None:
         return
     message = (
-        f"The longest row has {longest} tokens, but {type(model).__name__} has {limit} positions. Set data.max_length "
-        f"to {limit} or less, and data.truncation to what shall become of longer rows."
+        f"The longest row has {longest} tokens, but {type(model).__name__} has {limit.tokens} positions. Set "
+        f"data.max_length to {limit.tokens} or less, and data.truncation to what shall become of longer rows."
     )
-    if not hasattr(text_config(model), "rope_parameters"):
+    if limit.is_hard:
         raise UserError(message)
     rank_zero_warn(message)

@@ -38,3 +38,17 @@ def test_prompts_are_answered_alone_where_batch_mates_would_matter(kind: str) ->
     said = [str(w.message) for w in seen if "one at a time" in str(w.message)]
     assert len(said) == matters
     assert together == [generate(model, tokenizer, [p], max_new_tokens=6)[0] for p in prompts]
+
+
+def test_a_cache_that_fails_on_long_prompts_is_not_kept() -> None:
+    """Qwen3-MoE with sliding windows: transformers masks as many positions as there are, and keeps a window of them."""
+    model, tokenizer = zoo_model("qwen3_moe"), toy_tokenizer()
+    prompts = [list(range(30, 80)), [7, 8, 9]]
+    with pytest.warns(UserWarning, match="answers without keeping them"):
+        answers = generate(model, tokenizer, prompts, max_new_tokens=4)
+    ids = torch.tensor([prompts[0]])
+    for _ in range(4):
+        ids = torch.cat([ids, model(input_ids=ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+    expected = ids[0, len(prompts[0]) :].tolist()
+    stop = expected.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in expected else len(expected)
+    assert answers[0] == tokenizer.decode(expected[:stop], skip_special_tokens=True)

@@ -14,7 +14,6 @@ from lightning_sft.models.attention import PER_DOCUMENT, attention_per_document,
 from lightning_sft.models.build import ModelSettings, _enable_checkpointing, build_scorer
 from lightning_sft.models.packing import (
     PROVEN,
-    check_documents_apart,
     choose_attention,
     decoder_inputs,
     document_lengths,
@@ -22,7 +21,9 @@ from lightning_sft.models.packing import (
     per_document,
     supervised,
 )
+from lightning_sft.models.proofs import prove_documents_apart
 from lightning_sft.models.scorer import TokenScorer
+from lightning_sft.models.small_copy import small_copy
 from lightning_sft.objectives import DFT, IWSFT, NLL, TALR, Objective, PerSource
 from lightning_sft.objectives.base import RunFacts
 from tests.devices import RunIf
@@ -146,19 +147,8 @@ def test_per_document_attention_is_plain_sdpa_for_padded_rows_and_generation():
 
 @pytest.mark.parametrize("kind", ["bloom", "falcon", "lfm2", "mamba", "opt"])
 def test_architectures_that_mix_documents_are_refused_by_name(kind):
-    with pytest.raises(UserError, match=rf"(?s){kind}.*cannot train on packed rows.*batching: grouped.*llama"):
-        check_documents_apart(TokenScorer(tiny_model(kind), "reference"))
-
-
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_check_leaves_the_model_as_it_was(kind, dtype):
-    scorer = TokenScorer(tiny_model(kind, dtype=dtype)).train()
-    state = torch.random.get_rng_state()
-    check_documents_apart(scorer)
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert all(m.training for m in scorer.modules())
-    assert all(p.grad is None for p in scorer.parameters())
+    with pytest.raises(UserError, match=rf"(?s){kind}.*cannot train on packed rows.*order: grouped.*llama"):
+        prove_documents_apart(tiny_model(kind), small_copy(tiny_model(kind)))
 
 
 def test_default_attention_under_packing(tmp_path):
