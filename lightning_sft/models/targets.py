@@ -31,7 +31,8 @@ def adaptable_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
             continue
         for own, weight in module.named_parameters(recurse=False):
             linear = own == "weight" and isinstance(module, nn.Linear | Conv1D)
-            if linear or (weight.ndim == 3 and min(weight.shape) > 1):
+            of_experts = weight.ndim == 3 and "expert" in f"{name} {type(module).__name__}".lower()
+            if linear or of_experts:
                 found[f"{name}.{own}"] = weight
     return found
 

@@ -19,6 +19,7 @@ import peft
 import torch
 import transformers
 from peft import LoraConfig
+from torch.nn.functional import cross_entropy
 
 from lightning_sft.errors import UserError, first_line
 from lightning_sft.models.access import find_causal_lm, text_config
@@ -45,8 +46,8 @@ run does. `make architectures` writes this page; a test writes it anew and compa
 
 {types} types: {built} train, {not_built} are refused by name or cannot be built here.
 
-- **loss**: loss and gradients are those of the model's own loss, to 1e-5 in fp32; "own logits" are scored where the
-  chunked head cannot be used.
+- **loss**: loss and gradients are those of next tokens under the model's own logits, to 1e-5 in fp32; "own logits" are
+  scored where the chunked head cannot be used.
 - **flat, packed**: rows that lie end to end are kept apart, proven on a small copy with large weights; "with kernels"
   needs boundaries told to kernels.
 - **LoRA**: share of the weights of linear layers and experts that `all-linear` adapts / `everything` adapts.
@@ -129,7 +130,8 @@ def _loss(scorer: Any) -> str:
     (output.loss_sum / len(output.losses)).backward()
     ours = {n: p.grad.clone() for n, p in scorer.named_parameters() if p.grad is not None}
     scorer.zero_grad()
-    own = scorer.causal_lm(**batch).loss
+    logits = scorer.causal_lm(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    own = cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
     own.backward()
     far = abs(float(output.loss_sum.detach()) / len(output.losses) - float(own.detach())) / abs(float(own.detach()))
     largest = max(float(p.grad.abs().max()) for p in scorer.parameters() if p.grad is not None)
@@ -159,8 +161,10 @@ def _answers(model: Any) -> str:
 
 
 def _short(error: BaseException) -> str:
-    text = first_line(error)
+    text = re.sub(r"'/\S+'", "it", first_line(error))
     known = {
+        r"cannot train on rows": "its code does not take rows of any length in training",
+        r"not a causal language model": "what it saves is of a type that AutoModelForCausalLM does not load",
         r"sees the future": "sees future tokens",
         r"requires the (\w+) library": r"needs \1",
     }

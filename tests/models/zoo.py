@@ -109,7 +109,13 @@ def _own_sizes() -> dict[str, dict[str, Any]]:
             "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2},
         },
         "deepseek_v2": {**latent, "num_experts_per_tok": 2, "moe_layer_freq": 1},
-        "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "head_dim": 16, **sliding_last},
+        "dots1": {
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_shared_experts": 1,
+            "head_dim": 16,
+            **sliding_last,
+        },
         "dots3_note": {"text_config": {"num_key_value_heads": 4, "head_dim": 16}},
         "dots3_note_text": {"num_key_value_heads": 4, "head_dim": 16},
         "gemma3n_text": {**four, "num_kv_shared_layers": 2, "intermediate_size": [96] * 4}
