@@ -184,6 +184,7 @@ class MaskFrom(str, Enum):
     MARKERS = "generation markers of the template"
     TURNS = "turns found in the template's text"
     ROW = "the row itself, without a chat template"
+    ROW_WITH_CONTROL_TOKENS = "the row itself, whose control tokens are read as such"
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,10 @@ class Encoder:
             start = len(self._bos) if self._bos and begun.startswith(self._bos) else 0
         parts = (((0, begin), self.loss_weights.prompt), ((begin, len(text)), self.loss_weights.answer))
         weighted = [(span, weight) for span, weight in parts if span[0] < span[1] and weight != 1.0]
-        return text, [(start, len(text))], MaskFrom.ROW, weighted
+        inside = (prompt + completion).removeprefix(self._bos).rstrip().removesuffix(self._eos)
+        control = self.template.special.search(inside) is not None
+        mask = MaskFrom.ROW_WITH_CONTROL_TOKENS if control else MaskFrom.ROW
+        return text, [(start, len(text))], mask, weighted
 
     def _begun(self, text: str) -> str:
         """Return plain text behind the begin token, if the tokenizer adds one; one that stands there is enough."""

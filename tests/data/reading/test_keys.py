@@ -12,7 +12,7 @@ from lightning_sft.data.codes import Code
 from lightning_sft.data.encoding.encode import Encoder
 from lightning_sft.data.reading.conversation import Rules
 from lightning_sft.data.reading.formats import detect, to_example
-from lightning_sft.data.types import BadRowError
+from lightning_sft.data.types import BadRowError, MaskFrom
 from lightning_sft.errors import UserError
 from tests.data.encoding.kinds import call, schema, tokenizer_of, trained, weather
 from tests.data.helpers import byte_tokenizer, marked, write_jsonl
@@ -238,6 +238,8 @@ def test_begin_and_end_tokens_that_stand_in_the_data_are_not_doubled():
     assert marked(tokenizer, encoded) == "<s>[INST] Name a fruit. [/INST][[ A pear.</s>]]"
     chat = {"text": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"}
     assert trained("chatml", chat) == f"[[{chat['text']}]]"
+    masks = [Encoder(tokenizer)(to_example(row, "text")).mask for row in (chat, text, {"text": "A pear."})]
+    assert masks == [MaskFrom.ROW_WITH_CONTROL_TOKENS, MaskFrom.ROW, MaskFrom.ROW]
 
 
 STRUCTS = [
