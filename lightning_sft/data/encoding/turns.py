@@ -133,15 +133,22 @@ class Turns:
         if index == len(messages) - 1:
             standing = self._standing_prompt(tools)
             return self._closed(text, last, len(text.removesuffix(standing)))
+        user_next = messages[index + 1]["role"] == "user"
+        bare: str | None = None
         for closing in closings:
+            if not closing.strip() and user_next:
+                bare = closing  # perhaps it is closed only by what comes next
+                break
             for begin in begins:
                 for form in dict.fromkeys((closing, closing.rstrip(), self._not_at_the_end(closing, tools))):
                     if text.startswith(form, begin) and begin + len(form) <= limit and (form or not closing):
                         return self._closed(text, begin, begin + len(form), limit)
                 if closing.strip() and (match := self._spaced(closing).match(text, begin, limit)):
                     return self._closed(text, begin, match.end(), limit)
-        if messages[index + 1]["role"] == "user" and (end := self._before_header(text, last, limit, tools)) is not None:
+        if user_next and (end := self._before_header(text, last, limit, tools)) is not None:
             return self._closed(text, last, end, limit)
+        if bare is not None and text.startswith(bare, begins[0]):
+            return self._closed(text, begins[0], begins[0] + len(bare), limit)
         raise _unstable(messages, index, "it is closed otherwise inside the whole than alone")
 
     def _not_at_the_end(self, closing: str, tools: Tools) -> str:

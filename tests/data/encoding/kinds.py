@@ -143,6 +143,13 @@ KINDS = {
     + "{{ m.content + ('<|eot|>' if loop.last and m.role == 'assistant' else '<|/header|>') }}"
     + DONE
     + PROMPT,
+    # closes an answer when the next message comes
+    "closes_with_the_next": EACH
+    + "{% if not loop.first and messages[loop.index0 - 1].role == 'assistant' %}{{ '<|eot|>' }}{% endif %}"
+    + ROLE
+    + "{{ m.content + ('' if m.role == 'assistant' else '<|header|>') }}"
+    + DONE
+    + PROMPT,
     # writes the next answer's header whether it is asked for or not
     "always_prompts": "{{ 'Be brief.<|im_end|>' }}"
     + EACH

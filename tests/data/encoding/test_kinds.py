@@ -135,6 +135,9 @@ def test_a_token_that_closes_the_conversation_belongs_to_the_last_turn_only():
     text = trained("sorted_arguments", TURNS)
     assert "[[Hello.<|im_end|>]]" in text
     assert text.endswith("[[See you.<|im_end|><|eot|>]]")
+    text = trained("closes_with_the_next", TURNS)
+    assert "[[Hello.<|eot|>]]<|im_start|>user" in text
+    assert text.endswith("[[See you.<|im_end|>]]")
     text = trained("closes_the_last_otherwise", TURNS)
     assert "[[Hello.<|/header|>]]<|im_start|>user" in text
     assert text.endswith("[[See you.<|eot|>]]")
