@@ -13,13 +13,14 @@ PYTEST := $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile
 QUICK := tests/objectives tests/head tests/metrics tests/data tests/sweep/test_search.py \
 	--ignore tests/data/storage/test_cache_trouble.py --ignore tests/data/batches/test_packed_fit.py
 
-.PHONY: help demo quick test test-slow lint docs architectures benchmark benchmark-gpu clean
+.PHONY: help demo quick test test-slow test-faults lint docs architectures benchmark benchmark-gpu clean
 
 help:
 	@echo "make demo       set up $(VENV), fine-tune SmolLM2-135M on two-number sums, say where to look"
 	@echo "make quick      the unit tests to run while working: objectives, head, metrics, data, search (under a minute)"
 	@echo "make test       lint, types and every test but the slow ones (some 15 minutes on two cores; WORKERS=2)"
 	@echo "make test-slow  the slow tests: more architectures, formats and restarts of what 'make test' shows once"
+	@echo "make test-faults  50 SIGKILLs at random moments, each resumed and compared; KILLS=50, SEED to repeat (10 minutes)"
 	@echo "make lint       lint and types"
 	@echo "make architectures  write the pages on every architecture and every kind of adapter (minutes)"
 	@echo "make docs       build the documentation into site/"
@@ -54,6 +55,9 @@ test: lint
 
 test-slow: $(VENV)/.test
 	$(PYTEST) -m slow
+
+test-faults: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.kills --kills $(or $(KILLS),50) $(if $(SEED),--seed $(SEED))
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -45,12 +45,13 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: the folder cannot be written, or the disk is full; the old file is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _beside(path)
+    partial = beside(path)
     try:
-        yield partial
-        _sync(partial)
-        partial.replace(path)
-        _sync(path.parent)
+        with naming(path):
+            yield partial
+            sync(partial)
+            partial.replace(path)
+            sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -79,16 +80,15 @@ def new_folder(folder: Path, *, place: Path | None = None) -> Iterator[Path]:
     """
     if place is None:
         folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = _beside(folder if place is None else place / folder.name)
+    partial = beside(folder if place is None else place / folder.name)
     try:
-        partial.mkdir()
-        yield partial
-        for path in sorted(partial.rglob("*"), reverse=True):  # what a folder holds before the folder
-            _sync(path)
-        _sync(partial)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial.rename(folder)
-        _sync(folder.parent)
+        with naming(folder):
+            partial.mkdir()
+            yield partial
+            sync_all(partial)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            partial.rename(folder)
+            sync(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -100,18 +100,55 @@ def append_text(path: Path, text: str) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    with os.fdopen(descriptor, "wb", buffering=0) as file:
+    with naming(path), os.fdopen(descriptor, "wb", buffering=0) as file:
         remaining = memoryview(text.encode("utf-8"))
         while remaining:
             remaining = remaining[file.write(remaining) :]
         os.fsync(descriptor)
 
 
-def _beside(path: Path) -> Path:
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file or folder that was to be written where the system says that it cannot be, as on a full disk.
+
+    Raises:
+        OSError: of the same number, with ``path`` as its file name.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, *_partials(path, error.filename)):
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
+def _partials(path: Path, name: object) -> tuple[object, ...]:
+    """Return the name itself if it is one that `beside` gave for ``path``, or of a file in such a folder."""
+    return (name,) if f".{path.name}." in str(name) and ".partial" in str(name) else ()
+
+
+def beside(path: Path) -> Path:
+    """Return a name beside ``path`` that nobody else uses, for what is to take its place when it is whole."""
     return path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial")
 
 
-def _sync(path: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left half written in a folder that no other process is writing to."""
+    for path in folder.glob(".*.partial"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def sync_all(path: Path) -> None:
+    """Flush a file, or a folder and all that it holds, to the disk."""
+    for inner in sorted(path.rglob("*"), reverse=True):  # what a folder holds before the folder
+        sync(inner)
+    sync(path)
+
+
+def sync(path: Path) -> None:
     """Flush a file or a folder's entries to the disk; filesystems that cannot sync a folder are passed over."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

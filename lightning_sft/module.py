@@ -18,13 +18,13 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lightning_sft._lightning import all_gather, attached_trainer, made_by_cli
-from lightning_sft.checkpoints import hparams, state
+from lightning_sft.checkpoints import averaging, hparams, state
+from lightning_sft.checkpoints.io import write_safely
 from lightning_sft.checkpoints.resume import ResumeState, position_facts
 from lightning_sft.evaluation import Batch, EvaluatedModule
 from lightning_sft.head import HeadKind, HeadOutput
 from lightning_sft.models import tuners
 from lightning_sft.models.build import ModelSettings, build_scorer
-from lightning_sft.models.frozen import without_frozen
 from lightning_sft.models.generation import generate
 from lightning_sft.models.loading import Dtype, Init
 from lightning_sft.models.quantization import Quantization
@@ -133,7 +133,7 @@ class SFTModule(TakesExtraLoss, EvaluatedModule):
         self.objective = NLL() if objective is None else objective
         self.steps = ExactSteps(denominator, on_nonfinite)
         self.accumulator, self.loss_watch = self.steps.accumulator, self.steps.watch
-        self.resume_state = ResumeState(self.settings.describe())
+        self.resume_state = ResumeState(self.settings.describe(), warmup_steps=warmup_steps, warmup_ratio=warmup_ratio)
         # Objects in a checkpoint would break weights_only loading. LightningCLI hands over plain data instead.
         self.save_hyperparameters(ignore=[] if made_by_cli() else hparams.objects_in(given), logger=False)
         hparams.drop_objects((self.hparams, self.hparams_initial))  # a subclass may have objects of its own
@@ -186,6 +186,7 @@ class SFTModule(TakesExtraLoss, EvaluatedModule):
     def configure_callbacks(self) -> list[Callback]:
         from lightning_sft.callbacks.defaults import default_callbacks
 
+        write_safely(self.trainer)
         start.before_callbacks(self)  # no hook comes earlier
         return default_callbacks(self.trainer)
 
@@ -223,7 +224,7 @@ class SFTModule(TakesExtraLoss, EvaluatedModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.settings.base_comes_back and self.strategy_adapter.drops_frozen:
-            checkpoint["state_dict"] = without_frozen(checkpoint["state_dict"], self)
+            averaging.drop_frozen(checkpoint, self)
         checkpoint[state.KEY] = self.resume_state.content(
             self.trainer,
             self.objective,
@@ -240,10 +241,9 @@ class SFTModule(TakesExtraLoss, EvaluatedModule):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.resume_state.accept_weights(checkpoint, self, self.objective)
-        trainer, saved = attached_trainer(self), checkpoint.get(state.KEY)
-        if saved and trainer is not None and trainer.state.fn == "fit":
-            self.accumulator.skipped_steps = self.resume_state.remember(saved, trainer)
-            tuners.load_tuner_state(self.scorer.model, saved.get("tuner", {}))
+        if (trainer := attached_trainer(self)) and trainer.state.fn == "fit" and state.KEY in checkpoint:
+            self.accumulator.skipped_steps = self.resume_state.remember(checkpoint, trainer)
+            tuners.load_tuner_state(self.scorer.model, checkpoint[state.KEY].get("tuner", {}))
 
     @property
     def step_totals(self) -> StepTotals:

@@ -1,17 +1,26 @@
-"""Watches what _lightning.py touches: fails loudly when Lightning changes it."""
+"""Watches what _lightning/ touches: fails loudly when Lightning changes it."""
 
 import inspect
 from pathlib import Path
 
 import pytest
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import (
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    ProgressBar,
+    RichProgressBar,
+    TQDMProgressBar,
+    WeightAveraging,
+)
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.core.mixins import hparams_mixin
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.optim.swa_utils import AveragedModel
 
 from lightning_sft import _lightning
+from lightning_sft._lightning import loops, saving
 
 
 def test_hyperparameters_given_by_the_cli() -> None:
@@ -111,3 +120,32 @@ def test_positions_and_loaders() -> None:
     assert trainer.training
     assert "setup_data" in dir(trainer.fit_loop.epoch_loop.val_loop)
     assert "_on_before_batch_transfer" in dir(LightningModule())
+
+
+def test_what_signals_and_checkpoints_touch() -> None:
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    assert "_signal_connector.register_signal_handlers()" in inspect.getsource(Trainer._run)
+    assert callable(trainer._signal_connector.register_signal_handlers)
+    loops.leave_signals_alone(trainer)
+    trainer._signal_connector.register_signal_handlers()
+    assert hasattr(trainer._accelerator_connector, "cluster_environment")
+    assert loops.launched_ranks(trainer)[0]() == []
+    progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    loops.validate_again(trainer)
+    assert (progress.total.ready, progress.total.started, progress.total.processed) == (1, 1, 0)
+    assert list(inspect.signature(trainer.fit_loop.epoch_loop._should_check_val_fx).parameters) == ["data_fetcher"]
+    assert ModelCheckpoint(monitor="val/nll")._save_on_train_epoch_end is None
+    for called in (WeightAveraging.on_validation_epoch_start, WeightAveraging.on_validation_epoch_end):
+        assert "_swap_models(pl_module)" in inspect.getsource(called)
+
+
+def test_the_averages_of_a_validation_are_known() -> None:
+    callback = EMAWeightAveraging()
+    saving.watch_swaps(callback)
+    saving.watch_swaps(callback)
+    callback._average_model = AveragedModel(LightningModule())
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[callback])
+    callback.on_validation_epoch_start(trainer, LightningModule())
+    assert callback.lightning_sft_swapped
+    saving.swap_back(trainer, LightningModule())
+    assert not callback.lightning_sft_swapped

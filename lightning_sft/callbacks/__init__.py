@@ -6,6 +6,7 @@ from lightning_sft.callbacks.adapter_report import AdapterReport
 from lightning_sft.callbacks.critical_learning_rate import CriticalLearningRateFinder
 from lightning_sft.callbacks.data_report import DataReport
 from lightning_sft.callbacks.drift import DriftMonitor
+from lightning_sft.callbacks.final_validation import FinalValidation
 from lightning_sft.callbacks.generation import GenerationMonitor
 from lightning_sft.callbacks.last_checkpoint import LastCheckpoint
 from lightning_sft.callbacks.learning_rate_sweep import LearningRateSweep
@@ -21,6 +22,7 @@ __all__ = [
     "CriticalLearningRateFinder",
     "DataReport",
     "DriftMonitor",
+    "FinalValidation",
     "GenerationMonitor",
     "LastCheckpoint",
     "LearningRateSweep",

@@ -1,4 +1,4 @@
-"""The callbacks that a module of ours brings along."""
+"""The callbacks that `SFTModule` brings along."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning_sft._lightning import callbacks_of
 from lightning_sft.callbacks.adapter_report import AdapterReport
 from lightning_sft.callbacks.data_report import DataReport
+from lightning_sft.callbacks.final_validation import FinalValidation
 from lightning_sft.callbacks.generation import GenerationMonitor
 from lightning_sft.callbacks.training_metrics import TrainingMetrics
 
@@ -16,5 +17,11 @@ def default_callbacks(trainer: Trainer) -> list[Callback]:
     if trainer.barebones:
         return []
     given = callbacks_of(trainer)
-    defaults: list[Callback] = [DataReport(), AdapterReport(), TrainingMetrics(), GenerationMonitor()]
+    defaults: list[Callback] = [
+        DataReport(),
+        AdapterReport(),
+        TrainingMetrics(),
+        GenerationMonitor(),
+        FinalValidation(),
+    ]
     return [callback for callback in defaults if not any(isinstance(g, type(callback)) for g in given)]

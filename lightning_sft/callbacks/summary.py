@@ -22,6 +22,7 @@ class RunSummary(Callback):
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
         self.before_step = 0
+        self.after_step = 0
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -30,7 +31,7 @@ class RunSummary(Callback):
         if trainer.state.fn != "fit":
             return
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        self.after = values
+        self.after, self.after_step = values, trainer.global_step
         if not self.before:
             self.before, self.before_step = values, trainer.global_step
             if trainer.sanity_checking:
@@ -43,7 +44,7 @@ class RunSummary(Callback):
         if trainer.barebones or not trainer.is_global_zero or not self.after:
             return
         head = "before" if self.before_step == 0 else f"step {self.before_step}"
-        print(f"\n{'held out':<24}{head:>12}{f'step {trainer.global_step}':>14}")
+        print(f"\n{'held out':<24}{head:>12}{f'step {self.after_step}':>14}")
         for key, value in sorted(self.after.items()):
             print(f"{key:<24}{self.before.get(key, math.nan):>12.4f}{value:>14.4f}")
         if folder and any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
@@ -51,8 +52,14 @@ class RunSummary(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"before": self.before, "before_step": self.before_step, "after": self.after}
+        return {
+            "before": self.before,
+            "before_step": self.before_step,
+            "after": self.after,
+            "after_step": self.after_step,
+        }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.before, self.before_step = state_dict["before"], state_dict["before_step"]
+        self.after, self.after_step = state_dict["after"], state_dict.get("after_step", 0)

@@ -10,9 +10,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_sft._lightning import accumulation, data_parallel_size_and_rank
-from lightning_sft.checkpoints import shards, state
-from lightning_sft.checkpoints.runs import read_checkpoint
+from lightning_sft._lightning import accumulation, callbacks_of, data_parallel_size_and_rank
+from lightning_sft.checkpoints import averaging, shards, state
+from lightning_sft.checkpoints.read import read_checkpoint
 from lightning_sft.errors import UserError
 from lightning_sft.objectives import Objective
 
@@ -38,14 +38,16 @@ class ResumeState:
 
     Args:
         model: description of the model that this run trains.
+        asked: settings that a resume must keep, beside those of the optimizer, such as the warm-up's.
 
     Attributes:
         optimizer: ``{"optimizer": ..., "lr_scheduler": ...}``, descriptions of both once they are made.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, **asked: float | None) -> None:
         self.model = model
         self.optimizer: dict[str, str] = {}
+        self._asked = asked
         self._facts: dict[str, Any] = {}
         self._rng: dict[str, Any] | None = None
 
@@ -69,7 +71,7 @@ class ResumeState:
             skipped_steps: optimizer steps without a token to learn from, so far.
             tuner: what an adapter remembers of the steps so far.
         """
-        facts = {**position_facts(trainer), **self.optimizer}
+        facts = {**position_facts(trainer), **self.optimizer, **self._asked}
         written = _WRITTEN.setdefault(trainer, [])
         written += [] if facts in written else [facts]
         return {
@@ -138,18 +140,30 @@ class ResumeState:
         if weights is not None:
             state.check_weights(weights, module, saved.get("model", "another model"), self.model)
 
-    def remember(self, saved: dict[str, Any], trainer: Trainer) -> int:
+    def remember(self, checkpoint: dict[str, Any], trainer: Trainer) -> int:
         """Keep what a checkpoint says until `check` and `restore_rng`; return the steps that its run skipped.
 
         A checkpoint that this very run has written is no resume: Lightning's BatchSizeFinder puts the weights back by
         one after it has changed the batch size.
 
         Args:
-            saved: see `content`.
+            checkpoint: of a fit; holds `content` under ``state.KEY``. What averaging callbacks load is completed.
             trainer: of this run.
+
+        Raises:
+            UserError: it holds weights alone.
         """
+        if "callbacks" not in checkpoint:
+            raise UserError(
+                "The checkpoint holds weights alone (save_weights_only: true): no state of the optimizer, of the "
+                "schedule or of the position in the data, so there is nothing to resume. Resume from last.ckpt of its "
+                "run, or start a new run from its weights: `lightning-sft export` writes a model folder for "
+                "--model.model_name_or_path. It validates, tests, predicts and exports as it is."
+            )
+        saved = checkpoint[state.KEY]
         self._facts = {} if saved["facts"] in _WRITTEN.get(trainer, []) else saved["facts"]
         self._rng = saved["rng"][trainer.global_rank]
+        averaging.complete(checkpoint, trainer.lightning_module, callbacks_of(trainer))
         if saved.get("open_micro_batches"):
             rank_zero_warn(
                 f"The checkpoint was written in the middle of an optimizer step: the gradient of its first "
@@ -165,7 +179,7 @@ class ResumeState:
             UserError: names what differs, with both values.
         """
         saved, self._facts = self._facts, {}
-        state.check_resume(saved, {**facts, **self.optimizer})
+        state.check_resume(saved, {**facts, **self.optimizer, **self._asked})
 
     def restore_rng(self) -> bool:
         """Put this rank's random streams to where the checkpoint found them, once; return whether there was one."""

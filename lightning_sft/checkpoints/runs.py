@@ -1,112 +1,150 @@
-"""Run folders: where the last run and its checkpoints are."""
+"""Run folders: where a run keeps its checkpoints, and which one ``last`` and ``best`` mean."""
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning_sft.checkpoints.shards import read_common
-from lightning_sft.errors import UserError, first_line
+from lightning_sft.checkpoints.read import is_whole, read_checkpoint
+from lightning_sft.checkpoints.slurm import is_continued_by
+from lightning_sft.errors import UserError
 
-#: Loggers that keep a run in ``save_dir/name/version``.
-TENSORBOARD = "lightning.pytorch.loggers.TensorBoardLogger"
-VERSIONED = (TENSORBOARD, "lightning.pytorch.loggers.CSVLogger")
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
 CHECKPOINTS = "checkpoints"
+LAST = "last.ckpt"
+#: the folder of runs under the root, as Lightning's loggers name it
+LOGS = "lightning_logs"
+#: under which a checkpoint holds what `LastCheckpoint` knows of the run
+RUN_STATE = "LastCheckpoint"
 
 
-@dataclass(frozen=True)
-class RunCheckpoint:
-    """A checkpoint and the run it belongs to.
-
-    Attributes:
-        path: the checkpoint, a file or a sharded folder.
-        version: name of the run's folder, such as ``version_3``; None for a checkpoint outside a run folder.
-    """
-
-    path: Path
-    version: str | None
+def run_folder(trainer: Trainer) -> Path | None:
+    """Return the folder of a run, in which Lightning's ModelCheckpoint makes ``checkpoints``; None without a logger."""
+    if not trainer.loggers:
+        return None
+    logger = trainer.loggers[0]
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return Path(logger.save_dir or trainer.default_root_dir, str(logger.name), version)
 
 
-def find_checkpoint(which: str, root: Path, extra: list[Path]) -> RunCheckpoint:
+def next_version(roots: Iterable[Path]) -> int:
+    """Return the lowest number whose ``version_N`` no folder has yet, nor any after it."""
+    names = [path.name.removeprefix("version_") for root in roots for path in root.glob("version_*")]
+    return max((int(name) for name in names if name.isdecimal()), default=-1) + 1
+
+
+def find_checkpoint(which: str, roots: Iterable[Path], extra: Iterable[Path] = ()) -> Path:
     """Return the checkpoint that ``--ckpt_path`` means.
 
     Args:
         which: ``"last"``: the newest checkpoint of the newest run; ``"best"``: the best one of that run; or a path.
-        root: the folder of the runs, each with its ``checkpoints`` folder.
+        roots: folders of runs, each with its ``checkpoints`` folder.
         extra: further checkpoint folders, such as a ModelCheckpoint's ``dirpath``.
 
     Raises:
-        UserError: there is none; says where was looked.
+        UserError: there is none, or it is not whole; says where was looked, and which one is whole.
     """
     if which not in ("last", "best"):
-        path = Path(which).expanduser()
-        if not path.exists():
-            raise UserError(f"--ckpt_path is {which!r}, which does not exist. Allowed: a checkpoint, 'last' or 'best'.")
-        if path.is_file():  # folders are left to their strategy
-            read_checkpoint(path)
-        return RunCheckpoint(path, _version(path, root))
-    # version folders, no logger at all, and loggers that put a project between (W&B)
-    depths = (f"*/{CHECKPOINTS}", CHECKPOINTS, f"*/*/{CHECKPOINTS}")
-    folders = [folder for depth in depths for folder in root.glob(depth)]
-    found = [path for folder in (*folders, *extra) for path in folder.glob("*.ckpt")]
-    if not found:
+        return _by_path(Path(which).expanduser())
+    roots = list(roots)
+    newest = _newest_run(roots, extra)
+    if not newest:
         raise UserError(
-            f"--ckpt_path {which}: no run with a checkpoint was found in {str(root)!r}. Start a run without "
-            "--ckpt_path, or give the path of a checkpoint."
+            f"--ckpt_path {which}: no run with a checkpoint was found in {', '.join(repr(str(r)) for r in roots)}. "
+            "Start a run without --ckpt_path, or give the path of a checkpoint."
         )
-    newest = max(found, key=lambda p: p.stat().st_mtime_ns)
     if which == "best":
-        return RunCheckpoint(_best(newest), _version(newest, root))
-    last = newest.with_name("last.ckpt")  # another one may have been written in the middle of a step
-    return RunCheckpoint(last if last.is_file() else newest, _version(newest, root))
+        return _best(newest)
+    last = newest[0].with_name(LAST)  # another one may have been written in the middle of a step
+    meant = last if last in newest else newest[0]
+    if not is_whole(meant) and not _is_left_to_its_strategy(meant):
+        whole = next((path for path in newest if path != meant and is_whole(path)), None)
+        remedy = "No other checkpoint of the run is whole." if whole is None else f"Whole is: --ckpt_path {whole}"
+        raise UserError(f"--ckpt_path last is {str(meant)!r}, which is cut off or damaged. {remedy}")
+    return meant
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return the content of a checkpoint, its tensors left on the disk; without weights if it is a folder of shards.
+def _newest_run(roots: Iterable[Path], extra: Iterable[Path]) -> list[Path]:
+    """Return the checkpoints of the run that was written to last, the newest first."""
+    found = _checkpoints(roots, extra)
+    return [path for path in found if path.parent == found[0].parent]
 
-    Raises:
-        UserError: it cannot be read, or Lightning did not write it.
-    """
-    import torch
 
-    if path.is_dir():
-        return read_common(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises whatever the first wrong byte leads to
+def _checkpoints(roots: Iterable[Path], extra: Iterable[Path]) -> list[Path]:
+    """Return the checkpoints of all runs, the newest first."""
+    # version folders, no version at all, and loggers that put a project between (W&B)
+    depths = (f"*/{CHECKPOINTS}", CHECKPOINTS, f"*/*/{CHECKPOINTS}")
+    folders = {folder for root in roots for depth in depths for folder in root.glob(depth)} | set(extra)
+    found = {path.resolve(): path for folder in folders for path in folder.glob("*.ckpt")}.values()
+    return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def _by_path(path: Path) -> Path:
+    if not path.exists():
+        raise UserError(f"--ckpt_path is {str(path)!r}, which does not exist. Allowed: a checkpoint, 'last' or 'best'.")
+    inside = sorted(p.name for p in path.glob("*.ckpt")) if path.is_dir() else []
+    if inside:
         raise UserError(
-            f"--ckpt_path is {str(path)!r}, which cannot be read as a checkpoint: {first_line(error)} "
-            "It may be cut off or something else. Give a .ckpt file that a run wrote, 'last' or 'best'."
-        ) from error
-    if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
-        raise UserError(
-            f"--ckpt_path is {str(path)!r}, which torch reads but Lightning did not write. Give a .ckpt file of a run; "
-            "a model folder or file of weights goes to --model.model_name_or_path."
+            f"--ckpt_path is {str(path)!r}, a folder of checkpoints. Give one of them: "
+            f"{', '.join(str(path / name) for name in inside[:10])}; or 'last' or 'best'."
         )
-    return content
+    if not _is_left_to_its_strategy(path):
+        read_checkpoint(path)
+    return path
 
 
-def _version(checkpoint: Path, root: Path) -> str | None:
-    """Return the name of the run's folder, if the checkpoint lies in ``root/version/checkpoints``."""
-    run = checkpoint.parent.parent
-    inside = checkpoint.parent.name == CHECKPOINTS and run.parent.resolve() == root.resolve()
-    return run.name if inside else None
+def _is_left_to_its_strategy(path: Path) -> bool:
+    """Return whether only the strategy that wrote a folder can read it, as DeepSpeed's."""
+    return path.is_dir() and (path / "latest").exists()
 
 
-def _best(checkpoint: Path) -> Path:
-    """Return the best checkpoint of a run, as the state of its ModelCheckpoint says."""
-    states: dict[str, Any] = read_checkpoint(checkpoint)["callbacks"]
-    monitoring = [s for k, s in states.items() if k.startswith("ModelCheckpoint") and s.get("monitor")]
-    for state in monitoring:
-        best = Path(state["best_model_path"])
-        for path in (best, checkpoint.parent / best.name):  # the folder may have been moved
-            if path.exists():
-                return path
+def _best(newest: list[Path]) -> Path:
+    """Return the best checkpoint of a run, as the state of its ModelCheckpoint says.
+
+    Args:
+        newest: the run's checkpoints, the newest first; those of weights alone and damaged ones hold no state.
+    """
+    for checkpoint in newest:
+        states = read_checkpoint(checkpoint).get("callbacks", {}) if is_whole(checkpoint) else {}
+        for state in (s for k, s in states.items() if k.startswith("ModelCheckpoint") and s.get("monitor")):
+            best = Path(state["best_model_path"])
+            for path in (best, checkpoint.parent / best.name):  # the folder may have been moved
+                if best.name and path.exists():
+                    read_checkpoint(path)
+                    return path
+    names = ", ".join(str(path) for path in newest[:10])
     raise UserError(
-        f"--ckpt_path best: the run of {str(checkpoint)!r} kept no best checkpoint. Use 'last', or give a path."
+        f"--ckpt_path best: the run of {str(newest[0].parent)!r} kept no record of a best checkpoint. Use 'last', or "
+        f"give a path: {names}."
     )
+
+
+def run_state(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return what `LastCheckpoint` stored of a run: its loggers, its SLURM job; empty if it did not."""
+    state = checkpoint.get("callbacks", {}).get(RUN_STATE)
+    return state if isinstance(state, dict) else {}
+
+
+def find_requeued(job: dict[str, Any], roots: Iterable[Path], extra: Iterable[Path] = ()) -> Path | None:
+    """Return the newest ``last.ckpt`` that the same command of the same SLURM job wrote before it was requeued.
+
+    Args:
+        job: of this process; see `slurm_job`.
+        roots: folders of runs.
+        extra: further checkpoint folders.
+    """
+    lasts = [path for path in _checkpoints(roots, extra) if path.name == LAST]
+    for path in lasts:
+        if is_whole(path) and is_continued_by(run_state(read_checkpoint(path)).get("slurm", {}), job):
+            return path
+    return None
+
+
+# ---------------------------------------------------------------------- files of loggers
 
 
 def keep_metrics(run: Path) -> None:

@@ -35,6 +35,30 @@ def read_common(folder: Path) -> dict[str, Any]:
     return content
 
 
+def check_whole(folder: Path) -> None:
+    """Raise unless every file of a sharded checkpoint is there and as long as its index says.
+
+    Raises:
+        UserError: the folder is no sharded checkpoint, or a file is missing or cut off; names it.
+    """
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+    read_common(folder)
+    try:
+        stored = FileSystemReader(folder).read_metadata().storage_data
+    except Exception as error:  # pickle raises whatever the first wrong byte leads to
+        raise UserError(f"{str(folder / '.metadata')!r} cannot be read: {first_line(error)}") from error
+    ends: dict[str, int] = {}
+    for piece in stored.values():
+        ends[piece.relative_path] = max(ends.get(piece.relative_path, 0), piece.offset + piece.length)
+    for name, end in ends.items():
+        size = (folder / name).stat().st_size if (folder / name).is_file() else 0
+        if size < end:
+            raise UserError(
+                f"The checkpoint {str(folder)!r} is not whole: {name} has {size} of {end} bytes. Give another one."
+            )
+
+
 def weights(folder: Path, *, empty: bool = False) -> dict[str, Any]:
     """Return the weights of a sharded checkpoint in one piece, on the CPU, in this process alone.
 

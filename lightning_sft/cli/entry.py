@@ -12,7 +12,9 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import NoReturn
 
+from lightning_sft.cli.failures import what_happened
 from lightning_sft.errors import UserError
+from lightning_sft.training.signals import WATCH, Stopped
 
 LIGHTNING_VERBS = {
     "fit": "fine-tune a model",
@@ -50,13 +52,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     if verb == "--version":
         print(f"lightning-sft {metadata.version('lightning-sft')}, lightning {metadata.version('lightning')}")
         return
+    owns_signals = WATCH.install()
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, os.getcwd())  # a script's path lacks the folder where users keep classes of their own
     try:
         _verb(verb)(arguments)
+        if WATCH.requested is not None:
+            WATCH.stop("when everything was done")
+    except Stopped as stopped:
+        WATCH.end_ranks()
+        # Lightning kills all where a rank that it started ends with another status
+        sys.exit(0 if WATCH.is_started_rank and WATCH.agreed else stopped.code)
     except UserError as error:
         _fail(error)
     except Exception as error:
+        if WATCH.requested is not None and type(error).__name__ == "ProcessExitedException":  # a forked rank ended
+            sys.exit(128 + WATCH.requested)
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
         # What Lightning or a scheduler itself refuses is a setting, too: its own frame is the innermost one.
@@ -69,7 +80,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         _, found, message = str(error).rpartition(f"{UserError.__module__}.{UserError.__name__}: ")
         if found and type(error).__name__ == "ProcessRaisedException":
             _fail(UserError(message.strip()))
+        said = what_happened(error)
+        if said is not None:
+            _fail(error, said)
         raise
+    finally:
+        if owns_signals:
+            WATCH.restore()
 
 
 def _verb(verb: str) -> Callable[[list[str]], None]:
@@ -114,8 +131,8 @@ def _help() -> str:
     return "\n".join(lines)
 
 
-def _fail(error: Exception) -> NoReturn:
+def _fail(error: Exception, said: str | None = None) -> NoReturn:
     if os.environ.get("LIGHTNING_SFT_DEBUG"):
         raise error
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {said or error}", file=sys.stderr)
     sys.exit(2)

@@ -19,12 +19,16 @@ import lightning_sft.callbacks
 import lightning_sft.data
 import lightning_sft.objectives  # these rooms are imported so that short class names resolve in configurations
 from lightning_sft._lightning import ConfigurationWins
+from lightning_sft._lightning.loops import launched_ranks
 from lightning_sft.callbacks import LastCheckpoint, PredictionWriter, RunSummary
 from lightning_sft.checkpoints import runs
+from lightning_sft.checkpoints.slurm import slurm_job
+from lightning_sft.cli import run_folders
 from lightning_sft.cli.classes import OURS, Classes, choose_classes, with_classes
 from lightning_sft.cli.parser_errors import explain
 from lightning_sft.errors import UserError
 from lightning_sft.files import write_text
+from lightning_sft.training.signals import WATCH
 
 # Defaults such as Timer's interval are names in an enumeration, which YAML would not write.
 yaml.SafeDumper.add_multi_representer(StrEnum, lambda dumper, value: dumper.represent_str(str(value.value)))
@@ -67,16 +71,16 @@ class RunConfig(SaveConfigCallback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        log_dir = trainer.log_dir  # a collective: every rank asks
-        if log_dir is None or not trainer.loggers or not trainer.is_global_zero:
-            return  # without a logger, log_dir is the user's own folder
-        folder = Path(log_dir)
+        lasts = [c.path for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)]
+        folder = lasts[0].parent if lasts else runs.run_folder(trainer)
+        if folder is None or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return  # such a run has no folder
         name = f"config_resumed_at_step_{trainer.global_step}.yaml" if trainer.ckpt_path else self.config_filename
         again = self.config.clone()
         again.ckpt_path = None  # so that the file starts a run of its own
-        for logger in _versioned_loggers(again.trainer):
-            logger.init_args.version = None
-        write_text(folder / name, with_classes(self.parser.dump(again, skip_none=False), self._classes))
+        run_folders.forget_versions(again.trainer)
+        place = folder.parent if folder.name == runs.CHECKPOINTS else folder
+        write_text(place / name, with_classes(self.parser.dump(again, skip_none=False), self._classes))
 
 
 class SFTCLI(ConfigurationWins, LightningCLI):
@@ -91,6 +95,8 @@ class SFTCLI(ConfigurationWins, LightningCLI):
         self._new_folders: list[Path] = []
         self._verb = args[0] if isinstance(args, list) and args else None
         classes, args = choose_classes(args) if isinstance(args, list) else (OURS, args)
+        self._data_is_ours = classes["data"] is OURS["data"]
+        self._folder: Path | None = None
         try:
             super().__init__(
                 classes["model"],
@@ -128,31 +134,35 @@ class SFTCLI(ConfigurationWins, LightningCLI):
         if config.trainer.accumulate_grad_batches < 1:
             given = config.trainer.accumulate_grad_batches
             raise UserError(f"trainer.accumulate_grad_batches is {given}. Allowed: 1 or more.")
-        loggers = _versioned_loggers(config.trainer)
-        which = config.get("ckpt_path")
+        if self._data_is_ours:
+            _refuse_nothing(self.subcommand, config.get("data"))
+        trainer = config.trainer
+        which = config.get("ckpt_path") or (self._requeued(trainer) if self.subcommand == "fit" else None)
         if not which:
+            if self.subcommand == "fit":
+                self._folder = run_folders.start(trainer)
             return
-        root, extra = _run_root(config.trainer, loggers), _checkpoint_folders(config.trainer)
-        found = runs.find_checkpoint(str(which), root, extra)
-        config.ckpt_path = str(found.path)
-        if found.path.is_dir() and not _reads_folders(config.trainer.strategy):
+        found = runs.find_checkpoint(str(which), run_folders.roots(trainer), run_folders.checkpoint_folders(trainer))
+        config.ckpt_path = str(found)
+        if found.is_dir() and not _reads_folders(trainer.strategy):
             raise UserError(
-                f"--ckpt_path is {str(found.path)!r}, a folder with a file of each rank, which this run's strategy "
+                f"--ckpt_path is {str(found)!r}, a folder with a file of each rank, which this run's strategy "
                 "does not read. Use the strategy that wrote it (config.yaml of its run), or start from its weights: "
                 "`lightning-sft export` writes a model folder for --model.model_name_or_path."
             )
         if self.subcommand != "fit":
             # ModelCheckpoint's remark that it will not continue the other run's list of best models
             warnings.filterwarnings("ignore", message="The dirpath has changed from")
-        if found.version is None:
-            return
         # The run goes on in its own folder, which naturally holds its checkpoints.
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
-        for logger in loggers:
-            if logger.init_args.version is None and (self.subcommand == "fit" or logger.class_path == runs.TENSORBOARD):
-                runs.keep_metrics(root / found.version)
-                logger.init_args.version = found.version
+        self._folder = run_folders.go_on(trainer, found, fit=self.subcommand == "fit")
+
+    def _requeued(self, trainer: Namespace) -> Path | None:
+        """Return the checkpoint that this SLURM job wrote before it was requeued."""
+        job = slurm_job()
+        places = run_folders.roots(trainer), run_folders.checkpoint_folders(trainer)
+        return runs.find_requeued(job, *places) if job else None
 
     @override
     def instantiate_classes(self) -> None:
@@ -175,17 +185,30 @@ class SFTCLI(ConfigurationWins, LightningCLI):
             given = tuple(type(c) for c in callbacks)
             callbacks += [] if any(issubclass(c, ModelCheckpoint) for c in given) else [_best_checkpoint()]
             callbacks += [] if any(issubclass(c, LastCheckpoint) for c in given) else [LastCheckpoint()]
+        for callback in callbacks:
+            if isinstance(callback, ModelCheckpoint | LastCheckpoint) and self._folder and callback.dirpath is None:
+                callback.dirpath = str(self._folder / runs.CHECKPOINTS)
         if not any(isinstance(c, RunSummary) for c in callbacks):
             callbacks.append(RunSummary())
         if self.subcommand == "predict" and not any(isinstance(c, _PREDICTION_WRITERS) for c in callbacks):
             callbacks.append(PredictionWriter())
         trainer = super().instantiate_trainer(**{"callbacks": callbacks, **kwargs})
+        WATCH.ranks, WATCH.only_waits = launched_ranks(trainer)
         folders = [Path(logger.log_dir) for logger in trainer.loggers if logger.log_dir]
         self._new_folders = [folder for folder in folders if not folder.exists()]
         return trainer
 
 
 _PREDICTION_WRITERS = (PredictionWriter, BasePredictionWriter)
+
+
+def _refuse_nothing(verb: str, data: Namespace | None) -> None:
+    """Raise if a verb has no rows to work on."""
+    key = {"fit": "train", "validate": "val"}.get(verb, verb)
+    given = data or Namespace()
+    if given.get(key) or (key == "val" and given.get("train") and given.get("val_split")):
+        return
+    raise UserError(f"There is nothing for {verb}: data.{key} is not set. Give a path or a DataSource.")
 
 
 def _best_checkpoint() -> Callback:
@@ -198,26 +221,3 @@ def _reads_folders(strategy: str | Namespace) -> bool:
     """Return whether a strategy, as configured, may write and read folders instead of files."""
     name = strategy if isinstance(strategy, str) else str(strategy.class_path)
     return any(part in name.lower() for part in ("modelparallel", "fsdp", "deepspeed"))
-
-
-def _versioned_loggers(trainer: Namespace) -> list[Namespace]:
-    """Return the configurations of the loggers that keep versions; Lightning's default logger is spelled out."""
-    if trainer.logger is True or (trainer.logger is None and not (trainer.fast_dev_run or trainer.barebones)):
-        arguments = Namespace(save_dir=trainer.default_root_dir or ".", name="lightning_logs", version=None)
-        arguments.default_hp_metric = False
-        trainer.logger = Namespace(class_path=runs.TENSORBOARD, init_args=arguments)
-    loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
-    return [x for x in loggers if isinstance(x, Namespace) and x.class_path in runs.VERSIONED]
-
-
-def _run_root(trainer: Namespace, loggers: list[Namespace]) -> Path:
-    if not loggers:
-        return Path(trainer.default_root_dir or ".")
-    first = loggers[0].init_args
-    return Path(first.save_dir) / (first.name or "")
-
-
-def _checkpoint_folders(trainer: Namespace) -> list[Path]:
-    callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
-    arguments = [c.init_args for c in callbacks if isinstance(c, Namespace) and "init_args" in c]
-    return [Path(a.dirpath) for a in arguments if a.get("dirpath")]

@@ -16,7 +16,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lightning_sft.checkpoints import shards
-from lightning_sft.checkpoints.runs import find_checkpoint, read_checkpoint
+from lightning_sft.checkpoints.read import read_checkpoint
+from lightning_sft.checkpoints.runs import find_checkpoint
 from lightning_sft.checkpoints.state import KEY
 from lightning_sft.errors import UserError, first_line
 from lightning_sft.export.model_card import Kind, is_converted, model_card, run_config
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _refuse_existing(arguments.output)  # before minutes of loading
     # runs lie in save_dir/name/version: the default logger's save_dir is the current folder, others name one
     runs = [folder for depth in (2, 3) for folder in Path().glob("*/" * depth + "checkpoints")]
-    checkpoint = find_checkpoint(arguments.ckpt_path, Path(), runs).path
+    checkpoint = find_checkpoint(arguments.ckpt_path, [Path()], runs)
     module = load_module(checkpoint)
     kind = write_folder(module, arguments.output, merge=arguments.merge, checkpoint=checkpoint)
     print(f"{checkpoint} -> {arguments.output} ({'full model' if kind == 'full' else kind})")

@@ -10,16 +10,27 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
+from typing_extensions import override
 
 from lightning_sft.errors import UserError
 from lightning_sft.models.mode import eval_mode
 from lightning_sft.models.positions import row_limit
 from lightning_sft.models.small_copy import WINDOW, CopyFailed, small_copy, token_ids, undisturbed
+from lightning_sft.training.signals import stop_in_generation
 
 #: what was found out about a model
 _known: weakref.WeakKeyDictionary[PreTrainedModel, Answering] = weakref.WeakKeyDictionary()
 _SAME = 1e-3  # of the largest score: what rounding moves in fp32 is a hundredth of it, and what leaks more than 0.01
+
+
+class _StopOnSignal(StoppingCriteria):
+    """Asks after each token whether a signal has asked the run to end."""
+
+    @override
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        stop_in_generation()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 @torch.no_grad()
@@ -76,6 +87,7 @@ def generate(
                 eos_token_id=end_tokens(model, tokenizer),
                 pad_token_id=tokenizer.pad_token_id,
                 synced_gpus=synced_gpus,
+                stopping_criteria=[] if synced_gpus else [_StopOnSignal()],
             )
             texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
             answers.update(zip(chosen, texts, strict=True))

@@ -18,6 +18,7 @@ from lightning_sft.sweep.digest import digest
 from lightning_sft.sweep.fingerprint import fingerprint
 from lightning_sft.sweep.store import TrialStore
 from lightning_sft.sweep.trial import Observer, Trial, TrialRunner, Values
+from lightning_sft.training.signals import Stopped
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Session:
     ) -> None:
         self._bar.close()
         self.runner.__exit__(kind, error, trace)
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt | Stopped):
             kept = "" if self.setting.folder is None else "; the finished trials are kept, the same command continues"
             rank_zero_info(f"Sweep {self.setting.name}: interrupted, the model is as it was before{kept}.")
 

@@ -26,6 +26,7 @@ from lightning_sft.sweep.snapshot import Snapshot
 from lightning_sft.sweep.steps import TrialSteps, steps_by_hand, trial_loop
 from lightning_sft.sweep.watch import RateWatch
 from lightning_sft.training.nonfinite import LossWatch
+from lightning_sft.training.signals import WATCH, stop_requested
 
 Outcome = Literal["finished", "stopped", "diverged"]
 Values = dict[str, list[float]]
@@ -224,8 +225,10 @@ class TrialRunner:
                 if loss is not None and first is not None and self._diverged(loss, first):
                     return "diverged"
                 watch.on_step()
-                if trainer.received_sigterm:
-                    raise SIGTERMException  # as Lightning's own loop does between two steps
+                if trainer.received_sigterm:  # Lightning catches signals where no LastCheckpoint does
+                    raise SIGTERMException
+                if stop_requested(trainer):
+                    WATCH.stop("in a sweep", speak=trainer.is_global_zero)
                 if watch.last_only and trial.steps < steps:
                     continue
                 values = _read(watch.observers, trainer, self.module)

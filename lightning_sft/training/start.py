@@ -73,8 +73,10 @@ def prepare(
         has_reference: whether the run can score tokens under a reference model.
 
     Raises:
-        UserError: the run cannot give what the objective needs.
+        UserError: the run cannot give what the objective needs, or would train on nothing.
     """
+    if training:
+        _refuse_silence(trainer)
     total = trainer.estimated_stepping_batches if training else None
     facts = RunFacts(
         sources=tuple(getattr(getattr(trainer, "datamodule", None), "source_names", ())),
@@ -197,3 +199,18 @@ def check_length(model: PreTrainedModel, datamodule: Any) -> None:
     if limit.is_hard:
         raise UserError(message)
     rank_zero_warn(message)
+
+
+def _refuse_silence(trainer: Trainer) -> None:
+    """Raise for settings with which a fit would end well and not be what was asked for."""
+    if trainer.limit_train_batches == 0:
+        raise UserError(
+            "trainer.limit_train_batches is 0: nothing would be trained. Allowed: a number of batches, or a share of "
+            "the epoch such as 0.1. To read the metrics alone, use `lightning validate`."
+        )
+    clip = trainer.gradient_clip_val
+    if clip is not None and clip < 0:
+        raise UserError(
+            f"trainer.gradient_clip_val is {clip}, which would clip nothing or turn gradients round. Allowed: the "
+            "largest norm or value, such as 1.0; null or 0 is no clipping."
+        )

@@ -230,9 +230,9 @@ def test_a_config_of_the_users_own_is_not_touched_without_a_logger(toy_folder: P
     Path("config.yaml").write_text("# mine\ntrainer:\n  logger: false\n")
     run("fit", ["--config=config.yaml", *toy_arguments(toy_folder, rows)])
     assert Path("config.yaml").read_text().startswith("# mine")
-    assert Path("checkpoints/last.ckpt").is_file()
+    assert Path("lightning_logs/version_0/checkpoints/last.ckpt").is_file()
     run("fit", ["--config=config.yaml", *toy_arguments(toy_folder, rows, trainer__max_steps=5), "--ckpt_path=last"])
-    assert torch.load("checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
+    assert torch.load("lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
 
 
 def test_a_resumed_run_keeps_the_first_configuration(toy_folder: Path, rows: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every private or untyped attribute of Lightning that the package touches, in one place.
+"""Every private or untyped attribute of Lightning that the package touches, in one room.
 
 tests/test_private_lightning.py fails loudly when Lightning changes one of them.
 """

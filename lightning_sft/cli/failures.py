@@ -1,0 +1,33 @@
+"""What ends a run from outside: a disk that is full, a rank that is gone. In one line, with the remedy."""
+
+from __future__ import annotations
+
+import errno
+import re
+
+#: a full disk, a quota, a limit on file sizes, a read-only filesystem, missing permissions
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+#: how the libraries of torch.distributed say that the other side of a connection is no more
+_PEER_IS_GONE = re.compile(
+    r"Connection (closed|reset) by (remote )?peer|Broken pipe|remote process exited|Socket closed|recvValue failed"
+)
+_GO_ON = "The other ranks were ended, too. Go on with --ckpt_path last."
+
+
+def what_happened(error: BaseException) -> str | None:
+    """Return what an exception says of the world around the run; None if it may be a defect of the program."""
+    if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+        place = f" {str(error.filename)!r}" if error.filename else ""
+        return (
+            f"could not write{place}: {error.strerror}. What stood there before is whole. Make room, or give another "
+            "folder (trainer.default_root_dir, the logger's save_dir, data.cache_dir)."
+        )
+    kind = type(error).__name__
+    if kind == "ProcessExitedException":  # torch's, of a rank that was forked or spawned
+        how = getattr(error, "signal_name", None) or f"with exit status {getattr(error, 'exit_code', None)}"
+        rank = getattr(error, "error_index", "?")
+        memory = ", as the system does when memory runs out" if how == "SIGKILL" else ""
+        return f"rank {rank} was ended by {how}{memory}. {_GO_ON}"
+    if isinstance(error, RuntimeError) and _PEER_IS_GONE.search(str(error)):
+        return f"another rank of this run is gone ({_PEER_IS_GONE.search(str(error))[0]}). {_GO_ON}"  # type: ignore[index]
+    return None

@@ -1,0 +1,137 @@
+"""Where a run of the command line keeps its files, and how it goes on in them: settings of loggers and folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch.utilities import rank_zero_only
+
+from lightning_sft.checkpoints import runs
+from lightning_sft.checkpoints.read import read_checkpoint
+
+TENSORBOARD = "lightning.pytorch.loggers.TensorBoardLogger"
+CSV = "lightning.pytorch.loggers.CSVLogger"
+WANDB = "lightning.pytorch.loggers.WandbLogger"
+#: loggers that keep a run in ``save_dir/name/version``
+VERSIONED = (TENSORBOARD, CSV)
+
+
+def spell_out_loggers(trainer: Namespace) -> list[Namespace]:
+    """Return the configurations of a trainer's loggers; Lightning's default logger is spelled out there first."""
+    if trainer.logger is True or (trainer.logger is None and not (trainer.fast_dev_run or trainer.barebones)):
+        arguments = Namespace(save_dir=trainer.default_root_dir or ".", name=runs.LOGS, version=None)
+        arguments.default_hp_metric = False
+        trainer.logger = Namespace(class_path=TENSORBOARD, init_args=arguments)
+    loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+    return [x for x in loggers if isinstance(x, Namespace)]
+
+
+def forget_versions(trainer: Namespace) -> None:
+    """Leave out which version a run has, so that its configuration starts a run of its own."""
+    for logger in spell_out_loggers(trainer):
+        if logger.class_path in (*VERSIONED, WANDB):
+            logger.init_args.version = None
+
+
+def roots(trainer: Namespace) -> list[Path]:
+    """Return the folders below which a configuration's runs lie: one for each logger, one without any."""
+    loggers = spell_out_loggers(trainer)
+    found = [_root(trainer, logger) for logger in loggers]
+    return list(dict.fromkeys(found)) or [Path(trainer.default_root_dir or ".") / runs.LOGS]
+
+
+def checkpoint_folders(trainer: Namespace) -> list[Path]:
+    """Return the folders that callbacks of a configuration write checkpoints to."""
+    callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+    arguments = [c.init_args for c in callbacks if isinstance(c, Namespace) and "init_args" in c]
+    older = Path(trainer.default_root_dir or ".") / runs.CHECKPOINTS  # of runs without a logger in Python
+    return [Path(a.dirpath) for a in arguments if a.get("dirpath")] + [older]
+
+
+def start(trainer: Namespace) -> Path | None:
+    """Give a new run its folders: the same version for all loggers, so that each is found again.
+
+    Args:
+        trainer: its configuration, which is changed.
+
+    Returns:
+        The run's folder if it has no logger, else None.
+    """
+    loggers = spell_out_loggers(trainer)
+    if not loggers and not trainer.fast_dev_run:
+        root = roots(trainer)[0]
+        return root / f"version_{runs.next_version([root])}"
+    versioned = [logger for logger in loggers if logger.class_path in VERSIONED]
+    if len(versioned) > 1:
+        number = runs.next_version([_root(trainer, logger) for logger in versioned])
+        for logger in versioned:
+            if logger.init_args.version is None:
+                logger.init_args.version = number
+    return None
+
+
+def go_on(trainer: Namespace, checkpoint: Path, *, fit: bool) -> Path | None:
+    """Let a run go on in the folders of the run that a checkpoint belongs to.
+
+    Args:
+        trainer: its configuration, which is changed.
+        checkpoint: to go on from.
+        fit: it is trained on; otherwise only loggers that add to what is there write there.
+
+    Returns:
+        The run's folder if it has no logger, else None.
+    """
+    run = checkpoint.parent.parent if checkpoint.parent.name == runs.CHECKPOINTS else None
+    loggers = spell_out_loggers(trainer)
+    if not loggers:
+        root = roots(trainer)[0]
+        inside = run is not None and run.parent.resolve() == root.resolve()
+        return run if inside else start(trainer)
+    kept: list[dict[str, str]] = [*runs.run_state(read_checkpoint(checkpoint)).get("loggers", ())]
+    for logger in loggers:
+        name = logger.class_path.rpartition(".")[2]
+        own = next((k for k in kept if k["class"] == name), None)
+        if own is not None:
+            kept.remove(own)
+        if (
+            logger.class_path not in (*VERSIONED, WANDB)
+            or logger.init_args.version is not None
+            or logger.init_args.get("id")
+        ):
+            continue
+        if not fit and logger.class_path != TENSORBOARD:
+            continue
+        folder = _own_folder(trainer, logger, own, run)
+        if folder is not None:
+            logger.init_args.version = folder.name
+            rank_zero_only(runs.keep_metrics)(folder)
+    return None
+
+
+def _own_folder(trainer: Namespace, logger: Namespace, kept: dict[str, str] | None, run: Path | None) -> Path | None:
+    """Return the folder of a run in the root of one of its loggers, if it has one there.
+
+    Args:
+        trainer: the configuration.
+        logger: one of its loggers.
+        kept: what the checkpoint says of that logger.
+        run: the run's own folder.
+    """
+    root = _root(trainer, logger)
+    if run is not None and run.parent.resolve() == root.resolve():
+        return root / run.name
+    if run is None or kept is None:
+        return None
+    version = kept["version"]
+    folder = root / (f"version_{version}" if version.isdecimal() else version)
+    return folder if folder.exists() else None
+
+
+def _root(trainer: Namespace, logger: Namespace) -> Path:
+    """Return the folder in which a logger makes one for each run."""
+    arguments: dict[str, Any] = vars(logger.init_args) if "init_args" in logger else {}
+    place = Path(arguments.get("save_dir") or arguments.get("dir") or trainer.default_root_dir or ".")
+    name = arguments.get("name") if logger.class_path in VERSIONED else arguments.get("project")
+    return place / (name or (runs.LOGS if logger.class_path == WANDB else ""))

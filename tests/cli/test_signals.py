@@ -1,0 +1,189 @@
+"""Signals: the step is finished, last.ckpt is written, the exit status is the signal's, one line says where."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_sft.cli.entry import main
+from lightning_sft.data.encoding.encode import Encoder
+from lightning_sft.models import generation
+from lightning_sft.module import SFTModule
+from lightning_sft.sweep.trial import TrialRunner
+from lightning_sft.training.signals import WATCH
+from tests.running import toy_arguments, write_rows
+
+LAST = Path("lightning_logs/version_0/checkpoints/last.ckpt")
+SLURM = {
+    "SLURM_JOB_ID": "123",
+    "SLURM_JOB_NAME": "train",
+    "SLURM_NTASKS": "1",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+    "SLURM_NTASKS_PER_NODE": "1",
+    "SLURM_NODELIST": "localhost",
+}
+SETTINGS = {"trainer__max_steps": 8, "trainer__num_sanity_val_steps": 0, "data__val_batch_size": 1}
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "rows.jsonl")  # 20 to train on: 5 steps an epoch
+
+
+@pytest.fixture
+def send(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let this process send itself a signal when a method is called for the n-th time."""
+
+    def arrange(owner: Any, name: str, call: int, signum: int = signal.SIGTERM, times: int = 1) -> None:
+        original, calls = getattr(owner, name), 0
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                for _ in range(times):
+                    os.kill(os.getpid(), signum)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, called)
+
+    return arrange
+
+
+def fit(model: Path, rows: Path, *more: str, **settings: Any) -> int:
+    """Run a fit, and return its exit status."""
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    try:
+        main(["fit", *toy_arguments(model, rows, **{**SETTINGS, **settings}), *more])
+    except SystemExit as end:
+        return int(end.code or 0)
+    finally:
+        assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+        assert (WATCH.requested, WATCH.deferring) == (None, False)
+    return 0
+
+
+def stored(path: Path = LAST) -> dict[str, Any]:
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_the_step_is_finished_and_kept(signum: int, status: int, toy_folder, rows, send, capfd) -> None:
+    send(SFTModule, "training_step", 3, signum)
+    assert fit(toy_folder, rows, "--trainer.accumulate_grad_batches=2") == status
+    assert stored()["global_step"] == 2, "the third of five micro-batches: the second step goes on to its end"
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("Stopped")]
+    name = signal.Signals(signum).name
+    assert said == [f"Stopped by {name} after step 2; {LAST} is written; go on with --ckpt_path last."]
+
+
+def test_a_stopped_run_ends_like_the_uninterrupted_one(toy_folder, rows, tmp_path, send, monkeypatch) -> None:
+    """Stopped in a training step, in the first validation and in an answer, it ends with the same bits and counters."""
+    for place in ("whole", "stopped"):
+        (tmp_path / place).mkdir()
+    monkeypatch.chdir(tmp_path / "whole")
+    assert fit(toy_folder, rows) == 0
+    whole = stored()
+    monkeypatch.chdir(tmp_path / "stopped")
+    send(SFTModule, "training_step", 2)
+    assert fit(toy_folder, rows) == 143
+    again = "--ckpt_path=last"
+    send(SFTModule, "validation_step", 2)
+    assert fit(toy_folder, rows, again) == 143
+    assert stored()["global_step"] == 5
+    send(generation, "stop_in_generation", 3)
+    assert fit(toy_folder, rows, again) == 143
+    assert fit(toy_folder, rows, again) == 0
+    stopped = stored()
+    assert stopped["global_step"] == whole["global_step"]
+    assert stopped["loops"] == whole["loops"]
+    for name, weight in whole["state_dict"].items():
+        assert torch.equal(weight, stopped["state_dict"][name]), name
+
+
+def test_a_second_signal_ends_at_once(toy_folder, rows, send, monkeypatch, capfd) -> None:
+    class AtOnce(BaseException):
+        """In the place of the process's end."""
+
+    def end(status: int) -> None:
+        raise AtOnce(status)
+
+    monkeypatch.setattr(os, "_exit", end)
+    send(SFTModule, "training_step", 2, times=2)
+    with pytest.raises(AtOnce, match="143"):
+        fit(toy_folder, rows)
+    assert "SIGTERM again: ended at once" in capfd.readouterr().err
+
+
+def test_nothing_to_finish(toy_folder, rows, send, monkeypatch, tmp_path, capfd) -> None:
+    """While rows are tokenised, and in verbs that do not train."""
+    monkeypatch.setenv("LIGHTNING_SFT_DATA_CACHE", str(tmp_path / "fresh"))
+    send(Encoder, "__call__", 5)
+    assert fit(toy_folder, rows) == 143
+    assert not list(Path().glob("lightning_logs/*"))
+    assert "Stopped by SIGTERM where no step was under way" in capfd.readouterr().err
+    assert fit(toy_folder, rows) == 0
+    send(SFTModule, "validation_step", 1, signal.SIGINT)
+    with pytest.raises(SystemExit) as end:
+        main(["validate", *toy_arguments(toy_folder, rows), "--ckpt_path=last"])
+    assert end.value.code == 130
+
+
+def test_before_a_sweep_the_run_is_kept(toy_folder, rows, send) -> None:
+    sweep = ["--trainer.callbacks+=LearningRateSweep", "--trainer.callbacks.at_step=2", "--trainer.callbacks.steps=4"]
+    send(TrialRunner, "_prepare", 1)
+    assert fit(toy_folder, rows, *sweep) == 143
+    assert stored()["global_step"] == 2
+    assert fit(toy_folder, rows, *sweep, "--ckpt_path=last") == 0
+    assert stored()["global_step"] == 8
+
+
+@pytest.fixture
+def slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A simulated SLURM job, whose scontrol writes down what it is asked."""
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin" / "scontrol"
+    command.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr("sys.argv", ["lightning", "fit", "the same command"])
+    return tmp_path / "asked"
+
+
+def test_a_requeued_job_goes_on_in_its_own_folder(toy_folder, rows, slurm, send, monkeypatch, capfd) -> None:
+    send(SFTModule, "training_step", 7, signal.SIGUSR1)
+    assert fit(toy_folder, rows) == 128 + signal.SIGUSR1
+    assert slurm.read_text() == "requeue 123\n"
+    assert "SLURM job 123 is requeued" in capfd.readouterr().err
+    assert sorted(path.name for path in LAST.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
+    best = stored(LAST.with_name("best.ckpt"))
+    monkeypatch.setenv("SLURM_JOB_ID", "124")
+    assert fit(toy_folder, rows, trainer__max_steps=2) == 0
+    assert Path("lightning_logs/version_1").is_dir(), "another job starts anew"
+    monkeypatch.setenv("SLURM_JOB_ID", "123")
+    assert fit(toy_folder, rows) == 0
+    assert not Path("lightning_logs/version_2").exists()
+    assert "Resumed at step 7" in capfd.readouterr().err
+    key = next(key for key in best["callbacks"] if key.startswith("ModelCheckpoint"))
+    kept = stored()["callbacks"][key]
+    assert kept["best_model_score"] <= best["callbacks"][key]["best_model_score"]
+    assert fit(toy_folder, rows, trainer__max_steps=2) == 0
+    assert Path("lightning_logs/version_2").is_dir(), "the same command again in the same job is a run of its own"
+
+
+def test_a_job_that_slurm_restarted_by_itself_goes_on(toy_folder, rows, slurm, send, monkeypatch, capfd) -> None:
+    send(SFTModule, "training_step", 2)
+    assert fit(toy_folder, rows) == 143
+    assert not slurm.exists()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert fit(toy_folder, rows) == 0
+    assert "Resumed at step 2" in capfd.readouterr().err
+    assert not Path("lightning_logs/version_1").exists()

@@ -1,0 +1,1 @@
+"""Faults: runs that are killed, and what is left of them."""
