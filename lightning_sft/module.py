@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +25,6 @@ from lightning_sft.evaluation import Batch, EvaluatedModule
 from lightning_sft.head import HeadKind, HeadOutput
 from lightning_sft.models import tuners
 from lightning_sft.models.build import ModelSettings, build_scorer
-from lightning_sft.models.generation import generate
 from lightning_sft.models.loading import Dtype, Init
 from lightning_sft.models.quantization import Quantization
 from lightning_sft.models.scorer import Weighting
@@ -231,6 +230,7 @@ class SFTModule(TakesExtraLoss, EvaluatedModule):
             state.gather_rng_states(self.trainer.world_size, all_gather(self)),
             open_micro_batches=self.accumulator.open_micro_batches,
             skipped_steps=self.skipped_steps,
+            validations=self.validations,
             tuner=tuners.tuner_state(self.scorer.model),
         )
 
@@ -243,6 +243,7 @@ class SFTModule(TakesExtraLoss, EvaluatedModule):
         self.resume_state.accept_weights(checkpoint, self, self.objective)
         if (trainer := attached_trainer(self)) and trainer.state.fn == "fit" and state.KEY in checkpoint:
             self.accumulator.skipped_steps = self.resume_state.remember(checkpoint, trainer)
+            self.validations = checkpoint[state.KEY].get("validations", 0)
             tuners.load_tuner_state(self.scorer.model, checkpoint[state.KEY].get("tuner", {}))
 
     @property
@@ -261,11 +262,6 @@ class SFTModule(TakesExtraLoss, EvaluatedModule):
         output = self.scorer(batch, self.objective, weighting)
         assert isinstance(output, HeadOutput)
         return output
-
-    @override
-    def answer(self, prompts: Sequence[Sequence[int]]) -> list[str]:
-        """Return the model's greedy answer to each prompt; see `generate`."""
-        return generate(self.scorer.causal_lm, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens)
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:

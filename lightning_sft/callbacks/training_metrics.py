@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from typing_extensions import override
 
 from lightning_sft._lightning import callbacks_of, log_interval
 from lightning_sft.objectives import Objective
-from lightning_sft.training.accumulation import accumulator_of
+from lightning_sft.training.accumulation import StepTotals, accumulator_of
 from lightning_sft.training.gradients import SharedNorm
 from lightning_sft.training.strategies import adapter_of
 
@@ -27,7 +28,8 @@ class TrainingMetrics(Callback):
     weights or the sequences, where the gradient is): they do not depend on how the step was split. Keys: ``train/loss``
     (under the objective), ``train/nll``, ``train/perplexity``, ``train/token_accuracy``, ``train/mean_p``,
     ``train/grad_norm`` (before clipping), ``train/lr``, ``train/skipped_steps``, ``train/nonfinite_steps``,
-    ``train/objective/...``, ``perf/tokens_per_second`` (supervised tokens), ``perf/padding_share``,
+    ``train/objective/...``, with several training sources ``train/source/<name>/nll`` and
+    ``train/source/<name>/token_share``, ``perf/tokens_per_second`` (supervised tokens), ``perf/padding_share``,
     and ``train/router_loss`` and ``train/adapter_loss`` where there is one.
 
     Works in modules that have a `StepAccumulator` among their attributes, such as
@@ -80,6 +82,7 @@ class TrainingMetrics(Callback):
         whole = totals.denominator(accumulator.denominator)
         extra = {k.removeprefix("extra/"): float(v) for k, v in totals.items() if k.startswith("extra/")}
         values |= {f"train/{name}": value / whole for name, value in extra.items()}
+        values |= _by_source(totals, getattr(getattr(trainer, "datamodule", None), "source_names", ()))
         values["perf/tokens_per_second"] = self._tokens / max(now - self._since, 1e-9)
         pl_module.log_dict(values, batch_size=1)
         short = {"loss": values["train/loss"], "tokens/s": values["perf/tokens_per_second"]}
@@ -93,3 +96,16 @@ class TrainingMetrics(Callback):
         hook = "on_before_optimizer_step"
         hooks = [(type(c), Callback) for c in after] + [(type(pl_module), LightningModule)]
         return all(getattr(kind, hook) is getattr(base, hook) for kind, base in hooks)
+
+
+def _by_source(totals: StepTotals, names: Sequence[str]) -> dict[str, float]:
+    """Return the step's NLL and share of tokens of each source that it had tokens of."""
+    if "source_tokens" not in totals:
+        return {}
+    result: dict[str, float] = {}
+    pairs = zip(names, totals["source_tokens"].tolist(), totals["source_nll"].tolist(), strict=False)
+    for name, tokens, nll in pairs:
+        if tokens:
+            result[f"train/source/{name}/nll"] = nll / tokens
+            result[f"train/source/{name}/token_share"] = tokens / float(totals["supervised"])
+    return result

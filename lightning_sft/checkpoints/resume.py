@@ -59,6 +59,7 @@ class ResumeState:
         *,
         open_micro_batches: int,
         skipped_steps: int,
+        validations: int,
         tuner: dict[str, Any],
     ) -> dict[str, Any]:
         """Return what a checkpoint holds under ``state.KEY``, plain data and tensors.
@@ -69,6 +70,7 @@ class ResumeState:
             rng: random streams of each rank.
             open_micro_batches: micro-batches of the optimizer step under way.
             skipped_steps: optimizer steps without a token to learn from, so far.
+            validations: complete validations so far.
             tuner: what an adapter remembers of the steps so far.
         """
         facts = {**position_facts(trainer), **self.optimizer, **self._asked}
@@ -81,6 +83,7 @@ class ResumeState:
             "objective": repr(objective),
             "rng": rng,
             "skipped_steps": skipped_steps,
+            "validations": validations,
             "tuner": tuner,
         }
 

@@ -23,9 +23,9 @@ from lightning_sft.data.encoding.trace import OnDroppedReasoning
 from lightning_sft.data.encoding.truncate import Truncation
 from lightning_sft.data.encoding.weights import LossWeights
 from lightning_sft.data.library import SetLibrary
+from lightning_sft.data.named import Sets, read_settings, set_sampler
 from lightning_sft.data.prompts import Answered, prompts
 from lightning_sft.data.reading.conversation import OnRepeatedRole, OnUnanswered, Rules
-from lightning_sft.data.reading.settings import as_sources
 from lightning_sft.data.reading.sources import DataSource
 from lightning_sft.data.sets import OnBadRow, list_rejected
 from lightning_sft.data.storage.cache import Cache, cache_folder
@@ -46,7 +46,8 @@ class SFTDataModule(LightningDataModule):
 
     Args:
         train: what to train on: a path, a `DataSource`, or a list of them.
-        val: validation rows, the same way.
+        val: validation rows, the same way; or a mapping of names to them, for log keys ``val/<name>/...``. A set
+            ``{sources: ..., every: 4}`` is read at every fourth validation, and not in the pooled ``val/...``.
         val_split: instead of ``val``: a fraction or a number of rows taken from ``train``, the same for one ``seed``.
         test, predict: rows to test on and rows to predict, the same way.
         tokenizer: a tokenizer or the name or folder of one; default is the LightningModule's ``tokenizer``.
@@ -88,9 +89,9 @@ class SFTDataModule(LightningDataModule):
     def __init__(
         self,
         train: str | DataSource | list[str | DataSource] | None = None,
-        val: str | DataSource | list[str | DataSource] | None = None,
+        val: Sets = None,
         val_split: int | float | None = None,
-        test: str | DataSource | list[str | DataSource] | None = None,
+        test: Sets = None,
         predict: str | DataSource | list[str | DataSource] | None = None,
         tokenizer: Any = None,
         batch_size: int = 8,
@@ -126,7 +127,7 @@ class SFTDataModule(LightningDataModule):
             raise UserError(f"Both data.val and data.val_split={val_split} are given. Leave one of them out.")
         rules = Rules(on_unanswered, on_repeated_role)
         given = {"train": train, "val": val, "test": test, "predict": predict}
-        sources = {what: as_sources(rows, what, rules) for what, rows in given.items()}
+        sources, self.named_sets = read_settings(given, rules)
         options = BuildOptions(max_length, truncation, on_bad_row, num_proc)
         self.sets = SetLibrary(sources, val_split, seed, system, options, Cache(cache_folder(cache_dir)))
         self.batch_size = batch_size
@@ -278,6 +279,7 @@ class SFTDataModule(LightningDataModule):
             kind(pad_token_id(self._tokenizer), self.pad_to_multiple_of),
             num_workers=self.num_workers,
             ranks=data_parallel_size_and_rank(self.trainer),
+            sampler=set_sampler(self.named_sets.get(what, []), self.sets[what].dataset.sources, self.trainer),
         )
 
     def generation_rows(self, stage: Answered, limit: int | None = None) -> list[GenerationRow]:

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from lightning_sft._lightning import step_is_complete
 from lightning_sft.head import HeadOutput
+from lightning_sft.metrics.sets import sums_by_source
 from lightning_sft.models.packing import attended
 from lightning_sft.objectives import Objective
 from lightning_sft.objectives.base import Denominator
+from lightning_sft.training import start
 from lightning_sft.training.accumulation import SUM_OF, StepAccumulator, backward_loss, micro_batch_sums
 from lightning_sft.training.extra_loss import ExtraLoss
 from lightning_sft.training.gradients import multiply_gradients
@@ -48,6 +50,9 @@ class ExactSteps:
         """Add a micro-batch to the step, and return its loss for the backward pass."""
         self.watch.see(output, batch)
         sums = micro_batch_sums(output, objective, attended(batch))
+        sources = start.number_of_sources(trainer)
+        if sources > 1:
+            sums |= sums_by_source(output.scores, sources)
         loss_sum = with_extra_losses(output, sums, self.accumulator.denominator)
         self.accumulator.add_sums(sums)
         factor = self._close(trainer) if adapter_of(trainer).scales_loss else 1.0

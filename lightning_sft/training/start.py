@@ -152,6 +152,12 @@ def before_callbacks(module: LightningModule) -> None:
         module.configure_model()
 
 
+def number_of_sources(trainer: Trainer) -> int:
+    """Return how many sources the training rows are of, where the data module tells; 0 elsewhere."""
+    sources_of = getattr(getattr(getattr(trainer, "datamodule", None), "sets", None), "sources_of", {})
+    return len(sources_of.get("train", ()))
+
+
 @torch.no_grad()
 def seed_objective(
     objective: Objective, forward: Callable[[dict[str, Tensor]], HeadOutput], scorer: TokenScorer, trainer: Trainer

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from lightning_sft.data.batches.sampler import EpochSampler
 from lightning_sft.data.batches.settings import Layout
@@ -41,6 +41,7 @@ def sequential_loader(
     *,
     num_workers: int,
     ranks: tuple[int, int] | None,
+    sampler: Sampler[int] | None = None,
 ) -> DataLoader[Any]:
     """Return a loader that goes through the rows in order and draws nothing from the global random stream.
 
@@ -50,11 +51,12 @@ def sequential_loader(
         collate_fn: rows -> batch.
         num_workers: processes that load.
         ranks: number of ranks that share the rows, and this one's place; None leaves the rows to Lightning.
+        sampler: this rank's rows, where they are not simply every row in turn.
     """
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        sampler=None if ranks is None else EpochSampler(dataset, None, *ranks, shuffle=False),
+        sampler=sampler or (None if ranks is None else EpochSampler(dataset, None, *ranks, shuffle=False)),
         num_workers=num_workers,
         collate_fn=collate_fn,
         pin_memory=ranks is not None and torch.cuda.is_available(),

@@ -1,0 +1,98 @@
+"""Exact match without generation: whole answers judged from the scores of their tokens, with the reference as history.
+
+Greedy decoding reproduces an answer if and only if each of its tokens is the model's first choice after the reference's
+own beginning, up to and including the token that ends generation. At temperature 1 sampling reproduces it with the
+probability exp(sum of logp) of the same tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_sft.scores import IGNORED, TokenScores
+
+
+class AnswerSpans(NamedTuple):
+    """Which of a batch's supervised tokens belong to which answer.
+
+    Attributes:
+        answer: number of the answer that a supervised token belongs to, (tokens,), int64, from 0.
+        judged: whether the token stands before the end of the answer or is the token that ends it, (tokens,), bool.
+        complete: whether an answer holds a token that ends generation, (answers,), bool; others are no items.
+    """
+
+    answer: Tensor
+    judged: Tensor
+    complete: Tensor
+
+
+def answer_spans(labels: Tensor, ends: Collection[int]) -> AnswerSpans:
+    """Find the answers in a batch: runs of supervised positions that follow each other in one row.
+
+    Args:
+        labels: unshifted labels, (batch, length), int64, -100 where untrained. The first label of each row or packed
+            document is -100, so that no run crosses a border.
+        ends: ids of the tokens that end generation.
+    """
+    at = labels[:, 1:] != IGNORED
+    before = torch.zeros_like(at)
+    before[:, 1:] = at[:, :-1]
+    starts = (at & ~before)[at]
+    answer = starts.long().cumsum(0) - 1
+    ended = torch.isin(labels[:, 1:][at], torch.tensor(sorted(ends), device=labels.device, dtype=labels.dtype))
+    seen = ended.long().cumsum(0)
+    earlier = seen - ended.long()  # ends before this token, in the batch
+    at_start = torch.zeros(int(starts.sum()), dtype=torch.int64, device=labels.device)
+    at_start[answer[starts]] = earlier[starts]
+    judged = earlier == at_start[answer]
+    complete = torch.zeros_like(at_start, dtype=torch.bool)
+    complete[answer[ended]] = True
+    return AnswerSpans(answer, judged, complete)
+
+
+class AnswerReading(NamedTuple):
+    """One row an answer that holds a token which ends generation; every field is (items,).
+
+    Attributes:
+        exact: whether every judged token is the model's first choice, bool.
+        logp: sum of their log-probabilities in nats, float64.
+        source: source of the answer's row, int64; None if unknown.
+    """
+
+    exact: Tensor
+    logp: Tensor
+    source: Tensor | None
+
+
+def read_answers(scores: TokenScores, spans: AnswerSpans) -> AnswerReading:
+    """Judge the answers of a batch.
+
+    Args:
+        scores: what a head returned for the batch, with ``is_top1``.
+        spans: of the same batch.
+    """
+    count = len(spans.complete)
+    wrong = (spans.judged & ~scores.require("is_top1")).long()
+    missed = torch.zeros(count, dtype=torch.int64, device=wrong.device).index_add_(0, spans.answer, wrong)
+    logp = scores.logp.double() * spans.judged
+    total = torch.zeros(count, dtype=torch.float64, device=logp.device).index_add_(0, spans.answer, logp)
+    source = None
+    if scores.source is not None:
+        source = torch.zeros(count, dtype=torch.int64, device=wrong.device)
+        source[spans.answer] = scores.source
+        source = source[spans.complete]
+    return AnswerReading((missed == 0)[spans.complete], total[spans.complete], source)
+
+
+def pass_at_k(p: Tensor, k: int) -> Tensor:
+    """Return the probability that one of k independent samples is right, 1 - (1 - p)^k, without cancellation.
+
+    Args:
+        p: probability of one, any shape, in [0, 1].
+        k: number of samples, 1 or more.
+    """
+    return -torch.expm1(k * torch.log1p(-p))
