@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -51,14 +52,11 @@ class Kept(Callback):
 
 def fit(model: Path, data: SFTDataModule, callbacks=(), module=None, ckpt_path=None, **options):
     settings = {"max_steps": 4, "val_check_interval": 1, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0}
-    quiet = {
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "enable_checkpointing": False,
-        "logger": False,
-    }
-    trainer = Trainer(accelerator="cpu", devices=1, callbacks=list(callbacks), **{**settings, **quiet, **options})
-    module = module or SFTModule(str(model), optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2), lr_scheduler="constant")
+    settings |= {"logger": False, "enable_checkpointing": False, "log_every_n_steps": 1, "accelerator": "cpu"}
+    settings |= {"devices": 1, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(callbacks=list(callbacks), **settings | options)
+    adamw = partial(torch.optim.AdamW, lr=1e-2)
+    module = module or SFTModule(str(model), optimizer=adamw, lr_scheduler="constant")
     trainer.fit(module, data, ckpt_path=ckpt_path)
     return trainer, module
 
