@@ -56,12 +56,11 @@ FORBIDDEN = {
     "sweep": ("lightning_sft.module", "lightning_sft.callbacks", "lightning_sft.cli", "lightning_sft.figures"),
     "evaluation.py": (
         "lightning_sft.module",
-        "lightning_sft.models",
         "lightning_sft.objectives",
         "lightning_sft.training",
         "lightning_sft.checkpoints",
         "lightning_sft.callbacks",
-        "lightning_sft.data",
+        "lightning_sft.data.datamodule",
         "lightning_sft.cli",
     ),
     "module.py": ("lightning_sft.cli",),
