@@ -133,7 +133,8 @@ def test_exact_match_is_what_greedy_decoding_gives(toy_folder, tmp_path, files):
             )
             shares.append(sum(a == r.reference for a, r in zip(answers, prompts, strict=True)) / len(prompts))
 
-    module = SFTModule(str(toy_folder), optimizer=lambda p: torch.optim.AdamW(p, lr=2e-2), pass_at_k=[4])
+    module = SFTModule(str(toy_folder), optimizer=lambda p: torch.optim.AdamW(p, lr=2e-2))
+    module.pass_at_k = (4,)
     fit(toy_folder, learned, [kept, Greedy()], module, max_steps=60, val_check_interval=2)
     assert [seen["val/seen/exact_match"] for seen in kept.seen] == shares
     assert len(set(shares)) > 2

@@ -98,7 +98,9 @@ def _from_mapping(given: Mapping[str, Any], what: str, name: str) -> NamedSet:
     return NamedSet(**given)
 
 
-def read_settings(given: Mapping[str, Any], rules: Rules = STRICT) -> tuple[dict[str, list[DataSource]], dict[str, list[EvaluationSet]]]:
+def read_settings(
+    given: Mapping[str, Any], rules: Rules = STRICT
+) -> tuple[dict[str, list[DataSource]], dict[str, list[EvaluationSet]]]:
     """Return the sources of each setting, and the named sets of those that are a mapping.
 
     The indices of sets count through the sources of all settings, in their order.

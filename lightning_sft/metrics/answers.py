@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_sft.metrics.wide import wide, wide_device
 from lightning_sft.scores import IGNORED, TokenScores
 
 
@@ -75,17 +76,18 @@ def read_answers(scores: TokenScores, spans: AnswerSpans) -> AnswerReading:
         scores: what a head returned for the batch, with ``is_top1``.
         spans: of the same batch.
     """
-    count = len(spans.complete)
-    wrong = (spans.judged & ~scores.require("is_top1")).long()
-    missed = torch.zeros(count, dtype=torch.int64, device=wrong.device).index_add_(0, spans.answer, wrong)
-    logp = scores.logp.double() * spans.judged
-    total = torch.zeros(count, dtype=torch.float64, device=logp.device).index_add_(0, spans.answer, logp)
+    device = wide_device(scores.logp.device)
+    answer, judged, complete = (part.to(device) for part in spans)
+    count = len(complete)
+    wrong = (judged & ~scores.require("is_top1").to(device)).long()
+    missed = torch.zeros(count, dtype=torch.int64, device=device).index_add_(0, answer, wrong)
+    total = torch.zeros(count, dtype=torch.float64, device=device).index_add_(0, answer, wide(scores.logp) * judged)
     source = None
     if scores.source is not None:
-        source = torch.zeros(count, dtype=torch.int64, device=wrong.device)
-        source[spans.answer] = scores.source
-        source = source[spans.complete]
-    return AnswerReading((missed == 0)[spans.complete], total[spans.complete], source)
+        source = torch.zeros(count, dtype=torch.int64, device=device)
+        source[answer] = scores.source.to(device)
+        source = source[complete]
+    return AnswerReading((missed == 0)[complete], total[complete], source)
 
 
 def pass_at_k(p: Tensor, k: int) -> Tensor:

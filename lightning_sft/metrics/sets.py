@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from typing_extensions import override
 
 from lightning_sft.metrics.answers import AnswerReading, pass_at_k
+from lightning_sft.metrics.wide import WideMetric, wide
 from lightning_sft.scores import TokenScores
 
 _TOKEN_SUMS = ("tokens", "loss", "nll", "p", "hits")
 _ANSWER_SUMS = ("answers", "exact")
 
 
-class SetAverages(Metric):
+class SetAverages(WideMetric):
     """Averages over the supervised tokens and the answers of each of some sets, from sums in float64.
 
     ``compute`` returns a dict of scalars over the pooled sets together, and a list of one such dict for each set:
@@ -46,15 +46,13 @@ class SetAverages(Metric):
         shape = {"token_sums": len(_TOKEN_SUMS), "answer_sums": len(_ANSWER_SUMS) + len(self.pass_at)}
         for name, count in shape.items():
             self.add_state(name, torch.zeros(sets, count, dtype=torch.float64), dist_reduce_fx="sum")
-        self.set_dtype(torch.float64)
 
     @override
     def update(self, losses: Tensor, scores: TokenScores, answers: AnswerReading | None = None) -> None:
         """Add a batch: ``losses`` (tokens,), the scores that a head returned, and the answers judged from them."""
         which = self._sets(scores.source, len(scores))
-        ones = torch.ones_like(which, dtype=torch.float64)
-        columns = (ones, losses, -scores.logp, scores.logp.exp(), scores.require("is_top1"))
-        self.token_sums.index_add_(0, which, torch.stack([c.detach().to(torch.float64) for c in columns], dim=1))
+        columns = (torch.ones_like(losses), losses, -scores.logp, scores.logp.exp(), scores.require("is_top1"))
+        self.token_sums.index_add_(0, which, torch.stack([wide(c.detach()) for c in columns], dim=1))
         if answers is not None:
             which = self._sets(answers.source, len(answers.exact))
             p = answers.logp.exp()
@@ -66,7 +64,7 @@ class SetAverages(Metric):
         known = self._set_of_source.to(self.token_sums.device)
         if source is None:
             return known.new_zeros(count)
-        return known[source.clamp(-1, len(known) - 1)]
+        return known[source.to(known.device).clamp(-1, len(known) - 1)]
 
     @override
     def compute(self) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
@@ -99,8 +97,10 @@ def sums_by_source(scores: TokenScores, sources: int) -> Mapping[str, Tensor]:
         scores: what a head returned; its ``source`` must be known.
         sources: number of sources.
     """
-    source = scores.require("source")
-    ones = torch.ones(len(scores), dtype=torch.float64, device=source.device)
-    nll = -scores.logp.detach().double()
-    zeros = torch.zeros(sources, dtype=torch.float64, device=source.device)
-    return {"source_tokens": zeros.index_add(0, source, ones), "source_nll": zeros.index_add(0, source, nll)}
+    nll = -wide(scores.logp.detach())
+    source = scores.require("source").to(nll.device)
+    zeros = torch.zeros(sources, dtype=torch.float64, device=nll.device)
+    return {
+        "source_tokens": zeros.index_add(0, source, torch.ones_like(nll)),
+        "source_nll": zeros.index_add(0, source, nll),
+    }

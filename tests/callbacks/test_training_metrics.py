@@ -61,7 +61,7 @@ def test_validation_equals_plain_transformers_and_a_reload(toy_folder: Path, tmp
         for batch in data.val_dataloader():
             output = module(batch)
             module.averages.update(output.losses, output.scores)
-    assert float(module.averages.compute()["nll"]) == pytest.approx(logged["val/nll"][-1][1], abs=1e-6)
+    assert float(module.averages.compute()[0]["nll"]) == pytest.approx(logged["val/nll"][-1][1], abs=1e-6)
 
 
 def test_training_readings_do_not_depend_on_the_split(toy_folder: Path, tmp_path: Path) -> None:

@@ -33,8 +33,11 @@ REFERENCE = ROOT / "docs" / "reference"
 FORMS = re.compile(r"^(order|synonyms)/(?:(?:control|train|test|first|last|three)/)?(?:output_)?(?=\w+$)")
 
 
-#: keys of named sets and of several sources, which tests/test_evaluation.py holds
-BY_NAME = {"val/<set>/...", "test/<set>/...", "train/source/<name>/nll", "train/source/<name>/token_share"}
+#: keys of named sets and of several sources, which tests/test_evaluation.py holds, and of some models and adapters
+BY_NAME = {
+    *("val/<set>/...", "test/<set>/...", "train/source/<name>/nll", "train/source/<name>/token_share"),
+    *("train/router_loss", "train/adapter_loss"),
+}
 
 
 def logged_keys(folder: Path) -> set[str]:
