@@ -22,6 +22,9 @@ class AdapterReport(Callback):
     Works with modules whose ``scorer`` is a `TokenScorer`, such as [`SFTModule`][lightning_sft.module.SFTModule].
     """
 
+    #: its hook reads gradients and writes none, so that a norm taken before it still holds
+    leaves_gradients = True
+
     def __init__(self) -> None:
         self._is_due = False
 

@@ -94,7 +94,10 @@ class TrainingMetrics(Callback):
         callbacks = callbacks_of(trainer)
         after = callbacks[callbacks.index(self) + 1 :] if self in callbacks else callbacks
         hook = "on_before_optimizer_step"
-        hooks = [(type(c), Callback) for c in after] + [(type(pl_module), LightningModule)]
+        hooks: list[tuple[type, type]] = [
+            (type(c), Callback) for c in after if not getattr(c, "leaves_gradients", False)
+        ]
+        hooks += [(type(pl_module), LightningModule)]
         return all(getattr(kind, hook) is getattr(base, hook) for kind, base in hooks)
 
 

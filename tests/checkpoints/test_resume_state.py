@@ -1,5 +1,6 @@
 """ResumeState without a Trainer: what a run writes about itself, and what it makes of another's."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from lightning_sft.checkpoints.state import KEY, rng_state
 from lightning_sft.errors import UserError
 from lightning_sft.objectives import NLL, Adaptive, Objective, PowerFamily
 
+#: what later versions have added
+ADDED = ("validations", "tuner")
 FACTS = {"world_size": 1, "data_parallel_size": 1, "accumulate_grad_batches": 2, "batch_size": 4}
 
 
@@ -23,6 +26,22 @@ class Trained(nn.Module):
         self.objective = objective
 
 
+class Run:
+    """What a trainer tells of a run."""
+
+    def __init__(self, rank: int = 0) -> None:
+        self.world_size, self.global_rank, self.accumulate_grad_batches = 1, rank, 2
+        self.datamodule = SimpleNamespace(batch_size=4)
+        self.callbacks: list[Any] = []
+        self.strategy = SimpleNamespace()
+        self.lightning_module = Trained(NLL())
+
+
+@pytest.fixture(autouse=True)
+def facts_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_sft.checkpoints.resume.position_facts", lambda trainer: dict(FACTS))
+
+
 def a_run(objective: Objective, model: str = "'toy' (pretrained)") -> tuple[ResumeState, Trained]:
     run = ResumeState(model)
     run.optimizer = {"optimizer": "SGD(lr=1.0)", "lr_scheduler": "linear"}
@@ -31,14 +50,14 @@ def a_run(objective: Objective, model: str = "'toy' (pretrained)") -> tuple[Resu
 
 def checkpoint(objective: Objective, **changed: Any) -> dict[str, Any]:
     run, module = a_run(objective)
-    given = {"open_micro_batches": 0, "skipped_steps": 3, **changed}
-    content = run.content(FACTS, objective, [rng_state(), rng_state()], **given)
-    return {"state_dict": module.state_dict(), KEY: content}
+    given = {"open_micro_batches": 0, "skipped_steps": 3, "validations": 2, "tuner": {}, **changed}
+    content = run.content(Run(), objective, [rng_state(), rng_state()], **given)  # type: ignore[arg-type]
+    return {"state_dict": module.state_dict(), "callbacks": {}, KEY: content}
 
 
 def test_the_content_of_a_checkpoint_keeps_its_names() -> None:
     content = checkpoint(PowerFamily(2.0))[KEY]
-    assert content.keys() == {"facts", "open_micro_batches", "model", "objective", "rng", "skipped_steps"}
+    assert content.keys() == {"facts", "open_micro_batches", "model", "objective", "rng", "skipped_steps", *ADDED}
     assert content["facts"] == {**FACTS, "optimizer": "SGD(lr=1.0)", "lr_scheduler": "linear"}
     assert (content["model"], content["objective"]) == ("'toy' (pretrained)", "PowerFamily(alpha=2.0)")
     assert content["rng"][1].keys() >= {"python", "numpy", "torch"}
@@ -48,7 +67,7 @@ def test_a_run_with_the_same_facts_goes_on() -> None:
     saved = checkpoint(NLL())
     run, module = a_run(NLL())
     run.accept_weights(saved, module, module.objective)
-    assert run.remember(saved[KEY], rank=1) == 3
+    assert run.remember(saved, Run(rank=1)) == 3
     run.check(FACTS)
 
 
@@ -62,7 +81,7 @@ def test_a_run_with_the_same_facts_goes_on() -> None:
 def test_another_fact_is_refused_once(facts: dict[str, Any], optimizer: dict[str, str], message: str) -> None:
     run, _ = a_run(NLL())
     run.optimizer |= optimizer
-    run.remember(checkpoint(NLL())[KEY], rank=0)
+    run.remember(checkpoint(NLL()), Run())
     with pytest.raises(UserError, match=message):
         run.check({**FACTS, **facts})
     run.check({**FACTS, **facts})  # asked again after the checkpoint was compared: nothing is left of it
@@ -70,7 +89,7 @@ def test_another_fact_is_refused_once(facts: dict[str, Any], optimizer: dict[str
 
 def test_a_fact_that_only_one_side_knows_is_not_compared() -> None:
     run, _ = a_run(NLL())
-    run.remember(checkpoint(NLL())[KEY], rank=0)
+    run.remember(checkpoint(NLL()), Run())
     run.check({k: v for k, v in FACTS.items() if k != "batch_size"} | {"later": 1})
 
 
@@ -79,7 +98,7 @@ def test_random_streams_go_on_where_they_were_left() -> None:
     expected = torch.rand(3)
     run, _ = a_run(NLL())
     assert not run.restore_rng()
-    run.remember(saved[KEY], rank=0)
+    run.remember(saved, Run())
     assert run.restore_rng()
     assert torch.equal(torch.rand(3), expected)
     assert not run.restore_rng(), "once"
@@ -88,7 +107,7 @@ def test_random_streams_go_on_where_they_were_left() -> None:
 def test_an_open_step_is_told() -> None:
     run, _ = a_run(NLL())
     with pytest.warns(UserWarning, match="in the middle of an optimizer step: the gradient of its first 3 micro"):
-        run.remember(checkpoint(NLL(), open_micro_batches=3)[KEY], rank=0)
+        run.remember(checkpoint(NLL(), open_micro_batches=3), Run())
 
 
 def test_another_objective_keeps_its_own_state() -> None:

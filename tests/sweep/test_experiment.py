@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy
 
 from lightning_sft.data import SFTDataModule
@@ -41,7 +42,8 @@ def test_every_row_trains_the_answer_of_a_probe_and_nothing_else() -> None:
 
 def test_a_strategy_whose_state_is_out_of_reach_is_refused() -> None:
     strategy = DeepSpeedStrategy.__new__(DeepSpeedStrategy)
-    trainer: Any = type("Trainer", (), {"strategy": strategy})
+    elsewhere = type("Trainer", (Trainer,), {"strategy": strategy})
+    trainer: Any = elsewhere.__new__(elsewhere)
     module: Any = None
     with pytest.raises(UserError, match="no sweep under DeepSpeed"), TrialRunner(trainer, module, 1):
         pass

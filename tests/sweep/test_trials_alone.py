@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
+from lightning_utilities.core import rank_zero
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -309,7 +310,8 @@ def test_steps_without_a_loss_are_no_divergence(tmp_path: Path) -> None:
         trials(Never([3.0], quadratic(1.0)), tmp_path, 0.5)
 
 
-def test_the_trainer_of_the_other_package_is_refused_in_one_sentence() -> None:
+def test_the_trainer_of_the_other_package_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_zero, "log", rank_zero.log)  # that package takes the logger of both for itself
     old = pytest.importorskip("pytorch_lightning")
     trainer = old.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     with pytest.raises(UserError, match="a Trainer of pytorch_lightning"):

@@ -4,11 +4,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lightning_sft.errors import UserError
 from lightning_sft.objectives import NLL, RunFacts
 from lightning_sft.training.start import check_length, prepare
-from tests.toys import toy_model
+from tests.toys import toy_model, toy_tokenizer
 
 
 def data(*lengths: int) -> SimpleNamespace:
@@ -46,7 +47,7 @@ def test_an_objective_learns_the_facts_of_the_run(training: bool, steps: int | N
     run = SimpleNamespace(estimated_stepping_batches=7, datamodule=SimpleNamespace(source_names=("a", "b")))
     known = objective_told(run, "kept", training=training, has_reference=True)
     assert (known.sources, known.total_steps, known.has_reference) == (("a", "b"), steps, True)
-    assert (known.denominator, known.vocabulary, known.training) == ("kept", 263, training)
+    assert (known.denominator, known.vocabulary, known.training) == ("kept", 259, training)
 
 
 def test_a_run_without_end_or_sources_has_none_of_both() -> None:
@@ -56,6 +57,8 @@ def test_a_run_without_end_or_sources_has_none_of_both() -> None:
 
 
 def objective_told(run: SimpleNamespace, denominator: str, **given: bool) -> RunFacts:
+    run.limit_train_batches, run.gradient_clip_val = 1.0, None
+    run.strategy = SingleDeviceStrategy("cpu")
     objective = Listener()
-    prepare(objective, run, denominator, 263, **given)
+    prepare(objective, run, denominator, toy_tokenizer(), **given)
     return objective.facts

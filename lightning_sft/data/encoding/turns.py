@@ -14,6 +14,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
 from lightning_sft.data.codes import Code
+from lightning_sft.data.encoding.pieces import QUOTES
 from lightning_sft.data.encoding.tails import ASKED, Tails
 from lightning_sft.data.encoding.template import REASONING_TAG, Span, Tools
 from lightning_sft.data.encoding.trace import Extent, Trace, Tracer, last_of
@@ -107,7 +108,7 @@ class Turns:
         opener = OPENER.search(prompt)
         for begin in begins:
             common = common_prefix(prompt, text[begin:limit])
-            whole = not text[begin + common : limit].strip()
+            whole = not text[begin + common : limit].strip(QUOTES)  # a text is traced from behind its quotes
             rest = prompt[common:]
             if opener is not None and common >= opener.start():
                 return begin + (common if whole or text[begin + common - 1] in ">]" else opener.start())
