@@ -76,11 +76,12 @@ def without_gradient(model: nn.Module) -> list[str]:
     """Return the modules of an adapter whose parameters all got no gradient, or one of zeros, in a backward pass.
 
     One of two factors of a fresh LoRA has no gradient in the first step, as the other one is zero; both have none where
-    the loss does not depend on the module.
+    the loss does not depend on the module. Rows of single tokens (``trainable_token_indices``) are left out: they have
+    a gradient only where their token stands in the batch.
     """
     has: dict[str, bool] = {}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and "trainable_tokens" not in name:
             module = re.sub(r"\.(lora|hada|lokr|ia3|vera|oft|boft|adapter|randlora|hra|shira)_.*|\.default.*", "", name)
             gradient = parameter.grad
             has[module] = has.get(module, False) or (gradient is not None and bool(gradient.any()))

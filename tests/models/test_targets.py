@@ -146,6 +146,14 @@ def test_everything_is_for_plain_lora(config: Any) -> None:
         add_adapter(tiny_model("gpt_oss"), config)
 
 
+def test_rows_of_tokens_that_a_batch_lacks_are_no_fault() -> None:
+    absent = [int(i) for i in range(250) if i not in IDS.flatten().tolist()][:2]
+    model, _ = adapted("llama", LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=absent))
+    model(input_ids=IDS, use_cache=False).logits[..., IDS.flatten()[0]].square().mean().backward()
+    assert any("trainable_tokens" in name and p.requires_grad for name, p in model.named_parameters())
+    assert without_gradient(model) == []
+
+
 def test_adapters_without_gradient_are_named() -> None:
     model, _ = adapted("llama", LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
     causal_lm: PreTrainedModel = model.get_base_model()
