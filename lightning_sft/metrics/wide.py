@@ -36,4 +36,4 @@ class WideMetric(Metric):
     @override
     def _apply(self, fn: Callable[..., Any], exclude_state: Sequence[str] = "") -> Module:
         """Move or convert the states, unless they are to go where they cannot be."""
-        return self if fn(torch.zeros(0)).device.type in NARROW else super()._apply(fn, exclude_state)
+        return self if fn(torch.zeros(())).device.type in NARROW else super()._apply(fn, exclude_state)

@@ -43,7 +43,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> NoFloat64:
         finally:
             mode.moving -= 1
 
-    for user in ("metrics.tokens", "training.accumulation", "metrics.synonyms"):
+    for user in ("metrics.sets", "metrics.answers", "metrics.tokens", "training.accumulation", "metrics.synonyms"):
         monkeypatch.setattr(f"lightning_sft.{user}.wide", moved)
     return mode
 
