@@ -43,6 +43,16 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> NoFloat64:
         finally:
             mode.moving -= 1
 
+    made = WideMetric.__init__
+
+    def made_on_the_cpu(self: WideMetric, **kwargs: Any) -> None:
+        mode.moving += 1  # torchmetrics probes a conversion on the CPU, where every metric is made
+        try:
+            made(self, **kwargs)
+        finally:
+            mode.moving -= 1
+
+    monkeypatch.setattr(WideMetric, "__init__", made_on_the_cpu)
     for user in ("metrics.sets", "metrics.answers", "metrics.tokens", "training.accumulation", "metrics.synonyms"):
         monkeypatch.setattr(f"lightning_sft.{user}.wide", moved)
     return mode
