@@ -21,6 +21,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_sft.errors import UserError
+from lightning_sft.metrics.drift import log_probabilities
 from lightning_sft.metrics.synonyms import add_rows, averages
 from lightning_sft.metrics.wide import WideMetric
 
@@ -67,8 +68,7 @@ def probabilities(logits: Tensor) -> Tensor:
     ``torch.softmax`` in fp32 on a CPU adds up 50,000 candidates one after the other and is off by 2e-5 in the worst
     case; ``logsumexp`` is not.
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return (logits - logits.logsumexp(1, keepdim=True)).exp_()
+    return log_probabilities(logits).exp_()
 
 
 def _centre(embeddings: Tensor, dtype: torch.dtype) -> Tensor:

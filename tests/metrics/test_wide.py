@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_sft import SFTModule
 from lightning_sft.metrics import wide as room
-from lightning_sft.metrics.tokens import TokenAverages
+from lightning_sft.metrics.sets import SetAverages
 from lightning_sft.metrics.wide import WideMetric, wide, wide_device
 from tests.fitting import batches, loader, trainer
 
@@ -53,7 +53,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> NoFloat64:
             mode.moving -= 1
 
     monkeypatch.setattr(WideMetric, "__init__", made_on_the_cpu)
-    for user in ("metrics.sets", "metrics.answers", "metrics.tokens", "training.accumulation", "metrics.synonyms"):
+    for user in ("metrics.sets", "metrics.answers", "training.accumulation", "metrics.synonyms"):
         monkeypatch.setattr(f"lightning_sft.{user}.wide", moved)
     return mode
 
@@ -80,11 +80,11 @@ def test_where_sums_are_kept() -> None:
 def test_a_metric_stays_where_it_is_when_the_module_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "NARROW", frozenset({"meta"}))  # a device that any machine has
     module = nn.Module()
-    module.weight, module.averages = nn.Parameter(torch.ones(2)), TokenAverages()
+    module.weight, module.averages = nn.Parameter(torch.ones(2)), SetAverages()
     module.to("meta")
     assert module.weight.device.type == "meta"
     assert isinstance(module.averages, WideMetric)
-    assert module.averages.loss.device.type == "cpu"
+    assert module.averages.token_sums.device.type == "cpu"
     monkeypatch.setattr(room, "NARROW", frozenset())
     module.averages.to("meta")
-    assert module.averages.loss.device.type == "meta"
+    assert module.averages.token_sums.device.type == "meta"
