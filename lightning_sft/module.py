@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,8 +16,8 @@ from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
-from lightning_sft._lightning import all_gather, attached_trainer, made_by_cli
-from lightning_sft.checkpoints import averaging, hparams, state
+from lightning_sft._lightning import attached_trainer, made_by_cli
+from lightning_sft.checkpoints import hparams
 from lightning_sft.checkpoints.io import write_safely
 from lightning_sft.checkpoints.resume import ResumeState, position_facts
 from lightning_sft.evaluation import Batch, EvaluatedModule
@@ -31,6 +30,7 @@ from lightning_sft.models.scorer import Weighting
 from lightning_sft.models.tokenizer import TokenizerSettings
 from lightning_sft.objectives import NLL, Objective
 from lightning_sft.objectives.base import Denominator
+from lightning_sft.resuming import ResumableModule
 from lightning_sft.training import start
 from lightning_sft.training.accumulation import StepTotals
 from lightning_sft.training.clipping import clip_gradients
@@ -42,7 +42,7 @@ from lightning_sft.training.schedules import ScheduleName, follow_validation
 from lightning_sft.training.strategies import StrategyAdapter, adapter_of
 
 
-class SFTModule(TakesExtraLoss, EvaluatedModule):
+class SFTModule(TakesExtraLoss, ResumableModule, EvaluatedModule):
     """Fine-tune a Hugging Face causal language model under a swappable objective.
 
     The loss is delegated: decoder -> head -> `TokenScores` -> objective. Gradients are those of (sum of the
@@ -168,7 +168,7 @@ class SFTModule(TakesExtraLoss, EvaluatedModule):
             self.takes_flat_batches, self.flat_refusal = scorer.flat_refusal is None, scorer.flat_refusal
             if attached_trainer(self) is not None:
                 self.strategy_adapter.shard(scorer, self.settings)
-                self.strategy_adapter.before_loading(self._check_checkpoint)
+                self.strategy_adapter.before_loading(self.check_checkpoint)
             self.scorer = scorer
 
     @override
@@ -219,32 +219,6 @@ class SFTModule(TakesExtraLoss, EvaluatedModule):
         start.seed_objective(self.objective, self, self.scorer, self.trainer)
         if self.resume_state.restore_rng():
             rank_zero_info(f"Resumed at step {self.trainer.global_step} from {self.trainer.ckpt_path}")
-
-    @override
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.settings.base_comes_back and self.strategy_adapter.drops_frozen:
-            averaging.drop_frozen(checkpoint, self)
-        checkpoint[state.KEY] = self.resume_state.content(
-            self.trainer,
-            self.objective,
-            state.gather_rng_states(self.trainer.world_size, all_gather(self)),
-            open_micro_batches=self.accumulator.open_micro_batches,
-            skipped_steps=self.skipped_steps,
-            validations=self.validations,
-            tuner=tuners.tuner_state(self.scorer.model),
-        )
-
-    def _check_checkpoint(self, path: Path) -> None:
-        strategy, trains = type(self.trainer.strategy).__name__, self.trainer.state.fn == "fit"
-        self.resume_state.check_before_loading(path, self, self.objective, strategy, trains=trains)
-
-    @override
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.resume_state.accept_weights(checkpoint, self, self.objective)
-        if (trainer := attached_trainer(self)) and trainer.state.fn == "fit" and state.KEY in checkpoint:
-            self.accumulator.skipped_steps = self.resume_state.remember(checkpoint, trainer)
-            self.validations = checkpoint[state.KEY].get("validations", 0)
-            tuners.load_tuner_state(self.scorer.model, checkpoint[state.KEY].get("tuner", {}))
 
     @property
     def step_totals(self) -> StepTotals:

@@ -12,7 +12,7 @@ import lightning_sft
 
 PACKAGE = Path(lightning_sft.__file__).parent
 #: the files that may stand at the root of the package
-ROOT_FILES = {"__init__", "__main__", "errors", "scores", "files", "module", "evaluation"}
+ROOT_FILES = {"__init__", "__main__", "errors", "scores", "files", "module", "evaluation", "resuming"}
 #: how a trial runs, which no callback knows
 TRIALS = tuple(f"lightning_sft.sweep.{name}" for name in ("trial", "snapshot", "batches"))
 #: room -> what its files must never import, at any level
@@ -61,6 +61,13 @@ FORBIDDEN = {
         "lightning_sft.checkpoints",
         "lightning_sft.callbacks",
         "lightning_sft.data.datamodule",
+        "lightning_sft.cli",
+    ),
+    "resuming.py": (
+        "lightning_sft.module",
+        "lightning_sft.evaluation",
+        "lightning_sft.callbacks",
+        "lightning_sft.data",
         "lightning_sft.cli",
     ),
     "module.py": ("lightning_sft.cli",),
