@@ -54,6 +54,13 @@ FORBIDDEN = {
         "lightning_sft.cli",
     ),
     "sweep": ("lightning_sft.module", "lightning_sft.callbacks", "lightning_sft.cli", "lightning_sft.figures"),
+    "compare": (
+        "lightning.",
+        "lightning_sft.module",
+        "lightning_sft.callbacks",
+        "lightning_sft.cli",
+        "lightning_sft.figures",
+    ),
     "evaluation.py": (
         "lightning_sft.module",
         "lightning_sft.objectives",
