@@ -24,14 +24,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises whatever the first wrong byte leads to
         raise UserError(
-            f"--ckpt_path is {str(path)!r}, which cannot be read as a checkpoint: it is cut off, damaged or something "
-            f"else ({first_line(error).partition('. ')[0][:200]}). Give a .ckpt file that a run wrote, 'last' or "
-            "'best'."
+            f"{str(path)!r} cannot be read as a checkpoint: it is cut off, damaged or something else "
+            f"({first_line(error).partition('. ')[0][:200]}). Give a .ckpt file that a run wrote, 'last' or 'best'."
         ) from error
     if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
         raise UserError(
-            f"--ckpt_path is {str(path)!r}, which torch reads but Lightning did not write. Give a .ckpt file of a run; "
-            "a model folder or file of weights goes to --model.model_name_or_path."
+            f"Torch reads {str(path)!r}, but Lightning did not write it, so it is no checkpoint. Give a .ckpt of a "
+            "run; a model folder or file of weights goes to --model.model_name_or_path."
         )
     return content
 

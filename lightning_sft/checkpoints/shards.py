@@ -24,7 +24,7 @@ def read_common(folder: Path) -> dict[str, Any]:
     if not (folder / _COMMON).is_file() or not (folder / ".metadata").is_file():
         names = sorted(p.name for p in folder.iterdir())[:10]
         raise UserError(
-            f"--ckpt_path is the folder {str(folder)!r}, which is no sharded checkpoint of FSDP2: it holds {names}, "
+            f"{str(folder)!r} is a folder, which is no sharded checkpoint of FSDP2: it holds {names}, "
             f"but '.metadata' and '{_COMMON}' are needed. Give a .ckpt that a run wrote, 'last' or 'best'."
         )
     try:
