@@ -1,0 +1,233 @@
+"""Silent failure on any tokens: did the loss fall while the right token stayed behind the same competitor."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_sft.metrics.wide import wide
+
+#: fewer rows than this give no interval: a bootstrap of them is far too narrow
+MIN_ROWS = 8
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class TokenReading:
+    """What a model says about supervised tokens; one row a token.
+
+    Attributes:
+        logp: log-probability of the target in nats, (tokens,).
+        margin: logit of the target minus that of the strongest other candidate, (tokens,).
+        competitor: id of that candidate, (tokens,), int64; the lowest of several that are equally strong, and -1 where
+            there is no other candidate.
+    """
+
+    logp: Tensor
+    margin: Tensor
+    competitor: Tensor
+
+    @classmethod
+    def of_logits(cls, logits: Tensor, targets: Tensor) -> TokenReading:
+        """Return the reading of logits at hand, (tokens, vocab), for targets (tokens,)."""
+        logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+        target = logits.gather(1, targets[:, None])[:, 0]
+        value, competitor = logits.scatter(1, targets[:, None], float("-inf")).max(1)
+        return cls(target - logits.logsumexp(1), target - value, competitor)
+
+    @property
+    def is_top1(self) -> Tensor:
+        """Whether the target is the first choice, (tokens,), bool; a tie is one, NaN is none."""
+        return self.margin >= 0
+
+    @property
+    def competitor_logp(self) -> Tensor:
+        """Log-probability of the competitor, (tokens,)."""
+        return self.logp - self.margin
+
+    @property
+    def top_logp(self) -> Tensor:
+        """Log-probability of the first choice, (tokens,)."""
+        return torch.maximum(self.logp, self.competitor_logp)
+
+    def cpu(self) -> TokenReading:
+        """Return the reading on the CPU, with floats in float64."""
+        return TokenReading(wide(self.logp).cpu(), wide(self.margin).cpu(), self.competitor.cpu())
+
+    def at(self, index: Tensor) -> TokenReading:
+        """Return some of the tokens, by index or by a mask."""
+        return TokenReading(self.logp[index], self.margin[index], self.competitor[index])
+
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+        return len(self.logp)
+
+
+@dataclass(frozen=True)
+class SilentReading:
+    """One set of tokens, read now and, if a first reading is at hand, compared with it.
+
+    Shares are nan where they would be shares of nothing, and everything is nan where a token's score is.
+
+    Attributes:
+        tokens: tokens of the set.
+        rows: rows that they belong to.
+        nll: mean negative log-likelihood, nats per token.
+        outranked: share of tokens whose target is not the first choice.
+        expected: mean of 1 - p of the first choice: what ``outranked`` would be if the model were calibrated.
+        excess: outranked - expected; positive: the model is surer of its first choices than it is right.
+        excess_low: lower bound of the 95% bootstrap interval of ``excess`` over rows; nan with fewer than 8 rows.
+        excess_high: its upper bound.
+        nll_before: mean NLL at the first reading.
+        behind: number of tokens outranked at the first reading.
+        share: of those, the share whose NLL has fallen by more than ``min_fall`` and that are still outranked by the
+            same competitor: silent failure.
+        share_low: lower bound of the 95% bootstrap interval of ``share`` over rows; nan with fewer than 8 rows.
+        share_high: its upper bound.
+        flipped: of those, the share whose target is the first choice now.
+        lost: of the tokens that were the first choice at the first reading, the share that are not any more.
+    """
+
+    tokens: int
+    rows: int
+    nll: float
+    outranked: float
+    expected: float
+    excess: float
+    excess_low: float = math.nan
+    excess_high: float = math.nan
+    nll_before: float = math.nan
+    behind: int = 0
+    share: float = math.nan
+    share_low: float = math.nan
+    share_high: float = math.nan
+    flipped: float = math.nan
+    lost: float = math.nan
+
+    def scalars(self) -> dict[str, float]:
+        """Return the shares that are shares of something, by name: what goes into a log."""
+        names = ("outranked", "expected", "excess", "share", "flipped", "lost")
+        values = asdict(self)
+        return {name: values[name] for name in names if not math.isnan(values[name])}
+
+
+def failed_silently(before: TokenReading, now: TokenReading, min_fall: float = 0.1) -> Tensor:
+    """Return which tokens got a lower loss and stayed behind the same competitor, (tokens,), bool.
+
+    Args:
+        before: the first reading.
+        now: the reading of the same tokens now.
+        min_fall: nats by which the NLL must have fallen.
+    """
+    fell = now.logp - before.logp > min_fall
+    return ~before.is_top1 & ~now.is_top1 & fell & (now.competitor == before.competitor)
+
+
+def read_silent(
+    now: TokenReading, row: Tensor, before: TokenReading | None = None, min_fall: float = 0.1, *, intervals: bool = True
+) -> SilentReading:
+    """Read a set of tokens.
+
+    Args:
+        now: what the model says now.
+        row: the row of the data that each token belongs to, (tokens,), int64, any numbers.
+        before: what it said at first, the same tokens in the same order; None leaves out what compares.
+        min_fall: nats by which a token's NLL must have fallen to count as learned.
+        intervals: whether to make the bootstrap intervals, which cost more than the rest.
+
+    Raises:
+        ValueError: the numbers of tokens differ.
+    """
+    now, before = now.cpu(), None if before is None else before.cpu()
+    if len(now) != len(row) or (before is not None and len(before) != len(now)):
+        raise ValueError(f"{len(now)} tokens now, {len(row)} rows, {None if before is None else len(before)} before")
+    rows, place = np.unique(row.cpu().numpy(), return_inverse=True)
+    outranked = wide(~now.is_top1)
+    surplus = outranked - (-torch.expm1(now.top_logp))
+    nothing = math.nan if len(now) == 0 or not bool((now.logp + now.margin).isfinite().all()) else 0.0
+    result = {
+        "tokens": len(now),
+        "rows": len(rows),
+        "nll": -float(now.logp.mean()),
+        "outranked": float(outranked.mean()) + nothing,
+        "expected": float((outranked - surplus).mean()) + nothing,
+        "excess": float(surplus.mean()) + nothing,
+    }
+    if intervals and not nothing:
+        bounds = bootstrap_interval(_by_row(surplus, place), _by_row(torch.ones_like(surplus), place))
+        result["excess_low"], result["excess_high"] = bounds
+    if before is None:
+        return SilentReading(**result)  # type: ignore[arg-type]  # ints and floats by name
+    nothing += 0.0 if bool((before.logp + before.margin).isfinite().all()) else math.nan
+    behind, failed = ~before.is_top1, failed_silently(before, now, min_fall)
+    result |= {
+        "nll_before": -float(before.logp.mean()),
+        "behind": int(behind.sum()),
+        "share": _share(failed, behind) + nothing,
+        "flipped": _share(behind & now.is_top1, behind) + nothing,
+        "lost": _share(~behind & ~now.is_top1, ~behind) + nothing,
+    }
+    if intervals and not nothing:
+        bounds = bootstrap_interval(_by_row(wide(failed), place), _by_row(wide(behind), place))
+        result["share_low"], result["share_high"] = bounds
+    return SilentReading(**result)  # type: ignore[arg-type]
+
+
+def bootstrap_interval(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the 95% bootstrap interval of sum(numerator) / sum(denominator) over rows.
+
+    Rows are resampled whole, since the tokens of one are not independent. Percentiles, 2000 resamples, a fixed seed:
+    nothing is drawn from a global random stream, and the same rows give the same interval. Where all rows agree it is
+    a single point, which is too narrow.
+
+    Args:
+        numerator: (rows,).
+        denominator: (rows,), at least 0; rows without any are left out.
+
+    Returns:
+        Both bounds; nan with fewer than 8 rows.
+    """
+    numerator, denominator = numerator[denominator > 0], denominator[denominator > 0]
+    if len(denominator) < MIN_ROWS:
+        return math.nan, math.nan
+    from scipy.stats import bootstrap  # half a second that only a reading needs
+
+    found = bootstrap(
+        (numerator, denominator),
+        lambda a, b, axis: a.sum(axis) / b.sum(axis),
+        n_resamples=RESAMPLES,
+        batch=max(1, 2_000_000 // len(denominator)),
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        random_state=np.random.default_rng(0),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def _by_row(values: Tensor, place: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.bincount(place, weights=values.numpy()).astype(np.float64)
+
+
+def _share(part: Tensor, whole: Tensor) -> float:
+    return float(part.sum()) / int(whole.sum()) if bool(whole.any()) else math.nan
+
+
+def worst(now: TokenReading, before: TokenReading | None = None, most: int = 100, min_fall: float = 0.1) -> Tensor:
+    """Return the tokens that stand furthest behind their competitor in probability, worst first, (at most ``most``,).
+
+    Args:
+        now: what the model says now.
+        before: what it said at first: then only tokens that failed silently; None takes all that are outranked.
+        most: how many.
+        min_fall: as in `failed_silently`.
+    """
+    chosen = ~now.is_top1 if before is None else failed_silently(before, now, min_fall)
+    lead = (now.competitor_logp.exp() - now.logp.exp()).masked_fill(~chosen, -math.inf)
+    order = torch.argsort(lead, descending=True, stable=True)[: min(most, int(chosen.sum()))]
+    return order[lead[order].isfinite()]

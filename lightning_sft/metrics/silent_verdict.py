@@ -1,0 +1,76 @@
+"""What a reading of tokens means, in one sentence."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from lightning_sft.metrics.silent import MIN_ROWS, SilentReading
+
+SilentOutcome = Literal["silent failure", "overconfident", "no failure", "nothing to judge"]
+
+
+@dataclass(frozen=True)
+class SilentVerdict:
+    """The outcome and the sentence that gives its figures.
+
+    Attributes:
+        outcome: ``"silent failure"``: trained tokens got a lower loss and stayed behind; ``"overconfident"``: tokens
+            that were not trained are outranked more often than the model's own confidence says; ``"no failure"``:
+            neither; ``"nothing to judge"``: too few tokens or rows, or scores that are not finite.
+        sentence: for people.
+    """
+
+    outcome: SilentOutcome
+    sentence: str
+
+    @property
+    def failed(self) -> bool:
+        """Whether something should be done."""
+        return self.outcome in ("silent failure", "overconfident")
+
+
+def judge(reading: SilentReading, name: str, *, trained: bool, max_share: float = 0.1) -> SilentVerdict:
+    """Return the verdict on a set.
+
+    On tokens that were trained, to stay behind the same competitor while the loss falls is a failure: the right token
+    is known, and the model was told. On others even a calibrated model is outranked at times, so only a positive excess
+    counts, and only where its interval excludes 0.
+
+    Args:
+        reading: of one set.
+        name: of the set, in words, such as ``"training tokens"``.
+        trained: whether the set's tokens were trained on.
+        max_share: the largest share of silent failures among the tokens outranked at the start that is no failure; the
+            share's interval must lie above it.
+    """
+    r = reading
+    if math.isnan(r.outranked):
+        why = "there are none" if r.tokens == 0 else "their scores are not finite"
+        return SilentVerdict("nothing to judge", f"No verdict on the {name}: {why}.")
+    if not trained:
+        odds = (
+            f"{r.outranked:.1%} of {r.tokens} {name} are outranked, where the model's own confidence says "
+            f"{r.expected:.1%}: excess {r.excess:+.1%}"
+        )
+        if math.isnan(r.excess_low):
+            few = f"{odds}, from {r.rows} rows; an interval needs {MIN_ROWS}."
+            return SilentVerdict("nothing to judge", f"No verdict: {few}")
+        odds += f", 95% interval {r.excess_low:+.1%} to {r.excess_high:+.1%}"
+        if r.excess_low > 0:
+            return SilentVerdict("overconfident", f"Overconfident: {odds}.")
+        return SilentVerdict("no failure", f"No excess: {odds}.")
+    if r.behind == 0:
+        return SilentVerdict("nothing to judge", f"No verdict: none of {r.tokens} {name} was outranked at the start.")
+    counts = (
+        f"of {r.behind} {name} that were outranked at the start, {r.share:.1%} have a lower loss and are still behind "
+        f"the same competitor, and {r.flipped:.1%} have overtaken it (mean NLL {r.nll_before:.2f} -> {r.nll:.2f})"
+    )
+    if math.isnan(r.share_low):
+        return SilentVerdict(
+            "nothing to judge", f"No verdict from so few rows (an interval needs {MIN_ROWS}): {counts}."
+        )
+    if r.share_low > max_share:
+        return SilentVerdict("silent failure", f"Silent failure: {counts}.")
+    return SilentVerdict("no failure", f"No silent failure: {counts}.")

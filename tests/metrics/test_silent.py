@@ -1,0 +1,157 @@
+"""Silent failure on any tokens: against a computation of its own, planted outcomes, and a calibrated model."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_sft.metrics.silent import TokenReading, bootstrap_interval, failed_silently, read_silent, worst
+from lightning_sft.metrics.silent_verdict import judge
+
+
+def random_readings(tokens=400, vocab=7, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    before = torch.randn(tokens, vocab, generator=generator, dtype=torch.float64) * 2
+    now = before + torch.randn(tokens, vocab, generator=generator, dtype=torch.float64)
+    targets = torch.randint(vocab, (tokens,), generator=generator)
+    return before, now, targets
+
+
+def test_a_reading_equals_a_loop_over_tokens_in_plain_python():
+    before, now, targets = random_readings()
+    count = dict.fromkeys(("outranked", "behind", "failed", "flipped", "lost"), 0)
+    expected = 0.0
+    for was, row, target in zip(before.numpy(), now.numpy(), targets.tolist(), strict=True):
+        p_was, p = (np.exp(z) / np.exp(z).sum() for z in (was, row))
+        rivals = [[(q[k], -k) for k in range(len(q)) if k != target] for q in (p_was, p)]
+        (lead_was, rival_was), (lead, rival) = (max(r) for r in rivals)
+        expected += 1 - p.max()
+        count["outranked"] += lead > p[target]
+        count["behind"] += lead_was > p_was[target]
+        count["flipped"] += lead_was > p_was[target] and lead <= p[target]
+        count["lost"] += lead_was <= p_was[target] and lead > p[target]
+        learned = math.log(p[target]) - math.log(p_was[target]) > 0.1
+        count["failed"] += lead_was > p_was[target] and lead > p[target] and learned and rival == rival_was
+    readings = [TokenReading.of_logits(z, targets) for z in (before, now)]
+    got = read_silent(readings[1], torch.arange(400) // 5, readings[0])
+    n, behind = len(targets), count["behind"]
+    assert (got.tokens, got.rows, got.behind) == (400, 80, behind)
+    assert got.outranked == pytest.approx(count["outranked"] / n, abs=1e-12)
+    assert got.expected == pytest.approx(expected / n, abs=1e-12)
+    assert got.excess == pytest.approx((count["outranked"] - expected) / n, abs=1e-12)
+    assert got.share == pytest.approx(count["failed"] / behind, abs=1e-12)
+    assert got.flipped == pytest.approx(count["flipped"] / behind, abs=1e-12)
+    assert got.lost == pytest.approx(count["lost"] / (n - behind), abs=1e-12)
+    logp = now.log_softmax(1).gather(1, targets[:, None])[:, 0]
+    assert got.nll == pytest.approx(-float(logp.mean()), abs=1e-12)
+    assert torch.allclose(readings[1].top_logp, now.log_softmax(1).amax(1), atol=1e-12, rtol=0)
+
+
+PLANTED = {  # margin and competitor at first and now, how far the loss fell
+    "failed": (-2.0, 7, -1.0, 7, 0.5),
+    "another competitor": (-2.0, 7, -1.0, 8, 0.5),
+    "learned too little": (-2.0, 7, -1.9, 7, 0.05),
+    "flipped": (-2.0, 7, 1.0, 7, 2.0),
+    "flipped to a tie": (-2.0, 7, 0.0, 7, 1.0),
+    "lost": (1.0, 7, -1.0, 8, -1.0),
+    "ahead": (1.0, 7, 2.0, 7, 0.5),
+}
+
+
+def planted(names):
+    rows = [PLANTED[name] for name in names]
+    was, rival_was, margin, rival, fell = (torch.tensor(column) for column in zip(*rows, strict=True))
+    logp = torch.full_like(was, -3.0)
+    return TokenReading(logp, was, rival_was), TokenReading(logp + fell, margin, rival)
+
+
+def test_each_outcome_counts_where_it_belongs():
+    names = list(PLANTED) * 8
+    before, now = planted(names)
+    reading = read_silent(now, torch.arange(len(names)) // 7, before)
+    assert (reading.share, reading.flipped, reading.lost) == (1 / 5, 2 / 5, 1 / 2)
+    assert reading.outranked == 4 / 7
+    assert (reading.share_low, reading.share_high) == (0.2, 0.2)  # the same in every row
+    failed = failed_silently(before, now)
+    assert [n for n, f in zip(names, failed.tolist(), strict=True) if f] == ["failed"] * 8
+    assert read_silent(now, torch.arange(len(names)), before, min_fall=0.04).share == 2 / 5
+
+
+def drawn_from_the_model(seed, rows=100):
+    """Logits, and targets that are drawn from them: a calibrated model."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(rows * 10, 6, generator=generator, dtype=torch.float64) * 1.5
+    targets = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
+    return logits, targets, torch.arange(rows * 10) // 10
+
+
+def test_a_calibrated_model_has_no_excess_and_a_surer_one_has():
+    held = 0
+    for seed in range(60):
+        logits, targets, row = drawn_from_the_model(seed)
+        calibrated = read_silent(TokenReading.of_logits(logits, targets), row)
+        held += calibrated.excess_low <= 0 <= calibrated.excess_high
+    assert 51 <= held <= 60  # 57 of 60 are to be expected
+    assert calibrated.excess_high - calibrated.excess_low < 0.1
+    assert math.isnan(calibrated.share)
+    assert judge(calibrated, "held-out tokens", trained=False).outcome == "no failure"
+    surer = read_silent(TokenReading.of_logits(logits * 2, targets), row)
+    assert surer.excess_low > 0
+    verdict = judge(surer, "held-out tokens", trained=False)
+    assert verdict.outcome == "overconfident"
+    assert f"{surer.excess:+.1%}" in verdict.sentence
+
+
+def test_the_interval_covers_the_true_ratio_and_comes_out_the_same_each_time():
+    random = np.random.default_rng(1)
+    covered = 0
+    for _ in range(60):
+        tokens = random.integers(1, 20, 60).astype(float)
+        hits = random.binomial(tokens.astype(int), 0.3).astype(float)
+        low, high = bootstrap_interval(hits, tokens)
+        covered += low <= 0.3 <= high
+    assert 51 <= covered <= 60
+    assert bootstrap_interval(hits, tokens) == (low, high)
+    assert all(math.isnan(bound) for bound in bootstrap_interval(hits[:7], tokens[:7]))
+    none = np.zeros(50)
+    assert bootstrap_interval(np.append(hits, none), np.append(tokens, none)) == (low, high)
+
+
+def test_scores_that_are_not_finite_are_no_success():
+    before, now = planted(["flipped"] * 9)
+    now.margin[3], now.logp[3] = math.nan, math.nan
+    reading = read_silent(now, torch.arange(9), before)
+    assert reading.scalars() == {}
+    assert judge(reading, "training tokens", trained=True).outcome == "nothing to judge"
+    assert not now.is_top1[3]
+
+
+def test_verdicts_on_trained_tokens():
+    row = torch.arange(40) // 2
+    before, now = planted(["failed", "flipped"] * 20)
+    failed = judge(read_silent(now, row, before), "training tokens", trained=True)
+    assert failed.outcome == "silent failure"
+    assert "50.0%" in failed.sentence
+    before, now = planted(["flipped"] * 40)
+    assert judge(read_silent(now, row, before), "training tokens", trained=True).outcome == "no failure"
+    before, now = planted(["ahead"] * 40)
+    assert judge(read_silent(now, row, before), "training tokens", trained=True).outcome == "nothing to judge"
+    before, now = planted(["failed"] * 6)
+    assert judge(read_silent(now, row[:6], before), "training tokens", trained=True).outcome == "nothing to judge"
+    none = read_silent(now.at(torch.zeros(6, dtype=torch.bool)), row[:0])
+    assert "there are none" in judge(none, "training tokens", trained=True).sentence
+
+
+def test_the_worst_are_those_whose_competitor_leads_most_in_probability():
+    before, now = planted(["failed", "flipped", "failed", "another competitor"])
+    now.logp[:] = torch.tensor([-1.5, -0.1, -2.8, -1.0])
+    now.margin[0], now.margin[2] = -1.4, -2.7  # p .22 and .91; .06 and .90
+    assert worst(now, before).tolist() == [2, 0]
+    assert worst(now, before, most=1).tolist() == [2]
+    assert sorted(worst(now).tolist()) == [0, 2, 3]
+
+
+def test_ties_belong_to_the_lowest_id_and_a_single_candidate_has_no_competitor():
+    reading = TokenReading.of_logits(torch.tensor([[1.0, 3.0, 3.0, 3.0]]), torch.tensor([2]))
+    assert (reading.competitor.tolist(), reading.margin.tolist(), reading.is_top1.tolist()) == ([1], [0.0], [True])
