@@ -13,6 +13,8 @@ from lightning_sft.errors import UserError
 from lightning_sft.files import to_json, write_text
 
 FORMAT = "lightning_sft.histogram.v1"
+#: of the file that `CapabilityProbe` writes beside a run
+CAPABILITY = "lightning_sft.capability.v1"
 
 
 def save_histogram(path: str | Path, edges: Sequence[float], counts: Sequence[float]) -> None:
@@ -34,7 +36,7 @@ def save_histogram(path: str | Path, edges: Sequence[float], counts: Sequence[fl
 
 
 def load_histogram(path: str | Path) -> tuple[list[float], list[float]]:
-    """Read what `save_histogram` wrote.
+    """Read what `save_histogram` wrote, or the p before training of a run's ``capability.json``.
 
     Returns:
         The edges, (bins + 1), and the counts, (bins,).
@@ -42,11 +44,19 @@ def load_histogram(path: str | Path) -> tuple[list[float], list[float]]:
     Raises:
         UserError: the file is missing or is no such histogram.
     """
-    wanted = f'a JSON file as `lightning_sft.objectives.save_histogram` writes it, with "format": "{FORMAT}"'
+    wanted = (
+        "the capability.json of a run, or a JSON file as `lightning_sft.objectives.save_histogram` writes it, with "
+        f'"format": "{FORMAT}"'
+    )
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"The histogram {str(path)!r} cannot be read ({error}). Needed: {wanted}.") from error
+    if isinstance(content, dict) and content.get("format") == CAPABILITY:
+        from lightning_sft.metrics.capability_reading import load_reading  # with its room comes torchmetrics
+
+        histogram = load_reading(path).all.fine_p_histogram
+        return _check(str(path), histogram.edges, histogram.counts)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"The file {str(path)!r} is no histogram of p. Needed: {wanted}.")
     return _check(str(path), content.get("edges"), content.get("counts"))

@@ -1,0 +1,198 @@
+"""What a capability reading holds, and how it is written and read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning_sft.errors import UserError
+from lightning_sft.files import to_json, write_text
+
+Place = Literal["strong", "intermediate", "weak"]
+STRONG: Place = "strong"
+MIDDLE: Place = "intermediate"
+WEAK: Place = "weak"
+Bounds = tuple[float, float] | None
+FORMAT = "lightning_sft.capability.v1"
+FILE = "capability.json"
+
+
+@dataclass(frozen=True)
+class CutOffs:
+    """Where the continuum is cut into three places. The paper gives none: these are ours.
+
+    Attributes:
+        weak: mean p at and below which a model is called weak on the task.
+        strong: mean p at and above which it is called strong.
+
+    Raises:
+        UserError: they are not in order within [0, 1].
+    """
+
+    weak: float = 0.10
+    strong: float = 0.70
+
+    def __post_init__(self) -> None:
+        """Check the order."""
+        if not 0.0 <= self.weak < self.strong <= 1.0:
+            raise UserError(
+                f"The cut-offs of the capability continuum are weak={self.weak} and strong={self.strong}. Allowed: "
+                "0 <= weak < strong <= 1, such as 0.1 and 0.7."
+            )
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of tokens in bins.
+
+    Attributes:
+        edges: bounds of the bins, rising, one more than ``counts``.
+        counts: tokens in each bin.
+    """
+
+    edges: list[float]
+    counts: list[int]
+
+
+@dataclass(frozen=True)
+class GroupReading:
+    """The reading of one group of supervised tokens.
+
+    Attributes:
+        rows: rows that have such a token.
+        tokens: number of tokens.
+        mean_p: arithmetic mean of the targets' probability.
+        mean_p_interval: its 95% interval by a bootstrap over rows; None with one row.
+        nll: mean negative log-likelihood, nats per token.
+        nll_interval: its interval.
+        top1_share: share of tokens whose target is the first choice.
+        top1_share_interval: its interval.
+        place: on the continuum, by ``mean_p`` and the cut-offs.
+        share_unlikely: share of tokens with p < 0.1.
+        share_known: share of tokens with p > 0.55.
+        entropy: mean entropy of the predictions, nats.
+        calibration_error: expected calibration error of the first choice, see `first_choice_calibration`.
+        answers: complete answers, those with a token that ends generation.
+        exact_match: share of them whose every token is the first choice; None without any.
+        p_quantiles: quantiles of p, by ``"5%"`` to ``"95%"``.
+        entropy_quantiles: of the entropy in nats.
+        p_histogram: of p, in 20 bins of equal width.
+        log10_p_histogram: of log10 p, from -8 (and below) to 0.
+        fine_p_histogram: of p, fine near 0 and 1: percentiles are taken from it.
+    """
+
+    rows: int
+    tokens: int
+    mean_p: float
+    mean_p_interval: Bounds
+    nll: float
+    nll_interval: Bounds
+    top1_share: float
+    top1_share_interval: Bounds
+    place: Place
+    share_unlikely: float
+    share_known: float
+    entropy: float
+    calibration_error: float
+    answers: int
+    exact_match: float | None
+    p_quantiles: dict[str, float]
+    entropy_quantiles: dict[str, float]
+    p_histogram: Histogram
+    log10_p_histogram: Histogram
+    fine_p_histogram: Histogram
+
+    def scalars(self) -> dict[str, float]:
+        """Return the numbers worth a curve by their log key's last part."""
+        values = {
+            "mean_p": self.mean_p,
+            "nll": self.nll,
+            "top1_share": self.top1_share,
+            "share_unlikely": self.share_unlikely,
+            "share_known": self.share_known,
+            "entropy": self.entropy,
+            "calibration_error": self.calibration_error,
+        }
+        for name, bounds in (("mean_p", self.mean_p_interval), ("nll", self.nll_interval)):
+            if bounds is not None:
+                values |= {f"{name}_low": bounds[0], f"{name}_high": bounds[1]}
+        return values if self.exact_match is None else {**values, "exact_match": self.exact_match}
+
+
+@dataclass(frozen=True)
+class CapabilityReading:
+    """The reading of a set: all supervised tokens, those of each source, and some kinds of tokens apart.
+
+    Attributes:
+        all: every supervised token.
+        sources: by the name of the source.
+        special: special tokens and those that end generation; None if none is supervised.
+        end: the tokens that end generation; None if none is supervised.
+        cut_offs: of the places.
+        rows_of_set: rows that the set has, whether read or not; None if unknown.
+    """
+
+    all: GroupReading
+    sources: dict[str, GroupReading]
+    special: GroupReading | None
+    end: GroupReading | None
+    cut_offs: CutOffs
+    rows_of_set: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, as a checkpoint or a JSON file holds it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> CapabilityReading:
+        """Return the reading of what `to_dict` gave, perhaps by way of JSON."""
+        some = {name: content[name] and _group(content[name]) for name in ("special", "end")}
+        return cls(
+            all=_group(content["all"]),
+            sources={name: _group(group) for name, group in content["sources"].items()},
+            cut_offs=CutOffs(**content["cut_offs"]),
+            rows_of_set=content["rows_of_set"],
+            **some,
+        )
+
+
+def _group(content: Mapping[str, Any]) -> GroupReading:
+    values = {field.name: content[field.name] for field in fields(GroupReading)}
+    for name, value in values.items():
+        if name.endswith("_interval") and value is not None:
+            values[name] = tuple(value)
+        elif name.endswith("_histogram"):
+            values[name] = Histogram(**value)
+    return GroupReading(**values)
+
+
+def save_reading(path: Path, start: CapabilityReading | None, end: CapabilityReading | None, **more: Any) -> None:
+    """Write a run's ``capability.json``.
+
+    Args:
+        path: the file.
+        start: before the first optimizer step; None if it was not read.
+        end: of the same tokens after the fit; None before that.
+        more: plain data to keep beside them.
+    """
+    readings = {name: reading and reading.to_dict() for name, reading in (("start", start), ("end", end))}
+    write_text(path, to_json({"format": FORMAT, **readings, **more}, indent=1) + "\n")
+
+
+def load_reading(path: str | Path) -> CapabilityReading:
+    """Read the capability before training from a run's ``capability.json``.
+
+    Raises:
+        UserError: the file is missing, or holds no reading.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        return CapabilityReading.from_dict(content["start"])
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{str(path)!r} holds no capability reading ({type(error).__name__}: {error}). Needed: the capability.json "
+            "of a run, or of `lightning advise`."
+        ) from error
