@@ -240,6 +240,7 @@ class SFTModule(TakesExtraLoss, ResumableModule, EvaluatedModule):
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Return the loss of a micro-batch, losses and scores; a subclass may add ``extra_loss``: see `ExtraLoss`."""
+        self.steps.before_forward(self.trainer)
         output = self(batch, self.accumulator.weighting)
         loss = self.steps.loss(output, batch, self.objective, self.trainer)
         return {"loss": loss, "losses": output.losses, "scores": output.scores}

@@ -38,6 +38,14 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
     return cast("list[Callback]", untyped.callbacks)
 
 
+def has_hook(trainer: Trainer, name: str, callbacks: Sequence[Callback] | None = None) -> bool:
+    """Return whether the trainer's module or one of its callbacks (or of those given) has a hook of its own."""
+    given = callbacks_of(trainer) if callbacks is None else callbacks
+    owners: list[tuple[type, type]] = [(type(c), Callback) for c in given]
+    owners += [(type(trainer.lightning_module), LightningModule)]
+    return any(getattr(kind, name) is not getattr(base, name) for kind, base in owners)
+
+
 def data_parallel_size_and_rank(trainer: Trainer | None) -> tuple[int, int]:
     """Return among how many ranks the rows are shared out, and this one's place: ranks that split layers count once.
 

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_sft._lightning import callbacks_of, log_interval
+from lightning_sft._lightning import callbacks_of, has_hook, log_interval
 from lightning_sft.objectives import Objective
 from lightning_sft.training.accumulation import StepTotals, accumulator_of
 from lightning_sft.training.gradients import SharedNorm
@@ -74,7 +74,7 @@ class TrainingMetrics(Callback):
             "train/skipped_steps": float(accumulator.skipped_steps),
             "train/nonfinite_steps": float(getattr(getattr(pl_module, "loss_watch", None), "steps", 0)),
         }
-        norm = SharedNorm(optimizer, adapter_of(trainer).gradient_norm).look(keep=self._is_last(trainer, pl_module))
+        norm = SharedNorm(optimizer, adapter_of(trainer).gradient_norm).look(keep=self._is_last(trainer))
         values |= {} if norm is None else {"train/grad_norm": norm.to(torch.float32)}
         objective = getattr(pl_module, "objective", None)
         if isinstance(objective, Objective):
@@ -89,16 +89,12 @@ class TrainingMetrics(Callback):
         pl_module.log_dict(short, prog_bar=True, logger=False, batch_size=1)
         self._since, self._tokens = now, 0.0
 
-    def _is_last(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+    def _is_last(self, trainer: Trainer) -> bool:
         """Return whether no other hook may write to the gradients between this one and clipping."""
         callbacks = callbacks_of(trainer)
         after = callbacks[callbacks.index(self) + 1 :] if self in callbacks else callbacks
-        hook = "on_before_optimizer_step"
-        hooks: list[tuple[type, type]] = [
-            (type(c), Callback) for c in after if not getattr(c, "leaves_gradients", False)
-        ]
-        hooks += [(type(pl_module), LightningModule)]
-        return all(getattr(kind, hook) is getattr(base, hook) for kind, base in hooks)
+        others = [callback for callback in after if not getattr(callback, "leaves_gradients", False)]
+        return not has_hook(trainer, "on_before_optimizer_step", others)
 
 
 def _by_source(totals: StepTotals, names: Sequence[str]) -> dict[str, float]:
