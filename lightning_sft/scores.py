@@ -33,6 +33,10 @@ class TokenScores:
         is_top1: whether the target is the strongest candidate, (tokens,), bool; only in the scores that a head returns.
         weight: what the head multiplies the token's loss by, (tokens,); None for 1. Objectives leave it alone.
         reference_logp: log-probability of the target under the reference model, (tokens,); None without a reference.
+        margin: logit of the target minus that of its competitor, the strongest other candidate, (tokens,); only in the
+            scores of a head that was asked for competitors. Where there is no other, it is the largest number.
+        competitor: id of that candidate, (tokens,), int64; the lowest of several that are equally strong, -1 without
+            one.
         logits: the logits, (tokens, vocab), fp32 or float64, differentiable; None where no row is at hand.
         reference_logits: the reference model's logits, (tokens, vocab), without gradient; None without a reference.
     """
@@ -44,6 +48,8 @@ class TokenScores:
     is_top1: Tensor | None = None
     weight: Tensor | None = None
     reference_logp: Tensor | None = None
+    margin: Tensor | None = None
+    competitor: Tensor | None = None
     logits: Tensor | None = None
     reference_logits: Tensor | None = None
 
@@ -68,6 +74,8 @@ class TokenScores:
             'objective that declares `reads = "row"`',
             "reference_logits": "where you make the scores yourself, pass TokenScores(reference_logits=...); a head "
             'gives them to an objective that declares `reference = "logits"` in a run with a reference model',
+            "margin": "set `with_competitors` of the TokenScorer, or pass HeadInput(competitors=True) to a head",
+            "competitor": "set `with_competitors` of the TokenScorer, or pass HeadInput(competitors=True) to a head",
             "reference_logp": "where you make the scores yourself, pass TokenScores(reference_logp=...); a head gives "
             'them to an objective that declares `reference = "logp"` in a run with a reference model',
         }

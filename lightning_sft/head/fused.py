@@ -58,7 +58,7 @@ def fused_head(
         run = HeadRun(inputs, unembedding, objective, dtype, need, sizes)
         loss_sum, losses = _FusedHead.apply(*tensors, run)  # type: ignore[no-untyped-call]
     trouble = find_trouble(loss_sum.detach(), losses, run.logp, inputs, objective, strict=strict)
-    return HeadOutput(loss_sum, losses, run.scores(is_top1=run.is_top1), trouble)
+    return HeadOutput(loss_sum, losses, run.all_scores(), trouble)
 
 
 class _FusedHead(torch.autograd.Function):

@@ -59,6 +59,12 @@ def reference_from_logits(
     if reference_logits is not None:
         reference_logits = reference_logits.detach().to(logits.dtype)
         reference_logp = reference_logits.log_softmax(-1).gather(-1, target)[:, 0]
+    margin = competitor = None
+    if inputs.competitors:
+        strongest, competitor = logits.detach().scatter(-1, target, float("-inf")).max(-1)
+        competitor = competitor.masked_fill(strongest.isneginf(), -1)
+        strongest = strongest.clamp_min(torch.finfo(logits.dtype).min)
+        margin = logits.detach().gather(-1, target)[:, 0] - strongest
     scores = TokenScores(
         logp=logits.log_softmax(-1).gather(-1, target)[:, 0],
         targets=inputs.targets,
@@ -67,6 +73,8 @@ def reference_from_logits(
         is_top1=logits.detach().gather(-1, target)[:, 0] >= logits.detach().amax(-1),
         weight=None if inputs.weight is None else inputs.weight.detach().to(logits.dtype),
         reference_logp=reference_logp,
+        margin=margin,
+        competitor=competitor,
         logits=logits if objective.reads == "row" else None,
         reference_logits=reference_logits if objective.reference == "logits" else None,
     )

@@ -72,6 +72,9 @@ def _rows(
     total = others.sum(-1)
     run.logp[here] = logsigmoid(z_target - top - total.log())
     run.is_top1[here] = z_target >= top
+    if run.inputs.competitors:
+        strongest, competitor = logits.max(-1)
+        run.note_competitors(here, z_target - top, competitor.masked_fill_(strongest.isneginf(), -1))
     logits.scatter_(1, target, z_target[:, None])
     wanted = reference if run.objective.reference == "logits" else None
     scores = replace(run.scores(here), logits=logits, reference_logits=wanted)

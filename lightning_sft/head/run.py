@@ -33,7 +33,7 @@ class HeadRun:
         sizes: how much to work on at once.
         workspace: memory to work in.
         logp: log-probabilities of the targets, (tokens,), filled chunk by chunk, as are ``is_top1`` and
-            ``reference_logp`` (None without a reference).
+            ``reference_logp`` (None without a reference), ``margin`` and ``competitor`` (None unless asked for).
         gradients: where they add up; None when nobody needs one.
     """
 
@@ -60,6 +60,8 @@ class HeadRun:
         self.logp = self.hidden.new_empty(tokens, dtype=self.accumulation_dtype)
         self.is_top1 = self.hidden.new_empty(tokens, dtype=torch.bool)
         self.reference_logp = torch.empty_like(self.logp) if self.reference else None
+        self.margin = torch.empty_like(self.logp) if inputs.competitors else None
+        self.competitor = torch.empty_like(inputs.targets) if inputs.competitors else None
         chunks = max(1, math.ceil(tokens / self.sizes.chunk))
         self.chunk = math.ceil(tokens / chunks)  # equal chunks, no small last one
         self.gradients = None
@@ -73,8 +75,8 @@ class HeadRun:
         for start in range(0, tokens, max(1, self.chunk)):
             yield slice(start, min(start + self.chunk, tokens))
 
-    def scores(self, span: slice = slice(None), is_top1: Tensor | None = None) -> TokenScores:
-        """Return the scores of a chunk, as far as they are known."""
+    def scores(self, span: slice = slice(None)) -> TokenScores:
+        """Return what an objective may see of a chunk, as far as it is known."""
         inputs = self.inputs
 
         def cut(tensor: Tensor | None) -> Tensor | None:
@@ -85,10 +87,18 @@ class HeadRun:
             targets=inputs.targets[span],
             row=cut(inputs.row),
             source=cut(inputs.source),
-            is_top1=cut(is_top1),
             weight=cut(self.weight),
             reference_logp=cut(self.reference_logp),
         )
+
+    def all_scores(self) -> TokenScores:
+        """Return the scores of all tokens, with what only callbacks see."""
+        return replace(self.scores(), is_top1=self.is_top1, margin=self.margin, competitor=self.competitor)
+
+    def note_competitors(self, span: slice, margin: Tensor, competitor: Tensor) -> None:
+        """Keep a chunk's competitors, (tokens,), where they were asked for."""
+        if self.margin is not None and self.competitor is not None:
+            self.margin[span], self.competitor[span] = margin, competitor
 
     def score(self, span: slice, keep: bool) -> tuple[Chunk, Tensor]:
         """Score a chunk, the reference model's log-probabilities first; return it with its exponentials."""
@@ -96,8 +106,12 @@ class HeadRun:
         if self.reference and self.inputs.reference_hidden is not None and self.reference_logp is not None:
             other = self.inputs.reference_hidden.detach()[span]
             self.reference_logp[span] = score_chunk(self.reference, other, targets, self.workspace, tile, False)[0].logp
-        chunk, exponentials = score_chunk(self.projection, self.hidden[span], targets, self.workspace, tile, keep)
-        self.logp[span], self.is_top1[span] = chunk.logp, chunk.is_top1
+        chunk, exponentials = score_chunk(
+            self.projection, self.hidden[span], targets, self.workspace, tile, keep, competitors=self.inputs.competitors
+        )
+        self.logp[span], self.is_top1[span] = chunk.logp, chunk.margin >= 0
+        if chunk.competitor is not None:
+            self.note_competitors(span, chunk.margin, chunk.competitor)
         return chunk, exponentials
 
 

@@ -81,7 +81,8 @@ class Chunk:
 
     Attributes:
         logp: log-probabilities of the targets, (tokens,).
-        is_top1: whether the target is the strongest candidate, (tokens,).
+        margin: logit of the target minus the strongest other candidate's, (tokens,).
+        competitor: id of that candidate, (tokens,), -1 without one; None unless asked for.
         starts: first candidate of each tile.
         bases: for each tile, the logit that its exponentials are relative to, (tokens,).
         total: sum of the others' exponentials relative to the last base, (tokens,).
@@ -90,7 +91,8 @@ class Chunk:
     """
 
     logp: Tensor
-    is_top1: Tensor
+    margin: Tensor
+    competitor: Tensor | None
     starts: list[int]
     bases: list[Tensor]
     total: Tensor
@@ -108,7 +110,14 @@ def mask_targets(logits: Tensor, targets: Tensor, start: int) -> None:
 
 
 def score_chunk(
-    projection: Projection, hidden: Tensor, targets: Tensor, workspace: Workspace, tile: int, keep: bool
+    projection: Projection,
+    hidden: Tensor,
+    targets: Tensor,
+    workspace: Workspace,
+    tile: int,
+    keep: bool,
+    *,
+    competitors: bool = False,
 ) -> tuple[Chunk, Tensor]:
     """Score a chunk.
 
@@ -119,6 +128,7 @@ def score_chunk(
         workspace: memory to work in.
         tile: candidates that the elementwise part works on at once.
         keep: whether the exponentials are needed afterwards.
+        competitors: whether to look for the strongest candidate beside each target, and not for its logit alone.
 
     Returns:
         The scores and, if they are kept, the others' exponentials (times the slope of the soft-capping), zero at the
@@ -130,6 +140,7 @@ def score_chunk(
     dtype = projection.accumulation_dtype
     top = torch.full(targets.shape, torch.finfo(dtype).min, dtype=dtype, device=x.device)
     base, total = top, torch.zeros_like(top)
+    competitor = torch.full_like(targets, -1) if competitors else None
     starts, bases = list(range(0, projection.vocab, tile)), []
     buffer = workspace.take("products", len(x), projection.vocab if keep else tile, x.dtype)
     if keep:
@@ -143,6 +154,10 @@ def score_chunk(
         slope = projection.apply_bias_scale_cap(z, start)
         mask_targets(z, targets, start)
         peak = z.amax(-1)
+        if competitor is not None:
+            # An argmax costs many times the maximum on a CPU, and few tiles hold a higher candidate than those before.
+            higher = (peak > top).nonzero()[:, 0]
+            competitor[higher] = z[higher].argmax(-1) + start
         top = torch.maximum(top, peak)
         before, base = base, torch.where(peak > base + slack, peak, base)
         bases.append(base)
@@ -155,7 +170,8 @@ def score_chunk(
     z_target, target_slope, target_rows = projection.target(hidden, targets)
     chunk = Chunk(
         logp=logsigmoid(z_target - base - total.log()),
-        is_top1=z_target >= top,
+        margin=z_target - top,
+        competitor=competitor,
         starts=starts,
         bases=bases,
         total=total,

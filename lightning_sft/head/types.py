@@ -43,6 +43,7 @@ class HeadInput:
         reference_hidden: the reference model's hidden states, (tokens, dim), without gradient, or None.
         reference: the reference model's unembedding; None means the model's own.
         weight: what the loss of each token is multiplied by, (tokens,), finite, or None for 1.
+        competitors: whether the scores are to name the target's strongest competitor, and its margin over it.
     """
 
     hidden: Tensor
@@ -52,6 +53,7 @@ class HeadInput:
     reference_hidden: Tensor | None = None
     reference: Unembedding | None = None
     weight: Tensor | None = None
+    competitors: bool = False
 
 
 @dataclass(frozen=True)

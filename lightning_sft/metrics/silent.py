@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_sft.metrics.wide import wide
+from lightning_sft.scores import TokenScores
 
 #: fewer rows than this give no interval: a bootstrap of them is far too narrow
 MIN_ROWS = 8
@@ -25,7 +26,7 @@ class TokenReading:
         logp: log-probability of the target in nats, (tokens,).
         margin: logit of the target minus that of the strongest other candidate, (tokens,).
         competitor: id of that candidate, (tokens,), int64; the lowest of several that are equally strong, and -1 where
-            there is no other candidate.
+            there is no other candidate (the margin is then the largest number).
     """
 
     logp: Tensor
@@ -38,7 +39,13 @@ class TokenReading:
         logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
         target = logits.gather(1, targets[:, None])[:, 0]
         value, competitor = logits.scatter(1, targets[:, None], float("-inf")).max(1)
-        return cls(target - logits.logsumexp(1), target - value, competitor)
+        competitor = competitor.masked_fill(value.isneginf(), -1)
+        return cls(target - logits.logsumexp(1), target - value.clamp_min(torch.finfo(value.dtype).min), competitor)
+
+    @classmethod
+    def of_scores(cls, scores: TokenScores) -> TokenReading:
+        """Return the reading that a head's scores hold, where it was asked for competitors."""
+        return cls(scores.logp, scores.require("margin"), scores.require("competitor"))
 
     @property
     def is_top1(self) -> Tensor:

@@ -53,6 +53,8 @@ class TokenScorer(nn.Module):
         adapter_reach: what the adapter works on and what it leaves out; None without one.
         flat_refusal: why flat batches would be wrong or slow for this model; None where they are right.
         noise: NEFTune's, on the input embeddings; None without.
+        with_competitors: let the head name the strongest competitor of each target, in the scores' ``margin`` and
+            ``competitor``.
     """
 
     def __init__(self, model: nn.Module, head: HeadKind = "fused", reference: Reference | None = None) -> None:
@@ -64,6 +66,7 @@ class TokenScorer(nn.Module):
         self.adapter_reach: Reach | None = None
         self.flat_refusal: str | None = "nothing is known about its documents"
         self.noise: EmbeddingNoise | None = None
+        self.with_competitors = False
         self.reference = reference
 
     @property
@@ -104,6 +107,7 @@ class TokenScorer(nn.Module):
         if source is not None:
             source = (source if packed else source[:, None].expand_as(rows)).flatten()[at + 1]
         facts = {"targets": batch["labels"].flatten()[at + 1], "row": rows.flatten()[at + 1], "source": source}
+        facts["competitors"] = self.with_competitors
         if weighting != "none":
             facts["weight"] = weight if weighting == "tokens" else _share_of_sequence(facts["row"], weight)
         compares = objective.reference != "none"
