@@ -86,7 +86,7 @@ def merged_by_hand(checkpoint: Path, base: Path) -> PreTrainedModel:
 
 def test_a_folder_of_transformers(base: Path) -> None:
     finished = load_finished(base)
-    assert (finished.kind, finished.base, finished.step) == ("model", None, None)
+    assert (finished.base, finished.step) == (None, None)
     assert finished.tokenizer.chat_template == toy_tokenizer().chat_template
     assert_reads_like(finished, toy_model())
 
@@ -105,7 +105,7 @@ def test_answers_are_judged(base: Path) -> None:
 def test_an_adapter_of_peft_on_the_base_that_it_names(base: Path, tmp_path: Path) -> None:
     model = plain_adapter(base, tmp_path / "adapter")
     finished = load_finished(tmp_path / "adapter")
-    assert (finished.kind, finished.base) == ("adapter", str(base))
+    assert finished.base == str(base)
     assert_reads_like(finished, model)
     exact = load_finished(tmp_path / "adapter", dtype="float64").score(BATCH).scores.logp
     torch.testing.assert_close(exact, independent(model)[0], rtol=0, atol=1e-12)
@@ -142,7 +142,7 @@ def test_an_adapter_by_its_hub_name(base: Path, tmp_path: Path, monkeypatch: pyt
 def test_a_checkpoint_of_the_command_line(lora_run: Path) -> None:
     base = lora_run.parents[3] / "model"
     finished = load_finished(lora_run)
-    assert (finished.kind, finished.base, finished.step) == ("checkpoint", str(base), 4)
+    assert (finished.base, finished.step) == (str(base), 4)
     assert_reads_like(finished, merged_by_hand(lora_run, base))
 
 
