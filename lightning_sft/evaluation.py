@@ -32,6 +32,7 @@ class EvaluatedModule(LightningModule, ABC):
 
     Attributes:
         averages: sums of the validation or test under way.
+        pass_at_k: further k of ``val/pass_at_<k>``.
         validations: complete validations of the fit so far.
     """
 

@@ -22,6 +22,7 @@ from lightning_sft.checkpoints.io import write_safely
 from lightning_sft.checkpoints.resume import ResumeState, position_facts
 from lightning_sft.evaluation import Batch, EvaluatedModule
 from lightning_sft.head import HeadKind, HeadOutput
+from lightning_sft.metrics.answers import numbers_of_samples
 from lightning_sft.models import tuners
 from lightning_sft.models.build import ModelSettings, build_scorer
 from lightning_sft.models.loading import Dtype, Init
@@ -86,6 +87,7 @@ class SFTModule(TakesExtraLoss, ResumableModule, EvaluatedModule):
         lr_scheduler_config: Lightning's ``interval``, ``frequency`` and ``monitor`` of the scheduler.
         parameter_rules: rates and weight decay by parameter name; see `ParameterRule`.
         on_nonfinite: what follows a loss that is not finite, on all ranks: ``"stop"``, or ``"skip"`` the step.
+        pass_at_k: further k of ``val/pass_at_<k>``, the chance that one of k samples at temperature 1 is the answer.
 
     Raises:
         UserError: on settings that cannot work, as early as they are known.
@@ -124,6 +126,7 @@ class SFTModule(TakesExtraLoss, ResumableModule, EvaluatedModule):
         lr_scheduler_kwargs: dict[str, Any] | None = None,
         lr_scheduler_config: dict[str, Any] | None = None,
         parameter_rules: list[ParameterRule] | None = None,
+        pass_at_k: list[int] | None = None,
     ) -> None:
         given = {k: v for k, v in locals().items() if k not in {"self", "__class__"}}
         super().__init__()
@@ -139,6 +142,7 @@ class SFTModule(TakesExtraLoss, ResumableModule, EvaluatedModule):
         self.make_optimizer = optimizer
         self.optimization = OptimizationSettings.among(given)
         self.max_new_tokens = max_new_tokens
+        self.pass_at_k = numbers_of_samples(pass_at_k, "model.pass_at_k")
         self._tokenizer_settings = TokenizerSettings.among(given)
         self._tokenizer: PreTrainedTokenizerBase | None = None
 

@@ -133,14 +133,28 @@ def test_exact_match_is_what_greedy_decoding_gives(toy_folder, tmp_path, files):
             )
             shares.append(sum(a == r.reference for a, r in zip(answers, prompts, strict=True)) / len(prompts))
 
-    module = SFTModule(str(toy_folder), optimizer=lambda p: torch.optim.AdamW(p, lr=2e-2))
-    module.pass_at_k = (4,)
+    module = SFTModule(str(toy_folder), optimizer=lambda p: torch.optim.AdamW(p, lr=2e-2), pass_at_k=[4])
     fit(toy_folder, learned, [kept, Greedy()], module, max_steps=60, val_check_interval=2)
     assert [seen["val/seen/exact_match"] for seen in kept.seen] == shares
     assert len(set(shares)) > 2
     assert shares[-1] > 0.5
     last = kept.seen[-1]
     assert 0 < last["val/pass_at_1"] <= last["val/pass_at_4"] <= 1
+
+
+def test_pass_at_k_is_a_setting_of_the_command_line(toy_folder, tmp_path):
+    rows_file = write_rows(tmp_path / "rows.jsonl")
+    run("fit", [*toy_arguments(toy_folder, rows_file, trainer__val_check_interval=3), "--model.pass_at_k=[8,1,2]"])
+    logged = scalars(run_folder())
+    assert {k for k in logged if "pass_at" in k} == {"val/pass_at_1", "val/pass_at_2", "val/pass_at_8"}
+    one, two, eight = (logged[f"val/pass_at_{k}"][-1][1] for k in (1, 2, 8))
+    assert one < two < eight
+
+
+@pytest.mark.parametrize("wrong", [[0], [-1, 4], [True], [2.5], ["4"]])
+def test_a_k_that_is_no_number_of_samples_is_refused(toy_folder, wrong):
+    with pytest.raises(UserError, match=r"model.pass_at_k holds .*whole numbers from 1"):
+        SFTModule(str(toy_folder), pass_at_k=wrong)
 
 
 def test_training_is_read_by_source(toy_folder, tmp_path, files):

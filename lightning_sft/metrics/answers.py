@@ -7,12 +7,13 @@ probability exp(sum of logp) of the same tokens.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_sft.errors import UserError
 from lightning_sft.metrics.wide import wide, wide_device
 from lightning_sft.scores import IGNORED, TokenScores
 
@@ -98,3 +99,19 @@ def pass_at_k(p: Tensor, k: int) -> Tensor:
         k: number of samples, 1 or more.
     """
     return -torch.expm1(k * torch.log1p(-p))
+
+
+def numbers_of_samples(given: Sequence[int] | None, setting: str) -> tuple[int, ...]:
+    """Return the k of a setting, each once, in ascending order.
+
+    Args:
+        given: the k; None for none.
+        setting: its name, for the message.
+
+    Raises:
+        UserError: something that is no whole number from 1.
+    """
+    for k in given or ():
+        if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+            raise UserError(f"{setting} holds {k!r}. Allowed: a list of whole numbers from 1, such as [1, 8].")
+    return tuple(sorted(set(given or ())))
