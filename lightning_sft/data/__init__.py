@@ -4,6 +4,7 @@ from lightning_sft.data.batches.loader import ResumableDataLoader
 from lightning_sft.data.batches.sampler import EpochSampler
 from lightning_sft.data.datamodule import SFTDataModule
 from lightning_sft.data.encoding.weights import LossWeights
+from lightning_sft.data.reading.scorers import Scorer
 from lightning_sft.data.reading.sources import DataSource, Source
 from lightning_sft.data.reading.tasks import ReasoningGymTask
 from lightning_sft.data.types import BadRow, Example, GenerationRow
@@ -18,5 +19,6 @@ __all__ = [
     "ReasoningGymTask",
     "ResumableDataLoader",
     "SFTDataModule",
+    "Scorer",
     "Source",
 ]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import astuple
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from typing_extensions import override
 
@@ -20,6 +20,7 @@ from lightning_sft.data.reading import formats
 from lightning_sft.data.reading.columns import without_padding
 from lightning_sft.data.reading.conversation import STRICT, OnRepeatedRole, OnUnanswered, Rules
 from lightning_sft.data.reading.readers import SUFFIXES, read_file, suffix
+from lightning_sft.data.reading.scorers import Score, Scorer, as_scorer, scored
 from lightning_sft.data.types import BadRow, BadRowError, Example, Record, printable
 from lightning_sft.errors import UserError, first_line
 from lightning_sft.files import file_digest
@@ -75,7 +76,10 @@ class Source(DataSource):
         split: split of a hub dataset or a saved ``DatasetDict``.
         subset: configuration name of a hub dataset.
         system: system prompt for rows that bring none.
-        score: how answers are scored: ``exact_match`` compares them with the reference, surrounding white space aside.
+        score: how generated answers are scored against the reference, white space around both aside: ``exact_match``;
+            ``ignore_case``; ``contains``, the reference stands in it as whole words and numbers; ``last_number`` of
+            both, by value; ``edit_similarity`` (1 - edits / longer length) and ``jaro_winkler``; or a `Scorer` of
+            yours. Rows without an answer are not scored.
         max_rows: read at most so many rows.
         streaming: read a hub dataset as a stream, without downloading it whole; needs ``max_rows``.
         max_row_bytes: longer lines, or rows with more characters, are bad rows.
@@ -93,7 +97,7 @@ class Source(DataSource):
         split: str = "train",
         subset: str | None = None,
         system: str | None = None,
-        score: Literal["exact_match"] | None = None,
+        score: Score | Scorer | None = None,
         max_rows: int | None = None,
         streaming: bool = False,
         max_row_bytes: int = 1 << 22,
@@ -116,7 +120,7 @@ class Source(DataSource):
         self.split = split
         self.subset = subset
         self.system = system
-        self.scorer = score
+        self.scorer = as_scorer(score)
         self.max_rows = max_rows
         self.streaming = streaming
         self.max_row_bytes = max_row_bytes
@@ -158,10 +162,8 @@ class Source(DataSource):
             return None  # reading says what is wrong
 
     def score(self, example: Example, answer: str) -> float | None:
-        """Compare ``answer`` with the reference where ``score: exact_match`` is set."""
-        if self.scorer is None or example.reference is None:
-            return None
-        return float(answer.strip() == example.reference.strip())
+        """Compare ``answer`` with the reference by the source's scorer."""
+        return scored(self.scorer, answer, example.reference)
 
     def _tables(self) -> Iterator[Iterable[Record | BadRow]]:
         """Yield the rows of each file; a format is detected within one of them."""

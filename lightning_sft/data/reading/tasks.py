@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from lightning_sft.data.progress import counted, progress
+from lightning_sft.data.reading.scorers import Score, Scorer, as_scorer, scored
 from lightning_sft.data.reading.sources import DataSource
 from lightning_sft.data.types import BadRow, Example
 from lightning_sft.errors import UserError
@@ -30,6 +31,7 @@ class ReasoningGymTask(DataSource):
         system: system prompt.
         weight: see `DataSource`.
         label: name of the source; default is the task's name.
+        score: ``task``: 1 where the task's own scorer gives the answer full marks, else 0; or a scorer as in `Source`.
     """
 
     drop_leaks = True
@@ -46,6 +48,7 @@ class ReasoningGymTask(DataSource):
         system: str | None = None,
         weight: float = 1.0,
         label: str | None = None,
+        score: Literal["task"] | Score | Scorer | None = "task",
     ) -> None:
         if size < 1 or seed < 0:
             raise UserError(f"task {name}: size={size} and seed={seed}; size must be at least 1 and seed at least 0.")
@@ -61,6 +64,8 @@ class ReasoningGymTask(DataSource):
         self.max_prompt_chars = max_prompt_chars
         self.system = system
         self.weight = weight
+        self.scorer = None if score == "task" else as_scorer(score)
+        self._own_scorer = score == "task"
 
     @cached_property
     def _dataset(self) -> Any:
@@ -111,5 +116,7 @@ class ReasoningGymTask(DataSource):
             )
 
     def score(self, example: Example, answer: str) -> float | None:
-        """Return 1 where the task's own scorer gives the stripped answer full marks, else 0."""
+        """Judge the answer by the task's own scorer, or by the one that was chosen."""
+        if not self._own_scorer:
+            return scored(self.scorer, answer, example.reference)
         return float(self._dataset.score_answer(answer=answer.strip(), entry=example.item) == 1.0)
