@@ -114,13 +114,13 @@ def _last_number(answer: str, reference: str) -> float | None:
 def _edit_similarity(answer: str, reference: str) -> float:
     from rapidfuzz.distance import Levenshtein
 
-    return Levenshtein.normalized_similarity(answer, reference)
+    return float(Levenshtein.normalized_similarity(answer, reference))
 
 
 def _jaro_winkler(answer: str, reference: str) -> float:
     from rapidfuzz.distance import JaroWinkler
 
-    return JaroWinkler.similarity(answer, reference)
+    return float(JaroWinkler.similarity(answer, reference))
 
 
 #: name -> score of an answer and a reference, both without white space around them
