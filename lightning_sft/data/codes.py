@@ -29,7 +29,7 @@ class Code(str, Enum):
     TOOL_CALL = "tool_call"
     """A tool call or a tool's schema is malformed."""
     WEIGHT = "weight"
-    """A key asks for a share of the loss other than nothing or all, or is no such number."""
+    """A weight of the loss is no finite number, two keys disagree on it, or it is of characters that are not there."""
     UNWANTED = "unwanted"
     """The row says that its answer is a bad one (``label: false``): left out, and not counted as a mistake."""
     CONTROL_TOKEN = "control_token"

@@ -60,9 +60,9 @@ class SFTDataModule(LightningDataModule):
         train_on: whose words are trained, see `Encoder`.
         apply_chat_template: whether rows of plain strings are put into the chat template, see `Encoder`.
         template_kwargs: variables for the chat template, such as ``{enable_thinking: false}``.
-        loss_weights: weights of prompts, answers and sources in the loss, see `LossWeights`; they multiply what rows
-            (``weight``, ``loss_weight``, ``loss_scale``) and messages (the same, or ``loss_spans``) say. Validation
-            counts every token once.
+        loss_weights: weights of prompts, answers, sources and tokens behind given contexts in the loss, see
+            `LossWeights`; they multiply what rows (``weight``, ``loss_weight``, ``loss_scale``) and messages (the same,
+            or ``loss_spans``) say. Validation counts every token once.
         on_dropped_reasoning: ``error``, or ``allow`` rows whose reasoning the chat template leaves out, see `Encoder`.
         on_unanswered, on_repeated_role: what becomes of conversations that are not in order, see `Rules`.
         on_bad_row: ``error``, or ``skip``: count bad rows and list them.

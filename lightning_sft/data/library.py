@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_sft.data.encoding.build import BuildOptions, build
+from lightning_sft.data.encoding.contexts import contexts_identity
 from lightning_sft.data.encoding.encode import Encoder
+from lightning_sft.data.encoding.weights import tell
 from lightning_sft.data.reading.sources import DataSource
 from lightning_sft.data.sets import RawSet, read, split_off, without_leaks
 from lightning_sft.data.storage.cache import Cache, Entry
@@ -86,6 +88,7 @@ class SetLibrary:
         self._built[what] = self._from_rows(what, encoder) if key is None else self._from_sources(what, encoder, key)
         for name in {what, *self._built} & set(self._raw):
             del self._raw[name]
+        tell(self._built[what].report, what)
         return self._built[what]
 
     def _from_sources(self, what: str, encoder: Encoder, key: str) -> BuiltSet:
@@ -149,8 +152,10 @@ class SetLibrary:
 
     def _key(self, what: str, encoder: Encoder, rows: list[Any]) -> str | None:
         """Return the key of a set in the cache; None if something it depends on cannot be told from another."""
+        contexts = contexts_identity(encoder.loss_weights.contexts) if what == "train" else []
         try:
-            return f"{what}-{digest([encoding_digest(), encoder.identity(), self.options.identity(), rows])[:32]}"
+            made_by = [encoding_digest(), encoder.identity(), self.options.identity(), contexts]
+            return f"{what}-{digest([*made_by, rows])[:32]}"
         except TypeError:
             return None
 

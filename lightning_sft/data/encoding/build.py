@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_sft.data.codes import Code
+from lightning_sft.data.encoding.contexts import ContextWeights
 from lightning_sft.data.encoding.encode import Encoder
 from lightning_sft.data.encoding.parallel import encode_rows
 from lightning_sft.data.encoding.truncate import Truncation, truncate
@@ -54,13 +55,14 @@ def build(raw: RawSet, names: Sequence[str], encoder: Encoder, options: BuildOpt
     kept: list[int] = []
     full_lengths: list[int] = []
     too_long: list[tuple[int, str]] = []
-    first = encoder.tokenizer.bos_token_id
+    first, on_bad_row = encoder.tokenizer.bos_token_id, options.on_bad_row
+    weigh = ContextWeights(encoder.loss_weights.contexts if what == "train" else {})
     with closing(encode_rows(encoder, raw.examples, options.num_proc, what)) as rows:
         for i, (example, row) in enumerate(zip(raw.examples, rows, strict=True)):
             if isinstance(row, UserError):
                 raise row
             if isinstance(row, BadRowError):
-                reject(BadRow(example.where, str(row), code=row.code), report.rejected, options.on_bad_row)
+                reject(BadRow(example.where, str(row), code=row.code), report.rejected, on_bad_row)
                 continue
             if options.max_length is not None and len(row.ids) > options.max_length:
                 if options.truncation == "error":
@@ -73,7 +75,11 @@ def build(raw: RawSet, names: Sequence[str], encoder: Encoder, options: BuildOpt
                 report.truncated += 1
             else:
                 cut = row
-            encoded.append(cut)
+            weighed = weigh(cut)
+            if cut.trained[1:].any() and not weighed.trained[1:].any():  # nothing predicts the first token
+                reject(BadRow(example.where, _WEIGHS_NOTHING, code=Code.NOTHING_TRAINED), report.rejected, on_bad_row)
+                continue
+            encoded.append(weighed)
             full_lengths.append(len(row.ids))
             kept.append(i)
     if too_long:
@@ -88,23 +94,25 @@ def build(raw: RawSet, names: Sequence[str], encoder: Encoder, options: BuildOpt
             f"bad and {report.dropped} dropped by truncation: {options.truncation} at max_length={options.max_length}."
             + (f" The first bad row: {describe(report.rejected[0])}" if report.rejected else "")
         )
-    negative = sum(row.weights is not None and bool((row.weights[row.trained] < 0).any()) for row in encoded)
-    if negative:
-        rank_zero_warn(
-            f"{negative} of {len(encoded)} rows of {what} have tokens of negative weight: the model is pushed away "
-            "from them, without end. Mind the learning rate, and watch val/nll."
-        )
     sources = [raw.sources[i] for i in kept]
     report.rows = len(encoded)
     report.lengths = np.array([len(row.ids) for row in encoded], np.int64)
     report.full_lengths = np.array(full_lengths, np.int64)
     report.trained = np.array([int(row.trained.sum()) for row in encoded], np.int64)
+    report.negative = sum(row.weights is not None and bool((row.weights[row.trained] < 0).any()) for row in encoded)
+    report.contexts = weigh.found
     report.masks = dict(Counter(row.mask.value for row in encoded))
     report.unused = _unused([raw.examples[i] for i in kept], encoder.template.every_source)
     report.source_rows = {names[s]: sources.count(s) for s in dict.fromkeys(sources)}
     examples = [raw.examples[i] for i in kept]
     fingerprint = hashlib.blake2b(b"".join(example.key for example in examples), digest_size=16).hexdigest()
     return BuiltSet(TokenDataset(encoded, sources), examples, report, np.array(kept, np.int64), fingerprint)
+
+
+_WEIGHS_NOTHING = (
+    "nothing would be trained: data.loss_weights.contexts gives weight 0 to the only tokens of the row that are. Give "
+    "them another weight, or leave the row out."
+)
 
 
 def _unused(examples: Sequence[Example], template: str) -> dict[str, int]:

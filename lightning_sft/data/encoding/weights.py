@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 
 from lightning_sft.data.codes import Code
 from lightning_sft.data.encoding.template import Span
+from lightning_sft.data.storage.dataset import SetReport
 from lightning_sft.data.types import SPANS, BadRowError, Example
 from lightning_sft.errors import UserError
 
@@ -27,6 +29,9 @@ class LossWeights:
         prompt: weight of everything else; only under ``train_on: all`` is it trained at all.
         sources: weight of each data source's tokens, by its name; 1 where it is not named. A source's own ``weight``
             says how often its rows are seen, and is something else.
+        contexts: weight of the training tokens that a file of contexts names, by the file: JSON lines with
+            ``context_ids``, all token ids of a row before the token, and ``correct_id``, the token, see
+            `ContextWeights`.
 
     Raises:
         UserError: a weight is not finite.
@@ -35,16 +40,21 @@ class LossWeights:
     answer: float = 1.0
     prompt: float = 1.0
     sources: dict[str, float] = field(default_factory=dict)
+    contexts: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check the weights.
+        """Check the weights; warn of negative ones.
 
         Raises:
             UserError: a weight is not finite.
         """
-        named = {"answer": self.answer, "prompt": self.prompt} | {f"sources.{k}": v for k, v in self.sources.items()}
-        if bad := {name: value for name, value in named.items() if not math.isfinite(value)}:
+        named = {"answer": self.answer, "prompt": self.prompt}
+        for rule, weights in (("sources", self.sources), ("contexts", self.contexts)):
+            named |= {f"{rule}.{name}": weight for name, weight in weights.items()}
+        if bad := {name: value for name, value in named.items() if not _is_finite(value)}:
             raise UserError(f"data.loss_weights got {bad}. Allowed: finite numbers.")
+        if negative := {name: value for name, value in named.items() if value < 0}:
+            rank_zero_warn(f"data.loss_weights got {negative}: {_PUSHED}")
 
     def of_sources(self, names: Sequence[str]) -> list[float] | None:
         """Return the weight of each source, or None where all are 1.
@@ -58,6 +68,29 @@ class LossWeights:
                 "called by its `name`, or by its file."
             )
         return [self.sources.get(name, 1.0) for name in names] if self.sources else None
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def tell(report: SetReport, what: str) -> None:
+    """Say what weights do in a set: the same whether its rows were encoded just now or come from the cache."""
+    if report.negative and what == "train":  # weights of other sets do nothing
+        rank_zero_warn(f"{report.negative} of {report.rows} rows of {what} have tokens of negative weight: {_PUSHED}")
+    for file, (found, contexts) in report.contexts.items():
+        if found == contexts:
+            rank_zero_info(f"{what}: {found} of {contexts} contexts of {file} were found and have their weight.")
+            continue
+        rank_zero_warn(
+            f"{contexts - found} of the {contexts} contexts of {file} (data.loss_weights.contexts) were not found: no "
+            f"row of {what} begins with exactly these tokens and trains the token behind them. Look for a change of "
+            "rows, tokenizer, chat template, system prompt, train_on, max_length or truncation since the file was "
+            "written. The others have their weight."
+        )
+
+
+_PUSHED = "the model is pushed away from these tokens, without end. Mind the learning rate, and watch val/nll."
 
 
 def of_messages(example: Example, text: str, spans: Sequence[Span], owners: Sequence[int]) -> list[Weighted]:

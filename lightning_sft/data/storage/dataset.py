@@ -127,6 +127,8 @@ class SetReport:
         source_rows: rows of each source.
         masks: rows by where it is known from what of them is trained, see `MaskFrom`.
         unused: rows by column, or key of messages as ``messages.KEY``, that nothing reads.
+        negative: rows with tokens of negative weight in the loss.
+        contexts: for each file of ``loss_weights.contexts``, how many contexts were found, and how many there are.
         packs: packs of the rows, under ``order: packed``.
         pack_efficiency: tokens / (packs * the most tokens of a pack).
     """
@@ -143,6 +145,8 @@ class SetReport:
     source_rows: dict[str, int] = field(default_factory=dict)
     masks: dict[str, int] = field(default_factory=dict)
     unused: dict[str, int] = field(default_factory=dict)
+    negative: int = 0
+    contexts: dict[str, list[int]] = field(default_factory=dict)
     packs: int = 0
     pack_efficiency: float = 0.0
 
@@ -173,6 +177,8 @@ class SetReport:
             "truncated": self.truncated,
             "leaked": self.leaked,
             "leaked_dropped": self.leaked_dropped,
+            **{f"contexts/{file}/found": found for file, (found, _) in self.contexts.items()},
+            **{f"contexts/{file}": given for file, (_, given) in self.contexts.items()},
             **({"packs": self.packs, "pack_efficiency": self.pack_efficiency} if self.packs else {}),
         }
 

@@ -80,6 +80,7 @@ def rows_digest(examples: Iterable[Example], sources: Iterable[int], rejected: I
             example.tools,
             example.plain,
             example.template_kwargs,
+            example.weight,
             example.unused,
         ]
         state.update(json.dumps(row, default=repr).encode() + b"\n")

@@ -52,6 +52,8 @@ def pack(built: BuiltSet, names: Sequence[str], first: int, with_examples: bool)
         "source_rows": [[names.index(name), rows] for name, rows in report.source_rows.items()],
         "masks": report.masks,
         "unused": report.unused,
+        "negative": report.negative,
+        "contexts": report.contexts,
         "fingerprint": built.fingerprint,
     }
     return Entry(arrays, meta)
@@ -86,6 +88,8 @@ def unpack(entry: Entry, names: Sequence[str], first: int, examples: Sequence[Ex
         trained=arrays["trained_tokens"],
         masks=meta["masks"],
         unused=meta["unused"],
+        negative=meta["negative"],
+        contexts=meta["contexts"],
         source_rows={names[index]: rows for index, rows in meta["source_rows"]},
     )
     made_of: Sequence[Example] = [examples[i] for i in kept] if examples else []
