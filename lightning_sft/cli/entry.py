@@ -35,6 +35,7 @@ OWN_VERBS: dict[str, tuple[str, str, str]] = {
         "inspect",
         "show rows as the model will see them, with the trained tokens marked",
     ),
+    "score": ("lightning_sft.cli.score", "score", "write what a model makes of each row: NLL, exact match and more"),
 }
 
 

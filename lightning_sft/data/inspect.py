@@ -41,7 +41,7 @@ def inspect(datamodule: SFTDataModule, tokenizer: Any, rows: int = 3, color: boo
         cut = f", truncated from {full}" if full > length else ""
         share = f"{trained} trained ({trained / length:.1%})"
         head = f"train row {index}, source {datamodule.source_names[row.source]}: {length} tokens{cut}, {share}"
-        blocks.append(f"{head}\n{show(tokenizer, row.ids, row.trained, color, _weights(datamodule, row))}")
+        blocks.append(f"{head}\n{show(tokenizer, row.ids, row.trained, color, training_weights(datamodule, row))}")
     return "\n\n".join(blocks) + "\n"
 
 
@@ -64,7 +64,7 @@ def show(
     return text
 
 
-def _weights(datamodule: SFTDataModule, row: Row) -> np.ndarray[Any, Any] | None:
+def training_weights(datamodule: SFTDataModule, row: Row) -> np.ndarray[Any, Any] | None:
     """Return the weights of a row's tokens as training will see them, (length,); None for 1."""
     of_sources = datamodule.loss_weights.of_sources(datamodule.source_names)
     if of_sources is None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_sft.data.encoding.build import BuildOptions, build
+from lightning_sft.data.encoding.build import BuildOptions, build, fingerprint
 from lightning_sft.data.encoding.contexts import contexts_identity
 from lightning_sft.data.encoding.encode import Encoder
 from lightning_sft.data.encoding.weights import tell
@@ -19,6 +19,7 @@ from lightning_sft.data.storage.cache import Cache, Entry
 from lightning_sft.data.storage.dataset import BuiltSet
 from lightning_sft.data.storage.digests import digest, encoding_digest, rows_digest
 from lightning_sft.data.storage.stored import pack, unpack
+from lightning_sft.data.types import Example
 from lightning_sft.errors import UserError
 
 EARLIER = {"train": (), "val": ("train",), "test": ("train", "val"), "predict": ()}
@@ -77,6 +78,23 @@ class SetLibrary:
     def __getitem__(self, what: str) -> BuiltSet:
         """Return a built set."""
         return self._built[what]
+
+    def examples(self, what: str) -> Sequence[Example]:
+        """Return what each row of a built set was made of; the rows of ``train`` were let go, and are read again.
+
+        Raises:
+            UserError: its sources give other rows by now.
+        """
+        built = self._built[what]
+        if len(built.examples):
+            return built.examples
+        rows = self._read(what).examples
+        for name in set(self._built) & set(self._raw):
+            del self._raw[name]
+        chosen = [rows[i] for i in built.kept if i < len(rows)]
+        if fingerprint(chosen) != built.fingerprint:
+            raise UserError(f"The sources of {what} changed while they were read. Start again.")
+        return chosen
 
     def build(self, what: str, encoder: Encoder) -> BuiltSet:
         """Encode a set, or take it from the cache; the examples of ``train`` are let go, only their digests are kept.

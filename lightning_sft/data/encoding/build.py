@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -105,8 +105,12 @@ def build(raw: RawSet, names: Sequence[str], encoder: Encoder, options: BuildOpt
     report.unused = _unused([raw.examples[i] for i in kept], encoder.template.every_source)
     report.source_rows = {names[s]: sources.count(s) for s in dict.fromkeys(sources)}
     examples = [raw.examples[i] for i in kept]
-    fingerprint = hashlib.blake2b(b"".join(example.key for example in examples), digest_size=16).hexdigest()
-    return BuiltSet(TokenDataset(encoded, sources), examples, report, np.array(kept, np.int64), fingerprint)
+    return BuiltSet(TokenDataset(encoded, sources), examples, report, np.array(kept, np.int64), fingerprint(examples))
+
+
+def fingerprint(examples: Iterable[Example]) -> str:
+    """Return a digest of examples in their order."""
+    return hashlib.blake2b(b"".join(example.key for example in examples), digest_size=16).hexdigest()
 
 
 _WEIGHS_NOTHING = (

@@ -1,0 +1,1 @@
+"""Scores of single rows: a line a row in a Parquet file, and the change between two such files."""
