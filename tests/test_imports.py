@@ -53,6 +53,7 @@ FORBIDDEN = {
         "lightning_sft.data",
         "lightning_sft.cli",
     ),
+    "scoring": ("lightning.", "lightning_sft.module", "lightning_sft.callbacks", "lightning_sft.cli"),
     "sweep": ("lightning_sft.module", "lightning_sft.callbacks", "lightning_sft.cli", "lightning_sft.figures"),
     "compare": (
         "lightning.",

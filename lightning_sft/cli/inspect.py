@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
-from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
-from lightning_sft.cli.lightning_cli import SFTCLI
+from lightning_sft.cli.settings import SettingsCLI
 from lightning_sft.data.inspect import inspect as describe
 from lightning_sft.errors import UserError
 
 
-class _InspectCLI(SFTCLI):
-    """The settings of ``fit`` without building a trainer, since the configuration may be meant for another machine."""
+class _InspectCLI(SettingsCLI):
+    """The settings of ``fit`` and those of the verb."""
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
         parser.add_argument("--rows", type=int, default=3, help="rows of the training data to show")
         parser.add_argument("--color", type=bool, default=sys.stdout.isatty(), help="mark trained tokens by colour")
-
-    @override
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        return None  # type: ignore[return-value]  # nothing is run
 
 
 def inspect(arguments: list[str]) -> None:

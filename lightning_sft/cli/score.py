@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
 from lightning_sft.checkpoints.runs import find_checkpoint
 from lightning_sft.cli import run_folders
-from lightning_sft.cli.lightning_cli import SFTCLI
+from lightning_sft.cli.settings import SettingsCLI
 from lightning_sft.data import SFTDataModule
 from lightning_sft.errors import UserError
 from lightning_sft.models.finished import FinishedModel, load_finished
@@ -19,22 +18,18 @@ from lightning_sft.scoring.score import What, describe, score_rows
 from lightning_sft.scoring.table import check_output
 
 
-class _ScoreCLI(SFTCLI):
-    """The settings of ``fit`` without building a trainer: rows are scored on one device."""
+class _ScoreCLI(SettingsCLI):
+    """The settings of ``fit`` and those of the verb; rows are scored on one device."""
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
         parser.add_argument("--output", type=str, required=True, help="Parquet file to write; it must not exist yet")
-        parser.add_argument("--ckpt_path", type=str | None, default=None, help="a checkpoint, 'last' or 'best'")
         parser.add_argument("--compare", type=str | None, default=None, help="file of another model on the same rows")
         parser.add_argument("--sets", type=list[What], default=["train", "val", "test"], help="which sets to score")
         parser.add_argument("--text", type=bool, default=False, help="write the text of each row, too")
         parser.add_argument("--top", type=int, default=10, help="how many of the worst rows to print")
         parser.add_argument("--base", type=str | None, default=None, help="what an adapter stands on, if it has moved")
-
-    @override
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        return None  # type: ignore[return-value]  # nothing is run by it
 
 
 def score(arguments: list[str]) -> None:
@@ -45,11 +40,19 @@ def score(arguments: list[str]) -> None:
     if config.top < 0:
         raise UserError(f"--top is {config.top}. Allowed: 0 or more.")
     if model is not None and config.ckpt_path is not None:
-        raise UserError(f"--model {model} and --ckpt_path {config.ckpt_path} are both given. Score one after the other.")
+        raise UserError(
+            f"--model {model} and --ckpt_path {config.ckpt_path} are both given. Score one after the other."
+        )
     check_output(Path(config.output))  # before minutes of loading
     assert isinstance(data, SFTDataModule)
     report = score_rows(
-        _load(cli, model), data, config.output, sets=config.sets, compare=config.compare, text=config.text, top=config.top
+        _load(cli, model),
+        data,
+        config.output,
+        sets=config.sets,
+        compare=config.compare,
+        text=config.text,
+        top=config.top,
     )
     print(describe(report, Path(config.output)))
 
@@ -70,7 +73,7 @@ def _finished_model(arguments: list[str]) -> tuple[str | None, list[str]]:
     return named, rest
 
 
-def _load(cli: SFTCLI, model: str | None) -> FinishedModel:
+def _load(cli: SettingsCLI, model: str | None) -> FinishedModel:
     """Return what is scored: ``model``, the checkpoint that ``ckpt_path`` means, or the configuration's own start."""
     config, settings = cli.config, cli.config.model
     how: dict[str, Any] = {

@@ -65,7 +65,9 @@ def load_tokenizer(
     Raises:
         UserError: there is no such tokenizer.
     """
-    source = resolve(name_or_path)
+    folder = Path(name_or_path).expanduser()
+    alone = (folder / "tokenizer_config.json").is_file()  # perhaps without a model, as beside an adapter
+    source = str(folder) if alone else resolve(name_or_path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError) as error:

@@ -181,7 +181,9 @@ def _window(model: FinishedModel, data: SFTDataModule, one: _Set, indices: range
         for name, values in reading._asdict().items():
             column = readings.setdefault(name, np.empty(len(rows), values.cpu().numpy().dtype))
             column[chosen] = values.cpu().numpy()
-    plain = {name: [None if value != value else value for value in column.tolist()] for name, column in readings.items()}
+    plain: dict[str, list[Any]] = {
+        name: [None if value != value else value for value in column.tolist()] for name, column in readings.items()
+    }
     exact = zip(plain["answers"], plain["exact"], strict=True)
     return {
         "set": [one.names.get(row.source, one.what) for row in rows],

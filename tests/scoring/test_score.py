@@ -93,7 +93,8 @@ def test_every_row_equals_plain_transformers(models, tmp_path):
     table = pq.read_table(tmp_path / "rows.parquet").to_pylist()
     assert [line["set"] for line in table] == ["train"] * 7 + ["val/pairs"] * 5 + ["val/chats"] * 2
     assert [line["row"] for line in table] == [*range(7), *range(7)]
-    assert table[3]["where"].endswith("train.jsonl:4") and table[3]["source"] == "train"
+    assert table[3]["where"].endswith("train.jsonl:4")
+    assert table[3]["source"] == "train"
     for line in table:
         row = data.dataset("train" if line["set"] == "train" else "val")[line["row"]]
         for name, value in expected(models["after"].name, row, {0, 2}).items():
@@ -102,12 +103,16 @@ def test_every_row_equals_plain_transformers(models, tmp_path):
     assert report.sets["train"].nll == pytest.approx(sum(r["nll"] * r["tokens"] for r in table[:7]))
 
 
-def test_plain_text_has_no_answer(tmp_path, models):
-    data = SFTDataModule(val=jsonl(tmp_path / "v.jsonl", [{"text": "some text"}]), cache_dir=False)
+def test_a_row_that_was_cut_has_no_answer(tmp_path, models):
+    text = jsonl(tmp_path / "v.jsonl", [{"text": "some text"}])
+    data = SFTDataModule(val=text, max_length=7, truncation="right", cache_dir=False)
     report = score_rows(models["before"], data, tmp_path / "rows.parquet")
     (line,) = pq.read_table(tmp_path / "rows.parquet").to_pylist()
-    assert line["exact_match"] is None and line["pass_at_1"] is None and line["answers"] == 0
-    assert line["tokens"] > 5 and "-" in describe(report, tmp_path / "rows.parquet").splitlines()[1]
+    assert line["exact_match"] is None
+    assert line["pass_at_1"] is None
+    assert line["answers"] == 0
+    assert line["tokens"] > 5
+    assert "-" in describe(report, tmp_path / "rows.parquet").splitlines()[1]
 
 
 def test_weight_and_text(tmp_path, models):
@@ -120,7 +125,8 @@ def test_weight_and_text(tmp_path, models):
     score_rows(models["before"], data, tmp_path / "rows.parquet", text=True)
     table = pq.read_table(tmp_path / "rows.parquet").to_pylist()
     assert [line["weight"] for line in table] == [1.5, 1.5, 1.0]
-    assert "\u27e6ww1" in table[1]["text"] and "say 1" in table[1]["text"]
+    assert "\u27e6ww1" in table[1]["text"]
+    assert "say 1" in table[1]["text"]
 
 
 def test_a_comparison_joins_by_content_and_sorts_by_change(models, tmp_path):
@@ -133,13 +139,16 @@ def test_a_comparison_joins_by_content_and_sorts_by_change(models, tmp_path):
     after = pq.read_table(tmp_path / "after.parquet").to_pylist()
     nll = {line["key"]: line["nll"] for line in before}
     *known, new = after
-    assert new["change"] is None and new["key"] not in nll  # without a partner: last
+    assert new["change"] is None
+    assert new["key"] not in nll
     for line in known:
         assert line["nll_before"] == pytest.approx(nll[line["key"]])
         assert line["change"] == pytest.approx(line["nll"] - line["nll_before"])
     changes = [line["change"] for line in known]
-    assert changes == sorted(changes, reverse=True) and len(set(changes)) > 5
-    assert report.compared == 11 and [value for value, _ in report.worst] == changes[:3]
+    assert changes == sorted(changes, reverse=True)
+    assert len(set(changes)) > 5
+    assert report.compared == 11
+    assert [value for value, _ in report.worst] == changes[:3]
     assert "compared: 11 of 12 rows" in describe(report, tmp_path / "after.parquet")
 
 
@@ -193,11 +202,13 @@ def test_the_output_is_whole_or_not_there(models, tmp_path, monkeypatch):
 def test_the_file_opens_with_pandas_and_polars(models, tmp_path):
     score_rows(models["before"], some_data(tmp_path), tmp_path / "rows.parquet", sets=["val"])
     frame = pd.read_parquet(tmp_path / "rows.parquet")
-    assert frame.sort_values("nll").nll.is_monotonic_increasing and len(frame) == 7
+    assert frame.sort_values("nll").nll.is_monotonic_increasing
+    assert len(frame) == 7
     polars = pytest.importorskip("polars")
-    assert polars.read_parquet(tmp_path / "rows.parquet").sort("nll")["row"].to_list() == frame.sort_values(
-        "nll"
-    ).row.tolist()
+    assert (
+        polars.read_parquet(tmp_path / "rows.parquet").sort("nll")["row"].to_list()
+        == frame.sort_values("nll").row.tolist()
+    )
 
 
 def test_planted_wrong_labels_are_at_the_top(toy_folder, tmp_path):
@@ -211,11 +222,9 @@ def test_planted_wrong_labels_are_at_the_top(toy_folder, tmp_path):
         for i, (word, text) in enumerate(words)
     ]
     data = SFTDataModule(train=jsonl(tmp_path / "rows.jsonl", rows), batch_size=16, cache_dir=False)
-    module = SFTModule(
-        str(toy_folder), optimizer=partial(torch.optim.AdamW, lr=5e-3), lr_scheduler="constant"
-    )
+    module = SFTModule(str(toy_folder), optimizer=partial(torch.optim.AdamW, lr=5e-3), lr_scheduler="linear")
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    trainer = Trainer(accelerator="cpu", devices=1, max_steps=60, enable_checkpointing=False, **quiet)
+    trainer = Trainer(accelerator="cpu", devices=1, max_steps=100, enable_checkpointing=False, **quiet)
     trainer.fit(module, data)
     write_folder(module, tmp_path / "tuned")
     again = SFTDataModule(train=str(tmp_path / "rows.jsonl"), batch_size=16, cache_dir=False)
@@ -223,5 +232,6 @@ def test_planted_wrong_labels_are_at_the_top(toy_folder, tmp_path):
     frame = pd.read_parquet(tmp_path / "scores.parquet").sort_values("nll", ascending=False)
     assert set(frame.row[:4]) == wrong
     assert set(frame.sort_values("lowest_logp").row[:4]) == wrong
-    assert not frame.exact_match[:4].any() and frame.exact_match[4:].mean() > 0.9
+    assert not frame.exact_match[:4].any()
+    assert frame.exact_match[4:].mean() > 0.9
     assert frame.first_wrong[4:].isna().mean() > 0.9
