@@ -30,6 +30,11 @@ OWN_VERBS: dict[str, tuple[str, str, str]] = {
         "write a checkpoint as a Hugging Face folder, adapters merged or not",
     ),
     "mine-probes": ("lightning_sft.probes.mine", "main", "find near-synonym probes in your own text"),
+    "audit": (
+        "lightning_sft.cli.audit",
+        "main",
+        "say of any two finished models whether the loss fell while the right words stayed outranked",
+    ),
     "inspect": (
         "lightning_sft.cli.inspect",
         "inspect",

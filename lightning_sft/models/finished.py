@@ -68,7 +68,8 @@ class FinishedModel:
             objective: whose losses are wanted; NLL by default.
 
         Returns:
-            Losses and scores of the supervised tokens: ``logp``, ``is_top1``, ``row``, ``source``.
+            Losses and scores of the supervised tokens: ``logp``, ``is_top1``, ``margin``, ``competitor``, ``row`` and
+            ``source``.
         """
         here = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
         output = self.scorer(here, objective or NLL())
@@ -123,6 +124,7 @@ class FoundModel:
         scorer = build_scorer(self.settings, NLL(), 0 if self.kind == "model" else len(tokenizer))
         if self.kind == "checkpoint":
             _load_weights(Path(self.name).expanduser(), self.content, scorer, self.settings)
+        scorer.with_competitors = True
         scorer = scorer.to(device or _accelerator(), torch.float64 if self.settings.dtype == "float64" else None)
         return FinishedModel(self.name, self.base, scorer.requires_grad_(False).eval(), tokenizer, self.step)
 

@@ -74,7 +74,11 @@ def flip_step(history: ProbeHistory) -> int | None:
 
 
 def judge(
-    history: ProbeHistory, others: Sequence[Sequence[float]] = (), settings: VerdictSettings | None = None
+    history: ProbeHistory,
+    others: Sequence[Sequence[float]] = (),
+    settings: VerdictSettings | None = None,
+    *,
+    finished: bool = False,
 ) -> Verdict:
     """Name what happened to a probe.
 
@@ -84,6 +88,7 @@ def judge(
             training loss. Where one of them was below this probe's final loss by three quarters of the run, the run
             had time enough, and a probe that is still behind has failed although its own loss still falls.
         settings: thresholds; None is the defaults.
+        finished: the readings are of finished models, so that nothing was stopped early.
     """
     settings = settings or VerdictSettings()
     jumps = find_jumps(history, settings)
@@ -102,7 +107,7 @@ def judge(
         advice = "train on the probe's kind of token at all, or check its context; nothing was learned that could fail"
         return Verdict("loss did not fall", (), None, jumps, f"{losses}; {odds}", advice)
     steepness, overtaken = _steepness(history), _below_by_three_quarters(history, others, end)
-    if steepness > settings.steep and not overtaken:
+    if steepness > settings.steep and not overtaken and not finished:
         reason = f"{losses}, still falling at {steepness:.0%} of its mean rate; {odds}"
         return Verdict("stopped early", (), None, jumps, reason, "train longer; it is too early to speak of failure")
     modes = []
@@ -116,7 +121,7 @@ def judge(
     elif end - lowest > settings.fall:
         why = f"its loss rose again after {lowest:.2f} at step {history.step[history.loss.index(lowest)]}"
     else:
-        why = "its loss has settled"
+        why = "training is over" if finished else "its loss has settled"
     lost = any(c > s for c, s in zip(history.p_correct, history.p_competitor, strict=True))
     reason = (
         f"{losses}{' (above ln 2)' if end > math.log(2) else ''}, {why}; {odds}; S at most {max(history.signal):+.3f}, "

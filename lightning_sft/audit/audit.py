@@ -1,0 +1,182 @@
+"""Read two finished models on the same rows, one after the other, and compare."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_sft.audit.agreement import check_ids, check_order, check_vocabularies, choose_template
+from lightning_sft.audit.guard import FirstReading, GuardSet, read_forgetting, read_guard
+from lightning_sft.audit.probing import FirstRows, compare_probes, pass_probes
+from lightning_sft.audit.result import (
+    Audit,
+    Trained,
+    by_source,
+    nll_change,
+    read_model,
+    verdicts,
+    worst_contexts,
+)
+from lightning_sft.audit.rows import AuditRows, What
+from lightning_sft.audit.tokens import TokenPass, read_tokens
+from lightning_sft.data import SFTDataModule
+from lightning_sft.data.progress import progress
+from lightning_sft.metrics.silent import read_silent
+from lightning_sft.models.access import input_embeddings
+from lightning_sft.models.finished import FinishedModel, FoundModel
+from lightning_sft.probes.encode import EncodedProbes, encode_probes
+from lightning_sft.probes.files import load_probes
+from lightning_sft.training.start import check_length
+
+
+@dataclass(frozen=True)
+class AuditSettings:
+    """How models are audited.
+
+    Attributes:
+        what: which set of the data is read.
+        trained: whether its rows were trained on, which decides what counts as a failure.
+        rows: the most rows to read, spread evenly over the set; None reads all.
+        chat_template: ``"before"``, ``"after"``, or a template or its file; None takes what is clear by itself.
+        probes: near-synonym probes as `load_probes` takes them; None reads none.
+        guard: the guard set, ``"general"`` or a file; None reads none.
+        together: hold both models in memory at once, which saves the time of a file in between.
+        device: where models are put; None: the accelerator, where there is one.
+        top: how many of the worst contexts to keep.
+        min_fall: nats by which a token's NLL must have fallen to count as learned.
+    """
+
+    what: What = "test"
+    trained: Trained = "unknown"
+    rows: int | None = 1000
+    chat_template: str | None = None
+    probes: str | None = None
+    guard: str | None = "general"
+    together: bool = False
+    device: str | None = None
+    top: int = 100
+    min_fall: float = 0.1
+
+
+def audit(
+    after: FoundModel,
+    before: FoundModel | None,
+    data: SFTDataModule,
+    settings: AuditSettings | None = None,
+    say: Callable[[str], Any] = lambda line: print(line, file=sys.stderr),
+) -> Audit:
+    """Read a finished model, and compare it with an earlier one; nothing is trained.
+
+    One model is in memory at a time, unless ``settings.together``.
+
+    Args:
+        after: the model.
+        before: what it began as; None reads the model alone.
+        data: the rows; its settings say which of their tokens count.
+        settings: None is the defaults.
+        say: is told what is being done, a line at a time.
+
+    Raises:
+        UserError: models that cannot be compared, or rows of which none can be read.
+    """
+    settings = settings or AuditSettings()
+    tokenizer = after.tokenizer_settings.load()
+    notes = []
+    first = None
+    if before is not None:
+        check_order(before, after)
+        first = before.tokenizer_settings.load()
+        notes += [note for note in [check_vocabularies(first, tokenizer)] if note]
+    chosen = choose_template(first, tokenizer, settings.chat_template)
+    tokenizer.chat_template = chosen.template
+    rows = AuditRows(data, settings.what, tokenizer, settings.rows)
+    guard = None if settings.guard is None else GuardSet(settings.guard, tokenizer)
+    encoded = None if settings.probes is None else encode_probes(load_probes(settings.probes), tokenizer)
+    work = _Work(rows, guard, encoded, settings, data, say)
+    return work.run(before, after, notes, chosen.whose)
+
+
+class _Work:
+    """The passes of one audit."""
+
+    def __init__(
+        self,
+        rows: AuditRows,
+        guard: GuardSet | None,
+        encoded: EncodedProbes | None,
+        settings: AuditSettings,
+        data: SFTDataModule,
+        say: Callable[[str], Any],
+    ) -> None:
+        self.rows, self.guard, self.encoded, self.settings = rows, guard, encoded, settings
+        self.data, self.say = data, say
+
+    def run(self, before: FoundModel | None, after: FoundModel, notes: list[str], template: str) -> Audit:
+        """Read both, the first one first."""
+        settings, guard, encoded, rows = self.settings, self.guard, self.encoded, self.rows
+        then = first_probes = first_model = None
+        about_first = None
+        with ExitStack() as stack:
+            guard_file = stack.enter_context(FirstReading.opened())
+            rows_file = stack.enter_context(FirstRows.opened())
+            if before is not None:
+                first_model, then = self._read(before)
+                about_first = read_model(first_model, then)
+                first_probes = None if encoded is None else pass_probes(first_model, encoded)
+                if not settings.together:
+                    if guard is not None:
+                        guard_file.write(first_model, guard)
+                    if first_probes is not None and first_probes.plain:
+                        rows_file.write(first_model)
+                    first_model = None
+                    gc.collect()  # modules hold each other in circles
+            model, now = self._read(after)
+            forgetting, outcomes = None, []
+            if guard is not None:
+                live = first_model
+                readings = iter(guard_file) if live is None else (read_guard(live, b) for b in guard.batches)
+                forgetting = read_forgetting(model, guard, None if before is None else readings)
+            if encoded is not None:
+                second_probes, kept = pass_probes(model, encoded), None
+                moved = first_probes is not None and first_probes.rows != second_probes.rows
+                if first_probes is not None and moved and first_probes.plain and second_probes.plain:
+                    if first_model is not None:
+                        rows_file.write(first_model)
+                    kept = rows_file.probabilities(model, second_probes.hidden)
+                outcomes = compare_probes(encoded, second_probes, first_probes, kept)
+            about = read_model(model, now)
+        earlier = None if then is None else then.tokens
+        reading = read_silent(now.tokens, rows.row, earlier, settings.min_fall)
+        return Audit(
+            after=about,
+            before=about_first,
+            rows=len(rows.chosen),
+            total_rows=rows.total,
+            set=settings.what,
+            trained=settings.trained,
+            masks=rows.report.masks,
+            template=template,
+            notes=notes,
+            silent=reading,
+            sources=by_source(rows, now.tokens, earlier, settings.min_fall),
+            nll_change=nll_change(rows, now.tokens, earlier),
+            contexts=worst_contexts(rows, now.tokens, earlier, settings.top, settings.min_fall),
+            probes=outcomes,
+            forgetting=forgetting,
+            verdicts=verdicts(reading, settings.trained, compared=earlier is not None),
+        )
+
+    def _read(self, found: FoundModel) -> tuple[FinishedModel, TokenPass]:
+        """Load a model and read the rows with it."""
+        self.say(f"Loading {found.name}" + (f" on {found.base}" if found.base else ""))
+        model = found.load(self.settings.device)
+        check_ids(self.rows.ids(), len(input_embeddings(model.causal_lm)), repr(found.name), self.rows.tokenizer)
+        check_length(model.causal_lm, self.data)
+        count = len(self.rows.chosen)
+        self.say(f"Reading {len(self.rows)} tokens of {count} rows with {found.name}")
+        with progress(found.name, count) as advance:
+            return model, read_tokens(model, self.rows, advance)

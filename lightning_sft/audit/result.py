@@ -1,0 +1,249 @@
+"""What an audit found: numbers and sentences, before they become a page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from lightning_sft.audit.guard import Forgetting
+from lightning_sft.audit.probing import ProbeOutcome
+from lightning_sft.audit.rows import AuditRows
+from lightning_sft.audit.tokens import TokenPass
+from lightning_sft.metrics.calibration import first_choice_calibration
+from lightning_sft.metrics.silent import SilentReading, TokenReading, bootstrap_interval, read_silent, worst
+from lightning_sft.metrics.silent_verdict import SilentVerdict, judge
+from lightning_sft.metrics.wide import wide
+
+Trained = Literal["yes", "no", "unknown"]
+TAIL = 24  # tokens of a context that are shown
+
+
+@dataclass(frozen=True)
+class ReadModel:
+    """A model that was read.
+
+    Attributes:
+        name: as it was asked for.
+        base: what it stands on or began with; None for whole models.
+        step: optimizer steps of its run; None if unknown.
+        kind: class of the transformers model.
+        calibration: expected calibration error of its first choices.
+        confidence: mean probability of its first choices.
+        accuracy: share of tokens whose target is the first choice.
+        answers: complete answers in the rows.
+        exact: share of them that it would write word by word; nan without any.
+    """
+
+    name: str
+    base: str | None
+    step: int | None
+    kind: str
+    calibration: float
+    confidence: float
+    accuracy: float
+    answers: int
+    exact: float
+
+
+@dataclass(frozen=True)
+class Context:
+    """A token that is behind its competitor, and what stands before it.
+
+    Attributes:
+        row: number of its row in the set.
+        context_ids: ids before it, all of them.
+        correct_id: the right token.
+        competitor_id: the model's first choice.
+        context: the end of the context, as text.
+        correct: the right token, as text.
+        competitor: the competitor, as text.
+        p_correct: probability of the right token.
+        p_competitor: of the competitor.
+        nll: of the right token, nats.
+        p_correct_before: under the first model; None without one.
+        p_competitor_before: of the first model's own strongest competitor; None without one.
+        nll_before: None without a first model.
+    """
+
+    row: int
+    context_ids: list[int]
+    correct_id: int
+    competitor_id: int
+    context: str
+    correct: str
+    competitor: str
+    p_correct: float
+    p_competitor: float
+    nll: float
+    p_correct_before: float | None = None
+    p_competitor_before: float | None = None
+    nll_before: float | None = None
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Everything that an audit found.
+
+    Attributes:
+        after: the model.
+        before: what it is compared with; None without.
+        rows: rows that were read.
+        total_rows: rows of the set.
+        set: which set of the data.
+        trained: whether the rows were trained on.
+        masks: rows by where it is known from which tokens count.
+        template: whose chat template was used.
+        notes: what a reader must know of how the two were compared.
+        silent: all tokens.
+        sources: tokens of each source, where there is more than one.
+        nll_change: mean NLL after minus before, with the bounds of its 95% bootstrap interval over rows; nan without a
+            first model, bounds nan with few rows.
+        contexts: the worst ones.
+        probes: empty without probes.
+        forgetting: None without a guard set.
+        verdicts: on the tokens; two of them where it is unknown whether the rows were trained on.
+    """
+
+    after: ReadModel
+    before: ReadModel | None
+    rows: int
+    total_rows: int
+    set: str
+    trained: Trained
+    masks: dict[str, int]
+    template: str
+    notes: list[str]
+    silent: SilentReading
+    sources: dict[str, SilentReading]
+    nll_change: tuple[float, float, float]
+    contexts: list[Context]
+    probes: list[ProbeOutcome] = field(default_factory=list)
+    forgetting: Forgetting | None = None
+    verdicts: list[SilentVerdict] = field(default_factory=list)
+
+    @property
+    def headline(self) -> float:
+        """What ``--fail-above`` looks at: the share of silent failures or, without a first model, the excess."""
+        return self.silent.excess if self.before is None else self.silent.share
+
+    @property
+    def headline_name(self) -> str:
+        """What `headline` is called."""
+        return "The excess" if self.before is None else "The share of silent failures"
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether scores are not finite."""
+        return not math.isfinite(self.silent.outranked)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+
+def verdicts(reading: SilentReading, trained: Trained, *, compared: bool) -> list[SilentVerdict]:
+    """Return the verdicts on the tokens of some rows.
+
+    Args:
+        reading: of all tokens.
+        trained: whether the rows were trained on.
+        compared: whether there is a first model.
+    """
+    as_trained = judge(reading, "trained tokens", trained=True) if compared else None
+    as_held_out = judge(reading, "tokens", trained=False)
+    if trained == "yes":
+        return [as_trained or as_held_out]
+    if trained == "no" or as_trained is None:
+        return [as_held_out]
+    return [as_trained, as_held_out]
+
+
+def read_model(model: Any, tokens: TokenPass) -> ReadModel:
+    """Return what stands in the table of models.
+
+    Args:
+        model: a `FinishedModel`.
+        tokens: its reading.
+    """
+    top, right = tokens.tokens.top_logp.exp(), tokens.tokens.is_top1
+    return ReadModel(
+        name=model.name,
+        base=model.base,
+        step=model.step,
+        kind=type(model.causal_lm).__name__,
+        calibration=first_choice_calibration(top, right),
+        confidence=float(wide(top).mean()),
+        accuracy=float(wide(right).mean()),
+        answers=tokens.answers,
+        exact=tokens.exact,
+    )
+
+
+def by_source(
+    rows: AuditRows, now: TokenReading, before: TokenReading | None, min_fall: float
+) -> dict[str, SilentReading]:
+    """Return a reading a source, empty where there is one source alone."""
+    found = sorted(set(rows.source.tolist()))
+    if len(found) < 2:
+        return {}
+    readings = {}
+    for source in found:
+        at = rows.source == source
+        then = None if before is None else before.at(at)
+        readings[rows.source_names[source]] = read_silent(now.at(at), rows.row[at], then, min_fall)
+    return readings
+
+
+def nll_change(rows: AuditRows, now: TokenReading, before: TokenReading | None) -> tuple[float, float, float]:
+    """Return the change of the mean NLL with its interval over rows; see `Audit`."""
+    if before is None:
+        return math.nan, math.nan, math.nan
+    change = wide(before.logp - now.logp).numpy()
+    place, count = rows.row.numpy(), int(rows.row.max()) + 1
+    sums = np.bincount(place, weights=change, minlength=count).astype(np.float64)
+    tokens = np.bincount(place, minlength=count).astype(np.float64)
+    if not np.isfinite(change).all():
+        return math.nan, math.nan, math.nan
+    return (float(change.mean()), *bootstrap_interval(sums, tokens))
+
+
+def worst_contexts(
+    rows: AuditRows, now: TokenReading, before: TokenReading | None, most: int, min_fall: float
+) -> list[Context]:
+    """Return the tokens furthest behind their competitor: those that failed silently, or without a first model all."""
+    decode = rows.tokenizer.decode
+    contexts = []
+    for token in worst(now, before, most, min_fall).tolist():
+        ids = rows.context(token)
+        correct, competitor = int(rows.targets[token]), int(now.competitor[token])
+        then: dict[str, float] = {}
+        if before is not None:
+            then = {
+                "p_correct_before": float(before.logp[token].exp()),
+                "p_competitor_before": float(before.competitor_logp[token].exp()),
+                "nll_before": -float(before.logp[token]),
+            }
+        contexts.append(
+            Context(
+                row=rows.number(token),
+                context_ids=ids,
+                correct_id=correct,
+                competitor_id=competitor,
+                context=_text(decode, ids[-TAIL:]),
+                correct=_text(decode, [correct]),
+                competitor=_text(decode, [competitor]),
+                p_correct=float(now.logp[token].exp()),
+                p_competitor=float(now.competitor_logp[token].exp()),
+                nll=-float(now.logp[token]),
+                **then,
+            )
+        )
+    return contexts
+
+
+def _text(decode: Any, ids: Sequence[int]) -> str:
+    return str(decode(list(ids), clean_up_tokenization_spaces=False))

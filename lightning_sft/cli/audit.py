@@ -1,0 +1,145 @@
+"""``lightning audit``: did the loss fall while the right words stayed outranked, in any two finished models."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+from typing_extensions import override
+
+from lightning_sft.audit.audit import AuditSettings, audit
+from lightning_sft.audit.page import in_short
+from lightning_sft.audit.report import new_place, write_report
+from lightning_sft.audit.result import Trained
+from lightning_sft.audit.rows import What
+from lightning_sft.cli.lightning_cli import SFTCLI
+from lightning_sft.data import SFTDataModule
+from lightning_sft.errors import UserError
+from lightning_sft.models.finished import FoundModel, find_finished
+
+#: the exit status under --fail_above
+TOO_MANY = 3
+Precision = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+
+
+class _AuditCLI(SFTCLI):
+    """The settings of ``fit``, of which those of ``data`` count, so that a run's own configuration can be given."""
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        def add(name: str, kind: Any, default: Any, text: str) -> None:
+            parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+
+        where = "a folder or hub name of a model or an adapter, a checkpoint, a GGUF file or pkg://..."
+        add("after", str | None, None, f"the model to audit: {where}")
+        add("before", str | None, None, "what it began as, in the same ways; without it the model is read alone")
+        add("base", str | None, None, "what adapters and checkpoints stand on, in place of what they name")
+        add("set", What | None, None, "which set of the data: test for --data FILE, else val, test or train")
+        add("trained", Trained | None, None, "whether those rows were trained on; known of the sets of a configuration")
+        add("rows", int | None, 1000, "the most rows to read, spread evenly; null reads all")
+        add("chat_template", str | None, None, "before, after, or a template or its file, for both models")
+        add("probes", str | None, None, "near-synonym probes: library or a file")
+        add("guard", str, "general", "text outside the task: general, a file, or none")
+        add("together", bool, False, "hold both models in memory at once")
+        add("dtype", Precision, "float32", "of the weights")
+        add("device", str | None, None, "where models are put, such as cpu or cuda:0")
+        add("top", int, 100, "how many of the worst contexts to keep")
+        add("min_fall", float, 0.1, "nats by which a token's loss must have fallen to count as learned")
+        add("output", str | None, None, "folder to write; it must not exist yet. Default: audit, or audit-2 and so on")
+        add("fail_above", float | None, None, f"exit with status {TOO_MANY} if the share of silent failures (without "
+            "--before: the excess) is above this")  # fmt: skip
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        return None  # type: ignore[return-value]  # nothing is run by it
+
+
+def main(arguments: list[str]) -> None:
+    """Audit a finished model, alone or against what it began as: ``lightning audit``."""
+    cli = _AuditCLI(args=_plain(arguments), run=False)
+    config, data = cli.config, cli.datamodule
+    assert isinstance(data, SFTDataModule)
+    _check(config)
+    what, known = _choose_set(config.set, data)
+    settings = AuditSettings(
+        what=what,
+        trained=config.trained or known,
+        rows=config.rows,
+        chat_template=config.chat_template or config.model.chat_template,
+        probes=config.probes,
+        guard=None if config.guard == "none" else config.guard,
+        together=config.together,
+        device=config.device,
+        top=config.top,
+        min_fall=config.min_fall,
+    )
+    place = new_place(config.output)  # before minutes of loading
+    after, before = _find(config.after, config), None if config.before is None else _find(config.before, config)
+    found = audit(after, before, data, settings)
+    write_report(found, place)
+    print("\n".join(f"- {line}" for line in in_short(found)))
+    print(f"-> {place}")
+    if config.fail_above is not None and (found.is_broken or found.headline > config.fail_above):
+        print(f"{found.headline_name} is {found.headline:.1%}, above {config.fail_above:.1%}", file=sys.stderr)
+        sys.exit(TOO_MANY)
+
+
+def _plain(arguments: list[str]) -> list[str]:
+    """Return the arguments as the parser knows them: ``--data FILE`` is the test set, dashes in names are underscores.
+
+    Raises:
+        UserError: an option without its value, or no model.
+    """
+    left, rest = list(arguments), []
+    after = None
+    while left:
+        argument = left.pop(0)
+        name, equals, value = argument.partition("=")
+        if name.startswith("--") and "." not in name:
+            name = "--" + name.removeprefix("--").replace("-", "_")
+        if name not in ("--data", "--after"):
+            rest.append(f"{name}={value}" if equals else name)
+            continue
+        if not equals and (not left or left[0].startswith("--")):
+            raise UserError(f"{name} has no value. Allowed: {'a file' if name == '--data' else 'a model'}.")
+        value = value if equals else left.pop(0)
+        after = value if name == "--after" else after
+        rest += [f"--data.test={value}", "--set=test"] if name == "--data" else [f"{name}={value}"]
+    if {"-h", "--help"} & set(rest):
+        return rest
+    if after is None:
+        raise UserError("Which model? Give --after MODEL, and --before MODEL for what it began as.")
+    # the settings of `model` are not used, but the parser wants its name
+    return [f"--model.model_name_or_path={after}", *rest]
+
+
+def _check(config: Any) -> None:
+    for name, least in (("rows", 1), ("top", 0), ("min_fall", 0)):
+        if config[name] is not None and config[name] < least:
+            raise UserError(f"--{name} is {config[name]}. Allowed: {least} or more.")
+    if config.fail_above is not None and not 0 <= config.fail_above <= 1:
+        raise UserError(f"--fail_above is {config.fail_above}. Allowed: a share from 0 to 1.")
+
+
+def _choose_set(asked: What | None, data: SFTDataModule) -> tuple[What, Trained]:
+    """Return which set is read, and whether it was trained on."""
+    choices: tuple[What, ...] = ("val", "test", "train") if asked is None else (asked,)
+    what = next((name for name in choices if data.sets.has(name)), None)
+    if what is None:
+        raise UserError("There are no rows to read. Give --data FILE, or --config with settings of data.")
+    if not data.sets.has("train"):
+        return what, "unknown"
+    return what, "yes" if what == "train" else "no"
+
+
+def _find(name: str, config: Any) -> FoundModel:
+    """Find a model; ``--base`` is for those that stand on something."""
+    path = Path(name).expanduser()
+    stands = (path.is_file() and path.suffix != ".gguf") or any(
+        (path / file).is_file() for file in (".metadata", "adapter_config.json")
+    )
+    base = config.base if stands else None
+    return find_finished(name, base=base, dtype=config.dtype, trust_remote_code=config.model.trust_remote_code)
