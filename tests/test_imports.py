@@ -62,6 +62,7 @@ FORBIDDEN = {
         "lightning_sft.cli",
         "lightning_sft.figures",
     ),
+    "audit": ("lightning_sft.module", "lightning_sft.callbacks", "lightning_sft.cli", "lightning_sft.sweep"),
     "evaluation.py": (
         "lightning_sft.module",
         "lightning_sft.objectives",

@@ -100,8 +100,9 @@ def _inline(text: str) -> str:
 
 
 def as_code(text: str) -> str:
-    """Return any text between backticks, on one line: line breaks as a sign, white space at its ends kept."""
-    line = text.replace("\r", "").replace("\n", "\u23ce").replace("\t", "\u21e5")
+    """Return any text between backticks, on one line: what cannot be seen as a sign, white space at its ends kept."""
+    signs = {"\n": "\u23ce", "\t": "\u21e5"}
+    line = "".join(signs.get(c, c) if c in signs or c.isprintable() else f"\\u{ord(c):04x}" for c in text)
     longest = max((len(run) for run in re.findall(r"`+", line)), default=0)
     fence = "`" * (longest + 1)
     padded = f" {line} " if longest or line[:1] == " " or line[-1:] == " " or not line else line

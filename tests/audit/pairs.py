@@ -88,7 +88,9 @@ def said(model: nn.Module, rows: list[tuple[list[int], list[int]]]) -> dict[str,
     return {name: np.array(values) for name, values in columns.items()}
 
 
-def expected_numbers(before: dict[str, np.ndarray], now: dict[str, np.ndarray], min_fall: float = 0.1) -> dict[str, Any]:
+def expected_numbers(
+    before: dict[str, np.ndarray], now: dict[str, np.ndarray], min_fall: float = 0.1
+) -> dict[str, Any]:
     """The figures of an audit by the definitions, on whole arrays."""
     behind, outranked = before["best"] != before["target"], now["best"] != now["target"]
     fell = now["logp"] - before["logp"] > min_fall

@@ -1,5 +1,6 @@
 """Audits of models that others tuned, against an independent computation, and everything that cannot be audited."""
 
+import copy
 import gc
 import json
 import shutil
@@ -7,6 +8,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -26,6 +28,7 @@ from tests.audit.pairs import (
     write_rows,
 )
 from tests.export.runs import train
+from tests.models.test_finished import merged_by_hand
 from tests.toys import save_toy
 
 # peft 0.21 warns of adapters beside tied embeddings, and asks transformers for an old name
@@ -97,3 +100,257 @@ def test_figures_are_those_of_an_independent_computation(name: str, together: bo
     failed = (before["best"] != before["target"]) & (now["best"] != now["target"])
     failed &= (now["logp"] - before["logp"] > 0.1) & (before["other"] == now["other"])
     assert len(found["contexts"]) == failed.sum()
+
+
+def test_a_checkpoint_of_ours(place: Path, tmp_path: Path) -> None:
+    checkpoint = train(tmp_path / "run", "tied")
+    base = tmp_path / "run/model"
+    found = run(place, f"--before={base}", f"--after={checkpoint}")
+    rows = encoded(place / "rows.jsonl", AutoTokenizer.from_pretrained(base))
+    before = said(AutoModelForCausalLM.from_pretrained(base), rows)
+    now = said(merged_by_hand(checkpoint, base), rows)
+    for key, value in expected_numbers(before, now).items():
+        assert found["silent"][key] == pytest.approx(value, abs=1e-4, nan_ok=True), key
+    assert (found["after"]["base"], found["after"]["step"]) == (str(base), 4)
+
+
+def order_by_hand(model: torch.nn.Module, rows: torch.Tensor, probe: dict[str, Any], tokenizer: Any) -> float:
+    """Phi by its definition in float64, with the answers' overlaps taken from ``rows``."""
+    ids = tokenizer(probe["context"]).input_ids
+    c, s = (tokenizer(probe[name]).input_ids[0] for name in ("correct", "competitor"))
+    with torch.no_grad():
+        p = model.double()(input_ids=torch.tensor([ids])).logits[0, -1].softmax(-1)
+    unit = rows.double() / rows.double().norm(dim=1, keepdim=True)
+    return float((p * ((unit @ unit[c]) ** 2 - (unit @ unit[s]) ** 2)).sum())
+
+
+@pytest.mark.parametrize(("name", "together"), [("tuned", False), ("tuned", True), ("adapter", False)])
+def test_probes_have_an_order_parameter_before_and_after(name: str, together: bool, place: Path) -> None:
+    probes = f"--probes={place / 'probes.jsonl'}"
+    found = run(place, f"--before={place / 'base'}", f"--after={place / name}", probes, f"--together={together}")
+    tokenizer = AutoTokenizer.from_pretrained(place / "base")
+    base, now = load(place, "base"), load(place, name)
+    causal_lm = now.get_base_model() if name == "adapter" else now
+    then, moved = (m.get_input_embeddings().weight.detach().clone() for m in (base, causal_lm))
+    # the present hidden states under the earlier rows
+    kept = copy.deepcopy(causal_lm)
+    kept.lm_head.weight = torch.nn.Parameter(then.clone())
+    for outcome in found["probes"]:
+        before, after = (
+            order_by_hand(m, rows, outcome["probe"], tokenizer) for m, rows in ((base, then), (now, moved))
+        )
+        assert outcome["before"]["phi"] == pytest.approx(before, abs=1e-4)
+        assert outcome["after"]["phi"] == pytest.approx(after, abs=1e-4)
+        assert outcome["verdict"]["outcome"] != "stopped early"
+        if name == "adapter":
+            assert outcome["embeddings_share"] == outcome["cause_share"] == 0
+            continue
+        middle = order_by_hand(kept, then, outcome["probe"], tokenizer)
+        hidden, embeddings = abs(middle - before), abs(after - middle)
+        assert outcome["cause_share"] == pytest.approx(embeddings / (hidden + embeddings), abs=1e-3)
+        assert outcome["cause_share"] > 0.01
+    assert "`a-b`" in Path("out/audit.md").read_text()
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_one_model_is_in_memory_at_a_time(together: bool, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    load_it = FoundModel.load
+
+    def counted(self: FoundModel, device: str | None = None) -> FinishedModel:
+        gc.collect()
+        alive.append(sum(model() is not None for model in made))
+        found = load_it(self, device)
+        made.append(weakref.ref(found.scorer))
+        return found
+
+    monkeypatch.setattr(FoundModel, "load", counted)
+    probes = f"--probes={place / 'probes.jsonl'}"
+    run(place, f"--before={place / 'base'}", f"--after={place / 'tuned'}", probes, f"--together={together}")
+    assert alive == [0, int(together)]
+
+
+def test_one_model_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run(place, f"--after={place / 'tuned'}", f"--probes={place / 'probes.jsonl'}")
+    now = said(load(place, "tuned"), encoded(place / "rows.jsonl", AutoTokenizer.from_pretrained(place / "base")))
+    outranked = (now["best"] != now["target"]).mean()
+    assert found["silent"]["outranked"] == pytest.approx(outranked, abs=1e-9)
+    assert found["silent"]["excess"] == pytest.approx(outranked - (1 - np.exp(now["top"])).mean(), abs=1e-4)
+    assert found["before"] is found["silent"]["share"] is found["forgetting"]["kl"] is None
+    assert found["probes"][0]["before"] is None
+    page = Path("out/audit.md").read_text()
+    assert "before" not in page.split("## Words used here")[0].replace("before the word", "")
+    assert capsys.readouterr().out.startswith("- ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["--before={place}/base", "--fail-above=0.99"], 0),
+        (["--before={place}/base", "--fail-above", "0.1"], 3),
+        (["--fail_above=0.9"], 0),
+        (["--fail_above=0"], 0),  # this model's excess is negative
+    ],
+)
+def test_exit_status(arguments: list[str], status: int, place: Path) -> None:
+    given = [argument.format(place=place) for argument in arguments]
+    if not status:
+        run(place, f"--after={place / 'tuned'}", *given)
+        return
+    with pytest.raises(SystemExit) as ended:
+        run(place, f"--after={place / 'tuned'}", *given)
+    assert ended.value.code == status
+    assert Path("out/audit.html").is_file()  # the page says why
+
+
+@pytest.mark.filterwarnings("ignore:The fused head cannot serve this model")
+def test_scores_that_are_not_finite_are_above_any_bound(place: Path, tmp_path: Path) -> None:
+    model = load(place, "tuned")
+    model.model.norm.weight.data.fill_(float("nan"))
+    model.save_pretrained(tmp_path / "nan")
+    AutoTokenizer.from_pretrained(place / "base").save_pretrained(tmp_path / "nan")
+    with pytest.raises(SystemExit) as ended:
+        run(place, f"--before={place / 'base'}", f"--after={tmp_path / 'nan'}", "--fail-above=1")
+    assert ended.value.code == 3
+    assert "scores are not finite" in Path("out/audit.md").read_text()
+
+
+def test_the_data_settings_of_a_run(place: Path) -> None:
+    Path("run.yaml").write_text(
+        f"model: {{model_name_or_path: {place / 'base'}}}\n"
+        f"data:\n  train: [{place / 'rows.jsonl'}, {place / 'old.jsonl'}]\n  val_split: 4\n  train_on: all\n"
+        "trainer: {max_steps: 3}\n"
+    )
+    pair = [f"--before={place / 'base'}", f"--after={place / 'tuned'}", "--guard=none", "--device=cpu"]
+    found = {}
+    for chosen in ("val", "train"):
+        main(["audit", "--config=run.yaml", *pair, f"--set={chosen}", f"--output={chosen}"])
+        found[chosen] = json.loads(Path(chosen, "audit.json").read_text())
+    assert (found["val"]["rows"], found["val"]["trained"]) == (4, "no")
+    assert (found["train"]["rows"], found["train"]["trained"]) == (28, "yes")
+    assert len(found["train"]["verdicts"]) == 1
+    assert set(found["train"]["sources"]) == {"rows", "old"}
+    assert sum(s["tokens"] for s in found["train"]["sources"].values()) == found["train"]["silent"]["tokens"]
+    assert found["train"]["silent"]["tokens"] > 28 * 15  # everything is looked at, as the run trained it
+
+
+def test_some_rows_spread_evenly(place: Path) -> None:
+    found = run(place, f"--after={place / 'tuned'}", "--rows=4", "--top=3", "--guard=none")
+    assert (found["rows"], found["total_rows"]) == (4, 16)
+    assert {context["row"] for context in found["contexts"]} <= {0, 5, 10, 15}
+    assert "4 of 16 rows, spread evenly" in Path("out/audit.md").read_text()
+
+
+def other_template(place: Path, folder: Path, template: str | None) -> Path:
+    shutil.copytree(place / "tuned", folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = template
+    (folder / "chat_template.jinja").unlink()
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+PLAIN = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<|im_end|>' }}{% endfor %}"
+
+
+def test_different_chat_templates(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = other_template(place, tmp_path / "other", PLAIN)
+    pair = [f"--before={place / 'base'}", f"--after={other}", "--guard=none"]
+    assert "different chat templates" in refused(place, capsys, *pair)
+    counts = {}
+    for chosen in ("before", "after"):
+        run(place, *pair, f"--chat-template={chosen}", output=chosen)
+        page = Path(chosen, "audit.md").read_text()
+        assert f"Chat template: that of the model {chosen}" in page
+        assert "Which tokens count is known from: turns found in the template's text (16 rows)" in page
+        counts[chosen] = json.loads(Path(chosen, "audit.json").read_text())["silent"]["nll"]
+    assert counts["before"] != counts["after"]
+    (tmp_path / "plain.jinja").write_text(PLAIN)
+    given = run(place, *pair, f"--chat_template={tmp_path / 'plain.jinja'}", output="given")
+    assert given["silent"]["nll"] == counts["after"]
+
+
+def test_a_template_that_only_one_model_has(place: Path, tmp_path: Path) -> None:
+    bare = other_template(place, tmp_path / "bare", None)
+    found = run(place, f"--before={bare}", f"--after={place / 'tuned'}", "--guard=none")
+    assert found["template"] == "that of the model after"
+    assert found["silent"]["nll"] == found["silent"]["nll_before"]
+
+
+def refused(place: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The message with which an audit refuses, with exit status 2 and nothing written."""
+    with pytest.raises(SystemExit) as ended:
+        run(place, *arguments, output="refused")
+    assert ended.value.code == 2
+    assert not Path("refused").exists()
+    return capsys.readouterr().err
+
+
+def test_different_vocabularies(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(place / "tuned", other)
+    content = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    pair = f"--before={place / 'base'}", f"--after={other}"
+    assert "different vocabularies: 2 of 259 tokens differ in their ids, such as 'a'" in refused(place, capsys, *pair)
+
+
+def test_tokens_that_were_added_after_the_first_model(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer, model = AutoTokenizer.from_pretrained(place / "tuned"), load(place, "tuned")
+    tokenizer.add_special_tokens({"additional_special_tokens": [f"<|{i}|>" for i in range(8)]})
+    tokenizer.chat_template = PLAIN.replace(": ", "<|7|>")
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(tmp_path / "grown")
+    tokenizer.save_pretrained(tmp_path / "grown")
+    pair = f"--before={place / 'base'}", f"--after={tmp_path / 'grown'}"
+    found = run(place, *pair, "--chat-template=before")
+    assert "8 tokens are known to the model after alone, such as '<|0|>'" in found["notes"][0]
+    assert found["forgetting"]["kl"] >= 0
+    message = refused(place, capsys, *pair, "--chat-template=after")
+    assert "The rows hold tokens that" in message
+    assert "'<|7|>'" in message
+
+
+def test_the_wrong_way_round(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(place, capsys, f"--before={place / 'adapter'}", f"--after={place / 'base'}")
+    assert "was made from" in message
+    for step in (100, 200):
+        shutil.copytree(place / "tuned", tmp_path / f"checkpoint-{step}")
+        (tmp_path / f"checkpoint-{step}/trainer_state.json").write_text(json.dumps({"global_step": step}))
+    message = refused(place, capsys, "--before=checkpoint-200", "--after=checkpoint-100")
+    assert "at step 200, which is newer than 'checkpoint-100' at step 100" in message
+    checkpoint = train(tmp_path / "run", "tied")
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save({**content, "global_step": 2}, tmp_path / "earlier.ckpt")
+    assert "is newer than" in refused(place, capsys, f"--before={checkpoint}", "--after=earlier.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--after=nowhere/at/all"], "There is no model folder"),
+        (["--after={place}/adapter", "--base=gone/for/good"], "stands on 'gone/for/good', which does not exist"),
+        ([], "Which model?"),
+        (["--after"], "--after has no value"),
+        (["--after={place}/tuned", "--data=missing.jsonl"], "missing.jsonl"),
+        (["--after={place}/tuned", "--data=bad.jsonl"], "no known format has the columns neither"),
+        (["--after={place}/tuned", "--data=odd.jsonl", "--data.on_bad_row=skip"], "No rows are left in test"),
+        (["--after={place}/tuned", "--fail-above=2"], "Allowed: a share from 0 to 1"),
+        (["--after={place}/tuned", "--rows=0"], "--rows is 0. Allowed: 1 or more"),
+        (["--after={place}/tuned", "--chat-template=before"], "there is no --before"),
+        (["--after={place}/tuned", "--chat-template=gone.jinja"], "'gone.jinja'. Allowed: before, after"),
+        (["--after={place}/tuned", "--probes=gone.yaml"], "There is no probe file"),
+        (["--after={place}/tuned", "--guard=gone.txt"], "there is no such file"),
+        (["--after={place}/tuned", "--set=train"], "There are no rows to read"),
+        (["--after={place}/tuned", "--output=bad.jsonl"], "which exists. Nothing is overwritten"),
+    ],
+)
+def test_bad_input(arguments: list[str], message: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.jsonl").write_text('{"neither": 1}\n')
+    Path("odd.jsonl").write_text('{"prompt": "a <|im_end|> of its own", "completion": "b"}\n')
+    assert message in refused(place, capsys, *(argument.format(place=place) for argument in arguments))
