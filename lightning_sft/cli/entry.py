@@ -24,6 +24,11 @@ LIGHTNING_VERBS = {
 }
 #: verb -> (module, function that takes the remaining arguments, help)
 OWN_VERBS: dict[str, tuple[str, str, str]] = {
+    "compare": (
+        "lightning_sft.cli.compare.verb",
+        "main",
+        "compare objectives, or arms that differ in any setting, with intervals",
+    ),
     "export": (
         "lightning_sft.export.folder",
         "main",

@@ -51,12 +51,14 @@ class Progress:
         at_edge: arm -> ``low`` or ``high`` where its best is the lowest or highest rate of a grid that may not grow
             any more.
         grid: the common grid, grown.
+        tried: arm -> all rates that were tried, once nothing is wanted.
     """
 
     wanted: dict[str, list[float]] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     at_edge: dict[str, str] = field(default_factory=dict)
     grid: list[float] = field(default_factory=list)
+    tried: dict[str, list[float]] = field(default_factory=dict)
 
 
 def search(setting: RateSearch, arms: list[str], found: Found) -> Progress:
@@ -95,7 +97,7 @@ def search(setting: RateSearch, arms: list[str], found: Found) -> Progress:
     best_of = {arm: _best(found[arm], tried[arm]) for arm in arms}
     sides = {arm: "low" if best_of[arm] <= min(tried[arm]) else "high" for arm in arms}
     edges = {arm: sides[arm] for arm in arms if best_of[arm] in (min(tried[arm]), max(tried[arm]))}
-    return Progress(best=best_of, at_edge=edges, grid=grid)
+    return Progress(best=best_of, at_edge=edges, grid=grid, tried=tried)
 
 
 def _missing(found: Found, rates: Mapping[str, list[float]]) -> dict[str, list[float]]:

@@ -62,6 +62,14 @@ class DataSource(ABC):
         """Return the score of ``answer``, 0 to 1, or None where this source has no scorer."""
         return None
 
+    def drawn(self, seed: int) -> DataSource | None:
+        """Return a source of the same kind with other rows, drawn by ``seed``; None where the rows are what they are.
+
+        A comparison asks for it, to give each of its replicates rows of its own. Two sources of one run that differ
+        in a seed of their own must differ for the same ``seed``, too.
+        """
+        return None
+
 
 class Source(DataSource):
     """Rows from a file, a glob, a folder or a name on the Hugging Face hub.

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Literal
+
+from typing_extensions import override
 
 from lightning_sft.data.progress import counted, progress
 from lightning_sft.data.reading.scorers import Score, Scorer, as_scorer, scored
@@ -120,3 +124,11 @@ class ReasoningGymTask(DataSource):
         if not self._own_scorer:
             return scored(self.scorer, answer, example.reference)
         return float(self._dataset.score_answer(answer=answer.strip(), entry=example.item) == 1.0)
+
+    @override
+    def drawn(self, seed: int) -> ReasoningGymTask:
+        fresh = copy.copy(self)
+        vars(fresh).pop("_dataset", None)
+        mixed = hashlib.sha256(f"{self.seed} {seed}".encode()).digest()
+        fresh.seed = int.from_bytes(mixed[:4], "little") >> 1  # the stride makes other windows of all 31-bit seeds
+        return fresh

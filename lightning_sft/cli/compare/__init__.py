@@ -1,0 +1,1 @@
+"""The verbs that compare arms: settings into arms, arms into runs, runs into a report."""

@@ -1,0 +1,131 @@
+"""What runs depend on beside their configuration: package, libraries, model and data files, device and dtype."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+
+import lightning_sft
+from lightning_sft.data.reading.sources import DataSource, Source
+from lightning_sft.errors import UserError
+from lightning_sft.files import code_digest, file_digest, to_json
+from lightning_sft.models.capability import capability, fastest
+from lightning_sft.models.gguf import PACKAGE_SCHEME, package_file
+
+_LIBRARIES = ("torch", "lightning", "transformers", "peft", "tokenizers", "numpy")
+#: of files above so many bytes, blocks are read in place of the whole
+_WHOLE = 1 << 26
+_BLOCK = 1 << 20
+
+
+def device_of(accelerator: str) -> torch.device:
+    """Return the kind of device that a trainer's setting takes on this machine."""
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return torch.device("cuda")
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def common_facts(device: torch.device) -> dict[str, str]:
+    """Return what every run of this process depends on."""
+    versions = [f"{name} {metadata.version(name)}" for name in _LIBRARIES]
+    kind = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
+    return {
+        "package version": metadata.version("lightning-sft"),
+        "package code": _package_code(),
+        "libraries": ", ".join(versions),
+        "device": f"{device.type} {kind}",
+    }
+
+
+def _package_code() -> str:
+    """Return the digest of the code that decides what a run gives; how runs are compared and drawn is no part of it."""
+    package = Path(lightning_sft.__file__).parent
+    others = {"cli", "compare", "export", "figures", "sweep"}
+    rooms = sorted(p for p in package.iterdir() if p.is_dir() and p.name not in others)
+    files = [[path.name, file_digest(path)] for path in sorted(package.glob("*.py"))]
+    return _short([files, [[room.name, code_digest(room)] for room in rooms]])
+
+
+def arm_facts(settings: Any, sources: Mapping[str, list[DataSource]], device: torch.device) -> dict[str, str]:
+    """Return what the runs of one arm depend on.
+
+    Args:
+        settings: the module's `ModelSettings`.
+        sources: of the data module.
+        device: that it runs on.
+    """
+    dtype = settings.dtype
+    if dtype == "fastest":
+        dtype, _ = fastest(capability(device), settings.has_adapter)
+    named = [settings.name, settings.reference, settings.adapter_path]
+    models = [model_digest(str(name), settings.revision) for name in named if name]
+    data = {what: [source_facts(source) for source in sources[what]] for what in ("train", "val")}
+    return {"model": " ".join(models), "data": _short(data), "dtype": str(dtype)}
+
+
+def model_digest(name: str, revision: str | None) -> str:
+    """Return a digest of a model's files, or the commit of a hub name that is in the cache.
+
+    Of large files sixteen blocks, their size and their place are read: training changes all of them.
+    """
+    if name.startswith(PACKAGE_SCHEME):
+        return content_digest(package_file(name))
+    path = Path(name).expanduser()
+    if path.is_file():
+        return content_digest(path)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        return _short([[p.relative_to(path).as_posix(), content_digest(p)] for p in files])
+    cached = try_to_load_from_cache(name, "config.json", revision=revision)
+    return f"{name}@{Path(cached).parent.name if isinstance(cached, str) else revision or 'main'}"
+
+
+def content_digest(path: Path) -> str:
+    """Return a digest of a file's content; see `model_digest` for large ones."""
+    size = path.stat().st_size
+    if size <= _WHOLE:
+        return file_digest(path)[:16]
+    state = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for i in range(16):
+            file.seek(i * (size - _BLOCK) // 15)
+            state.update(file.read(_BLOCK))
+    return state.hexdigest()[:16]
+
+
+def source_facts(source: DataSource) -> object:
+    """Return what a source's rows are made of, without where on this machine its files lie."""
+    identity = source.identity()
+    if identity is None:  # a hub name, a task, a source of one's own: its settings
+        return [type(source).__name__, {k: repr(v) for k, v in sorted(vars(source).items()) if not k.startswith("_")}]
+    if type(source) is not Source:
+        return identity
+    *shape, files = identity[1:]  # without its path
+    return [shape, [[Path(name).name, content] for name, content in files]]
+
+
+def require_same(own: Mapping[str, str], of_study: Mapping[str, str], arm: str) -> None:
+    """Raise if this process would run an arm otherwise than the comparison was begun.
+
+    Raises:
+        UserError: says what differs, with both values.
+    """
+    different = [f"{k} is {own.get(k)} here and {v} in the comparison" for k, v in of_study.items() if own.get(k) != v]
+    if different:
+        raise UserError(
+            f"This worker cannot take part: of the arm {arm}, {'; '.join(different)}. Runs of both would stand in one "
+            "table. Use the same package, files and kind of device, or begin a comparison of another --name."
+        )
+
+
+def _short(value: object) -> str:
+    return hashlib.sha256(to_json(value).encode()).hexdigest()[:16]

@@ -1,0 +1,156 @@
+"""`lightning compare`: arms at their own rates, over paired replicates, into one sentence and a table."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lightning_sft.compare.design import Design
+from lightning_sft.compare.ledger import FolderLedger
+from lightning_sft.compare.plan import Plan, Results, make_plan
+from lightning_sft.compare.power import Resolution
+from lightning_sft.compare.report import Report, make_report
+from lightning_sft.errors import UserError
+
+DESCRIPTION = """Compare objectives, or arms that differ in any setting, on your own data.
+
+Every arm finds its own learning rate by as many trials as every other, on rows that are not judged. All are then
+trained on the same replicates: a seed, with training rows and judged rows drawn afresh. All other options are settings
+of `lightning fit`, the same for all arms.
+
+  lightning compare --config mine.yaml --objectives "NLL,PowerFamily(1),EAFT" --trainer.max_steps 200
+  lightning compare --config mine.yaml --arm full model.adapter=null --arm lora model.adapter=peft.LoraConfig
+
+The same command again goes on where it was interrupted, and does nothing new when all is done."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of our own options."""
+    made = argparse.ArgumentParser(
+        "lightning compare", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = made.add_argument
+    add("--objectives", help='arms by objective: "NLL,PowerFamily(1),EAFT"; the first is what others are compared with')
+    add("--arm", nargs="+", action="append", metavar=("NAME", "KEY=VALUE"), help="an arm by its settings; repeatable")
+    add("--replicates", type=int, default=8, help="judged runs of each arm (8)")
+    add(
+        "--select", default="auto", help="log key that selects rates and is judged; KEY:max or KEY:min for unknown ones"
+    )
+    add("--low", type=float, default=1e-6, help="lowest rate of the first grid (1e-6)")
+    add("--high", type=float, default=1e-2, help="highest (1e-2)")
+    add("--points", type=int, default=5, help="rates of the first grid (5); 0: every arm keeps its configured rate")
+    add("--refine", type=int, default=1, help="rounds of two further rates around each arm's best (1)")
+    add("--grow", type=int, default=3, help="the most rates added at either end while a best is there (3)")
+    add("--search_replicates", type=int, default=1, help="replicates that rates are selected on (1)")
+    add("--seed", default="0", help="a text that all seeds follow from")
+    add("--name", default="compare", help="of the comparison")
+    add("--folder", type=Path, default=Path("comparisons"), help="where comparisons are kept")
+    add("--storage", help="a shared queue for several workers: journal:FILE, sqlite:///FILE, postgresql://...")
+    add("--retry_failed", action="store_true", help="try runs again that ended with an error")
+    add("--isolate", action="store_true", help="a process of its own for each run")
+    add("--power", action="store_true", help="say which difference the replicates resolve, and run nothing")
+    add("--wish", type=float, help="the difference you would act on, such as 0.02 (2 points)")
+    add("--spread", type=float, help="with --power: the standard deviation of paired differences, if you know it")
+    return made
+
+
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Return our own options, and the settings of ``fit``."""
+    made = parser()
+    made.allow_abbrev = False
+    made.error = _refuse  # type: ignore[method-assign,assignment]
+    asked, rest = made.parse_known_args(list(arguments))
+    if not asked.name or "/" in asked.name:
+        raise UserError(f"--name is {asked.name!r}. Allowed: a word; it names the comparison's folder.")
+    return asked, rest
+
+
+def main(arguments: list[str]) -> None:
+    """Run a comparison, or what is missing of it, and print what it found."""
+    asked, rest = parse(arguments)
+    quiet()
+    from lightning_sft.cli.compare.prepare import make_design, starts_ranks
+    from lightning_sft.cli.compare.trial import runner
+
+    design = make_design(asked, rest)
+    folder = asked.folder / asked.name
+    with FolderLedger(folder, retry_failed=asked.retry_failed).opened() as ledger:
+        if asked.power:
+            print(resolution(design, ledger.results(), asked.spread, asked.wish).text())
+            return
+        from lightning_sft.compare.work import work
+
+        run = runner(design, folder / "work", apart=asked.isolate or starts_ranks(design))
+        plan = work(design, ledger, run, say)
+        finish(design, plan, ledger.results(), folder, asked.wish)
+
+
+def quiet() -> None:
+    """Keep Lightning from introducing itself before each of many runs."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Lightning 2.6 with torch 2.13; nothing that a user could change
+    warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated", FutureWarning)
+
+
+def say(line: str) -> None:
+    """Print a line about progress, beside what a program may read from the output."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def finish(design: Design, plan: Plan, results: Results, folder: Path, wish: float | None) -> Report:
+    """Write and print what a comparison has found."""
+    from lightning_sft.cli.compare.output import write
+    from lightning_sft.compare.words import markdown, sentence, width_note
+
+    notes = [_selected_by_nll()] if design.select == "auto" and plan.score.key == "val/nll" else []
+    report = make_report(design, plan, results, notes)
+    width = width_note(report, wish)
+    report = replace(report, notes=[*report.notes, *([width] if width else [])])
+    write(report, folder)
+    print(f"\n{markdown(report)}\n\n{sentence(report)}\n\nWritten: {folder}/report.json, report.md, forest.png")
+    return report
+
+
+def resolution(design: Design, results: Results, spread: float | None, wish: float | None) -> Resolution:
+    """Return what a design resolves, by the spread that is given or that earlier runs have shown."""
+    if spread is None:
+        plan = make_plan(design, results)
+        names = [arm.name for arm in design.arms]
+        found = []
+        for name in names[1:]:
+            pairs = _pairs(design, plan, results, names[0], name)
+            found += [statistics.stdev(pairs)] if len(pairs) > 1 else []
+        spread = max(found, default=None)
+    return Resolution(design.replicates, len(design.arms), spread, wish)
+
+
+def _pairs(design: Design, plan: Plan, results: Results, first: str, other: str) -> list[float]:
+    """Return the paired differences of replicates that have finished already."""
+    from lightning_sft.compare.design import RunSpec
+
+    if first not in plan.rates or other not in plan.rates:
+        return []
+    found = []
+    for i in range(design.replicates):
+        both = [results.get(design.digest_of(RunSpec("judged", i, a, plan.rates[a]))) for a in (other, first)]
+        scores = [r.score(plan.score.key) for r in both if r is not None]
+        found += [scores[0] - scores[1]] if len(scores) == 2 and all(s == s for s in scores) else []
+    return found
+
+
+def _selected_by_nll() -> str:
+    return (
+        "Rates were selected by val/nll, NLL's own objective, which favours NLL: answers are long, or no run "
+        "gets one right. Give --select to decide by what you want from the model."
+    )
+
+
+def _refuse(message: str) -> None:
+    raise UserError(f"{message}. `lightning compare --help` lists the options.")

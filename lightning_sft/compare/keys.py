@@ -1,0 +1,109 @@
+"""Log keys as scores: which direction is better, the worst value there is, how they are written, which stand first."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+#: names that earlier versions of ObjectiveSweep used
+OLD_NAMES = {"val_nll": "val/nll", "val_mean_p": "val/mean_p", "val_accuracy": "val/token_accuracy"}
+#: last parts of keys that are shares or probabilities, where more is better
+_MORE = re.compile(
+    r"(exact_match|pass_at_\d+|token_accuracy|task_accuracy|mean_p|accuracy|flip|stop_share|stopped_share)"
+)
+#: likewise where less is better
+_LESS = re.compile(
+    r"(calibration_error|silent_share|changed|degenerate\w*|truncated_share|repeated_share|failed_share)"
+)
+#: columns of the table, in their order, as far as runs have them: pattern of the key, heading
+COLUMNS = (
+    (re.compile(r"val/exact_match"), "exact match"),
+    (re.compile(r"val/task_accuracy"), "task accuracy"),
+    (re.compile(r"val/nll"), "NLL"),
+    (re.compile(r"val/mean_p"), "mean p"),
+    (re.compile(r"(val|capability)/calibration_error"), "calibration error"),
+    (re.compile(r"(silent/.*share|.*/silent_share)"), "silent share"),
+    (re.compile(r"drift/.+/kl"), "drift"),
+    (re.compile(r".*stop(ped)?_share"), "stop share"),
+)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A log key as a score.
+
+    Attributes:
+        key: of the log.
+        higher: whether more is better.
+        bound: its worst value; None where there is no worst.
+        share: a share or probability, written in percent.
+    """
+
+    key: str
+    higher: bool
+    bound: float | None
+    share: bool
+
+    def show(self, value: float | None) -> str:
+        """Return a value for people: a share in percent, anything else with four decimals; ``-`` for none."""
+        if value is None or not math.isfinite(value):
+            return "-"
+        return f"{100 * value:.1f}%" if self.share else f"{value:.4f}"
+
+    def change(self, value: float | None, *, signed: bool = True) -> str:
+        """Return a difference for people: of shares in points of percent."""
+        if value is None or not math.isfinite(value):
+            return "-"
+        scaled, digits = (100 * value, 1) if self.share else (value, 4)
+        return f"{scaled:{'+' if signed else ''}.{digits}f}"
+
+    @property
+    def unit(self) -> str:
+        """What a difference is counted in."""
+        if self.share:
+            return f"points of {self.words}"
+        return f"nats of {self.words}" if self.key.endswith(("nll", "kl")) else f"of {self.words}"
+
+    @property
+    def words(self) -> str:
+        """The key in words."""
+        heading = heading_of(self.key)
+        return heading if heading != self.key else self.key.removeprefix("val/").replace("_", " ")
+
+
+def score_of(select: str) -> Score:
+    """Return a log key as a score; ``:max`` or ``:min`` behind it says what is better, where its name does not.
+
+    >>> score_of("val/nll").higher, score_of("val/exact_match").higher, score_of("my/score:max").higher
+    (False, True, True)
+    """
+    key, _, said = select.partition(":")
+    key = OLD_NAMES.get(key, key)
+    last = key.rpartition("/")[2]
+    if _MORE.fullmatch(last):
+        score = Score(key, True, 0.0, True)
+    elif _LESS.fullmatch(last) or key.startswith("silent/"):
+        score = Score(key, False, 1.0, True)
+    else:
+        score = Score(key, False, None, False)
+    if said and (said == "max") != score.higher:
+        score = Score(key, said == "max", None, score.share)
+    return score
+
+
+def heading_of(key: str) -> str:
+    """Return a column's heading; the name of the guard set is part of it."""
+    for pattern, heading in COLUMNS:
+        if pattern.fullmatch(key):
+            middle = key.split("/")[1] if key.startswith("drift/") else ""
+            return f"{heading} ({middle})" if middle else heading
+    return key
+
+
+def columns(keys: Iterable[str], first: str) -> list[str]:
+    """Return the keys that a table shows, in order, ``first`` in front."""
+    known = sorted(set(keys))
+    found = [key for pattern, _ in COLUMNS for key in known if pattern.fullmatch(key)]
+    return list(dict.fromkeys([first, *found]))

@@ -1,0 +1,178 @@
+"""A report for people: one sentence, and a Markdown table."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from lightning_sft.compare.keys import Score, heading_of, score_of
+from lightning_sft.compare.power import needed, resolvable
+from lightning_sft.compare.report import ArmReport, Report
+from lightning_sft.compare.statistics import Contrast
+from lightning_sft.compare.work import duration
+from lightning_sft.files import to_json
+
+
+def sentence(report: Report) -> str:
+    """Return what the comparison says in one sentence, about the best arm that was told apart."""
+    first, *others = report.arms
+    end = f"{report.replicates} replicates, {duration(report.wall_seconds)}."
+    if not others:
+        return f"Only {first.name} has finished runs; {end}"
+    verdicts = {arm.name: contrast_of(arm, report.score.key) for arm in others}
+    order = [name for name in report.ranking if name != first.name]
+    better = [name for name in order if verdicts[name].verdict == "better"]
+    worse = [name for name in reversed(order) if verdicts[name].verdict == "worse"]
+    if better:
+        name = better[0]
+        what = f"{name} beats {first.name} by {_gain(verdicts[name], report.score, sign=1)}"
+    elif worse and len(worse) == len(others):
+        name = order[0]
+        what = f"{first.name} beats {name} by {_gain(verdicts[name], report.score, sign=-1)}"
+    else:
+        name = next(n for n in order if verdicts[n].verdict == "undecided")
+        what = f"{name} and {first.name} are not told apart: {_difference(verdicts[name], report.score)}"
+    drift = next((key for key in report.keys if key.startswith("drift/")), None)
+    side = ""
+    if drift is not None and drift in report.arm(name).readings:
+        nll = drift.removesuffix("kl") + "nll"
+        key = nll if nll in report.arm(name).readings else drift
+        contrast = contrast_of(report.arm(name), key)
+        side = f", drift of {drift.split('/')[1]} text {_difference(contrast, score_of(key), unit='nats')}"
+    return f"{what}{side}; {end}"
+
+
+def contrast_of(arm: ArmReport, key: str) -> Contrast:
+    """Return an arm's difference from the first; of an arm that is not the first."""
+    contrast = arm.readings[key].against_first
+    assert contrast is not None
+    return contrast
+
+
+def _gain(contrast: Contrast, score: Score, sign: int) -> str:
+    """Return by how much one side is ahead, without a sign; ``sign`` is -1 where that side is the first arm."""
+    sign = sign if score.higher else -sign
+    interval = contrast.difference
+    ends = sorted(sign * v for v in (interval.low, interval.high) if v is not None)
+    return f"{score.change(sign * interval.mean, signed=False)} {score.unit} {_bracket(score, ends, signed=False)}"
+
+
+def _difference(contrast: Contrast, score: Score, unit: str | None = None) -> str:
+    """Return an arm's difference from the first, with its sign."""
+    interval = contrast.difference
+    return f"{score.change(interval.mean)} {unit or score.unit} {_bracket(score, (interval.low, interval.high))}"
+
+
+def _bracket(score: Score, ends: Sequence[float | None], *, signed: bool = True) -> str:
+    return f"[{', '.join(score.change(v, signed=signed) for v in ends)}]"
+
+
+def markdown(report: Report) -> str:
+    """Return the table, and below it what a reader has to know."""
+    keys = report.keys
+    head = ["arm", "learning rate", *(heading_of(key) for key in keys), "to the first arm's best", "diverged"]
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    if report.start:
+        before = [_own(report, key).show(report.start.get(key)) for key in keys]
+        lines.append(f"| {' | '.join(['(before)', '', *before, '', ''])} |")
+    for number, arm in enumerate(report.arms):
+        cells = [_cell(report, arm, key, first=number == 0) for key in keys]
+        rate = "its own" if arm.rate is None else f"{arm.rate:.3g}"
+        edge = f" (at the {arm.at_edge} end)" if arm.at_edge else ""
+        lost = f"{arm.diverged} of {report.replicates}" + (f", {arm.failed} failed" if arm.failed else "")
+        lines.append(f"| {' | '.join([arm.name, f'{rate}{edge}', *cells, _reach(arm), lost])} |")
+    return "\n".join([*lines, "", *explanation(report)])
+
+
+def to_json_text(report: Report) -> str:
+    """Return all of a report as strict JSON; numbers that are not finite become null."""
+    more = {"ranking": report.ranking, "sentence": sentence(report), "table": markdown(report)}
+    return to_json({**asdict(report), **more}, 1) + "\n"
+
+
+def explanation(report: Report) -> list[str]:
+    """Return what a reader of the table has to know, a line each."""
+    trials = len(report.arms[0].search)
+    how = f"found by {trials} trials of each arm on rows that are not judged, by {report.score.key}"
+    lines = [
+        f"Means over {report.replicates} replicates (seed, training rows and judged rows drawn afresh, the same for "
+        f"all arms); in parentheses the difference from {report.arms[0].name} with its 95% t-interval over paired "
+        f"replicates; * where it holds at 5% over all arms (Holm). Learning rates: "
+        f"{how if trials else 'those of the configuration'}."
+    ]
+    for arm in report.arms:
+        if arm.at_edge:
+            lines.append(
+                f"{arm.name}: its best rate is the {arm.at_edge}est that was tried; a better one may lie beyond."
+            )
+        if arm.error:
+            lines.append(
+                f"{arm.name}: {arm.failed} of {report.replicates} runs failed and count as the worst: {arm.error}"
+            )
+        elif arm.diverged:
+            lines.append(f"{arm.name}: {arm.diverged} of {report.replicates} runs diverged and count as the worst.")
+    lines += [f"{name} failed in every run and is left out: {error}" for name, error in report.left_out.items()]
+    return [*lines, *report.notes]
+
+
+def width_note(report: Report, wish: float | None) -> str | None:
+    """Return a sentence about few replicates, and about the number that a wished difference needs; None without need.
+
+    Args:
+        report: of the comparison.
+        wish: the difference that is wished for, in the score's units.
+    """
+    others = report.arms[1:]
+    few = report.replicates < 4
+    if not others or (wish is None and not few):
+        return None
+    key = report.score.key
+    first = report.arms[0].readings[key].values
+    spreads = [_spread(arm.readings[key].values, first) for arm in others]
+    spread = max(spreads)
+    if not spread:
+        return f"{report.replicates} replicates are few, and all gave the same difference." if few else None
+    arms = len(report.arms)
+    smallest = resolvable(report.replicates, arms) * spread
+    score = report.score
+    text = (
+        f"{report.replicates} replicates resolve a difference of {score.change(smallest, signed=False)} {score.unit} "
+        "(80% power, by the spread that was seen)"
+    )
+    if wish is not None:
+        count = needed(wish / spread, arms)
+        text += f"; one of {score.change(wish, signed=False)} needs {count or 'more than 10000'}"
+    return f"{'Intervals are wide: ' if few else ''}{text}."
+
+
+def _spread(values: Sequence[float], first: Sequence[float]) -> float:
+    return statistics.stdev(a - b for a, b in zip(values, first, strict=True))
+
+
+def _own(report: Report, key: str) -> Score:
+    return report.score if key == report.score.key else score_of(key)
+
+
+def _cell(report: Report, arm: ArmReport, key: str, *, first: bool) -> str:
+    reading = arm.readings.get(key)
+    if reading is None:
+        return "-"
+    score = _own(report, key)
+    mean = score.show(reading.mean.mean)
+    contrast = reading.against_first
+    if first or contrast is None:
+        return mean
+    bounds = _bracket(score, (contrast.difference.low, contrast.difference.high))
+    star = "*" if contrast.verdict != "undecided" else ""
+    return f"{mean} ({score.change(contrast.difference.mean)} {bounds}{star})"
+
+
+def _reach(arm: ArmReport) -> str:
+    """Return the median time and tokens to the first arm's best, and how many replicates got there."""
+    pairs = [(s, t) for s, t in zip(arm.seconds_to_reach, arm.tokens_to_reach, strict=True) if s is not None and t]
+    if not pairs:
+        return "never"
+    seconds, tokens = (statistics.median(column) for column in zip(*pairs, strict=True))
+    share = "" if len(pairs) == len(arm.seconds_to_reach) else f" ({len(pairs)} of {len(arm.seconds_to_reach)})"
+    return f"{duration(seconds)}, {tokens:,.0f} tokens{share}"

@@ -1,0 +1,220 @@
+"""`lightning compare` on toys: real runs, from settings to files."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import lightning_sft
+from lightning_sft.callbacks import TrainingMetrics
+from lightning_sft.cli.compare import trial
+from lightning_sft.cli.compare.arms import objective_arms, setting_arm
+from lightning_sft.cli.compare.prepare import make_design, starts_ranks
+from lightning_sft.cli.compare.verb import parse
+from lightning_sft.compare.design import Design, RunSpec
+from lightning_sft.errors import UserError
+from tests.running import QUIET, run, write_rows
+
+SMALL = ["--points=3", "--refine=0", "--grow=0", "--low=1e-4", "--high=1e-2", "--replicates=2"]
+
+
+def settings(model: Path, rows: Path, steps: int = 2, **more: Any) -> list[str]:
+    """Settings of `fit` for very short runs."""
+    given = {
+        "model.model_name_or_path": model,
+        "model.optimizer": "torch.optim.AdamW",
+        "data.train": rows,
+        "data.val_split": 6,
+        "data.batch_size": 4,
+        "data.cache_dir": "false",
+        "trainer.max_steps": steps,
+        "trainer.num_sanity_val_steps": -1,
+        **more,
+    }
+    return [*QUIET, *(f"--{key}={value}" for key, value in given.items())]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "rows.jsonl")
+
+
+def designed(arguments: Sequence[str]) -> Design:
+    return make_design(*parse(arguments))
+
+
+def test_a_comparison_from_settings_to_files(toy_folder: Path, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*settings(toy_folder, rows), *SMALL, "--objectives", "NLL,PowerFamily(1)"]
+    run("compare", command)
+    printed = capsys.readouterr()
+    folder = Path("comparisons/compare")
+    found = json.loads((folder / "report.json").read_text())
+    assert [arm["name"] for arm in found["arms"]] == ["NLL", "PowerFamily(1)"]
+    assert found["score"]["key"] == "val/nll"
+    assert "which favours NLL" in found["notes"][0]
+    for arm in found["arms"]:
+        rates = {rate: value for rate, value in arm["search"]}
+        assert len(rates) == 3
+        assert rates[arm["rate"]] == min(rates.values())
+        assert len(arm["readings"]["val/nll"]["values"]) == 2
+        assert arm["readings"]["val/nll"]["mean"]["mean"] < found["start"]["val/nll"]
+    assert len({value for arm in found["arms"] for _, value in arm["search"]}) == 6, "arms train under their objectives"
+    assert len(set(found["replicates_digests"])) == 2, "each replicate is judged by rows of its own"
+    assert found["sentence"] in printed.out
+    assert found["table"] in printed.out
+    assert (folder / "report.md").read_text().startswith(found["sentence"])
+    assert (folder / "forest.png").read_bytes().startswith(b"\x89PNG")
+    runs = sorted((folder / "runs").glob("*.json"))
+    assert len(runs) == 2 * 3 + 2 * 2
+    assert "[10/10] judged 1 PowerFamily(1)" in printed.err
+    assert not list(folder.rglob("*.ckpt")), "runs that are done keep no checkpoint"
+    for name in ("0_NLL", "1_PowerFamily_1_"):
+        events = EventAccumulator(str(folder / "tensorboard" / name))
+        events.Reload()
+        assert "compare/val/nll" in events.Tags()["scalars"]
+
+    before = {path: path.stat().st_mtime_ns for path in runs}
+    run("compare", command)
+    again = capsys.readouterr()
+    assert again.out == printed.out
+    assert "judged" not in again.err
+    assert {path: path.stat().st_mtime_ns for path in (folder / "runs").glob("*.json")} == before
+
+
+def test_arms_differ_in_anything_and_a_failing_one_is_named(
+    toy_folder: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lora = ["model.adapter=peft.LoraConfig", "model.adapter.r=2", "model.adapter.target_modules=all-linear"]
+    wrong = ["model.adapter=peft.LoraConfig", "model.adapter.target_modules=['no_such_layer']"]
+    arms = ["--arm", "full", "model.lr_scheduler=constant", "--arm", "lora", *lora, "--arm", "wrong", *wrong]
+    command = [*settings(toy_folder, rows), "--points=0", "--replicates=2", "--name=arms", "--select=val/mean_p", *arms]
+    run("compare", command)
+    found = json.loads(Path("comparisons/arms/report.json").read_text())
+    assert [arm["name"] for arm in found["arms"]] == ["full", "lora"]
+    assert "no_such_layer" in found["left_out"]["wrong"]
+    assert found["arms"][0]["rate"] is None
+    assert "wrong failed in every run and is left out" in capsys.readouterr().out
+    values = [arm["readings"]["val/nll"]["values"] for arm in found["arms"]]
+    assert values[0] != values[1]
+
+
+def one_run(command: list[str], folder: Path, rate: float = 1e-3) -> Any:
+    design = designed([*command, "--objectives", "NLL,PowerFamily(1)"])
+    return trial.run_here(design, RunSpec("search", 0, "NLL", rate), folder)
+
+
+def same(result: Any) -> Any:
+    """What two equal runs have in common."""
+    return [(p.step, p.tokens, p.values) for p in result.curve], result.steps, result.tokens, result.rows
+
+
+def test_an_interrupted_run_goes_on_to_the_same_result(
+    toy_folder: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = {"trainer.val_check_interval": 2, "trainer.check_val_every_n_epoch": "null"}
+    command = [*settings(toy_folder, rows, steps=6, **more), *SMALL]
+    whole = one_run(command, tmp_path / "whole")
+    assert [point.step for point in whole.curve] == [0, 2, 4, 6]
+    with monkeypatch.context() as patch:
+
+        def interrupt(self: Any, trainer: Any, *_: Any) -> None:
+            if trainer.global_step == 5:
+                raise KeyboardInterrupt
+
+        patch.setattr(TrainingMetrics, "on_train_batch_end", interrupt, raising=False)
+        with pytest.raises(BaseException):  # noqa: B017, PT011  # Lightning turns Ctrl-C into an exit of its own
+            one_run(command, tmp_path / "cut")
+    assert list((tmp_path / "cut").rglob("last.ckpt"))
+    assert same(one_run(command, tmp_path / "cut")) == same(whole)
+    assert same(one_run(command, tmp_path / "other", rate=1e-2)) != same(whole)
+
+
+def test_a_run_that_diverges_is_a_result(toy_folder: Path, rows: Path, tmp_path: Path) -> None:
+    result = one_run([*settings(toy_folder, rows, steps=4), *SMALL], tmp_path / "run", rate=1e30)
+    assert result.outcome == "diverged"
+    assert result.error is None
+
+
+@pytest.mark.slow  # a fresh interpreter imports everything again
+def test_a_run_of_its_own_process_gives_the_same(toy_folder: Path, rows: Path, tmp_path: Path) -> None:
+    command = [*settings(toy_folder, rows), *SMALL, "--objectives", "NLL,PowerFamily(1)"]
+    design = designed(command)
+    spec = RunSpec("judged", 0, "PowerFamily(1)", 1e-3)
+    here, apart = (one(design, spec, tmp_path / name) for name, one in
+                   (("here", trial.run_here), ("apart", trial.run_apart)))  # fmt: skip
+    assert same(here) == same(apart)
+    assert not starts_ranks(design)
+    assert starts_ranks(designed([*command, "--trainer.devices=2"]))
+
+
+def test_the_shipped_configuration_draws_its_rows_and_reads_drift(toy_folder: Path, tmp_path: Path) -> None:
+    file = Path(lightning_sft.__file__).parents[1] / "configs" / "experiment" / "compare.yaml"
+    small = ["--trainer.max_steps=1", "--data.val.size=4", "--data.train.size=8", "--data.batch_size=4"]
+    model = [f"--model.model_name_or_path={toy_folder}", "--model.dtype=float32", *QUIET]
+    design = designed([f"--config={file}", *model, *small, "--objectives", "NLL,PowerFamily(1)"])
+    assert not design.parts
+    assert design.select == "auto"
+    one, other = (trial.run_here(design, RunSpec("judged", i, "NLL", 1e-4), tmp_path / f"{i}") for i in range(2))
+    assert one.rows["train"] != other.rows["train"]
+    assert one.rows["val"] != other.rows["val"]
+    assert {"val/exact_match", "val/nll", "drift/general/kl", "drift/general/nll"} <= one.readings.keys()
+    assert {"val/exact_match", "drift/general/nll"} <= one.start.keys()
+    assert one.answer_tokens is not None
+    assert one.answer_tokens < 24
+
+
+def test_power_runs_nothing(toy_folder: Path, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("compare", [*settings(toy_folder, rows), "--objectives=NLL,EAFT", "--power", "--spread=0.05", "--wish=0.02"])
+    printed = capsys.readouterr().out
+    assert "8 replicates and 2 arms" in printed
+    assert "A difference of 0.02 needs 52 replicates" in printed
+
+
+def test_objectives_become_settings() -> None:
+    arms = objective_arms("NLL, PowerFamily(1),Focal(gamma=2.0),RunnerUpMargin(margin=2, weight=4)")
+    assert [arm.name for arm in arms] == [
+        "NLL",
+        "PowerFamily(1)",
+        "Focal(gamma=2.0)",
+        "RunnerUpMargin(margin=2,weight=4)",
+    ]
+    chosen = [json.loads(arm.arguments[0].partition("=")[2]) for arm in arms]
+    assert chosen[0] == {"class_path": "NLL"}
+    assert chosen[1] == {"class_path": "PowerFamily", "init_args": {"alpha": 1}}
+    assert chosen[3]["init_args"] == {"margin": 2, "weight": 4}
+    assert setting_arm(["a", "model.adapter.r=8", "--data.seed=1"]).arguments == (
+        "--model.adapter.r=8",
+        "--data.seed=1",
+    )
+
+
+BAD = {
+    "one arm": (["--objectives=NLL"], "There is one arm to compare"),
+    "no arms": ([], "There are no arms"),
+    "unknown objective": (["--objectives=NLL,Nll"], "names 'Nll'"),
+    "no such argument": (["--objectives=NLL,PowerFamily(beta=1)"], r"PowerFamily\(.*alpha"),
+    "not closed": (["--objectives=NLL,PowerFamily(1"], "no name with arguments"),
+    "no value": (["--objectives=NLL,PowerFamily(x)"], "plain values"),
+    "empty": (["--objectives=NLL,,EAFT"], "names with commas between"),
+    "same twice": (["--objectives=NLL,NLL"], "with different names"),
+    "arm without a name": (["--objectives=NLL", "--arm", "a=1"], "Give a name first"),
+    "arm without a value": (["--objectives=NLL", "--arm", "a", "model.adapter"], "KEY=VALUE"),
+    "setting of an arm": (["--objectives=NLL", "--arm", "a", "model.adaptr=x"], "arm a: .*did you mean 'model.adapter"),
+    "no judged rows": (["--objectives=NLL,EAFT", "--data.val_split=null"], "A comparison trains and judges"),
+    "no replicates": (["--objectives=NLL,EAFT", "--replicates=1"], "an interval needs two"),
+    "no grid": (["--objectives=NLL,EAFT", "--points=2"], "points of 3 or more"),
+    "name": (["--objectives=NLL,EAFT", "--name=a/b"], "it names the comparison's folder"),
+    "number": (["--objectives=NLL,EAFT", "--replicates=many"], "--replicates.*many"),
+    "no readings": (["--objectives=NLL,EAFT", "--trainer.fast_dev_run=true"], "no readings to compare"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case: str, toy_folder: Path, rows: Path) -> None:
+    arguments, message = BAD[case]
+    with pytest.raises(UserError, match=message):
+        designed([*settings(toy_folder, rows), *arguments])
+    assert not Path("comparisons").exists()
