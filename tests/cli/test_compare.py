@@ -208,6 +208,7 @@ BAD = {
     "no grid": (["--objectives=NLL,EAFT", "--points=2"], "points of 3 or more"),
     "name": (["--objectives=NLL,EAFT", "--name=a/b"], "it names the comparison's folder"),
     "number": (["--objectives=NLL,EAFT", "--replicates=many"], "--replicates.*many"),
+    "a checkpoint": (["--objectives=NLL,EAFT", "--ckpt_path=a.ckpt"], "start from the model"),
     "no readings": (["--objectives=NLL,EAFT", "--trainer.fast_dev_run=true"], "no readings to compare"),
 }
 

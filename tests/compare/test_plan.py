@@ -128,7 +128,7 @@ def test_diverged_runs_count_as_the_worst_and_are_named() -> None:
     d = report.arm("D")
     assert (d.diverged, d.failed) == (2, 0)
     assert d.readings["val/exact_match"].values[1] == 0.0
-    nll = [report.arm(name).readings["val/nll"].values[1] for name in "ABD"]
+    nll = [report.arm(name).readings["val/nll"].values[1] for name in ("A", "B", "D")]
     assert nll[2] == max(nll[:2])
     assert report.ranking.index("D") > report.ranking.index("B")
     assert "D: 2 of 8 runs diverged and count as the worst." in markdown(report)

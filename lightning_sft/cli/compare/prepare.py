@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
 
 import yaml  # type: ignore[import-untyped]
-from lightning.pytorch import Trainer
-from typing_extensions import override
 
 from lightning_sft.cli.classes import choose_classes, with_classes
 from lightning_sft.cli.compare.arms import ArmSettings, objective_arms, setting_arm
 from lightning_sft.cli.compare.identity import arm_facts, common_facts, device_of
-from lightning_sft.cli.lightning_cli import SFTCLI
+from lightning_sft.cli.settings import SettingsCLI
 from lightning_sft.compare.design import Arm, Design
 from lightning_sft.compare.rates import RateSearch
 from lightning_sft.data.draws import needs_parts
 from lightning_sft.errors import UserError
-
-
-class _ParsedCLI(SFTCLI):
-    """The settings of ``fit``, read and checked, without a trainer."""
-
-    @override
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        return None  # type: ignore[return-value]  # nothing is run
 
 
 def make_design(asked: argparse.Namespace, arguments: Sequence[str]) -> Design:
@@ -74,7 +63,7 @@ def _arm(asked: ArmSettings, arguments: list[str]) -> tuple[Arm, bool]:
 
 
 def _read(name: str, arguments: list[str]) -> tuple[Arm, bool]:
-    cli = _ParsedCLI(args=arguments, run=False)
+    cli = SettingsCLI(args=arguments, run=False)
     config = cli.config.clone()
     trainer = config.trainer
     if trainer.fast_dev_run or trainer.barebones:
@@ -82,6 +71,11 @@ def _read(name: str, arguments: list[str]) -> tuple[Arm, bool]:
     if not cli.datamodule.sets.has("train") or not cli.datamodule.sets.has("val"):
         raise UserError(
             "A comparison trains and judges: set data.train, and data.val or data.val_split (a number of rows)."
+        )
+    if config.ckpt_path:
+        raise UserError(
+            f"--ckpt_path is {config.ckpt_path!r}. Runs of a comparison start from the model; `lightning export` makes "
+            "one of a checkpoint."
         )
     device = device_of(str(trainer.accelerator))
     facts = {**common_facts(device), **arm_facts(cli.model.settings, cli.datamodule.sets.sources_of, device)}
@@ -91,7 +85,8 @@ def _read(name: str, arguments: list[str]) -> tuple[Arm, bool]:
     config.model.dtype = facts["dtype"]
     classes, _ = choose_classes(["fit", *arguments])
     content = yaml.safe_load(with_classes(cli.parser.dump(config, skip_none=False), classes))
-    content.pop("seed_everything", None)
+    for key in ("seed_everything", "ckpt_path", "weights_only"):
+        content.pop(key, None)
     content["trainer"].pop("default_root_dir", None)
     text = str(yaml.safe_dump(content, sort_keys=False))
     return Arm(name, text, facts), needs_parts(cli.datamodule.sets)
