@@ -37,6 +37,7 @@ FORBIDDEN = {
     "data/storage": tuple(f"lightning_sft.data.{room}" for room in ("reading", "encoding", "batches")),
     "data/batches": ("lightning.", *(f"lightning_sft.data.{room}" for room in ("reading", "encoding"))),
     "probes": ("lightning_sft.module", "lightning_sft.callbacks", "lightning_sft.cli", "lightning_sft.sweep"),
+    "advice": ("lightning_sft.module", "lightning_sft.callbacks", "lightning_sft.cli", "lightning_sft.figures"),
     "figures": ("lightning_sft.module", "lightning_sft.callbacks", "lightning_sft.cli"),
     "callbacks": ("lightning_sft.module", "lightning_sft.cli", *TRIALS),
     "training": (

@@ -3,6 +3,7 @@
 import warnings
 
 from lightning_sft.callbacks.adapter_report import AdapterReport
+from lightning_sft.callbacks.capability_probe import CapabilityProbe
 from lightning_sft.callbacks.critical_learning_rate import CriticalLearningRateFinder
 from lightning_sft.callbacks.data_report import DataReport
 from lightning_sft.callbacks.drift import DriftMonitor
@@ -19,6 +20,7 @@ from lightning_sft.callbacks.training_metrics import TrainingMetrics
 
 __all__ = [
     "AdapterReport",
+    "CapabilityProbe",
     "CriticalLearningRateFinder",
     "DataReport",
     "DriftMonitor",

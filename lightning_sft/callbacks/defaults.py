@@ -6,6 +6,7 @@ from lightning.pytorch import Callback, Trainer
 
 from lightning_sft._lightning import callbacks_of
 from lightning_sft.callbacks.adapter_report import AdapterReport
+from lightning_sft.callbacks.capability_probe import CapabilityProbe
 from lightning_sft.callbacks.data_report import DataReport
 from lightning_sft.callbacks.final_validation import FinalValidation
 from lightning_sft.callbacks.generation import GenerationMonitor
@@ -20,6 +21,7 @@ def default_callbacks(trainer: Trainer) -> list[Callback]:
     defaults: list[Callback] = [
         DataReport(),
         AdapterReport(),
+        CapabilityProbe.where_possible(),
         TrainingMetrics(),
         GenerationMonitor(),
         FinalValidation(),

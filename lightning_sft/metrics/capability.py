@@ -119,7 +119,9 @@ def place_of(mean_p: float, cut_offs: CutOffs) -> Place:
 
 
 def _some(tokens: TokenTable, cut_offs: CutOffs) -> GroupReading | None:
-    return _group(tokens, cut_offs) if len(tokens.logp) else None
+    """Return the reading of tokens that are parts of answers, if there are any."""
+    parts = tokens._replace(answer=torch.zeros_like(tokens.answer))
+    return _group(parts, cut_offs) if len(parts.logp) else None
 
 
 def _group(tokens: TokenTable, cut_offs: CutOffs) -> GroupReading:

@@ -38,6 +38,7 @@ BY_NAME = {
     *("val/<set>/...", "test/<set>/...", "train/source/<name>/nll", "train/source/<name>/token_share"),
     *("train/router_loss", "train/adapter_loss"),
     *("val/pass_at_<k>", "test/pass_at_<k>"),
+    *("capability/special/...", "capability/end/...", "capability/source/<name>/..."),
 }
 
 
@@ -83,6 +84,9 @@ def test_log_keys_are_those_of_a_run(tmp_path: Path) -> None:
     logged = logged_keys(Path(logger.log_dir)) - {"epoch"}
     assert "synonyms/first/rank" in logged
     assert "order/output_phi" in logged
+    apart = {key for key in logged if re.match("capability/(special|end)/", key)}
+    assert {"capability/special/mean_p", "capability/end/nll"} <= apart
+    logged -= apart
     plain = {re.sub(r"^(sweep|drift)/\w+/", r"\1/<name>/", FORMS.sub(r"\1/", key)) for key in logged}
     table = set(table_column(REFERENCE / "log_keys.md", ""))
     objective = {key for key in plain if key.startswith("train/objective/")}

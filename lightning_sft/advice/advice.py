@@ -1,0 +1,85 @@
+"""What an advice says, and how it is written out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lightning_sft.advice.choice import Choice
+from lightning_sft.advice.evidence import Evidence
+from lightning_sft.metrics.capability_reading import Place
+
+#: stands in commands for the configuration of the reader
+CONFIG = "CONFIG"
+#: the fragment that compares objectives in a run
+COMPARISON = "configs/callbacks/compare_objectives.yaml"
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Which objectives to try first and which to avoid, why, and what that rests on.
+
+    Attributes:
+        place: on the continuum.
+        headline: the advice in a sentence.
+        try_first: objectives worth a run, the best bet first.
+        avoid: objectives that the reading speaks against.
+        pick: what ``model.objective: auto`` takes.
+        compare: whether the evidence is too thin for one objective, so that the command compares several.
+        why: sentences.
+        evidence: what it rests on.
+        limits: what it does not say, sentences.
+        trap: what would go wrong without a word; None if nothing is known.
+    """
+
+    place: Place
+    headline: str
+    try_first: tuple[Choice, ...]
+    avoid: tuple[Choice, ...]
+    pick: Choice
+    compare: bool
+    why: tuple[str, ...]
+    evidence: tuple[Evidence, ...]
+    limits: tuple[str, ...] = ()
+    trap: str | None = None
+
+    def command(self, options: str = f"--config {CONFIG}") -> str:
+        """Return the one command to run next.
+
+        Args:
+            options: those that name the reader's run.
+        """
+        return f"lightning fit {options} " + (f"--config {COMPARISON}" if self.compare else self.pick.options())
+
+    def text(self) -> str:
+        """Return a few lines for a log."""
+        lines = [self.headline, f"Try first: {_named(self.try_first)}."]
+        lines += [f"Avoid: {_named(self.avoid)}."] if self.avoid else []
+        lines += [] if self.trap is None else [self.trap]
+        return "\n".join([*lines, f"Next: {self.command()}"])
+
+    def markdown(self, options: str = f"--config {CONFIG}") -> str:
+        """Return the whole advice as Markdown.
+
+        Args:
+            options: those that name the reader's run, for the command.
+        """
+        lines = [f"**{self.headline}**", ""]
+        lines += [f"- Try first: {_named(self.try_first, '`')}"]
+        lines += [f"- Avoid: {_named(self.avoid, '`')}"] if self.avoid else []
+        lines += [] if self.trap is None else ["", f"**{self.trap}**"]
+        lines += ["", *self.why, "", "What this rests on:", ""]
+        lines += [f"- {e.kind}: {e.what} {e.link}" for e in self.evidence]
+        lines += ["", "What it does not say:", "", *(f"- {limit}" for limit in self.limits)]
+        return "\n".join([*lines, "", "Run next:", "", "```sh", self.command(options), "```"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        content = asdict(self)
+        for name in ("try_first", "avoid"):
+            content[name] = [choice.to_dict() for choice in getattr(self, name)]
+        return {**content, "pick": self.pick.to_dict(), "command": self.command()}
+
+
+def _named(choices: tuple[Choice, ...], mark: str = "") -> str:
+    return ", ".join(f"{mark}{choice.short()}{mark}" for choice in choices)

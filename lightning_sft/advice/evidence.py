@@ -1,0 +1,78 @@
+"""What an advice rests on: published results, reports of users, measurements of ours, guesses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["published", "reported", "measured here", "guess"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One thing that an advice rests on.
+
+    Attributes:
+        kind: whose it is.
+        what: the finding in a sentence.
+        link: where it can be looked up.
+    """
+
+    kind: Kind
+    what: str
+    link: str
+
+
+_PAPER = "https://arxiv.org/abs/2510.00526"
+_PAGE = "docs/which_objective.md"
+
+STRONG_END = Evidence(
+    "published",
+    "Mathematics, mean p .76 to .81 before training: -p beats NLL on each of four models of 1.5 to 8 billion "
+    "parameters (Qwen2.5-Math-1.5B 32.75 against 17.00, Llama-3.1-8B 10.56 against 6.49).",
+    f"{_PAPER} (table 1)",
+)
+BETWEEN = Evidence(
+    "published",
+    "Medicine, mean p .50 to .59: NLL ahead on three of four models, by 0.1 to 1.7 points, -p by 0.3 on the fourth.",
+    f"{_PAPER} (table 2)",
+)
+WEAK_END = Evidence(
+    "published",
+    "Figlet font puzzles, mean p .01 to .07: NLL reaches 35.20% exact match with Qwen2.5-7B and 1.08% with "
+    "Llama-3.2-3B, -p 0% with both.",
+    f"{_PAPER} (table 3)",
+)
+ALPHA = Evidence(
+    "published",
+    "Over the exponent alpha of the power family the strong end rises up to 1 and then stays; the weak end is best at "
+    "0.1 and collapses towards 1.",
+    f"{_PAPER} (figure 6)",
+)
+UNLIKELY_TOKENS = Evidence(
+    "published",
+    "On the strong end the 10% least likely tokens explain most of what NLL loses; with 30% of the labels of "
+    "OpenBookQA flipped, NLL reaches 27 and -p 85 to 92.",
+    _PAPER,
+)
+NO_CUT_OFFS = Evidence(
+    "guess",
+    "No paper says where the continuum is to be cut. Ours are round numbers between the published groups.",
+    f"{_PAGE}#what-is-a-guess",
+)
+END_TOKEN = Evidence(
+    "reported",
+    "Base models trained with DFT (the gradient of -p) under a chat template never learned the end token and did not "
+    "stop; DFT's author recommends that no token weighs less than 0.1.",
+    "https://github.com/yongliang-wu/DFT/issues/1",
+)
+END_TOKEN_HERE = Evidence(
+    "measured here",
+    "On a toy model with a new end token, -p never stops; with a floor of 0.1, or with NLL on special tokens, it does.",
+    f"{_PAGE}#the-end-of-turn-trap",
+)
+MIXTURES = Evidence(
+    "guess",
+    "That each source of a mixture wants what it would want alone follows from nothing that was published or measured.",
+    f"{_PAGE}#what-is-a-guess",
+)

@@ -1,0 +1,180 @@
+"""From a reading to an advice: one pure function, which `model.objective: auto` follows, too."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lightning_sft.advice import evidence
+from lightning_sft.advice.advice import Advice
+from lightning_sft.advice.choice import (
+    HALF_WAY,
+    LIKELY_ONLY,
+    MINUS_P,
+    NLL,
+    NLL_ON_SPECIAL,
+    SMALL_ALPHA,
+    WITH_FLOOR,
+    Choice,
+)
+from lightning_sft.metrics.capability import UNLIKELY
+from lightning_sft.metrics.capability_reading import MIDDLE, STRONG, WEAK, CapabilityReading, GroupReading
+
+#: rows below which a group's reading says too little; ours
+ENOUGH_ROWS = 20
+#: exact match above which there may be nothing left to teach; ours
+ALREADY_KNOWN = 0.95
+
+
+def advise(reading: CapabilityReading) -> Advice:
+    """Return which objectives a reading speaks for, which against, why, and what that rests on."""
+    place = reading.all.place
+    found = {STRONG: _strong, MIDDLE: _between, WEAK: _weak}[place](reading)
+    doubts = _doubts(reading)
+    if doubts:
+        found = replace(found, compare=True, pick=NLL)
+    if sources := _sources(reading):
+        found = _with_sources(found, sources)
+    if place != WEAK and (end := _unknown_end(reading)) is not None:
+        found = _with_end_token(found, end, reading)
+    limits = [*found.limits, *doubts, *_general_limits(reading)]
+    return replace(found, limits=tuple(limits), evidence=(*found.evidence, evidence.NO_CUT_OFFS))
+
+
+def _strong(reading: CapabilityReading) -> Advice:
+    return Advice(
+        place=STRONG,
+        headline="The model knows this task well: lean on what it believes.",
+        try_first=(MINUS_P, LIKELY_ONLY),
+        avoid=(NLL,),
+        pick=MINUS_P,
+        compare=False,
+        why=(
+            "Most supervised tokens are already likely. What NLL pulls on hardest are the few that the model holds for "
+            "impossible, and on data that it knows well many of those are noise.",
+            "-p (PowerFamily with alpha 1) weighs each token by its p, so these few are left alone; Thresholded drops "
+            "tokens below p = 0.1 altogether.",
+        ),
+        evidence=(evidence.STRONG_END, evidence.ALPHA, evidence.UNLIKELY_TOKENS),
+    )
+
+
+def _between(reading: CapabilityReading) -> Advice:
+    return Advice(
+        place=MIDDLE,
+        headline="The model half knows this task: no objective is known to win here. Compare two.",
+        try_first=(NLL, MINUS_P, HALF_WAY),
+        avoid=(),
+        pick=NLL,
+        compare=True,
+        why=(
+            "Between the ends of the continuum the published differences are small and go both ways.",
+            "NLL is the safe one to keep if you compare nothing: it learns what the model does not know.",
+        ),
+        evidence=(evidence.BETWEEN,),
+    )
+
+
+def _weak(reading: CapabilityReading) -> Advice:
+    return Advice(
+        place=WEAK,
+        headline="The model does not know this task: teach it with NLL.",
+        try_first=(NLL, SMALL_ALPHA),
+        avoid=(MINUS_P, LIKELY_ONLY, Choice("DFT")),
+        pick=NLL,
+        compare=False,
+        why=(
+            "Most supervised tokens are nearly impossible to the model. Objectives that weigh a token by its p have "
+            "almost no gradient on them, so nothing is learned.",
+        ),
+        evidence=(evidence.WEAK_END, evidence.ALPHA),
+    )
+
+
+# ---------------------------------------------------------------------- what changes an advice
+
+
+def _unknown_end(reading: CapabilityReading) -> GroupReading | None:
+    """Return the reading of the tokens that end an answer, or else of special tokens, if they are unlikely."""
+    group = reading.end or reading.special
+    return group if group is not None and group.mean_p < UNLIKELY else None
+
+
+def _with_end_token(advice: Advice, end: GroupReading, reading: CapabilityReading) -> Advice:
+    which = "the token that ends an answer" if reading.end is not None else "the special tokens"
+    swapped = {MINUS_P: WITH_FLOOR, LIKELY_ONLY: NLL_ON_SPECIAL}
+    safe = (*(swapped.get(choice, choice) for choice in advice.try_first), NLL_ON_SPECIAL)
+    return replace(
+        advice,
+        try_first=tuple(dict.fromkeys(safe)),
+        avoid=(*advice.avoid, MINUS_P),
+        pick=swapped.get(advice.pick, advice.pick),
+        trap=(
+            f"End-of-turn trap: {which} has mean p {end.mean_p:.2g}. An objective that weighs a token by its p never "
+            "teaches it, and the model would not stop. Keep a floor under the weight (PowerFamily, floor 0.1), or put "
+            "NLL on special tokens (SpecialTokens)."
+        ),
+        evidence=(*advice.evidence, evidence.END_TOKEN, evidence.END_TOKEN_HERE),
+    )
+
+
+def _sources(reading: CapabilityReading) -> dict[str, str]:
+    """Return the place of each source that was read well enough, if they are not all the same."""
+    places = {n: group.place for n, group in reading.sources.items() if group.rows >= ENOUGH_ROWS}
+    return dict(places) if len(set(places.values())) > 1 else {}
+
+
+def _with_sources(advice: Advice, sources: dict[str, str]) -> Advice:
+    by_place = {STRONG: MINUS_P, MIDDLE: NLL, WEAK: NLL}
+    objectives = {name: by_place[place] for name, place in sources.items()}  # type: ignore[index]
+    told = ", ".join(f"{name}: {place}" for name, place in sources.items())
+    mixed = (Choice("PerSource", {"objectives": objectives, "default": NLL}),) if MINUS_P in objectives.values() else ()
+    return replace(
+        advice,
+        try_first=(*mixed, *advice.try_first),
+        pick=NLL,
+        compare=True,
+        why=(*advice.why, f"The sources stand at different places ({told}), so one objective for all is a compromise."),
+        evidence=(*advice.evidence, *([evidence.MIXTURES] if mixed else [])),
+    )
+
+
+def _doubts(reading: CapabilityReading) -> list[str]:
+    """Return why the place itself is uncertain, sentence by sentence."""
+    found = []
+    group, cut_offs = reading.all, reading.cut_offs
+    if group.rows < ENOUGH_ROWS:
+        missing = ENOUGH_ROWS - group.rows
+        found.append(
+            f"The reading rests on {group.rows} rows; {ENOUGH_ROWS} are needed to say where the model stands: "
+            f"{missing} are missing."
+        )
+    if group.mean_p_interval is not None:
+        low, high = group.mean_p_interval
+        crossed = [cut for cut in (cut_offs.weak, cut_offs.strong) if low < cut < high]
+        if crossed:
+            found.append(
+                f"The interval of mean p, [{low:.3f}, {high:.3f}], holds the cut-off {crossed[0]:g}: the place is not "
+                "certain."
+            )
+    return found
+
+
+def _general_limits(reading: CapabilityReading) -> list[str]:
+    """Return what the reading does not say."""
+    limits = []
+    for name, group in reading.sources.items() if len(reading.sources) > 1 else ():
+        if group.rows < ENOUGH_ROWS:
+            limits.append(
+                f"Source {name!r}: {group.rows} rows were read, {ENOUGH_ROWS - group.rows} too few to judge it by "
+                "itself. Read more rows (CapabilityProbe's `rows`), or all."
+            )
+    if reading.all.exact_match is not None and reading.all.exact_match >= ALREADY_KNOWN:
+        limits.append(
+            f"{reading.all.exact_match:.1%} of the answers are already the model's own first choice: there may be "
+            "little left to teach."
+        )
+    limits.append(
+        "The published results are of models of 1.5 to 8 billion parameters that were trained in full, at one learning "
+        "rate for all objectives of a task; yours may differ in each. A comparison on your data beats any table."
+    )
+    return limits

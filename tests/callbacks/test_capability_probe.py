@@ -1,0 +1,223 @@
+"""CapabilityProbe reads what plain transformers reads, everywhere, and leaves no trace."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from peft import LoraConfig
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_sft import SFTDataModule, SFTModule
+from lightning_sft.callbacks import CapabilityProbe
+from lightning_sft.callbacks.capability_probe import UNREADABLE
+from lightning_sft.data import Source
+from lightning_sft.errors import UserError
+from lightning_sft.metrics import load_reading
+from lightning_sft.objectives import Thresholded
+from tests.advice.readings import by_transformers
+from tests.callbacks.stranger import Stranger, fit
+from tests.distributed.ranks import two_ranks
+from tests.running import run, run_folder, scalars, toy_arguments, write_rows
+
+ENDS = {2}
+
+
+def trainer(folder: Path, *callbacks: Callback, **settings) -> Trainer:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    given = {"accelerator": "cpu", "max_steps": 4, "logger": CSVLogger(folder), "default_root_dir": folder}
+    return Trainer(**{**quiet, **given, **settings}, callbacks=list(callbacks))
+
+
+def data(folder: Path, **settings) -> SFTDataModule:
+    return SFTDataModule(train=str(write_rows(folder / "rows.jsonl", 30)), batch_size=4, **settings)
+
+
+def rows_of(datamodule: SFTDataModule) -> list[tuple[list[int], list[bool]]]:
+    dataset = datamodule.dataset("train")
+    return [(row.ids.tolist(), row.trained.tolist()) for row in (dataset[i] for i in range(len(dataset)))]
+
+
+def assert_equal(group, expected: dict[str, float], tolerance: float = 1e-5) -> None:
+    for name, value in expected.items():
+        assert getattr(group, name) == pytest.approx(value, rel=tolerance, abs=1e-9), name
+
+
+@pytest.mark.parametrize("order", ["shuffled", "packed"])
+@pytest.mark.parametrize("lora", [False, True])
+def test_before_and_after_equal_plain_transformers(toy_folder, tmp_path, order, lora):
+    adapter = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.3) if lora else None
+    module = SFTModule(str(toy_folder), adapter=adapter, optimizer=lambda p: torch.optim.SGD(p, lr=0.5))
+    rows, probe = data(tmp_path, order=order, max_length=80), CapabilityProbe(most_share=None)
+    start = {}
+
+    class Before(Callback):
+        def on_fit_start(self, trainer, pl_module):
+            start["model"] = copy.deepcopy(pl_module.scorer.causal_lm).eval()
+
+    fitted = trainer(tmp_path, Before(), probe)
+    fitted.fit(module, rows)
+    assert probe.start.all.rows == 30
+    assert_equal(probe.start.all, by_transformers(start["model"], rows_of(rows), ENDS))
+    assert_equal(probe.end.all, by_transformers(module.scorer.causal_lm.eval(), rows_of(rows), ENDS))
+    assert probe.end.all.mean_p > probe.start.all.mean_p
+    stored = load_reading(Path(fitted.log_dir) / "capability.json")
+    assert stored == probe.start
+    assert Thresholded(percentile=50, histogram=Path(fitted.log_dir) / "capability.json").threshold == pytest.approx(
+        stored.all.p_quantiles["50%"], rel=0.05
+    )
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma2", "gpt_neox", "opt"])
+def test_other_architectures(tmp_path, kind):
+    probe, module = CapabilityProbe(most_share=None), Stranger(kind)
+    before = copy.deepcopy(module.net).eval()
+    fit(module, [probe], tmp_path, max_steps=1)
+    chosen = list(DataLoader(module.train_dataloader().dataset, batch_size=1))
+    rows = [(row[0].tolist(), [True] * 24) for row in chosen]
+    assert_equal(probe.start.all, by_transformers(before, rows, ENDS))
+
+
+def test_an_adapter_on_the_head_is_read_by_the_models_own_logits(toy_folder, tmp_path):
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "lm_head"], init_lora_weights=False)
+    module = SFTModule(str(toy_folder), init="random", adapter=adapter, head="reference", config_overrides={"tie_word_embeddings": False})
+    rows, probe = data(tmp_path), CapabilityProbe(most_share=None)
+    trainer(tmp_path, probe, max_steps=1).fit(module, rows)
+    # one step at 2e-5 moves the adapter by less than what is compared
+    assert_equal(probe.end.all, by_transformers(module.scorer.causal_lm.eval(), rows_of(rows), ENDS))
+
+
+@pytest.mark.parametrize("kind", ["ours", "stranger"])
+def test_the_trajectory_is_bitwise_the_same_with_and_without(toy_folder, tmp_path, kind):
+    ends = []
+    for enabled in (False, True):
+        torch.manual_seed(1)
+        probe = CapabilityProbe(enabled=enabled)
+        if kind == "ours":
+            adapter = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.3)
+            module = SFTModule(str(toy_folder), adapter=adapter)
+            trainer(tmp_path, probe, max_epochs=1, max_steps=-1).fit(module, data(tmp_path, val_split=4))
+        else:
+            module = Stranger(attention_dropout=0.3)
+            fit(module, [probe], tmp_path)
+        assert (probe.end is not None) == enabled
+        ends.append([p.detach().clone() for p in module.parameters()] + [torch.rand(1), torch.get_rng_state()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_short_fits_read_fewer_rows(toy_folder, tmp_path):
+    probes = CapabilityProbe(), CapabilityProbe(rows=3, most_share=None), CapabilityProbe(most_share=1.0)
+    for probe in probes:
+        trainer(tmp_path, probe, max_steps=6).fit(SFTModule(str(toy_folder)), data(tmp_path))
+    assert [probe.start.all.rows for probe in probes] == [20, 3, 24]  # of 6 steps of 4 rows
+
+
+def test_it_comes_along_on_the_command_line_with_keys_and_a_file(toy_folder, tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl")
+    logger = json.dumps({"class_path": "TensorBoardLogger", "init_args": {"save_dir": "lightning_logs", "name": ""}})
+    run("fit", toy_arguments(toy_folder, rows, trainer__logger=logger))
+    folder = run_folder()
+    curves = scalars(folder)
+    assert [step for step, _ in curves["capability/mean_p"]] == [0, 3]
+    assert curves["capability/end/mean_p"][0][1] == pytest.approx(load_reading(folder / "capability.json").end.mean_p)
+    content = json.loads((folder / "capability.json").read_text())
+    assert content["end"]["all"]["tokens"] == content["start"]["all"]["tokens"]
+    assert content["advice"]["command"].startswith("lightning fit --config CONFIG")
+    (last,) = (folder / "checkpoints").glob("last.ckpt")
+    run("fit", toy_arguments(toy_folder, rows, trainer__max_steps=5, ckpt_path=last, trainer__logger=logger))
+    resumed = json.loads((folder / "capability.json").read_text())
+    assert resumed["start"] == content["start"], "a resumed run keeps the start"
+    assert (resumed["step"], resumed["end"] != content["end"]) == (5, True)
+
+
+def test_validate_reads_the_validation_rows(toy_folder, tmp_path):
+    rows = data(tmp_path, val_split=6)
+    module = SFTModule(str(toy_folder))
+    checking = trainer(tmp_path, logger=False)
+    (values,) = checking.validate(module, rows, verbose=False)
+    dataset = rows.dataset("val")
+    chosen = [(row.ids.tolist(), row.trained.tolist()) for row in (dataset[i] for i in range(len(dataset)))]
+    expected = by_transformers(module.scorer.causal_lm.eval(), chosen, ENDS)
+    assert values["capability/mean_p"] == pytest.approx(expected["mean_p"], rel=1e-5)
+    assert values["capability/mean_p"] == pytest.approx(values["val/mean_p"], rel=1e-5)
+
+
+def test_sources_are_read_apart(toy_folder, tmp_path):
+    files = {name: str(write_rows(tmp_path / f"{name}.jsonl", count)) for name, count in (("a", 30), ("b", 9))}
+    rows = SFTDataModule(train=[Source(path, name=name) for name, path in files.items()], batch_size=4)
+    probe = CapabilityProbe(most_share=None)
+    trainer(tmp_path, probe).fit(SFTModule(str(toy_folder)), rows)
+    assert {name: group.rows for name, group in probe.start.sources.items()} == {"a": 30, "b": 9}
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from DataLoader(Stranger().train_dataloader().dataset, batch_size=None)
+
+
+class Unlabelled(Stranger):
+    def train_dataloader(self):
+        return DataLoader(Stream(), batch_size=4)
+
+
+def test_what_cannot_be_read_is_named_and_lets_a_run_that_did_not_ask_be(tmp_path):
+    with pytest.raises(UserError, match="over a dataset with a length"):
+        fit(Unlabelled(), [CapabilityProbe()], tmp_path, max_steps=1)
+    probe = CapabilityProbe.where_possible()
+    fit(Unlabelled(), [probe], tmp_path, max_steps=1)
+    assert probe.start is None
+    assert UserError in UNREADABLE
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"rows": 0}, "rows=0"), ({"most_share": 0.0}, "most_share"), ({"weak": 0.8}, "weak < strong")],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(UserError, match=message):
+        CapabilityProbe(**settings)
+
+
+def test_rows_without_a_supervised_token_are_named(tmp_path):
+    class Silent(Stranger):
+        def train_dataloader(self):
+            ids = torch.randint(3, 200, (8, 12))
+            items = [{"input_ids": row, "labels": torch.full_like(row, -100)} for row in ids]
+            return DataLoader(items, batch_size=4)
+
+    with pytest.raises(UserError, match="no supervised token"):
+        fit(Silent(), [CapabilityProbe()], tmp_path, max_steps=1)
+
+
+@pytest.mark.ranks
+def test_two_ranks_read_what_one_reads(toy_folder, tmp_path):
+    write_rows(tmp_path / "rows.jsonl", 31)
+    probe = CapabilityProbe(most_share=None)
+    rows = SFTDataModule(train=str(tmp_path / "rows.jsonl"), batch_size=2)
+    trainer(tmp_path / "one", probe, max_steps=1).fit(SFTModule(str(toy_folder)), rows)
+    one = probe.start.all
+    results = two_ranks("tests.callbacks.capability_ranks:readings", tmp_path, model=str(toy_folder))
+    for rank in results:
+        for how in ("ddp", "fsdp2"):
+            found = rank[how]
+            assert found["rows"] == 31
+            assert found["mean_p"] == pytest.approx(one.mean_p, rel=1e-6), how
+            assert found["interval"] == pytest.approx(one.mean_p_interval, rel=1e-6)
+            assert found["exact"] == one.exact_match
+            assert found["end"] > found["mean_p"], "after a step the same tokens are likelier"
+        assert rank["same"], "the trajectory under FSDP2 is that of the run without a probe"
+
+
+def test_figures_reach_tensorboard(toy_folder, tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    fitted = trainer(tmp_path, CapabilityProbe(), logger=logger)
+    fitted.fit(SFTModule(str(toy_folder)), data(tmp_path))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    assert [image.step for image in events.Images("capability/figure")] == [0, 4]
+    assert "capability/advice/text_summary" in events.Tags()["tensors"]
