@@ -83,7 +83,13 @@ def test_other_architectures(tmp_path, kind):
 
 def test_an_adapter_on_the_head_is_read_by_the_models_own_logits(toy_folder, tmp_path):
     adapter = LoraConfig(r=4, target_modules=["q_proj", "lm_head"], init_lora_weights=False)
-    module = SFTModule(str(toy_folder), init="random", adapter=adapter, head="reference", config_overrides={"tie_word_embeddings": False})
+    module = SFTModule(
+        str(toy_folder),
+        init="random",
+        adapter=adapter,
+        head="reference",
+        config_overrides={"tie_word_embeddings": False},
+    )
     rows, probe = data(tmp_path), CapabilityProbe(most_share=None)
     trainer(tmp_path, probe, max_steps=1).fit(module, rows)
     # one step at 2e-5 moves the adapter by less than what is compared
