@@ -34,6 +34,7 @@ class EvaluatedModule(LightningModule, ABC):
         averages: sums of the validation or test under way.
         pass_at_k: further k of ``val/pass_at_<k>``.
         validations: complete validations of the fit so far.
+        unread: named sets that the validation or test under way, or the last one, does not read.
     """
 
     def __init__(self) -> None:
@@ -43,7 +44,7 @@ class EvaluatedModule(LightningModule, ABC):
         self.max_new_tokens = 256
         self.validations = 0  # complete ones of the fit, the one under way not counted
         self._sets: list[EvaluationSet] = []
-        self._unread: list[EvaluationSet] = []
+        self.unread: list[EvaluationSet] = []
         self._waiting: list[tuple[EarlyStopping, bool]] = []  # whose check of finite values is put off
         self._ends: list[int] = []
         self._predict_rows: dict[int, Any] = {}
@@ -69,7 +70,7 @@ class EvaluatedModule(LightningModule, ABC):
     def _begin(self, stage: str) -> None:
         datamodule = getattr(self.trainer, "datamodule", None)
         self._sets = list(getattr(datamodule, "named_sets", {}).get(stage, []))
-        self._unread = [s for s, read in zip(self._sets, read_now(self._sets, self.trainer), strict=True) if not read]
+        self.unread = [s for s, read in zip(self._sets, read_now(self._sets, self.trainer), strict=True) if not read]
         which = {source: i for i, s in enumerate(self._sets) for source in s.sources}
         sources = [which.get(source, 0) for source in range(max(which, default=-1) + 1)]
         pooled = [i for i, s in enumerate(self._sets) if s.every == 1] or None
@@ -102,7 +103,7 @@ class EvaluatedModule(LightningModule, ABC):
         for stopping, checks in self._waiting:
             stopping.check_finite = checks
         self._waiting = []
-        keys = tuple(f"val/{s.name}/" for s in self._unread)
+        keys = tuple(f"val/{s.name}/" for s in self.unread)
         for callback in callbacks_of(self.trainer):
             if not isinstance(callback, EarlyStopping | ModelCheckpoint) or not str(callback.monitor).startswith(keys):
                 continue

@@ -3,6 +3,7 @@
 import warnings
 
 from lightning_sft.callbacks.adapter_report import AdapterReport
+from lightning_sft.callbacks.best_checkpoint import BestCheckpoint
 from lightning_sft.callbacks.capability_probe import CapabilityProbe
 from lightning_sft.callbacks.critical_learning_rate import CriticalLearningRateFinder
 from lightning_sft.callbacks.data_report import DataReport
@@ -20,6 +21,7 @@ from lightning_sft.callbacks.training_metrics import TrainingMetrics
 
 __all__ = [
     "AdapterReport",
+    "BestCheckpoint",
     "CapabilityProbe",
     "CriticalLearningRateFinder",
     "DataReport",

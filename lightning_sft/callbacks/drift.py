@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import AuxiliaryTrainingWrapper
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,6 +20,7 @@ from lightning_sft.guard.texts import GENERAL, GuardBatch, encode_texts, load_te
 from lightning_sft.metrics.drift import StoredDistribution, kl_divergence, kl_lower_bound, log_probabilities, store
 from lightning_sft.metrics.wide import wide, wide_device
 from lightning_sft.models.access import input_embeddings
+from lightning_sft.models.adapters_off import adapter_layers, adapters_off, base_is_frozen
 from lightning_sft.models.instruments import model_to_read, tokenizer_to_use
 from lightning_sft.probes.forward import evaluation, within_shards
 from lightning_sft.scores import IGNORED
@@ -30,12 +29,15 @@ Start = Literal["auto", "adapters_off", "top_k", "copy"]
 
 #: sums of a reading, in the order of the vector that is reduced over ranks
 _SUMS = ("tokens", "nll", "kl", "changed")
+#: what is logged of each set
+READINGS = _SUMS[1:]
 
 
 class DriftMonitor(Callback):
     """Measure on guard sets, text outside the task, how far the model has moved from where the run started.
 
-    The guard sets are read before the first optimizer step and at every validation of a fit. Keys for each set:
+    The guard sets are read before the first optimizer step and at every validation of a fit; in a fit without
+    validation, at its end. Keys for each set:
     ``drift/<name>/nll`` (mean NLL in nats per token), ``drift/<name>/kl`` (mean of KL(start || now) over the whole
     vocabulary, nats per token) and ``drift/<name>/changed`` (share of tokens whose first choice is no longer the
     start's). Checkpoints and early stopping can monitor them. It works in any LightningModule around a Hugging Face
@@ -60,6 +62,9 @@ class DriftMonitor(Callback):
         positions: positions that are read at once; logits of (positions, vocab) are held at a time.
         model: the module that holds the language model; None looks for it in the LightningModule.
         tokenizer: the tokenizer; None looks for an attribute ``tokenizer`` of the LightningModule or its data module.
+
+    Attributes:
+        at_start: the readings before the first step, by log key; known from the start of training on.
 
     Raises:
         UserError: no set, a name that a log key cannot hold, a set without text, or a number below 1.
@@ -96,6 +101,8 @@ class DriftMonitor(Callback):
         self._stored: dict[str, list[StoredDistribution]] = {}
         self._copy: PreTrainedModel | None = None
         self._restored: dict[str, Any] = {}
+        self.at_start: dict[str, float] = {}
+        self._validated = False
 
     @property
     @override
@@ -120,6 +127,7 @@ class DriftMonitor(Callback):
         if trainer.barebones:
             return
         model = self._find(pl_module)
+        self._validated = False
         self._way = self._choose(model)
         if self._restored:
             self._resume(model)
@@ -129,28 +137,42 @@ class DriftMonitor(Callback):
             self._copy = copy.deepcopy(model).requires_grad_(False).eval()
         elif self._way == "top_k":
             within_shards(self._outer(pl_module), model, lambda: self._store(trainer, model))
-        values = self._read(trainer, pl_module)
+        self.at_start = self._read(trainer, pl_module)
         for logger in trainer.loggers:
-            logger.log_metrics(values, step=trainer.global_step)
+            logger.log_metrics(self.at_start, step=trainer.global_step)
+        if not trainer.enable_validation:
+            rank_zero_info(
+                "DriftMonitor reads at validations, and this fit has none: the guard sets are read once more at its "
+                "end. Add validation rows to see when something is forgotten."
+            )
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.barebones or trainer.sanity_checking or trainer.state.fn != "fit":
             return
+        self._validated = True
         pl_module.log_dict(self._read(trainer, pl_module), batch_size=1)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read once more where no validation has come; to the loggers alone."""
+        if trainer.barebones or self._validated:
+            return
+        values = self._read(trainer, pl_module)
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
+        rank_zero_info(f"Drift at the end: {', '.join(f'{key} {value:.4g}' for key, value in values.items())}")
 
     # ------------------------------------------------------------------ the start
 
     def _choose(self, model: PreTrainedModel) -> Start:
         """Return how the start is known, from the setting and the model."""
-        adapted = any(isinstance(m, BaseTunerLayer) for m in model.modules())
-        ours = {id(p) for m in _adapters(model) for p in m.parameters()}
-        base_is_frozen = not any(p.requires_grad and id(p) not in ours for p in model.parameters())
+        frozen = base_is_frozen(model)
         sharded = any(isinstance(m, FSDPModule) for m in model.modules())
         if self.start == "auto":
-            return "adapters_off" if adapted and base_is_frozen else "top_k"
-        if self.start == "adapters_off" and not (adapted and base_is_frozen):
-            what = "its base is trained as well" if adapted else "it has no adapter"
+            return "adapters_off" if frozen else "top_k"
+        if self.start == "adapters_off" and not frozen:
+            what = "its base is trained as well" if adapter_layers(model) else "it has no adapter"
             raise UserError(
                 f"DriftMonitor cannot take the model with adapters off as the start: {what}. Use start: top_k or copy."
             )
@@ -170,6 +192,7 @@ class DriftMonitor(Callback):
             UserError: the checkpoint was written under another way, or of other texts.
         """
         saved, self._restored = self._restored, {}
+        self.at_start = saved.get("at_start", {})  # checkpoints of earlier versions lack it
         positions = [int((b.labels[:, 1:] != IGNORED).sum()) for batches in self._batches.values() for b in batches]
         if saved["way"] != self._way or saved["positions"] != positions:
             raise UserError(
@@ -204,7 +227,7 @@ class DriftMonitor(Callback):
             total = trainer.strategy.reduce(own, reduce_op="sum")
             assert isinstance(total, Tensor)
             means = dict(zip(_SUMS, (total / total[0]).tolist(), strict=True))
-            values |= {f"drift/{name}/{key}": means[key] for key in _SUMS[1:]}
+            values |= {f"drift/{name}/{key}": means[key] for key in READINGS}
         return values
 
     def _sum(self, trainer: Trainer, model: PreTrainedModel, name: str, device: torch.device) -> Tensor:
@@ -244,7 +267,7 @@ class DriftMonitor(Callback):
         return logits
 
     def _adapters_off(self, model: PreTrainedModel) -> AbstractContextManager[Any]:
-        return nullcontext() if self._copy is not None else _switched_off(model)
+        return nullcontext() if self._copy is not None else adapters_off(model)
 
     def _outer(self, pl_module: LightningModule) -> nn.Module:
         return pl_module if self._model is None else self._model
@@ -261,6 +284,7 @@ class DriftMonitor(Callback):
         batches = [b for batches in self._batches.values() for b in batches]
         return {
             "way": self._way,
+            "at_start": self.at_start,
             "positions": [int((b.labels[:, 1:] != IGNORED).sum()) for b in batches],
             "stored": {name: [tuple(part) for part in stored] for name, stored in self._stored.items()},
             "copy": None if self._copy is None else self._copy.state_dict(),
@@ -274,24 +298,3 @@ class DriftMonitor(Callback):
 def _targets(batch: GuardBatch) -> Tensor:
     shifted = batch.labels[:, 1:]
     return shifted[shifted != IGNORED]
-
-
-def _adapters(model: nn.Module) -> list[Any]:
-    """Return the modules in which peft keeps adapters and trained copies."""
-    return [m for m in model.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
-
-
-@contextmanager
-def _switched_off(model: nn.Module) -> Iterator[None]:
-    """Take adapters, and copies of modules that they train, out of the way inside the context."""
-    layers = [layer for layer in _adapters(model) if not layer.disable_adapters]
-    trained = [(p, p.requires_grad) for layer in layers for p in layer.parameters()]
-    try:
-        for layer in layers:
-            layer.enable_adapters(False)
-        yield
-    finally:
-        for layer in layers:
-            layer.enable_adapters(True)
-        for parameter, requires_grad in trained:  # peft switches all of the active adapter's on
-            parameter.requires_grad_(requires_grad)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 CHECKPOINTS = "checkpoints"
 LAST = "last.ckpt"
+#: callbacks that keep a best checkpoint, by the beginning of their key in a checkpoint; the first one present counts
+KEEPERS = ("BestCheckpoint", "ModelCheckpoint")
 #: the folder of runs under the root, as Lightning's loggers name it
 LOGS = "lightning_logs"
 #: under which a checkpoint holds what `LastCheckpoint` knows of the run
@@ -110,8 +112,14 @@ def _best(newest: list[Path]) -> Path:
     """
     for checkpoint in newest:
         states = read_checkpoint(checkpoint).get("callbacks", {}) if is_whole(checkpoint) else {}
-        for state in (s for k, s in states.items() if k.startswith("ModelCheckpoint") and s.get("monitor")):
+        keepers = [(keeper, s) for keeper in KEEPERS for k, s in states.items() if k.startswith(keeper)]
+        for keeper, state in ((keeper, state) for keeper, state in keepers if state.get("monitor")):
             best = Path(state["best_model_path"])
+            if not best.name and keeper == "BestCheckpoint":
+                raise UserError(
+                    f"--ckpt_path best: none of the {state['readings']} readings of the run of "
+                    f"{str(checkpoint.parent)!r} kept the bounds of its BestCheckpoint. Use 'last', or loosen them."
+                )
             for path in (best, checkpoint.parent / best.name):  # the folder may have been moved
                 if best.name and path.exists():
                     read_checkpoint(path)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml  # type: ignore[import-untyped]
 
-from lightning_sft.checkpoints.runs import CHECKPOINTS
+from lightning_sft.checkpoints.runs import CHECKPOINTS, KEEPERS
 from lightning_sft.checkpoints.state import KEY
 from lightning_sft.models.gguf import PACKAGE_SCHEME
 
@@ -190,7 +190,7 @@ def _readings(checkpoint: dict[str, Any]) -> str:
         lines += [[key, *(_number(values.get(key)) for values in columns.values())] for key in keys]
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
     for key, state in states.items():
-        if key.startswith("ModelCheckpoint") and state.get("best_model_score") is not None:
+        if key.startswith(KEEPERS) and state.get("best_model_score") is not None:
             parts.append(f"Best `{state['monitor']}` of the run so far: {_number(state['best_model_score'])}.")
     return "\n\n".join(parts) or "No validation had run when the checkpoint was written."
 

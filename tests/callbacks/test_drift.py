@@ -218,3 +218,25 @@ def test_texts_come_from_files_too(tmp_path):
         load_texts(tmp_path / "b.jsonl", "b")
     shipped = load_texts("general", "general")
     assert len(shipped) == len(set(shipped)) == 193
+
+
+def test_a_fit_without_validation_is_read_at_its_end(tmp_path, caplog):
+    """Before the first step and after the last one, with a note; a fit that was validated is not read again."""
+
+    class Unvalidated(Tuned):
+        validation_step = Stranger.validation_step
+        val_dataloader = Stranger.val_dataloader
+
+    module = Unvalidated()
+    before = copy.deepcopy(module.net)
+    with caplog.at_level("INFO"):
+        seen = run(module, tmp_path, max_steps=3, val_check_interval=None)
+    assert sorted(seen) == [0, 3]
+    for name, texts in SETS.items():
+        keys = [f"drift/{name}/{key}" for key in ("nll", "kl", "changed")]
+        assert [seen[3][key] for key in keys] == pytest.approx(
+            by_definition(before, module.net, module.tokenizer, texts), rel=1e-5, abs=1e-9
+        )
+    assert "this fit has none: the guard sets are read once more at its end" in caplog.text
+    assert "Drift at the end: drift/own/nll" in caplog.text
+    assert sorted(run(Tuned(), tmp_path, max_steps=3)) == [0, 1]
