@@ -33,7 +33,6 @@ from lightning_sft.objectives import NLL, Objective
 from lightning_sft.objectives.base import Denominator
 from lightning_sft.resuming import ResumableModule
 from lightning_sft.training import start
-from lightning_sft.training.accumulation import StepTotals
 from lightning_sft.training.clipping import clip_gradients
 from lightning_sft.training.exact_step import ExactSteps
 from lightning_sft.training.extra_loss import TakesExtraLoss
@@ -41,6 +40,7 @@ from lightning_sft.training.nonfinite import OnNonfinite
 from lightning_sft.training.optim import OptimizationSettings, ParameterRule
 from lightning_sft.training.schedules import ScheduleName, follow_validation
 from lightning_sft.training.strategies import StrategyAdapter, adapter_of
+from lightning_sft.training.totals import StepTotals
 
 
 class SFTModule(TakesExtraLoss, ResumableModule, EvaluatedModule):

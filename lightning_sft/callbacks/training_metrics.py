@@ -13,9 +13,10 @@ from typing_extensions import override
 
 from lightning_sft._lightning import callbacks_of, has_hook, log_interval
 from lightning_sft.objectives import Objective
-from lightning_sft.training.accumulation import StepTotals, accumulator_of
+from lightning_sft.training.accumulation import accumulator_of
 from lightning_sft.training.gradients import SharedNorm
 from lightning_sft.training.strategies import adapter_of
+from lightning_sft.training.totals import StepTotals
 
 #: sum of a step -> what its mean is called
 MEANS = {"nll": "nll", "hits": "token_accuracy", "p": "mean_p"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -211,16 +212,17 @@ class SFTDataModule(LightningDataModule):
         batches = self.train_batches
         assert batches.items is not None
         weights = self.loss_weights.of_sources(self.source_names)
-        collator = batches.collator(pad_token_id(self._tokenizer), self.pad_to_multiple_of, self._flat(), weights)
+        collator = partial(batches.collator, pad_token_id(self._tokenizer), self.pad_to_multiple_of, weights)
         if self.trainer is not None and getattr(self.trainer, "overfit_batches", 0) > 0:
             # Lightning puts its own sequential sampler into loaders that shuffle, with a warning
-            return sequential_loader(batches.items, self.batch_size, collator, num_workers=self.num_workers, ranks=None)
+            padded = collator(flat=False)
+            return sequential_loader(batches.items, self.batch_size, padded, num_workers=self.num_workers, ranks=None)
         loader = ResumableDataLoader(
             batches.items,
             batches.sampler([s.weight for s in self.sets.sources], *data_parallel_size_and_rank(self.trainer)),
             self.sets.fingerprint,
             batch_size=self.batch_size,
-            collate_fn=collator,
+            collator=lambda: collator(flat=self._flat()),
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             order=batches.describe(),

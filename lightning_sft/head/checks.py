@@ -6,15 +6,20 @@ import torch
 from torch import Tensor
 
 from lightning_sft.errors import UserError
+from lightning_sft.head.trouble import REASONS, Trouble, shown
 from lightning_sft.head.types import HeadInput, Unembedding
 from lightning_sft.objectives.base import Objective
 from lightning_sft.scores import StatisticUnavailable, TokenScores
 
-_SHOWN = 8  # ids named in a message; more would hide the sentence that says what to do
 
-
-def check_objective(objective: Objective, targets: Tensor, vocab: int) -> None:
+def check_objective(objective: Objective, targets: Tensor, vocab: int, largest: int | None = None) -> None:
     """Check an objective and the targets that it is to score.
+
+    Args:
+        objective: the objective.
+        targets: target ids, (tokens,).
+        vocab: candidates that have a logit.
+        largest: the largest target, if it is known and none is negative; else it is read from the device.
 
     Raises:
         UserError: the objective has trainable parameters (the fused head differentiates with respect to the scores
@@ -27,14 +32,14 @@ def check_objective(objective: Objective, targets: Tensor, vocab: int) -> None:
             "without any, because the head differentiates with respect to the scores alone. Make them buffers "
             "(register_buffer) and change them in update()."
         )
-    if targets.numel() == 0:
+    if targets.numel() == 0 or (largest is not None and largest < vocab):
         return
     low, high = torch.stack(torch.aminmax(targets)).tolist()
     if low >= 0 and high < vocab:
         return
     bad = sorted(set(targets[(targets < 0) | (targets >= vocab)].tolist()))
     raise UserError(
-        f"Targets {_ids(bad)} are outside the vocabulary of {vocab} ids (0 to {vocab - 1}). Unsupervised positions "
+        f"Targets {shown(bad)} are outside the vocabulary of {vocab} ids (0 to {vocab - 1}). Unsupervised positions "
         "must be left out before the head. Does the tokenizer belong to the model? If tokens were added, call "
         "model.resize_token_embeddings(len(tokenizer))."
     )
@@ -63,7 +68,7 @@ def check_call(inputs: HeadInput, unembedding: Unembedding, objective: Objective
             f"Got hidden {tuple(inputs.hidden.shape)}, targets {tuple(inputs.targets.shape)} and unembedding "
             f"{tuple(weight.shape)}. Allowed: (tokens, dim), (tokens,) and (vocab, dim)."
         )
-    check_objective(objective, inputs.targets, weight.shape[0])
+    check_objective(objective, inputs.targets, weight.shape[0], inputs.largest_target)
 
 
 def call_objective(objective: Objective, scores: TokenScores) -> Tensor:
@@ -88,43 +93,28 @@ def call_objective(objective: Objective, scores: TokenScores) -> Tensor:
 
 def find_trouble(
     loss_sum: Tensor, losses: Tensor, logp: Tensor, inputs: HeadInput, objective: Objective, *, strict: bool
-) -> str | None:
-    """Look at the one number that every token enters; only if it is not finite, look for the reason and return it.
+) -> Trouble:
+    """Take down what is not finite, without waiting for the device unless strict.
 
     Args:
-        loss_sum: sum of the losses.
+        loss_sum: sum of the losses, (): the one number that every token enters.
         losses: (tokens,).
         logp: (tokens,).
         inputs: what the head was called with.
         objective: of the losses.
-        strict: raise the reason instead of returning it.
+        strict: raise if anything is.
 
     Raises:
         UserError: names the sequences that brought it about, and whether states, unembedding or objective did.
     """
-    if bool(torch.isfinite(loss_sum)):
-        return None
-    trouble = f"Every loss is finite, but their sum is {float(loss_sum)}. Look at {type(objective).__name__}."
-    weight = torch.ones_like(logp) if inputs.weight is None else inputs.weight
-    reasons = (
-        (weight, "The weights of the tokens are", "Look at the weights in those rows of the data"),
-        (inputs.hidden.detach(), "The hidden states are", "Look at those rows, lower the learning rate, or use bf16"),
-        (logp, "The hidden states are finite, but the log-probabilities are", "The unembedding is broken or overflows"),
-        (losses, "The log-probabilities are finite, but the losses are", f"Look at {type(objective).__name__}"),
-    )
-    for values, what, cure in reasons:
-        sick = ~torch.isfinite(values.reshape(len(losses), -1)).all(-1)
-        if bool(sick.any()):
-            where = "tokens " + _ids(sick.nonzero()[:, 0].tolist())
-            if inputs.row is not None:
-                where = f"rows {_ids(sorted(set(inputs.row[sick].tolist())))} of the micro-batch ({where})"
-            trouble = f"{what} not finite (NaN or infinite) in {where}. {cure}."
-            break
+    reason = torch.zeros(len(losses), dtype=torch.uint8, device=losses.device)
+    causes = (inputs.weight, inputs.hidden, logp, losses)
+    for number in range(len(REASONS), 0, -1):  # so that the first cause is written last
+        values = causes[number - 1]
+        if values is not None:
+            finite = torch.isfinite(values.detach())
+            reason.masked_fill_(~(finite.all(-1) if finite.ndim > 1 else finite), number)
+    trouble = Trouble(~torch.isfinite(loss_sum), loss_sum, reason, inputs.row, type(objective).__name__)
     if strict:
-        raise UserError(trouble)
+        trouble.raise_if_found()
     return trouble
-
-
-def _ids(ids: list[int]) -> str:
-    shown = ", ".join(map(str, ids[:_SHOWN]))
-    return shown if len(ids) <= _SHOWN else f"{shown} and {len(ids) - _SHOWN} more"

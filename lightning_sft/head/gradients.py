@@ -112,7 +112,13 @@ class Gradients:
         """Add the part of all targets, (tokens,), to the unembedding's gradient: one rounding for each row."""
         if self.weight is None:
             return
-        ids, which = torch.unique(targets, return_inverse=True)
-        rows = self.weight[ids].to(self._grad_logp.dtype)
-        rows.index_add_(0, which, self._given * self._grad_logp[:, None])
-        self.weight[ids] = rows.to(self.weight.dtype)
+        parts = self._given * self._grad_logp[:, None]
+        if self.weight.dtype == parts.dtype:
+            self.weight.index_add_(0, targets, parts)
+            return
+        # equal targets side by side; how many differ is not asked, as that would wait for the device
+        targets, order = targets.sort()
+        which = torch.nn.functional.pad(targets.diff() != 0, (1, 0)).cumsum(0)
+        sums = torch.zeros_like(parts).index_add_(0, which, parts[order])
+        rows = self.weight[targets].to(parts.dtype) + sums[which]
+        self.weight[targets] = rows.to(self.weight.dtype)  # what is written twice is the same

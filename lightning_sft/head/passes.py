@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_sft.head.checks import call_objective
 from lightning_sft.head.run import HeadRun
+from lightning_sft.head.sizes import reading_is_free
 from lightning_sft.head.tiles import Chunk, factors, mask_targets
 from lightning_sft.objectives.base import Objective
 from lightning_sft.scores import TokenScores
@@ -43,12 +44,12 @@ def _spread(run: HeadRun, span: slice, chunk: Chunk, exponentials: Tensor, grad_
     assert run.gradients is not None
     at_target = grad_logp * torch.expm1(chunk.logp) * chunk.slope
     run.gradients.add_targets(span, run.inputs.targets[span], at_target, chunk.target_rows)
-    kept = grad_logp.nonzero()[:, 0]
-    if len(kept) == 0:
-        return
+    kept = _kept(run, grad_logp)
     tokens: Tensor | slice = span
     parts = list(factors(chunk, grad_logp, run.projection.given.scale))
-    if len(kept) < len(grad_logp):
+    if kept is not None:
+        if len(kept) == 0:
+            return
         tokens = kept + span.start
         parts = [(start, factor[kept]) for start, factor in parts]
         some = run.workspace.take("kept", len(kept), run.projection.vocab, exponentials.dtype)
@@ -56,6 +57,18 @@ def _spread(run: HeadRun, span: slice, chunk: Chunk, exponentials: Tensor, grad_
     stops = [start for start, _ in parts[1:]] + [run.projection.vocab]
     for (start, factor), stop in zip(parts, stops, strict=True):
         run.gradients.add_tile(tokens, exponentials[:, start:stop], factor, start)
+
+
+def _kept(run: HeadRun, grad_logp: Tensor) -> Tensor | None:
+    """Return the tokens with s other than 0, (kept,), or None for all of them.
+
+    How many they are is read from the device. On a GPU that keeps it waiting, so it is not asked under an objective
+    that drops no token, where few would be left out.
+    """
+    if not reading_is_free(grad_logp.device) and run.objective.mask() == "all":
+        return None
+    kept = grad_logp.nonzero()[:, 0]
+    return None if len(kept) == len(grad_logp) else kept
 
 
 def batch_pass(run: HeadRun) -> Tensor:
@@ -70,10 +83,10 @@ def batch_pass(run: HeadRun) -> Tensor:
         return losses
     projection, gradients = run.projection, run.gradients
     block, tile = run.sizes.block, run.sizes.tile
-    kept = grad_logp.nonzero()[:, 0]
-    blocks: list[Tensor | slice] = list(kept.split(block))
-    if len(kept) == len(grad_logp):
-        blocks = [slice(start, start + block) for start in range(0, len(grad_logp), block)]
+    kept = _kept(run, grad_logp)
+    blocks: list[Tensor | slice] = [slice(start, start + block) for start in range(0, len(grad_logp), block)]
+    if kept is not None:
+        blocks = list(kept.split(block))
     targets = run.inputs.targets
     z_target, slope, target_rows = projection.target(run.hidden, targets)
     partition = z_target - run.logp

@@ -52,7 +52,7 @@ def reference_from_logits(
         reference_logits: the reference model's, (tokens, vocab), or None.
         strict: raise where losses are not finite; otherwise ``HeadOutput.trouble`` tells.
     """
-    check_objective(objective, inputs.targets, logits.shape[-1])
+    check_objective(objective, inputs.targets, logits.shape[-1], inputs.largest_target)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     target = inputs.targets[:, None]
     reference_logp = None

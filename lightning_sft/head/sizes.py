@@ -29,8 +29,13 @@ class Sizes:
     rows: int = 4 << 20
 
 
+def reading_is_free(device: torch.device) -> bool:
+    """Return whether values can be read without waiting for work that is under way, as on a CPU."""
+    return device.type == "cpu"
+
+
 def pick_sizes(device: torch.device, vocab: int, itemsize: int) -> Sizes:
-    """Return the sizes for a device: measured constants on a CPU, by free memory on a GPU.
+    """Return the sizes for a device: measured constants on a CPU, by its memory on a GPU.
 
     Args:
         device: where the tensors are.
@@ -39,13 +44,14 @@ def pick_sizes(device: torch.device, vocab: int, itemsize: int) -> Sizes:
     """
     if device.type != "cuda":
         return Sizes()
-    # what the allocator holds without using it is as good as free
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return sizes_for_memory(torch.cuda.mem_get_info(device)[0] + unused, vocab, itemsize)
+    return sizes_for_memory(torch.cuda.get_device_properties(device).total_memory, vocab, itemsize)
 
 
-def sizes_for_memory(free: int, vocab: int, itemsize: int) -> Sizes:
-    """Return sizes that keep the buffers of a GPU under an eighth of its ``free`` bytes: few, large launches."""
-    chunk = free // 16 // (vocab * itemsize) // _ALIGN * _ALIGN
+def sizes_for_memory(total: int, vocab: int, itemsize: int) -> Sizes:
+    """Return sizes that keep the buffers of a GPU under a 32nd of its ``total`` bytes: few, large launches.
+
+    What is free at the moment is not asked: ranks, and runs, whose sums have other chunks round differently.
+    """
+    chunk = total // 64 // (vocab * itemsize) // _ALIGN * _ALIGN
     chunk = min(max(chunk, _ALIGN), 4096)
-    return Sizes(chunk=chunk, tile=16384, block=chunk, rows=min(max(free // 128, 4 << 20), 256 << 20))
+    return Sizes(chunk=chunk, tile=16384, block=chunk, rows=min(max(total // 512, 4 << 20), 256 << 20))

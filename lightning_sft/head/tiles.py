@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from lightning_sft.head.sizes import reading_is_free
 from lightning_sft.head.types import Unembedding
 from lightning_sft.head.workspace import Workspace
 
@@ -195,7 +196,9 @@ def factors(chunk: Chunk, grad_logp: Tensor, scale: float) -> Iterator[tuple[int
     others = -torch.expm1(chunk.logp) * grad_logp * scale
     share = others / chunk.total.clamp_min(torch.finfo(others.dtype).tiny)
     bases = torch.stack(chunk.bases)
-    moved = [True, *(bases[1:] != bases[:-1]).any(-1).tolist()]
+    moved = [True] * len(bases)
+    if reading_is_free(bases.device):  # neighbouring tiles of one base share their products
+        moved = [True, *(bases[1:] != bases[:-1]).any(-1).tolist()]
     for start, base, new in zip(chunk.starts, bases, moved, strict=True):
         if new:
             yield start, share * (base - bases[-1]).exp()

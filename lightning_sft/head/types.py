@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from lightning_sft.head.trouble import Trouble
 from lightning_sft.scores import TokenScores
 
 
@@ -44,6 +45,8 @@ class HeadInput:
         reference: the reference model's unembedding; None means the model's own.
         weight: what the loss of each token is multiplied by, (tokens,), finite, or None for 1.
         competitors: whether the scores are to name the target's strongest competitor, and its margin over it.
+        largest_target: the largest target, where the caller knows it and that none is negative; else the head reads it
+            from the device.
     """
 
     hidden: Tensor
@@ -54,6 +57,7 @@ class HeadInput:
     reference: Unembedding | None = None
     weight: Tensor | None = None
     competitors: bool = False
+    largest_target: int | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class HeadOutput:
         loss_sum: sum of the losses, scalar, fp32 (float64 for float64 inputs); carries the gradient.
         losses: the losses, (tokens,), times their weights, detached.
         scores: the scores, detached, with ``is_top1`` and without rows of logits.
-        trouble: which losses are not finite, and why; None if all are.
+        trouble: tells whether a loss is not finite, which, and why; None where nobody has looked.
         extra_losses: losses of the micro-batch as a whole by name, scalars with their graph, such as the load-balancing
             loss of a mixture of experts; they belong to its mean loss, and ``loss_sum`` does not hold them.
     """
@@ -72,5 +76,5 @@ class HeadOutput:
     loss_sum: Tensor
     losses: Tensor
     scores: TokenScores
-    trouble: str | None = None
+    trouble: Trouble | None = None
     extra_losses: dict[str, Tensor] = field(default_factory=dict)

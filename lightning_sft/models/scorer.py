@@ -107,9 +107,11 @@ class TokenScorer(nn.Module):
         if source is not None:
             source = (source if packed else source[:, None].expand_as(rows)).flatten()[at + 1]
         facts = {"targets": batch["labels"].flatten()[at + 1], "row": rows.flatten()[at + 1], "source": source}
+        facts["largest_target"] = batch.get("largest_label")
         facts["competitors"] = self.with_competitors
         if weighting != "none":
-            facts["weight"] = weight if weighting == "tokens" else _share_of_sequence(facts["row"], weight)
+            share = weighting == "sequences"
+            facts["weight"] = _share_of_sequence(facts["row"], weight, batch["labels"].numel()) if share else weight
         compares = objective.reference != "none"
         extra: dict[str, Tensor] = {}
         if self.head == "reference":
@@ -196,15 +198,16 @@ class TokenScorer(nn.Module):
         return replace(output, extra_losses=extra) if extra else output
 
 
-def _share_of_sequence(row: Tensor, weight: Tensor | None) -> Tensor:
+def _share_of_sequence(row: Tensor, weight: Tensor | None, positions: int) -> Tensor:
     """Return the weight of each token divided by the tokens of its sequence, (tokens,).
 
     Args:
         row: sequence of each token, (tokens,).
         weight: (tokens,), or None for 1.
+        positions: of the batch; there are no more sequences than that.
     """
-    _, place, sizes = torch.unique(row, return_inverse=True, return_counts=True)
-    share: Tensor = 1.0 / sizes[place].to(torch.float64)
+    sizes = torch.zeros(positions, dtype=torch.float64, device=row.device)
+    share: Tensor = 1.0 / sizes.index_add_(0, row, torch.ones_like(row, dtype=torch.float64))[row]
     return share if weight is None else share * weight
 
 

@@ -20,39 +20,11 @@ from lightning_sft.models.scorer import Weighting
 from lightning_sft.objectives import Objective
 from lightning_sft.objectives.base import Denominator
 from lightning_sft.training.gradients import multiply_gradients
+from lightning_sft.training.totals import OBJECTIVE, SUM_OF, StepTotals
 
 #: The sums are divided by this before the backward pass and multiplied by it afterwards, so that a loss scaler meets
 #: numbers of the size of a mean. A power of two: it changes no bit of a gradient that neither over- nor underflows.
 SCALE = 1024.0
-
-
-#: which sum of a step a denominator is
-SUM_OF = {"all": "supervised", "kept": "kept", "weights": "weights", "sequences": "sequences"}
-
-
-class StepTotals(dict[str, Tensor]):
-    """Sums over one whole optimizer step: every micro-batch, every rank."""
-
-    def denominator(self, kind: Denominator) -> float:
-        """Return the number that the step's gradient is divided by."""
-        return float(self[SUM_OF[kind]])
-
-    def loss(self, kind: Denominator) -> float:
-        """Return the mean loss: of the supervised tokens, or weighted as the gradient is; nan without any."""
-        total = float(self["supervised" if kind == "kept" else SUM_OF[kind]])
-        return float(self["loss"]) / total if total else float("nan")
-
-    def objective(self) -> dict[str, Tensor]:
-        """Return the objective's own sums."""
-        return {k.removeprefix("objective/"): v for k, v in self.items() if k.startswith("objective/")}
-
-    def mean(self, key: str) -> float:
-        """Return a sum divided by the number of supervised tokens; nan without any."""
-        tokens = float(self["supervised"])
-        return float(self[key]) / tokens if tokens else float("nan")
-
-    def __missing__(self, key: str) -> Tensor:
-        raise KeyError(f"{key!r} is not among the sums of an optimizer step: {sorted(self)}")
 
 
 class Ranks(Protocol):
@@ -194,9 +166,12 @@ class StepAccumulator:
             raise UserError("An optimizer step ends without a micro-batch. Call StepAccumulator.add for each of them.")
         ranks = ranks or AllRanks()
         flat = ranks.sum_over_rows(torch.cat([v.reshape(-1) for v in self._sums.values()]))
-        parts = flat.split([v.numel() for v in self._sums.values()])
-        pairs = zip(self._sums.items(), parts, strict=True)
-        self.totals = StepTotals((k, part.view_as(v)) for (k, v), part in pairs)
+        here = flat.cpu()  # the one time in a step that the device is waited for
+        sizes = [v.numel() for v in self._sums.values()]
+        parts = zip(self._sums.items(), flat.split(sizes), here.split(sizes), strict=True)
+        self.totals = StepTotals(
+            (k, (there if k.startswith(OBJECTIVE) else read).view_as(v)) for (k, v), there, read in parts
+        )
         self.reset()
         self.skipped_steps += not self.learned
         if not self.learned:
@@ -286,9 +261,9 @@ def micro_batch_sums(output: HeadOutput, objective: Objective, attended: Tensor)
         "hits": is_top1.sum(),
         "positions": torch.tensor(attended.numel(), device=device),
         "padding": (attended == 0).sum(),
-        "nonfinite": torch.tensor(output.trouble is not None, device=device),
+        "nonfinite": output.trouble.found if output.trouble else torch.zeros((), dtype=torch.bool, device=device),
     }
-    own = {f"objective/{k}": v for k, v in objective.statistics(scores).items()}
+    own = {f"{OBJECTIVE}{k}": v for k, v in objective.statistics(scores).items()}
     return {k: wide(v) for k, v in {**sums, **own}.items()}
 
 

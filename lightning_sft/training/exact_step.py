@@ -16,11 +16,12 @@ from lightning_sft.models.packing import attended
 from lightning_sft.objectives import Objective
 from lightning_sft.objectives.base import Denominator
 from lightning_sft.training import start
-from lightning_sft.training.accumulation import SUM_OF, StepAccumulator, backward_loss, micro_batch_sums
+from lightning_sft.training.accumulation import StepAccumulator, backward_loss, micro_batch_sums
 from lightning_sft.training.extra_loss import ExtraLoss
 from lightning_sft.training.gradients import multiply_gradients
 from lightning_sft.training.nonfinite import LossWatch, OnNonfinite
 from lightning_sft.training.strategies import adapter_of
+from lightning_sft.training.totals import SUM_OF
 
 
 class ExactSteps:
@@ -45,6 +46,7 @@ class ExactSteps:
         """Forget a step that was never finished."""
         self.accumulator.reset()
         self.extra.reset()
+        self.watch.forget()
 
     def before_forward(self, trainer: Trainer) -> None:
         """Free the gradients of the step before, which Lightning keeps until after the forward pass.

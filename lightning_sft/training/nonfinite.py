@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lightning_sft.errors import UserError
 from lightning_sft.head import HeadOutput
+from lightning_sft.head.trouble import Trouble
 from lightning_sft.scores import IGNORED
-from lightning_sft.training.accumulation import StepTotals
+from lightning_sft.training.totals import StepTotals
 
 OnNonfinite = Literal["skip", "stop"]
 SHOWN = 8  # rows named in a message
@@ -41,16 +42,22 @@ class LossWatch:
         self.quiet = False
         self.steps = 0
         self._seen: list[str] = []
+        self._looked_at: list[tuple[Trouble, Tensor, Tensor | None, Tensor]] = []
         self._zero_steps: int | None = 0  # None once a loss was not 0
 
     def trial(self) -> None:
         """Take losses that are not finite for a result from here on; a sweep puts this back."""
         self.action, self.quiet = "skip", True
 
+    def forget(self) -> None:
+        """Forget the step under way."""
+        self._seen, self._looked_at = [], []
+
     def see(self, output: HeadOutput, batch: Mapping[str, Tensor]) -> None:
-        """Remember what is wrong with a micro-batch of this rank, if anything is."""
+        """Remember what to look at if something is wrong with a micro-batch of this rank; the device is not asked."""
         if output.trouble is not None:
-            self._seen.append(f"{output.trouble}{_named(output, batch)}")
+            sick = ~(torch.isfinite(output.losses) & torch.isfinite(output.scores.logp))
+            self._looked_at.append((output.trouble, sick, batch.get("row"), batch["labels"]))
 
     def see_extra(self) -> None:
         """Remember that a term of a subclass's own is not finite."""
@@ -66,11 +73,15 @@ class LossWatch:
         Raises:
             UserError: a loss was not finite and the action is ``"stop"``; on every rank, with what each has seen.
         """
-        seen, self._seen = self._seen, []
+        seen, looked_at = self._seen, self._looked_at
+        self.forget()
         if float(totals["nonfinite"]):
             self.steps += 1
             if self.quiet:
                 return
+            for trouble, sick, rows, labels in looked_at:
+                if (found := trouble.message()) is not None:
+                    seen.append(f"{found}{_named(sick, rows, labels)}")
             message = f"In optimizer step {step + 1} a loss is not finite. {_over_ranks(seen)}"
             if self.action == "stop":
                 raise UserError(f"{message} To leave such steps out and go on, set model.on_nonfinite: skip.")
@@ -85,13 +96,10 @@ class LossWatch:
                 )
 
 
-def _named(output: HeadOutput, batch: Mapping[str, Tensor]) -> str:
+def _named(sick: Tensor, rows: Tensor | None, labels: Tensor) -> str:
     """Return which rows of the data a micro-batch's losses that are not finite belong to, where it says so."""
-    rows = batch.get("row")
     if rows is None:
         return ""
-    sick = ~(torch.isfinite(output.losses) & torch.isfinite(output.scores.logp))
-    labels = batch["labels"]
     of_positions = rows if rows.ndim == labels.ndim else rows[:, None].expand_as(labels)
     found = sorted(set(of_positions[:, 1:][labels[:, 1:] != IGNORED][sick].tolist()))
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""

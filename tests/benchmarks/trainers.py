@@ -71,7 +71,7 @@ def _parts(settings: Settings) -> tuple[Any, Any, list[Any]]:
     data.setup("fit")
     batches = data.train_batches.collator(0, None, flat=flat and scorer.flat_refusal is None)
     loader = data.train_dataloader()
-    loader.collate_fn = batches
+    loader.collator = lambda: batches
     return scorer, loader, [p for p in scorer.parameters() if p.requires_grad]
 
 
@@ -110,6 +110,7 @@ def products(settings: Settings, gate: Gate) -> None:
         gate.wait()
         gate.note(batch)
         recorder.run()
+        gate.stop()  # the next batch's products are recorded in between
 
 
 def hugging_face(settings: Settings, gate: Gate) -> None:

@@ -51,6 +51,7 @@ class Gate:
     def __init__(self) -> None:
         self._replies = os.fdopen(int(os.environ[REPLIES]), "w")
         self._since: tuple[float, float] | None = None
+        self._taken: tuple[float, float] | None = None
         self._batches: deque[tuple[int, int, int]] = deque()
 
     def counted(self, collate: Callable[[Any], Mapping[str, Any]]) -> Callable[[Any], Mapping[str, Any]]:
@@ -72,13 +73,20 @@ class Gate:
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         if self._since is not None:
-            wall, cpu = time.perf_counter() - self._since[0], time.process_time() - self._since[1]
+            self.stop()
+            assert self._taken is not None
+            (wall, cpu), self._taken = self._taken, None
             self._reply(Step(wall, cpu, *self._batches.popleft(), peak_resident()).__dict__)
         else:
             self._reply({"ready": True})
         if not sys.stdin.readline():
             os._exit(0)  # nothing of the training is wanted, and its loop is in the middle
         self._since = time.perf_counter(), time.process_time()
+
+    def stop(self) -> None:
+        """End the step here, where something that is not measured follows before the next turn."""
+        if self._taken is None and self._since is not None:
+            self._taken = time.perf_counter() - self._since[0], time.process_time() - self._since[1]
 
     def _reply(self, message: Mapping[str, Any]) -> None:
         self._replies.write(json.dumps(message) + "\n")

@@ -50,16 +50,17 @@ class TrainingBatches:
         self,
         pad_token_id: int,
         pad_to_multiple_of: int | None,
-        flat: bool,
         source_weights: Sequence[float] | None = None,
+        *,
+        flat: bool,
     ) -> Collator:
         """Return what makes a batch of items.
 
         Args:
             pad_token_id: what stands on padded positions.
             pad_to_multiple_of: round lengths up to a multiple of this.
-            flat: whether the items of a batch lie end to end; packs keep a sequence each otherwise.
             source_weights: weight of each source's tokens in the loss, by its index; None for 1.
+            flat: whether the items of a batch lie end to end; packs keep a sequence each otherwise.
         """
         kind = FlatCollator if flat else PackCollator if self.settings.order == "packed" else Collator
         return kind(pad_token_id, pad_to_multiple_of, source_weights)

@@ -134,8 +134,8 @@ class FlatCollator(Collator):
         ``input_ids``, ``labels``, ``position_ids``, ``row`` and ``source``, (1, length): positions begin at 0 in each
         row, the first label of a row is -100, and ``row`` and ``source`` are those of each token, -1 on padding.
         ``cu_seq_lens``, (documents + 1,), int32: where documents begin, and where the last one ends. ``max_length``:
-        tokens of the longest document, a plain number. ``supervised``, (supervised tokens,): the positions whose
-        hidden states predict a label, which stands one position further.
+        tokens of the longest document, a plain number, as is ``largest_label``. ``supervised``, (supervised tokens,):
+        the positions whose hidden states predict a label, which stands one position further.
         """
         rows = [row for item in items for row in (item if isinstance(item, list) else [item]) if len(row.ids)]
         sizes = np.array([len(row.ids) for row in rows], dtype=np.int64)
@@ -163,6 +163,7 @@ class FlatCollator(Collator):
             **{key: torch.from_numpy(value)[None] for key, value in sequences.items()},
             "cu_seq_lens": torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32)),
             "max_length": int(documents.max()),
+            "largest_label": int(labels.max()),
             "supervised": torch.from_numpy(np.flatnonzero(labels[1:] != IGNORED)),
             **({"loss_weight": self._end_to_end(rows, length)} if self._weighs(rows) else {}),
         }

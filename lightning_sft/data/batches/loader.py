@@ -31,7 +31,8 @@ class ResumableDataLoader(DataLoader[Any]):
         sampler: their order.
         fingerprint: a digest of the data; a position in other data means nothing.
         batch_size: rows of a batch on one rank.
-        collate_fn: rows -> batch.
+        collator: returns what makes a batch of rows. It is asked when iteration begins, since what the module takes may
+            not be known before: Lightning counts steps, and so asks for the loader, ahead of building the model.
         num_workers: processes that load.
         pin_memory: for faster copies to a GPU.
         order: which rows share a batch, in words that change with whatever changes it.
@@ -45,7 +46,7 @@ class ResumableDataLoader(DataLoader[Any]):
         sampler: EpochSampler,
         fingerprint: str,
         batch_size: int,
-        collate_fn: Callable[[list[Any]], Any],
+        collator: Callable[[], Callable[[list[Any]], Any]],
         num_workers: int = 0,
         pin_memory: bool = False,
         order: str = "shuffled",
@@ -55,10 +56,10 @@ class ResumableDataLoader(DataLoader[Any]):
             batch_size=batch_size,
             sampler=sampler,
             num_workers=num_workers,
-            collate_fn=collate_fn,
             pin_memory=pin_memory,
             generator=torch.Generator(),
         )
+        self.collator = collator
         self.fingerprint = fingerprint
         self.order = order
         self._epoch = 0
@@ -115,6 +116,7 @@ class ResumableDataLoader(DataLoader[Any]):
         self._epoch, self._resumed = epoch, False
         assert self.batch_size is not None
         assert isinstance(self.generator, torch.Generator)
+        self.collate_fn = self.collator()
         self.sampler.start = self._batches * self.batch_size
         # Seeds the workers; they draw nothing now, and would draw the same if they did.
         self.generator.manual_seed(int(np.random.SeedSequence([self.sampler.seed, epoch]).generate_state(1)[0]))

@@ -290,6 +290,29 @@ def test_layout_follows_what_the_module_declares(folder, model, layout, shape, c
         assert told in caplog.text
 
 
+class Learning(Taking):
+    """Knows whether it takes flat batches once its model is built, and counts steps before."""
+
+    takes_flat_batches = False
+
+    def setup(self, stage):
+        assert self.trainer.estimated_stepping_batches > 0
+
+    def configure_model(self):
+        self.takes_flat_batches = True
+
+
+def test_layout_waits_for_the_model(folder, caplog, monkeypatch):
+    shapes = []
+    monkeypatch.setattr(
+        Learning, "on_train_batch_start", lambda self, batch, index: shapes.append(batch["input_ids"].shape)
+    )
+    with caplog.at_level("INFO"):
+        fit(folder, "run", epochs=1, data={"batch_size": 2}, recorder=Learning)
+    assert {s[0] for s in shapes} == {1}
+    assert "Batches are padded" not in caplog.text
+
+
 def test_flat_is_refused_where_the_module_does_not_take_it(folder):
     with pytest.raises(UserError, match=r"layout is flat.*Recorder does not declare.*order: grouped"):
         fit(folder, "run", data={"layout": "flat"})
