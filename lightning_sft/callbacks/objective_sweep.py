@@ -9,10 +9,10 @@ from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_sft.callbacks.sweeping import SweepCallback
+from lightning_sft.compare.rates import RateSearch
 from lightning_sft.objectives import Objective
-from lightning_sft.sweep.compare import Select, check_comparison, compare_objectives
+from lightning_sft.sweep.compare import check_comparison, compare_objectives
 from lightning_sft.sweep.results import SweepResult
-from lightning_sft.sweep.search import geometric_grid
 
 
 class ObjectiveSweep(SweepCallback):
@@ -20,19 +20,26 @@ class ObjectiveSweep(SweepCallback):
 
     Every objective starts from the same weights, sees the same rows, and has as many trials to find its own learning
     rate: their gradients differ in scale, so that one rate for all would compare rates. The best rate is trained with
-    further seeds (other orders of rows, other dropout); the table shows held-out NLL, mean p and token accuracy with
-    95% t-intervals over them. Needs validation data and a module that can change its objective, such as SFTModule.
+    further seeds: other orders of rows, other dropout. The held-out rows are dealt out: one part selects the rates, and
+    every seed is judged by a part of its own. The table shows exact match, NLL, mean p and token accuracy, and the
+    paired difference from the first objective with its 95% t-interval over seeds; a trial that diverges counts as the
+    worst. `lightning compare` does the same for arms that differ in anything, with rows drawn afresh. Needs validation
+    data and a module that can change its objective, such as SFTModule.
     Key: ``sweep/<name>/objectives``; a table ``.../report`` and a figure ``.../figure``.
 
     Args:
-        objectives: what to compare, such as NLL and PowerFamily(alpha=1) (the loss -p).
+        objectives: what to compare, such as NLL and PowerFamily(alpha=1) (the loss -p); the first is what the others
+            are compared with.
         steps: the budget: optimizer steps of a trial.
         low: lowest learning rate of the search.
         high: highest.
         points: rates of the search's grid.
         refine: rounds of two further rates around the best one.
+        grow: the most rates that are added at either end of the grid while any objective's best is there.
         seeds: trainings at the best rate.
-        select: what chooses a rate: ``"val_nll"``, ``"val_mean_p"`` or ``"val_accuracy"``.
+        select: the log key that chooses a rate: ``"val/exact_match"``, ``"val/nll"``, ``"val/mean_p"`` or
+            ``"val/token_accuracy"``; ``"auto"``: exact match where answers are short and any is right, else the NLL
+            with a warning, since that favours NLL. ``"val_nll"`` and the like, of earlier versions, are read.
         val_batches: the most validation batches of a rank; None is all.
         at_step: the optimizer step before which to sweep; 0 is the start of the run.
         name: part of the log keys, the files and the state in checkpoints.
@@ -52,24 +59,21 @@ class ObjectiveSweep(SweepCallback):
         points: int = 5,
         refine: int = 1,
         seeds: int = 3,
-        select: Select = "val_nll",
+        select: str = "auto",
         val_batches: int | None = None,
         at_step: int = 0,
         name: str = "objectives",
         keep_callbacks: Sequence[str] = (),
         divergence: float = 4.0,
+        grow: int = 3,
     ) -> None:
         super().__init__(name, at_step, False, keep_callbacks, divergence)
-        check_comparison(objectives, points, refine, seeds, select)
-        geometric_grid(low, high, points)
+        self.rates = RateSearch(low, high, points, refine, grow)
+        check_comparison(objectives, self.rates, seeds, select)
         self.objectives = list(objectives)
         self.steps = steps
-        self.low = low
-        self.high = high
-        self.points = points
-        self.refine = refine
         self.seeds = seeds
-        self.select: Select = select
+        self.select = select
         self.val_batches = val_batches
 
     @override
@@ -79,10 +83,7 @@ class ObjectiveSweep(SweepCallback):
             module,
             self.setting(trainer, self.steps, folder, val_batches=self.val_batches),
             self.objectives,
-            low=self.low,
-            high=self.high,
-            points=self.points,
-            refine=self.refine,
+            self.rates,
             seeds=self.seeds,
             select=self.select,
             val_batches=self.val_batches,

@@ -79,6 +79,7 @@ class Report:
         wall_seconds: of all runs together.
         notes: what a reader has to know, in sentences.
         replicates_digests: a digest of the judged rows of each replicate.
+        replicate: what differs from replicate to replicate, in words.
         format: version of this record.
     """
 
@@ -92,6 +93,7 @@ class Report:
     wall_seconds: float
     notes: list[str] = field(default_factory=list)
     replicates_digests: list[str] = field(default_factory=list)
+    replicate: str = "seed, training rows and judged rows drawn afresh"
     format: int = FORMAT
 
     def arm(self, name: str) -> ArmReport:
@@ -175,16 +177,28 @@ def _judged(design: Design, results: Results, arm: str, rate: float | None) -> l
 def _readings(runs: Mapping[str, Sequence[RunResult]], score: Score) -> dict[str, dict[str, Reading]]:
     """Return every log key of every arm; keys that an arm lacks altogether are left out for it."""
     keys = sorted({key for own in runs.values() for r in own for key in r.readings} | {score.key})
-    table: dict[str, dict[str, Reading]] = {arm: {} for arm in runs}
+    values: dict[str, dict[str, list[float]]] = {}
     for key in keys:
+        has = {arm: rs for arm, rs in runs.items() if _has(rs, key) or key == score.key}
+        values[key] = {arm: [r.score(key) for r in rs] for arm, rs in has.items()}
+    return read_all(values, score)
+
+
+def read_all(values: Mapping[str, Mapping[str, Sequence[float]]], score: Score) -> dict[str, dict[str, Reading]]:
+    """Return the statistics of every arm and log key.
+
+    Args:
+        values: log key -> arm -> a number a replicate, nan where the run diverged or failed; the first arm first.
+        score: of the key that is judged, which may say its direction.
+    """
+    first = next(iter(values[score.key]))
+    table: dict[str, dict[str, Reading]] = {arm: {} for arm in values[score.key]}
+    for key, own in values.items():
         one = score if key == score.key else score_of(key)
-        own = {arm: [r.score(key) for r in rs] for arm, rs in runs.items() if _has(rs, key) or key == score.key}
         filled = fill_diverged(own, one.higher, one.bound).values
-        known: dict[str, Contrast] = {}
-        if next(iter(runs)) in filled:
-            known = {c.arm: c for c in contrasts(filled, one.higher)}
-        for arm, values in filled.items():
-            table[arm][key] = Reading(values, interval(values), known.get(arm))
+        known = {c.arm: c for c in contrasts(filled, one.higher)} if first in filled else {}
+        for arm, numbers in filled.items():
+            table[arm][key] = Reading(numbers, interval(numbers), known.get(arm))
     return table
 
 

@@ -71,17 +71,19 @@ def _bracket(score: Score, ends: Sequence[float | None], *, signed: bool = True)
 def markdown(report: Report) -> str:
     """Return the table, and below it what a reader has to know."""
     keys = report.keys
-    head = ["arm", "learning rate", *(heading_of(key) for key in keys), "to the first arm's best", "diverged"]
+    timed = any(arm.seconds_to_reach for arm in report.arms)
+    reach = ["to the first arm's best"] if timed else []
+    head = ["arm", "learning rate", *(heading_of(key) for key in keys), *reach, "diverged"]
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     if report.start:
         before = [_own(report, key).show(report.start.get(key)) for key in keys]
-        lines.append(f"| {' | '.join(['(before)', '', *before, '', ''])} |")
+        lines.append(f"| {' | '.join(['(before)', '', *before, *([''] if timed else []), ''])} |")
     for number, arm in enumerate(report.arms):
         cells = [_cell(report, arm, key, first=number == 0) for key in keys]
         rate = "its own" if arm.rate is None else f"{arm.rate:.3g}"
         edge = f" (at the {arm.at_edge} end)" if arm.at_edge else ""
         lost = f"{arm.diverged} of {report.replicates}" + (f", {arm.failed} failed" if arm.failed else "")
-        lines.append(f"| {' | '.join([arm.name, f'{rate}{edge}', *cells, _reach(arm), lost])} |")
+        lines.append(f"| {' | '.join([arm.name, f'{rate}{edge}', *cells, *([_reach(arm)] if timed else []), lost])} |")
     return "\n".join([*lines, "", *explanation(report)])
 
 
@@ -96,9 +98,9 @@ def explanation(report: Report) -> list[str]:
     trials = len(report.arms[0].search)
     how = f"found by {trials} trials of each arm on rows that are not judged, by {report.score.key}"
     lines = [
-        f"Means over {report.replicates} replicates (seed, training rows and judged rows drawn afresh, the same for "
-        f"all arms); in parentheses the difference from {report.arms[0].name} with its 95% t-interval over paired "
-        f"replicates; * where it holds at 5% over all arms (Holm). Learning rates: "
+        f"Means over {report.replicates} replicates ({report.replicate}; the same for all arms); in parentheses the "
+        f"difference from {report.arms[0].name} with its 95% t-interval over paired replicates; * where it holds at 5% "
+        "over all arms (Holm). Learning rates: "
         f"{how if trials else 'those of the configuration'}."
     ]
     for arm in report.arms:

@@ -80,14 +80,15 @@ def critical_figure(result: CriticalRate) -> Figure:
 def comparison_figure(result: Comparison) -> Figure:
     """Return the selection metric over the learning rate, one curve per objective, with dots at the chosen rates."""
     figure, axes = _figure(7, 4)
-    for row in result.objectives:
-        shown = [(lr, value) for lr, value in row.search if value is not None]
-        (line,) = axes.plot([lr for lr, _ in shown], [value for _, value in shown], label=row.objective, linewidth=1)
-        chosen = [value for lr, value in shown if lr == row.lr]
-        axes.plot([row.lr] * len(chosen), chosen, "o", color=line.get_color())
-    axes.axhline(result.start[result.select], color="grey", linewidth=0.6)
+    key = result.report.score.key
+    for arm in result.report.arms:
+        shown = [(lr, value) for lr, value in arm.search if value is not None]
+        (line,) = axes.plot([lr for lr, _ in shown], [value for _, value in shown], label=arm.name, linewidth=1)
+        chosen = [(lr, value) for lr, value in shown if lr == arm.rate]
+        axes.plot([lr for lr, _ in chosen], [value for _, value in chosen], "o", color=line.get_color())
+    axes.axhline(result.report.start[key], color="grey", linewidth=0.6)
     axes.set_xscale("log")
     axes.set_xlabel("learning rate (dots: chosen; grey: before any step)")
-    axes.set_ylabel(f"{result.select} after {result.budget} steps")
+    axes.set_ylabel(f"{key} after {result.budget} steps")
     axes.legend(fontsize=8)
     return figure

@@ -8,50 +8,31 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
+from lightning_sft.compare.keys import Score, score_of
+from lightning_sft.compare.plan import EXACT, SHORT
+from lightning_sft.compare.rates import Progress, RateSearch, search
+from lightning_sft.compare.report import ArmReport, Report, read_all
+from lightning_sft.compare.words import markdown, sentence
 from lightning_sft.errors import UserError
 from lightning_sft.objectives import Objective
-from lightning_sft.sweep.intervals import Interval, interval
-from lightning_sft.sweep.observers import HeldOutObserver
+from lightning_sft.sweep.parts import PartsObserver
 from lightning_sft.sweep.results import SweepResult
-from lightning_sft.sweep.search import geometric_grid
 from lightning_sft.sweep.session import Session, SweepSettings
 from lightning_sft.sweep.trial import Trial
 
-Select = Literal["val_nll", "val_mean_p", "val_accuracy"]
-READINGS = get_args(Select)
-
-
-@dataclass(frozen=True)
-class ObjectiveRow:
-    """One objective of a comparison.
-
-    Attributes:
-        objective: its description.
-        lr: the best of its rates.
-        at_edge: the best rate is the lowest or highest of the range: a better one may lie outside.
-        search: (rate, reading that is selected by) of every trial of its search; None where the trial diverged.
-        val_nll: at the best rate, over the seeds.
-        val_mean_p: likewise.
-        val_accuracy: likewise.
-        diverged: seeds whose trial diverged at that rate; they are not in the intervals.
-    """
-
-    objective: str
-    lr: float
-    at_edge: bool
-    search: list[tuple[float, float | None]]
-    val_nll: Interval
-    val_mean_p: Interval
-    val_accuracy: Interval
-    diverged: int
+#: what selects rates: log keys, and the names of earlier versions
+READINGS = ("val/exact_match", "val/nll", "val/mean_p", "val/token_accuracy")
+RunTrial = Callable[[str, float, int], Trial]
 
 
 @dataclass(frozen=True)
@@ -60,67 +41,45 @@ class Comparison(SweepResult):
 
     Attributes:
         budget: optimizer steps of every trial.
-        seeds: orders of rows and random streams that the best rate was trained with.
-        select: the reading that chose each rate.
-        start: readings before any step.
-        objectives: a row each, in the order given.
+        report: what was found; its arms are the objectives, and its replicates the seeds.
     """
 
     budget: int
-    seeds: int
-    select: str
-    start: dict[str, float]
-    objectives: list[ObjectiveRow]
+    report: Report
 
     @override
     def rows(self) -> list[dict[str, Any]]:
         table = []
-        for row in self.objectives:
-            cells: dict[str, Any] = {"objective": row.objective, "lr": row.lr, "at_edge": row.at_edge}
-            for reading in READINGS:
-                found: Interval = getattr(row, reading)
-                cells |= {reading: found.mean, f"{reading}_low": found.low, f"{reading}_high": found.high}
-            table.append({**cells, "trials": len(row.search), "seeds": self.seeds, "diverged": row.diverged})
+        for arm in self.report.arms:
+            cells: dict[str, Any] = {"objective": arm.name, "lr": arm.rate, "at_edge": arm.at_edge}
+            for key in self.report.keys:
+                found = arm.readings[key].mean
+                cells |= {key: found.mean, f"{key}_low": found.low, f"{key}_high": found.high}
+            counts = {"trials": len(arm.search), "seeds": self.report.replicates, "diverged": arm.diverged}
+            table.append({**cells, **counts})
         return table
 
     @override
     def scalars(self) -> dict[str, float]:
-        return {"objectives": float(len(self.objectives))}
+        return {"objectives": float(len(self.report.arms))}
 
     @override
     def text(self) -> str:
-        head = ["objective", "learning rate", "NLL", "mean p", "token accuracy"]
-        lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
-        first = ["(before)", "", *(f"{self.start[r]:.4f}" for r in READINGS)]
-        lines.append(f"| {' | '.join(first)} |")
-        for row in self.objectives:
-            rate = f"{row.lr:.4g}{' (edge of the range)' if row.at_edge else ''}"
-            lines.append(f"| {' | '.join([row.objective, rate, *(str(getattr(row, r)) for r in READINGS)])} |")
-        trials = len(self.objectives[0].search)
-        return "\n".join(
-            [
-                *lines,
-                "",
-                f"Held-out readings after {self.budget} steps from one snapshot. Each objective has {trials} trials to "
-                f"find its own rate by {self.select}, then {self.seeds} seeds at that rate (other orders of rows, "
-                "other dropout). Brackets: 95% t-intervals over the seeds; they do not cover the choice of held-out "
-                "rows.",
-            ]
-        )
+        return f"{markdown(self.report)}\n\n{sentence(self.report)} Each trial took {self.budget} steps."
 
 
-def check_comparison(objectives: Sequence[Objective], points: int, refine: int, seeds: int, select: str) -> None:
+def check_comparison(objectives: Sequence[Objective], setting: RateSearch, seeds: int, select: str) -> None:
     """Raise `UserError` for settings that cannot work."""
     names = [repr(o) for o in objectives]
     if len(names) < 2 or len(set(names)) < len(names):
         raise UserError(f"The objectives to compare are {names}. Allowed: two or more, all different.")
-    if points < 3 or refine < 0 or seeds < 1:
+    if setting.points == 0 or seeds < 1:
         raise UserError(
-            f"points is {points}, refine is {refine}, seeds is {seeds}. Allowed: points of 3 or more, refine of 0 or "
-            "more, seeds of 1 or more (2 for an interval)."
+            f"points is {setting.points} and seeds is {seeds}. Allowed: points of 3 or more, and seeds of 1 or more "
+            "(2 for an interval)."
         )
-    if select not in READINGS:
-        raise UserError(f"select is {select!r}. Allowed: {', '.join(READINGS)}.")
+    if select != "auto" and score_of(select).key not in READINGS:
+        raise UserError(f"select is {select!r}. Allowed: auto, {', '.join(READINGS)}.")
 
 
 def compare_objectives(
@@ -128,85 +87,129 @@ def compare_objectives(
     module: LightningModule,
     setting: SweepSettings,
     objectives: Sequence[Objective],
+    rates: RateSearch,
     *,
-    low: float,
-    high: float,
-    points: int = 5,
-    refine: int = 1,
     seeds: int = 3,
-    select: Select = "val_nll",
+    select: str = "auto",
     val_batches: int | None = None,
 ) -> Comparison:
     """Compare objectives and leave no trace.
+
+    The held-out rows are dealt out: one part selects rates, and every seed is judged by a part of its own.
 
     Args:
         trainer: in a fit.
         module: a module with ``use_objective``, such as SFTModule.
         setting: of the sweep; ``steps`` is the budget.
-        objectives: to compare.
-        low: lowest rate of the grid.
-        high: highest.
-        points: rates of the grid.
-        refine: rounds of two further rates, on both sides of the best so far, each halving the distance.
+        objectives: to compare; the first is what the others are compared with.
+        rates: how each one's rate is searched for.
         seeds: other orders of rows to train the best rate with.
-        select: the reading that chooses a rate.
+        select: the log key that chooses a rate; ``auto``: exact match where answers are short, else the NLL.
         val_batches: the most validation batches of a rank; None is all.
 
     Raises:
-        UserError: the module cannot change its objective, or there is no validation data.
+        UserError: the module cannot change its objective, or there is too little validation data.
     """
-    check_comparison(objectives, points, refine, seeds, select)
+    check_comparison(objectives, rates, seeds, select)
     if not hasattr(module, "use_objective"):
         raise UserError(
             f"{type(module).__name__} cannot change its objective: it has no method use_objective. Objectives are "
             "compared in a lightning_sft.SFTModule, or a module of your own with that method."
         )
-    grid = geometric_grid(low, high, points)
-    observer = HeldOutObserver(trainer, val_batches)
-    rows = []
+    observer = PartsObserver(trainer, module, seeds + 1, val_batches)
     with Session(trainer, module, setting, [observer]) as session:
-        start = {name: values[0] for name, values in session.start([observer]).items()}
-        if set(READINGS) - set(start):
-            raise UserError(f"{type(module).__name__}.validation_step returns no token scores to compare by.")
-        for objective in objectives:
-            prepared = _prepared(module, objective, session)
+        start = {key: statistics.fmean(values[1:]) for key, values in session.start([observer]).items()}
+        prepared = {repr(o): _prepared(module, o, session) for o in objectives}
 
-            def trial(lr: float, order: int = 0, objective: Objective = prepared) -> Trial:
-                name = repr(objective)
-                with _swapped(module, copy.deepcopy(objective)):
-                    return session.trial(lr, [observer], order=order, variant=name, depends=objective, last_only=True)
+        def trial(name: str, lr: float, order: int) -> Trial:
+            objective = prepared[name]
+            with _swapped(module, copy.deepcopy(objective)):
+                return session.trial(lr, [observer], order=order, variant=name, depends=objective, last_only=True)
 
-            rows.append(_row(repr(objective), trial, grid, refine, seeds, select))
-    return Comparison(setting.name, trainer.global_step, session.digest, setting.steps, seeds, select, start, rows)
+        found = _search(list(prepared), rates, select, trial, trainer.strategy.broadcast(observer.answer_tokens))
+        judged = {name: [trial(name, found.progress.best[name], i) for i in range(1, seeds + 1)] for name in prepared}
+        report = _report(setting.name, session.digest, found, judged, start)
+    return Comparison(setting.name, trainer.global_step, session.digest, setting.steps, report)
 
 
-def _row(name: str, trial: Any, grid: list[float], refine: int, seeds: int, select: Select) -> ObjectiveRow:
-    found = {lr: _score(trial(lr), select) for lr in grid}
-    ratio = grid[1] / grid[0]
-    for _ in range(refine):
-        ratio = math.sqrt(ratio)
-        best = max(found, key=found.__getitem__)
-        for lr in (best / ratio, best * ratio):
-            lr = float(f"{lr:.12g}")
-            found[lr] = _score(trial(lr), select)
-    best = max(found, key=found.__getitem__)
-    repeats = [trial(best, order) for order in range(1, seeds + 1)]
-    finished = [t for t in repeats if t.outcome != "diverged"]
-    readings = {r: interval([t.readings[r][-1][0] for t in finished] or [math.nan]) for r in READINGS}
-    ordered = sorted(found)
-    sign = -1 if select == "val_nll" else 1
-    search = [(lr, sign * found[lr] if math.isfinite(found[lr]) else None) for lr in ordered]
-    return ObjectiveRow(
-        name, best, best in (ordered[0], ordered[-1]), search, **readings, diverged=len(repeats) - len(finished)
+@dataclass(frozen=True)
+class _Found:
+    """What the search for rates has given."""
+
+    score: Score
+    progress: Progress
+    trials: dict[str, dict[float, Trial]]
+    by_nll: bool
+
+
+def _search(names: list[str], rates: RateSearch, select: str, trial: RunTrial, answer_tokens: float) -> _Found:
+    score = score_of("val/nll" if select == "auto" else select)
+    trials: dict[str, dict[float, Trial]] = {name: {} for name in names}
+    grid = search(rates, names[:1], {names[0]: {}}).wanted[names[0]]
+    trials[names[0]] = {lr: trial(names[0], lr, 0) for lr in grid}
+    if select == "auto" and answer_tokens <= SHORT:
+        matches = [_reading(t, EXACT, 0) for t in trials[names[0]].values()]
+        score = score_of(EXACT) if any(m > 0 for m in matches) else score
+    by_nll = select == "auto" and score.key == "val/nll"
+    if by_nll:
+        rank_zero_warn(_BY_NLL)
+    while True:
+        found = {name: {lr: _value(t, score) for lr, t in own.items()} for name, own in trials.items()}
+        progress = search(rates, names, found)
+        if not progress.wanted:
+            return _Found(score, progress, trials, by_nll)
+        for name, wanted in progress.wanted.items():
+            for lr in wanted:
+                trials[name][lr] = trial(name, lr, 0)
+
+
+_BY_NLL = (
+    "Rates are selected by val/nll, NLL's own objective, which favours NLL: answers are long, or no trial gets one "
+    "right. Set select to decide by what you want from the model."
+)
+
+
+def _reading(trial: Trial, key: str, part: int) -> float:
+    values = trial.readings.get(key)
+    return values[-1][part] if values and trial.outcome != "diverged" else math.nan
+
+
+def _value(trial: Trial, score: Score) -> tuple[float, ...]:
+    """Return what a search maximises: the score on the part that selects, then the NLL where scores are equal."""
+    value, nll = _reading(trial, score.key, 0), _reading(trial, "val/nll", 0)
+    if not math.isfinite(value):
+        return (-math.inf, -math.inf)
+    return (value if score.higher else -value, -nll if math.isfinite(nll) else -math.inf)
+
+
+def _report(name: str, digest: str, found: _Found, judged: dict[str, list[Trial]], start: dict[str, float]) -> Report:
+    keys = [key for key in READINGS if key in start]
+    values = {
+        key: {arm: [_reading(t, key, 1 + i) for i, t in enumerate(own)] for arm, own in judged.items()} for key in keys
+    }
+    readings = read_all(values, found.score)
+    arms = []
+    for arm, own in judged.items():
+        search = []
+        for lr, trial in sorted(found.trials[arm].items()):
+            value = _reading(trial, found.score.key, 0)
+            search.append((lr, value if math.isfinite(value) else None))
+        diverged = sum(t.outcome == "diverged" for t in own)
+        edge = found.progress.at_edge.get(arm)
+        arms.append(ArmReport(arm, found.progress.best[arm], edge, search, diverged, 0, None, readings[arm], [], []))
+    every = [*(t for own in judged.values() for t in own), *(t for own in found.trials.values() for t in own.values())]
+    return Report(
+        name=name,
+        digest=digest,
+        replicates=len(next(iter(judged.values()))),
+        score=found.score,
+        start=start,
+        arms=arms,
+        left_out={},
+        wall_seconds=sum(trial.seconds for trial in every),
+        notes=[_BY_NLL] if found.by_nll else [],
+        replicate="order of training rows, dropout, and a part of the held-out rows",
     )
-
-
-def _score(trial: Trial, select: Select) -> float:
-    """Return what a search maximises."""
-    values = trial.readings.get(select)
-    if trial.outcome == "diverged" or not values or not math.isfinite(values[-1][0]):
-        return -math.inf
-    return -values[-1][0] if select == "val_nll" else values[-1][0]
 
 
 def _prepared(module: Any, objective: Objective, session: Session) -> Objective:

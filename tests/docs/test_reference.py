@@ -72,7 +72,7 @@ def test_log_keys_are_those_of_a_run(tmp_path: Path) -> None:
             CriticalLearningRateFinder(
                 criterion="val_nll", target=5.5, low=1e-6, high=0.1, points=3, steps=3, resolution=9.0
             ),
-            ObjectiveSweep([NLL(), PowerFamily(alpha=1.0)], steps=1, points=3, refine=0, seeds=1),
+            ObjectiveSweep([NLL(), PowerFamily(alpha=1.0)], steps=1, points=3, refine=0, seeds=1, select="val/nll"),
         ],
     )
     module = SFTModule(str(model), objective=Adaptive())
