@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import Callback
@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lightning_sft._lightning import attached_trainer, made_by_cli
+from lightning_sft.advice.auto import AutoObjective
 from lightning_sft.checkpoints import hparams
 from lightning_sft.checkpoints.io import write_safely
 from lightning_sft.checkpoints.resume import ResumeState, position_facts
@@ -52,7 +53,8 @@ class SFTModule(TakesExtraLoss, ResumableModule, EvaluatedModule):
 
     Args:
         model_name_or_path: hub name, local folder, GGUF file, or ``pkg://package/file.gguf``.
-        objective: the loss of a token; `NLL` by default.
+        objective: the loss of a token; `NLL` by default. ``"auto"``: the one that a reading of the training rows before
+            the first step speaks for, see `AutoObjective`.
         adapter: a peft configuration of an adapter that acts inside modules, such as ``peft.LoraConfig``.
         adapter_path: a folder with an adapter to go on training, in place of ``adapter``.
         quantization: ``"int8"`` or ``"nf4"``: quantise the frozen base while loading it; needs the extra
@@ -96,7 +98,7 @@ class SFTModule(TakesExtraLoss, ResumableModule, EvaluatedModule):
     def __init__(
         self,
         model_name_or_path: str,
-        objective: Objective | None = None,
+        objective: Objective | Literal["auto"] | None = None,
         adapter: PeftConfig | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=2e-5),
         # names first: they must survive a printed config
@@ -132,7 +134,8 @@ class SFTModule(TakesExtraLoss, ResumableModule, EvaluatedModule):
         super().__init__()
         self.settings = ModelSettings.among(given)
         self.strict_loading = not self.settings.base_comes_back
-        self.objective = NLL() if objective is None else objective
+        self.auto = AutoObjective(objective == "auto")
+        self.objective = objective if isinstance(objective, Objective) else NLL()
         self.steps = ExactSteps(denominator, on_nonfinite)
         self.accumulator, self.loss_watch = self.steps.accumulator, self.steps.watch
         self.resume_state = ResumeState(self.settings.describe(), warmup_steps=warmup_steps, warmup_ratio=warmup_ratio)
@@ -207,9 +210,22 @@ class SFTModule(TakesExtraLoss, ResumableModule, EvaluatedModule):
         Raises:
             UserError: the run cannot give what the objective needs, such as a reference model.
         """
-        self._prepare(objective, training=True, has_reference=self.scorer.can_compare(objective))
+        training = self.trainer.state.fn == "fit"
+        self._prepare(objective, training=training, has_reference=self.scorer.can_compare(objective))
         self.objective = objective.to(self.device)
         start.seed_objective(self.objective, self, self.scorer, self.trainer)
+
+    def _pick_objective(self) -> None:
+        """Pick under ``auto``, where a checkpoint, which some strategies load after on_fit_start, has not done so."""
+        if self.auto.is_open and self.trainer.state.fn == "fit":
+            from lightning_sft.callbacks.capability_probe import reading_before
+
+            self.use_objective(self.auto.pick(reading_before(self.trainer, self)))
+
+    @override
+    def on_validation_start(self) -> None:
+        self._pick_objective()  # before a validation ahead of the first step
+        super().on_validation_start()
 
     @override
     def on_fit_start(self) -> None:
@@ -220,6 +236,7 @@ class SFTModule(TakesExtraLoss, ResumableModule, EvaluatedModule):
     def on_train_start(self) -> None:
         self.resume_state.check(position_facts(self.trainer))  # where it is loaded after on_fit_start
         self.steps.reset()
+        self._pick_objective()
         start.seed_objective(self.objective, self, self.scorer, self.trainer)
         if self.resume_state.restore_rng():
             rank_zero_info(f"Resumed at step {self.trainer.global_step} from {self.trainer.ckpt_path}")

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
-from lightning_sft._lightning import data_parallel_size_and_rank
+from lightning_sft._lightning import callbacks_of, data_parallel_size_and_rank
 from lightning_sft.advice.measure import measure, why_unreadable
 from lightning_sft.advice.rows import ReadingRows, rows_of_datamodule, rows_of_loader
 from lightning_sft.advice.rules import ENOUGH_ROWS, advise
@@ -213,6 +213,20 @@ class CapabilityProbe(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if "start" in state_dict:
             self.start, self._limit = CapabilityReading.from_dict(state_dict["start"]), state_dict["rows"]
+
+
+def reading_before(trainer: Trainer, pl_module: LightningModule) -> CapabilityReading | None:
+    """Return the reading before training of a fit that has not begun, by the run's own probe; a collective.
+
+    Raises:
+        UserError: the rows cannot be read.
+    """
+    own = next((c for c in callbacks_of(trainer) if isinstance(c, CapabilityProbe)), None) or CapabilityProbe()
+    required, own.required = own.required, True
+    try:
+        return own.read_start(trainer, pl_module)
+    finally:
+        own.required = required
 
 
 def _scalars(reading: CapabilityReading) -> dict[str, float]:
