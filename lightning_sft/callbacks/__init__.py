@@ -15,6 +15,7 @@ from lightning_sft.callbacks.learning_rate_sweep import LearningRateSweep
 from lightning_sft.callbacks.objective_sweep import ObjectiveSweep
 from lightning_sft.callbacks.order_parameter import OrderParameterLogger
 from lightning_sft.callbacks.prediction import PredictionWriter
+from lightning_sft.callbacks.silent_failure import SilentFailureMonitor
 from lightning_sft.callbacks.summary import RunSummary
 from lightning_sft.callbacks.synonym_rank import SynonymRankMonitor
 from lightning_sft.callbacks.training_metrics import TrainingMetrics
@@ -34,6 +35,7 @@ __all__ = [
     "OrderParameterLogger",
     "PredictionWriter",
     "RunSummary",
+    "SilentFailureMonitor",
     "SynonymRankMonitor",
     "TrainingMetrics",
 ]

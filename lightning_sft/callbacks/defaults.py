@@ -10,6 +10,7 @@ from lightning_sft.callbacks.capability_probe import CapabilityProbe
 from lightning_sft.callbacks.data_report import DataReport
 from lightning_sft.callbacks.final_validation import FinalValidation
 from lightning_sft.callbacks.generation import GenerationMonitor
+from lightning_sft.callbacks.silent_failure import SilentFailureMonitor
 from lightning_sft.callbacks.training_metrics import TrainingMetrics
 
 
@@ -18,6 +19,8 @@ def default_callbacks(trainer: Trainer) -> list[Callback]:
     if trainer.barebones:
         return []
     given = callbacks_of(trainer)
+    silent = SilentFailureMonitor()
+    silent.required = False
     defaults: list[Callback] = [
         DataReport(),
         AdapterReport(),
@@ -25,5 +28,6 @@ def default_callbacks(trainer: Trainer) -> list[Callback]:
         TrainingMetrics(),
         GenerationMonitor(),
         FinalValidation(),
+        silent,
     ]
     return [callback for callback in defaults if not any(isinstance(g, type(callback)) for g in given)]

@@ -147,9 +147,9 @@ def build_scorer(
         require_stored_rows(causal_lm, new_rows, settings.name)
     if settings.gradient_checkpointing:
         _enable_checkpointing(causal_lm)
-    head = _checked_head(settings.head, model)
+    head = checked_head(settings.head, model)
     if reference is not None and head == "fused":
-        head = _checked_head(settings.head, reference)
+        head = checked_head(settings.head, reference)
     if objective.snapshot_every:
         reference = Snapshot(model)
     scorer = TokenScorer(model, head, reference)
@@ -260,7 +260,7 @@ def _attention_for(model: PreTrainedModel) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _checked_head(kind: HeadKind, model: nn.Module) -> HeadKind:
+def checked_head(kind: HeadKind, model: nn.Module) -> HeadKind:
     """Compare the head's logits with the model's own on a few tokens, and decide."""
     if kind == "reference":
         return kind

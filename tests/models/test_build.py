@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
-from lightning_sft.models.build import _checked_head
+from lightning_sft.models.build import checked_head
 from tests.toys import toy_model
 
 
@@ -16,5 +16,5 @@ def test_the_head_is_checked_on_the_cpu_although_training_uses_flash_attention()
     AttentionInterface.register("flash_of_a_gpu", only_on_a_gpu)
     model = toy_model()
     model.config._attn_implementation = "flash_of_a_gpu"
-    assert _checked_head("fused", model) == "fused"
+    assert checked_head("fused", model) == "fused"
     assert model.config._attn_implementation == "flash_of_a_gpu"

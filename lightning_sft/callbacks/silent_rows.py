@@ -1,0 +1,107 @@
+"""Which rows of a run are watched for silent failure: from our data module, or from anybody's loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from lightning_sft._lightning import validation_loaders
+from lightning_sft.data import SFTDataModule
+from lightning_sft.errors import UserError
+from lightning_sft.probes.token_sample import SampledRow, TokenSample, choose, documents_of, where_trained
+from lightning_sft.probes.watched_set import WatchedSet
+
+
+def from_datamodule(data: SFTDataModule, train_rows: int, val_rows: int, tokens: int) -> list[WatchedSet]:
+    """Return the watched sets of a run on our data module, which has been set up.
+
+    Args:
+        data: the data module.
+        train_rows: the most training rows.
+        val_rows: the most rows of each validation set.
+        tokens: the most tokens of each.
+    """
+    found = []
+    if "train" in data.sets and train_rows:
+        sample = TokenSample(_rows(data, "train", choose(len(data.dataset("train")), train_rows)), tokens)
+        found.append(WatchedSet("train", sample, trained=True, groups=_sources(data, sample)))
+    if "val" in data.sets and val_rows:
+        named = {s.name: s.sources for s in data.named_sets.get("val", []) if s.name is not None}
+        sources = data.dataset("val").sources
+        parts = [np.flatnonzero(np.isin(sources, of)) for of in named.values()] or [np.arange(len(sources))]
+        chosen = [int(part[i]) for part in parts for i in choose(len(part), val_rows)]
+        sample = TokenSample(_rows(data, "val", chosen), tokens * len(parts))
+        groups = {f"{name}/": of for name, of in named.items()} or _sources(data, sample)
+        found.append(WatchedSet("val", sample, trained=False, groups=groups))
+    return [s for s in found if len(s.sample)]
+
+
+def _rows(data: SFTDataModule, what: Any, numbers: Sequence[int]) -> list[SampledRow]:
+    """Return rows of a set; of training rows, the tokens that are trained towards, and not away from."""
+    weights = data.loss_weights.of_sources(data.source_names) if what == "train" else None
+    rows = []
+    for number in numbers:
+        row = data.dataset(what)[number]
+        trained = np.asarray(row.trained)
+        if what == "train" and row.weights is not None:
+            trained = trained & (np.asarray(row.weights) > 0)
+        if weights is not None and weights[row.source] <= 0:
+            trained = np.zeros_like(trained)
+        ids = torch.from_numpy(np.array(row.ids, dtype=np.int64))
+        rows.append(SampledRow(ids, where_trained(torch.from_numpy(np.array(trained))), number, row.source))
+    return rows
+
+
+def _sources(data: SFTDataModule, sample: TokenSample) -> Mapping[str, Sequence[int]]:
+    """Return the sources of a sample, by part of a log key; nothing where there is but one."""
+    present = sorted(set(sample.source.tolist()))
+    return {f"source/{data.source_names[i]}/": (i,) for i in present} if len(present) > 1 else {}
+
+
+def from_loaders(trainer: Trainer, train_rows: int, val_rows: int, tokens: int) -> tuple[list[WatchedSet], list[str]]:
+    """Return the watched sets of a run on other loaders, and why the others cannot be watched.
+
+    Rows are looked up in the loaders' datasets and put through their collate functions, so that no loader moves.
+    """
+    with isolate_rng():
+        loaders = validation_loaders(trainer)
+    many = list(loaders) if isinstance(loaders, list | tuple) else [] if loaders is None else [loaders]
+    wanted = [("train", trainer.train_dataloader, train_rows)]
+    wanted += [("val" if len(many) == 1 else f"val/{i}", loader, val_rows) for i, loader in enumerate(many)]
+    found, refused = [], []
+    for name, loader, most in wanted:
+        if loader is None or not most:
+            continue
+        try:
+            sample = TokenSample(_rows_of(loader, most), tokens)
+        except UserError as error:
+            refused.append(f"{name}: {error}")
+            continue
+        if len(sample):
+            found.append(WatchedSet(name, sample, trained=name == "train"))
+        else:
+            refused.append(f"{name}: the rows that were looked at have no supervised token")
+    return found, refused
+
+
+def _rows_of(loader: Any, most: int) -> list[SampledRow]:
+    dataset: Any = getattr(loader, "dataset", None)
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        raise UserError(
+            f"rows of a {type(loader).__name__} over a {type(dataset).__name__} cannot be looked up without moving it. "
+            "Needed: a DataLoader over a dataset with a length and __getitem__"
+        )
+    whole = getattr(loader, "batch_size", None) is None and getattr(loader, "batch_sampler", None) is None
+    rows: list[SampledRow] = []
+    with isolate_rng():
+        for number in choose(len(dataset), most):
+            item = dataset[number]
+            rows += documents_of(loader.collate_fn(item if whole else [item]), number)
+            if len(rows) >= most:
+                break
+    return rows[:most]

@@ -1,0 +1,213 @@
+"""SilentFailureMonitor: planted outcomes give exact shares, however rows lie, and the run does not notice it."""
+
+import json
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from lightning_sft.callbacks import SilentFailureMonitor
+from lightning_sft.errors import UserError
+from tests.callbacks.bigrams import (
+    Plant,
+    Stranger,
+    expected,
+    planted_run,
+    save_planted,
+    whole_monitor,
+    write_planted,
+)
+from tests.distributed.ranks import two_ranks
+from tests.fitting import trainer
+
+LAYOUTS = {
+    "padded": {"layout": "padded"},
+    "flat": {"layout": "flat"},
+    "packed": {"order": "packed", "max_length": 40},
+    "grouped": {"order": "grouped", "layout": "padded"},
+}
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("planted")
+    return save_planted(folder / "model"), write_planted(folder / "rows.jsonl")
+
+
+def check(values, monitor, data, name):
+    want = expected(data, name)
+    for key, value in want.items():
+        assert float(values[f"silent/{name}/{key}"]) == pytest.approx(value, abs=1e-6), key
+    reading = next(s for s in monitor.watched if s.name == name).reading(0.1)
+    for key in ("outranked", "share", "flipped", "lost"):  # shares of whole numbers, to the last bit
+        assert getattr(reading, key) == want[key], key
+
+
+@pytest.mark.parametrize("sanity", [-1, 0], ids=["sanity", "own pass"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_planted_outcomes_give_the_exact_shares(planted, layout, sanity):
+    module, data = planted_run(*planted, **LAYOUTS[layout])
+    monitor = whole_monitor()
+    fit = trainer(max_epochs=-1, max_steps=2, num_sanity_val_steps=sanity, callbacks=[monitor, Plant()])
+    fit.fit(module, data)
+    for name in ("train", "val"):
+        check(fit.callback_metrics, monitor, data, name)
+    want = expected(data, "train")
+    assert 0 < want["share"] < 1
+    assert 0 < want["flipped"] < 1
+    assert 0 < want["lost"] < 1
+    assert monitor.verdicts["train"].outcome == "silent failure"
+    assert f"{want['share']:.1%}" in monitor.verdicts["train"].sentence
+    assert module.scorer.with_competitors is False
+
+
+def of_stranger(planted):
+    """What the same rows give where only the answers' letters are trained, not the end."""
+    _, data = planted_run(*planted)
+    module = Stranger(planted[1])
+    data.dataset = lambda what: [Rows(ids, prompt) for ids, prompt in module.rows]
+    return expected(data, "train")
+
+
+class Rows:
+    def __init__(self, ids, prompt):
+        self.ids = torch.tensor(ids)
+        self.trained = torch.arange(len(ids)) >= prompt
+
+
+def test_a_stranger_s_module_gives_the_same_from_its_own_loaders(planted):
+    monitor, want = whole_monitor(), of_stranger(planted)
+    fit = trainer(max_epochs=-1, max_steps=2, val_check_interval=1, callbacks=[monitor, Plant()])
+    fit.fit(Stranger(planted[1]))
+    for name in ("train", "val"):
+        for key, value in want.items():
+            assert float(fit.callback_metrics[f"silent/{name}/{key}"]) == pytest.approx(value, abs=1e-6), key
+    assert monitor.verdicts["train"].outcome == "silent failure"
+
+
+@pytest.mark.ranks
+def test_two_ranks_count_each_token_once(planted, tmp_path):
+    rows = write_planted(tmp_path / "rows.jsonl", 23)  # an odd number: one rank gets a row less
+    cases = [("ours", "ddp"), ("stranger", "ddp"), ("ours", "fsdp2"), ("stranger", "fsdp2")]
+    both = two_ranks("tests.callbacks.bigrams:on_ranks", tmp_path, model=str(planted[0]), rows=str(rows), cases=cases)
+    assert both[0] == both[1]
+    module, data = planted_run(planted[0], rows)
+    trainer(max_epochs=-1, max_steps=1, callbacks=[SilentFailureMonitor(enabled=False)]).fit(module, data)
+    for (kind, strategy), found in zip(cases, both[0], strict=True):
+        want = expected(data, "train") if kind == "ours" else of_stranger((planted[0], rows))
+        for name in ("train", "val"):
+            for key in ("outranked", "share", "flipped", "lost"):
+                assert found[name][key] == want[key], (kind, strategy, name, key)
+            assert found[name]["expected"] == pytest.approx(want["expected"], abs=1e-6)
+            assert found["logged"][f"silent/{name}/share"] == pytest.approx(want["share"], abs=1e-6)
+
+
+def test_the_worst_contexts_stand_in_the_run_folder_and_in_tensorboard(planted, tmp_path):
+    module, data = planted_run(*planted)
+    monitor = whole_monitor(contexts=3)
+    logger = TensorBoardLogger(tmp_path, name="run", version="one")
+    trainer(max_epochs=-1, max_steps=2, logger=logger, callbacks=[monitor, Plant()]).fit(module, data)
+    lines = [json.loads(x) for x in (tmp_path / "run" / "one" / "silent.jsonl").read_text().splitlines()]
+    assert [line["set"] for line in lines] == ["train"] * 3 + ["val"] * 3
+    tokenizer = module.tokenizer
+    for line in lines:
+        row = data.dataset(line["set"])[line["row"]]
+        assert line["context_ids"] == row.ids[: line["position"]].tolist()
+        assert line["correct_id"] == row.ids[line["position"]]
+        assert (line["correct"], line["competitor"]) == ("a", "b")
+        assert tokenizer.convert_ids_to_tokens([line["correct_id"], line["competitor_id"]]) == ["a", "b"]
+        assert line["context"].endswith("f")
+        logits = torch.zeros(263)
+        logits[line["correct_id"]], logits[line["competitor_id"]] = 3.0, 4.0
+        p = logits.softmax(0)
+        assert line["p_correct"] == pytest.approx(float(p[line["correct_id"]]), abs=1e-6)
+        assert line["p_competitor"] == pytest.approx(float(p[line["competitor_id"]]), abs=1e-6)
+        assert line["nll"] == pytest.approx(-float(p[line["correct_id"]].log()), abs=1e-5)
+        assert line["nll_start"] > line["nll"] + 0.1
+        assert line["source"] == data.source_names[row.source]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run" / "one"))
+    events.Reload()
+    assert {"silent/verdict/text_summary", "silent/contexts/text_summary"} <= set(events.Tags()["tensors"])
+    first = {e.step: e.value for e in events.Scalars("silent/train/outranked")}
+    assert set(first) >= {0, 1}
+
+
+def test_a_resumed_run_keeps_the_start(planted, tmp_path):
+    module, data = planted_run(*planted)
+    first = trainer(max_epochs=-1, max_steps=2, default_root_dir=tmp_path, callbacks=[whole_monitor(), Plant()])
+    first.fit(module, data)
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    module, data = planted_run(*planted)
+    monitor = whole_monitor()
+    again = trainer(max_epochs=-1, max_steps=4, val_check_interval=2, callbacks=[monitor])
+    again.fit(module, data, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    for name in ("train", "val"):
+        check(again.callback_metrics, monitor, data, name)
+    assert monitor.verdicts["train"].outcome == "silent failure"
+
+
+def test_a_checkpoint_without_a_start_gives_what_needs_none(planted, tmp_path):
+    module, data = planted_run(*planted)
+    first = trainer(max_epochs=-1, max_steps=2, callbacks=[SilentFailureMonitor(enabled=False), Plant()])
+    first.fit(module, data)
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    module, data = planted_run(*planted)
+    again = trainer(max_epochs=-1, max_steps=4, val_check_interval=2, callbacks=[whole_monitor()])
+    again.fit(module, data, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    want = expected(data, "train")
+    assert float(again.callback_metrics["silent/train/outranked"]) == pytest.approx(want["outranked"], abs=1e-6)
+    assert "silent/train/share" not in again.callback_metrics
+
+
+def test_it_comes_along_with_the_module_and_samples_rows(planted, tmp_path):
+    module, data = planted_run(*planted)
+    fit = trainer(max_epochs=-1, max_steps=2, logger=CSVLogger(tmp_path), callbacks=[Plant()])
+    fit.fit(module, data)
+    monitor = next(c for c in fit.callbacks if isinstance(c, SilentFailureMonitor))
+    assert [(s.name, len(s.sample.rows)) for s in monitor.watched] == [("train", 24), ("val", 24)]
+    few = SilentFailureMonitor(train_rows=5, val_rows=7, tokens=9)
+    module, data = planted_run(*planted)
+    fit = trainer(max_epochs=-1, max_steps=2, callbacks=[few, Plant()])
+    fit.fit(module, data)
+    train, val = few.watched
+    assert len(train.sample.rows) <= 5
+    assert len(val.sample.rows) <= 7
+    assert len(train.sample) == len(val.sample) == 9
+    assert bool((train._seen & val._seen).all())
+
+
+def test_the_trajectory_is_bitwise_the_same_with_and_without(toy_folder, tmp_path):
+    from lightning_sft import SFTModule
+    from lightning_sft.data import SFTDataModule
+    from tests.running import write_rows
+
+    rows, runs = write_rows(tmp_path / "rows.jsonl"), []
+    for enabled in (False, True):
+        torch.manual_seed(5)
+        module = SFTModule(
+            str(toy_folder),
+            config_overrides={"attention_dropout": 0.2},
+            optimizer=lambda params: torch.optim.AdamW(params, lr=1e-2),
+        )
+        data = SFTDataModule(str(rows), val_split=6, batch_size=4)
+        fit = trainer(max_steps=6, val_check_interval=2, callbacks=[SilentFailureMonitor(enabled=enabled)])
+        fit.fit(module, data)
+        runs.append(({k: v.clone() for k, v in module.state_dict().items()}, dict(fit.callback_metrics)))
+        assert ("silent/train/outranked" in fit.callback_metrics) is enabled
+    (plain, metrics), (watched, others) = runs
+    assert all(torch.equal(watched[name], value) for name, value in plain.items())
+    assert all(torch.equal(others[name], metrics[name]) for name in metrics if name.startswith("val/"))
+
+
+def test_settings_that_cannot_be_are_refused():
+    for settings, message in (
+        ({"train_rows": -1}, "train_rows=-1"),
+        ({"train_rows": 0, "val_rows": 0}, "no rows to watch"),
+        ({"tokens": 0}, "tokens=0"),
+        ({"min_fall": -0.1}, "min_fall=-0.1"),
+        ({"max_share": 2.0}, "max_share=2.0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            SilentFailureMonitor(**settings)
