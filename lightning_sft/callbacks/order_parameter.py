@@ -205,7 +205,12 @@ class OrderParameterLogger(ProbeCallback):
     @override
     def state_dict(self) -> dict[str, Any]:
         histories = {name: asdict(history) for name, history in self.histories.items()}
-        return {"steps": list(self.steps), "histories": histories, "training_loss": list(self.training_loss)}
+        return {
+            "competitors": self.competitors(),
+            "steps": list(self.steps),
+            "histories": histories,
+            "training_loss": list(self.training_loss),
+        }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -215,6 +220,7 @@ class OrderParameterLogger(ProbeCallback):
                 "anew. Resume with the same probes to continue it."
             )
             return
+        self._competitors = list(state_dict.get("competitors", []))
         self.steps = list(state_dict["steps"])
         self.training_loss = list(state_dict["training_loss"])
         self.histories = {name: ProbeHistory(**history) for name, history in state_dict["histories"].items()}

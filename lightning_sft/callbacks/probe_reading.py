@@ -17,6 +17,7 @@ from typing_extensions import override
 from lightning_sft.errors import UserError
 from lightning_sft.models.access import input_embeddings
 from lightning_sft.models.instruments import model_to_read, tokenizer_to_use
+from lightning_sft.probes.competitors import lacks_competitors, name_competitors, with_competitors
 from lightning_sft.probes.encode import EncodedProbes, encode_probes
 from lightning_sft.probes.files import load_probes
 from lightning_sft.probes.forward import ProbeReading, read_probes, within_shards
@@ -68,6 +69,7 @@ class ProbeCallback(Callback):
         self._tokenizer = tokenizer
         self._encoded: EncodedProbes | None = None
         self._plain: bool | None = None
+        self._competitors: list[int] = []  # of the run that a checkpoint comes from
         self.steps: list[int] = []
         self._losses = torch.zeros(2)  # sum and number of the micro-batches' losses since the last reading
 
@@ -153,7 +155,11 @@ class ProbeCallback(Callback):
         result: dict[str, Tensor] = {}
 
         def body() -> None:
+            nonlocal encoded
             reading = self._shared_forward(trainer, model, encoded)
+            if lacks_competitors(encoded):
+                encoded = self._encoded = self._with_competitors(model, encoded, reading, pl_module)
+                self.probes = encoded.probes
             result.update(self.read(model, encoded, reading, repeated=repeated))
 
         within_shards(pl_module if self._model is None else self._model, model, body)
@@ -164,6 +170,19 @@ class ProbeCallback(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(values | (single if self.log_per_probe else {}), step=step)
         return values
+
+    def _with_competitors(
+        self, model: PreTrainedModel, encoded: EncodedProbes, reading: ProbeReading, pl_module: LightningModule
+    ) -> EncodedProbes:
+        """Return the probes with the competitors of the run's start, which a checkpoint keeps."""
+        tokenizer = tokenizer_to_use(pl_module, self._tokenizer)
+        if len(self._competitors) == len(encoded.probes):
+            return with_competitors(encoded, self._competitors, tokenizer)
+        return name_competitors(encoded, reading.logits, model, tokenizer)
+
+    def competitors(self) -> list[int]:
+        """Return the competitors' ids as checkpoints keep them; a run that goes on does not name others."""
+        return [] if self._encoded is None else self._encoded.competitor.tolist()
 
     def _shared_forward(self, trainer: Trainer, model: PreTrainedModel, encoded: EncodedProbes) -> ProbeReading:
         moved = sum(p._version for p in model.parameters())

@@ -90,7 +90,7 @@ class TokenReader:
                 close = near_synonyms(self._model, tokenizer, targets, rivals, min_overlap, wordnet)
             watched.near = torch.zeros_like(watched.near).index_fill(0, tokens[close], True)
 
-        within_shards(self._outer, self._model.get_input_embeddings(), body)
+        within_shards(self._outer, self._model, body)
 
     # ------------------------------------------------------------------ in the validation's own pass
 

@@ -83,7 +83,12 @@ class SynonymRankMonitor(ProbeCallback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"probes": [p.name for p in self.probes], "steps": list(self.steps), "ranks": list(self.ranks)}
+        return {
+            "probes": [p.name for p in self.probes],
+            "competitors": self.competitors(),
+            "steps": list(self.steps),
+            "ranks": list(self.ranks),
+        }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -93,4 +98,5 @@ class SynonymRankMonitor(ProbeCallback):
                 "with the same probes to continue it."
             )
             return
+        self._competitors = list(state_dict.get("competitors", []))
         self.steps, self.ranks = list(state_dict["steps"]), list(state_dict["ranks"])

@@ -32,6 +32,7 @@ class RunFacts:
             absolute weights, or the number of sequences.
         special_tokens: ids of the tokenizer's special tokens.
         vocabulary: number of rows of the model's unembedding; None if unknown.
+        token_ids: gives the token ids of a text without special tokens; None without a tokenizer.
         training: whether optimizer steps follow. A run that only validates knows no ``total_steps`` and needs none.
     """
 
@@ -42,6 +43,7 @@ class RunFacts:
     denominator: Denominator = "all"
     special_tokens: tuple[int, ...] = ()
     vocabulary: int | None = None
+    token_ids: Callable[[str], list[int]] | None = None
     training: bool = True
 
 

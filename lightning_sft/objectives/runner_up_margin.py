@@ -11,9 +11,8 @@ from lightning_sft.objectives.base import Objective, RunFacts
 from lightning_sft.objectives.checks import in_range
 from lightning_sft.objectives.composite import Composite
 from lightning_sft.objectives.nll import NLL
+from lightning_sft.objectives.rivals import NOBODY, are_ids, as_ids, rivals_table
 from lightning_sft.scores import TokenScores
-
-NOBODY = -1
 
 
 class RunnerUpMargin(Composite):
@@ -36,12 +35,14 @@ class RunnerUpMargin(Composite):
         base: the objective that the margin is added to; NLL by default.
         margin: the lead, in nats of logit, beyond which the term is 0; >= 0.
         weight: of the margin's term, >= 0.
-        pairs: pairs of token ids that compete, in both directions, such as ``[[262, 5110]]``; all candidates compete
-            if it is left out.
+        pairs: what competes, in both directions: pairs of token ids or of words, such as ``[[262, 5110]]`` or
+            ``[[shame, guilt]]``, or a ``.jsonl`` file of probes, such as the ``silent.jsonl`` of a run, read at start.
+            Words count with and without a space in front of them. All candidates compete if it is left out.
 
     Raises:
-        UserError: a value is out of range, ``pairs`` is empty or holds something else than two different ids >= 0, the
-            base reads the whole batch, or (at start) an id is outside the vocabulary.
+        UserError: a value is out of range, ``pairs`` is empty or holds something else than two different ids >= 0 or
+            words, the base reads the whole batch, or (at start) an id is outside the vocabulary, a word is not one
+            token, or the file holds no pair.
     """
 
     reads = "row"
@@ -53,12 +54,14 @@ class RunnerUpMargin(Composite):
         base: Objective | None = None,
         margin: float = 1.0,
         weight: float = 0.5,
-        pairs: list[tuple[int, int]] | None = None,
+        pairs: list[tuple[int | str, int | str]] | str | None = None,
     ) -> None:
         super().__init__({"base": NLL() if base is None else base})
         self.margin = in_range(self, "margin", margin, 0)
         self.weight = in_range(self, "weight", weight, 0)
-        known, rivals = (torch.zeros(0, dtype=torch.long),) * 2 if pairs is None else _table(pairs)
+        self.pairs = pairs
+        ready = pairs is not None and are_ids(pairs)
+        known, rivals = rivals_table(pairs) if ready else (torch.zeros(0, dtype=torch.long),) * 2
         self.limited = pairs is not None
         # follow from `pairs`, so checkpoints need not hold them
         self.register_buffer("known", known, persistent=False)
@@ -67,6 +70,9 @@ class RunnerUpMargin(Composite):
     @override
     def prepare(self, facts: RunFacts) -> None:
         super().prepare(facts)
+        if self.pairs is not None and not are_ids(self.pairs):
+            known, rivals = rivals_table(as_ids(self.pairs, facts))
+            self.known, self.rivals = known.to(self.known.device), rivals.to(self.rivals.device)
         largest = int(self.known.max()) if self.limited else 0
         if facts.vocabulary is not None and largest >= facts.vocabulary:
             raise UserError(
@@ -83,6 +89,11 @@ class RunnerUpMargin(Composite):
     def _behind_rivals(self, scores: TokenScores) -> Tensor:
         """Return the strongest given rival's logit minus the target's, (tokens,); far below 0 without a rival."""
         logits = scores.require("logits")
+        if not len(self.known):
+            raise UserError(
+                "RunnerUpMargin was given words or a file as pairs, and they become token ids in prepare(RunFacts("
+                "token_ids=...)), which a run calls at its start. Call it, or give pairs of ids."
+            )
         place = torch.searchsorted(self.known, scores.targets).clamp(max=len(self.known) - 1)
         rivals = self.rivals[place]
         absent = (rivals == NOBODY) | (self.known[place] != scores.targets)[:, None]
@@ -93,18 +104,3 @@ class RunnerUpMargin(Composite):
     def extra_repr(self) -> str:
         told = f", {len(self.known)} tokens with rivals" if self.limited else ""
         return f"margin={self.margin}, weight={self.weight}{told}"
-
-
-def _table(pairs: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """Return the ids that have rivals, rising, (known,), and their rivals, (known, most), filled up with NOBODY."""
-    rivals: dict[int, set[int]] = {}
-    for pair in pairs:
-        if len(pair) != 2 or pair[0] == pair[1] or min(pair) < 0:
-            raise UserError(f"RunnerUpMargin got the pair {list(pair)}. Allowed: two different token ids >= 0.")
-        for one, other in (pair, pair[::-1]):
-            rivals.setdefault(one, set()).add(other)
-    if not rivals:
-        raise UserError("RunnerUpMargin got no pair. Give pairs of token ids, or leave `pairs` out: all compete then.")
-    most = max(map(len, rivals.values()))
-    rows = [sorted(rivals[one]) + [NOBODY] * (most - len(rivals[one])) for one in sorted(rivals)]
-    return torch.tensor(sorted(rivals)), torch.tensor(rows)

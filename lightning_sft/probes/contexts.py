@@ -15,10 +15,6 @@ from lightning_sft.probes.watched_set import WatchedSet
 
 #: tokens of a context that are decoded for people
 SHOWN = 48
-#: fields of a line that say what was seen there; all others are a probe's
-EVIDENCE = (
-    "p_correct", "p_competitor", "nll_start", "nll", "near_synonym", "set", "source", "row", "position", "step",
-)  # fmt: skip
 
 
 def failed_contexts(

@@ -10,8 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lightning_sft.errors import UserError
-from lightning_sft.probes.probe import Probe, named
+from lightning_sft.probes.probe import AUTO, Probe, named
 
+#: id of a competitor that the model is to name
+UNKNOWN = -1
 SUFFIXES = ("s", "es", "d", "ed", "ing", "ly", "er", "r", "y", "ness")
 
 
@@ -25,7 +27,7 @@ class EncodedProbes:
         attention_mask: 1 on the contexts, 0 on the padding, (probes, length), int64.
         last: index of each context's last token, where the answer is predicted, (probes,), int64.
         correct: ids of the correct tokens, (probes,), int64.
-        competitor: ids of the competitors, (probes,), int64.
+        competitor: ids of the competitors, (probes,), int64; `UNKNOWN` until a model has named it.
     """
 
     probes: tuple[Probe, ...]
@@ -54,8 +56,12 @@ def encode_probes(probes: Sequence[Probe], tokenizer: PreTrainedTokenizerBase) -
     contexts, correct, competitor = [], [], []
     probes = named(probes)
     for probe in probes:
-        context = _ids(tokenizer, probe.context)
-        c, s = (_answer(probe, context, word, tokenizer) for word in (probe.correct, probe.competitor))
+        context = _ids(tokenizer, probe.context) if probe.context_ids is None else list(probe.context_ids)
+        c = _answer(probe, context, probe.correct, tokenizer) if probe.correct_id is None else probe.correct_id
+        s = probe.competitor_id
+        if s is None:
+            named_later = probe.competitor in AUTO
+            s = UNKNOWN if named_later else _answer(probe, context, probe.competitor, tokenizer)
         if c == s:
             raise UserError(
                 f"The tokenizer gives {probe.correct!r} and {probe.competitor!r} the same token {c}. Choose another "

@@ -12,10 +12,13 @@ import yaml  # type: ignore[import-untyped]
 
 from lightning_sft.errors import UserError
 from lightning_sft.files import write_text
+from lightning_sft.probes.evidence import EVIDENCE
 from lightning_sft.probes.probe import Probe, named
 
 LIBRARY = Path(__file__).parent / "library.yaml"
-FIELDS = {f.name: f.default is not dataclasses.MISSING for f in dataclasses.fields(Probe)}
+FIELDS = tuple(f.name for f in dataclasses.fields(Probe))
+#: what a probe must have: as text, or as ids
+NEEDED = {False: ("context", "correct", "competitor"), True: ("context_ids", "correct_id")}
 CHOICES = {"kind": ("synonym", "control"), "split": ("train", "test", None)}
 
 
@@ -84,16 +87,20 @@ def _made(entry: object, where: str) -> Probe:
         return entry
     if not isinstance(entry, Mapping):
         raise UserError(f"{where} is {entry!r}; it must be a mapping with context, correct and competitor.")
-    missing = [name for name, optional in FIELDS.items() if not optional and name not in entry]
-    unknown = sorted(set(map(str, entry)) - set(FIELDS))
+    by_ids = entry.get("context_ids") is not None
+    missing = [n for n in NEEDED[by_ids] if n not in entry and f"{n}_id" not in entry]
+    unknown = sorted(set(map(str, entry)) - set(FIELDS) - set(EVIDENCE))
     if missing or unknown:
         raise UserError(f"{where} lacks {missing} and has unknown fields {unknown}. Fields of a probe: {list(FIELDS)}.")
+    entry = {name: value for name, value in entry.items() if name in FIELDS}
     for name, allowed in CHOICES.items():
         if name in entry and entry[name] not in allowed:
             raise UserError(f"{where} has {name}={entry[name]!r}. Allowed: {list(allowed)}.")
     for name in ("context", "correct", "competitor"):
-        if not isinstance(entry[name], str):
+        if not isinstance(entry.get(name, ""), str):
             raise UserError(f"{where} has {name}={entry[name]!r}, which YAML does not read as text. Put it in quotes.")
+    if by_ids and not isinstance(entry["context_ids"], list | tuple):
+        raise UserError(f"{where} has context_ids={entry['context_ids']!r}; it must be a list of token ids.")
     return Probe(**entry)
 
 
@@ -105,7 +112,10 @@ def save_probes(probes: Iterable[Probe], path: str | Path) -> Path:
     """
     path = Path(path).expanduser()
     defaults = {f.name: f.default for f in dataclasses.fields(Probe)}
-    entries = [{k: v for k, v in dataclasses.asdict(p).items() if v != defaults[k]} for p in probes]
+    entries = [
+        {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(p).items() if v != defaults[k]}
+        for p in probes
+    ]
     if path.suffix == ".jsonl":
         text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
     elif path.suffix in {".yaml", ".yml"}:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from lightning_sft.errors import UserError
 from lightning_sft.head.reference import plain_logits
 from lightning_sft.head.types import Unembedding
-from lightning_sft.models.access import input_embeddings, unembedding
+from lightning_sft.models.access import input_embeddings, unembedding, vocabulary_size
 from lightning_sft.probes.encode import EncodedProbes
 
 BLOCK = 8192  # rows of a layer without a plain weight that are computed at a time
@@ -50,6 +50,7 @@ def read_probes(model: PreTrainedModel, encoded: EncodedProbes, *, plain: bool |
         plain: what an earlier reading found for `ProbeReading.plain`; None checks.
     """
     encoded = encoded.to(input_embeddings(model).device)
+    _check_ids(model, encoded)
     rows = torch.arange(len(encoded.probes), device=encoded.last.device)
     seen: list[Tensor] = []
 
@@ -78,6 +79,18 @@ def read_probes(model: PreTrainedModel, encoded: EncodedProbes, *, plain: bool |
         tolerance = max(4 * torch.finfo(own.dtype).eps, 64 * torch.finfo(dtype).eps) * max(1.0, float(own.abs().max()))
         plain = bool((again - own).abs().max() <= tolerance)
     return ProbeReading(again if plain and own.dtype != dtype else own.to(dtype), hidden, plain)
+
+
+def _check_ids(model: PreTrainedModel, encoded: EncodedProbes) -> None:
+    size = vocabulary_size(model)
+    given = {"context": encoded.input_ids.amax(1), "answer": encoded.correct, "competitor": encoded.competitor}
+    for of, ids in given.items():
+        beyond = (ids >= size).nonzero()[:, 0].tolist()
+        if beyond:
+            raise UserError(
+                f"The {of} of probe {encoded.probes[beyond[0]].name!r} has token id {int(ids[beyond[0]])}, but the ids "
+                f"of this model's vocabulary end at {size - 1}. They are those of another tokenizer: make them anew."
+            )
 
 
 @contextmanager

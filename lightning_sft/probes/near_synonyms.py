@@ -6,10 +6,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_sft.models.access import input_embeddings
+from lightning_sft.probes.forward import layer_rows
 from lightning_sft.probes.wordnet import are_synonyms, find_wordnet
 
 
@@ -17,15 +19,19 @@ from lightning_sft.probes.wordnet import are_synonyms, find_wordnet
 def embedding_overlap(model: PreTrainedModel, one: Tensor, other: Tensor) -> Tensor:
     """Return the cosine of the input embedding rows of tokens, pair by pair, (pairs,), fp32.
 
-    Under FSDP2 all ranks must call this, inside `within_shards` around the input embeddings.
+    Under FSDP2 all ranks must call this, inside `within_shards`.
 
     Args:
         model: the language model.
         one: token ids, (pairs,), int64.
         other: token ids, (pairs,), int64.
     """
-    layer, device = model.get_input_embeddings(), input_embeddings(model).device
-    rows = [layer(ids.to(device)[None])[0].float() for ids in (one, other)]  # called, so that an adapter counts
+    layer, weight = model.get_input_embeddings(), input_embeddings(model)
+    if isinstance(weight, DTensor):
+        every = layer_rows(layer)
+        rows = [every[ids.to(every.device)].float() for ids in (one, other)]
+    else:
+        rows = [layer(ids.to(weight.device)[None])[0].float() for ids in (one, other)]  # called: an adapter counts
     return cosine_similarity(rows[0], rows[1], dim=-1)
 
 

@@ -19,6 +19,7 @@ from lightning_sft.metrics.wide import wide, wide_device
 from lightning_sft.models.access import input_embeddings
 from lightning_sft.models.instruments import model_to_read, tokenizer_to_use
 from lightning_sft.models.mode import eval_mode
+from lightning_sft.probes.competitors import lacks_competitors, name_competitors
 from lightning_sft.probes.encode import EncodedProbes, encode_probes
 from lightning_sft.probes.forward import layer_rows, read_probes, within_shards
 from lightning_sft.probes.probe import Probe
@@ -49,7 +50,8 @@ class ProbeObserver:
     ) -> None:
         self._outer = module
         self._model = model_to_read(module)
-        encoded = encode_probes(probes, tokenizer_to_use(module, tokenizer))
+        self._tokenizer = tokenizer_to_use(module, tokenizer)
+        encoded = encode_probes(probes, self._tokenizer)
         self.encoded: EncodedProbes = encoded.to(input_embeddings(self._model).device)
         self._phi = phi
         self._plain: bool | None = None
@@ -63,6 +65,8 @@ class ProbeObserver:
             with trainer.precision_plugin.forward_context():
                 reading = read_probes(self._model, self.encoded, plain=self._plain)
             self._plain = reading.plain
+            if lacks_competitors(self.encoded):  # the first reading comes before any trial
+                self.encoded = name_competitors(self.encoded, reading.logits, self._model, self._tokenizer)
             ranks = synonym_rank(reading.logits, self.encoded.correct, self.encoded.competitor)
             values.update(margin=ranks.margin.tolist(), loss=ranks.loss.tolist())
             if self._phi:

@@ -68,7 +68,7 @@ def prepare(
         objective: gets the facts.
         trainer: its steps and its data module are read.
         denominator: what the run divides by.
-        tokenizer: its length and its special tokens are read.
+        tokenizer: its length, its special tokens and the ids of texts are read.
         training: whether optimizer steps follow.
         has_reference: whether the run can score tokens under a reference model.
 
@@ -86,6 +86,7 @@ def prepare(
         denominator=denominator,
         special_tokens=tuple(i for i, token in tokenizer.added_tokens_decoder.items() if token.special),
         vocabulary=len(tokenizer),
+        token_ids=lambda text: list(tokenizer(text, add_special_tokens=False).input_ids),
         training=training,
     )
     objective.prepare(facts)

@@ -8,12 +8,18 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from lightning_sft.callbacks import SilentFailureMonitor
 from lightning_sft.errors import UserError
+from lightning_sft.metrics.synonyms import synonym_rank
+from lightning_sft.objectives import RunFacts, RunnerUpMargin
+from lightning_sft.probes import encode_probes, load_probes
+from lightning_sft.probes.forward import read_probes
 from tests.callbacks.bigrams import (
     Plant,
     Stranger,
+    bigram_model,
     expected,
     planted_run,
     save_planted,
+    tables,
     whole_monitor,
     write_planted,
 )
@@ -211,3 +217,55 @@ def test_settings_that_cannot_be_are_refused():
     ):
         with pytest.raises(UserError, match=message):
             SilentFailureMonitor(**settings)
+
+
+def test_each_context_that_was_written_is_a_probe_with_the_same_outcome(planted, tmp_path):
+    """What the monitor says of a context is what the probe made of it reads, at the start and at the end."""
+    module, data = planted_run(*planted)
+    monitor, logger = whole_monitor(), TensorBoardLogger(tmp_path, name="run", version="one")
+    fit = trainer(max_epochs=-1, max_steps=2, logger=logger, callbacks=[monitor, Plant()])
+    fit.fit(module, data)
+    path = tmp_path / "run" / "one" / "silent.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    encoded = encode_probes(load_probes(path), module.tokenizer)
+    model = module.scorer.causal_lm
+    now = synonym_rank(read_probes(model, encoded).logits, encoded.correct, encoded.competitor)
+    before = synonym_rank(read_probes(bigram_model(tables()[0]), encoded).logits, encoded.correct, encoded.competitor)
+    assert len(lines) > 10
+    assert not bool(now.flip.any())
+    assert not bool(before.flip.any())
+    assert now.loss.tolist() == pytest.approx([line["nll"] for line in lines], abs=1e-5)
+    assert before.loss.tolist() == pytest.approx([line["nll_start"] for line in lines], abs=1e-5)
+    RunnerUpMargin(pairs=str(path)).prepare(RunFacts(vocabulary=len(module.tokenizer), token_ids=lambda text: []))
+
+
+def test_the_same_with_synonyms_by_the_embeddings(planted):
+    module, data = planted_run(*planted)
+    monitor = whole_monitor(min_overlap=0.0)  # one-hot rows: every other token has a cosine of exactly 0
+    fit = trainer(max_epochs=-1, max_steps=2, callbacks=[monitor, Plant()])
+    fit.fit(module, data)
+    values = fit.callback_metrics
+    assert float(values["silent/train/synonym/share"]) == float(values["silent/train/share"])
+    assert "silent/train/synonym/excess" not in values
+    module, data = planted_run(*planted)
+    fit = trainer(max_epochs=-1, max_steps=2, callbacks=[whole_monitor(), Plant()])
+    fit.fit(module, data)
+    assert "silent/train/synonym/share" not in fit.callback_metrics
+
+
+def test_sources_and_named_sets_have_their_own_keys(planted, tmp_path):
+    rows = planted[1].read_text().splitlines()
+    parts = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
+    parts[0].write_text("\n".join(rows[:10]))
+    parts[1].write_text("\n".join(rows[10:]))
+    named = {"first": str(parts[0]), "second": str(parts[1])}
+    module, data = planted_run(*planted, train=[str(p) for p in parts], val=named)
+    fit = trainer(max_epochs=-1, max_steps=2, callbacks=[whole_monitor(), Plant()])
+    fit.fit(module, data)
+    for i, (name, numbers) in enumerate((("first", range(10)), ("second", range(10, 24)))):
+        source = data.source_names[i]
+        for what, key in (("train", f"train/source/{source}"), ("val", f"val/{name}")):
+            want = expected(data, what, list(numbers))
+            for field in ("outranked", "share", "flipped", "lost"):
+                value = float(fit.callback_metrics[f"silent/{key}/{field}"])
+                assert value == pytest.approx(want[field], abs=1e-6), (key, field)

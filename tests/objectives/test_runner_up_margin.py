@@ -1,5 +1,7 @@
 """The margin over the strongest competitor: its force, whom it spares, what it refuses, and what it is for."""
 
+import json
+
 import pytest
 import torch
 
@@ -76,3 +78,55 @@ def test_overtakes_the_competitor_that_nll_leaves_ahead():
 def test_refused(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+def words(text: str) -> list[int]:
+    """A tokenizer of three words, two of which have a form with a space in front."""
+    return {" shame": [1], " guilt": [2], "shame": [3], "guilt": [4], "sorrow": [5]}.get(text, [7, 8])
+
+
+def prepared(pairs) -> RunnerUpMargin:
+    objective = RunnerUpMargin(pairs=pairs)
+    objective.prepare(RunFacts(vocabulary=10, token_ids=words))
+    return objective
+
+
+def test_pairs_of_words_compete_with_and_without_a_space():
+    objective = prepared([["shame", "guilt"], [0, 9]])
+    assert objective.known.tolist() == [0, 1, 2, 3, 4, 9]
+    assert objective.rivals[:, 0].tolist() == [9, 2, 1, 4, 3, 0]
+    logits = [0.0, 2.0, 1.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    extra = pull(objective, logits, 2) - pull(NLL(), logits, 2)
+    torch.testing.assert_close(extra[:3], torch.tensor([0.0, -0.5, 0.5], dtype=torch.float64))
+
+
+def test_pairs_come_from_a_file_of_probes(tmp_path):
+    lines = [
+        {"context_ids": [1], "correct_id": 3, "competitor_id": 5, "p_correct": 0.1},
+        {"context": "so", "correct": "shame", "competitor": "guilt"},
+        {"context_ids": [1], "correct_id": 3, "competitor_id": 50},  # a padding row of the model's vocabulary
+    ]
+    path = tmp_path / "silent.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    objective = prepared(str(path))
+    assert objective.known.tolist() == [1, 2, 3, 4, 5]
+    assert objective.rivals[2].tolist() == [4, 5]
+
+
+def test_words_and_files_that_cannot_be_pairs_are_refused(tmp_path):
+    with pytest.raises(UserError, match="does not have both as one token"):
+        prepared([["shame", "remorse"]])
+    with pytest.raises(UserError, match=r"no \.jsonl file"):
+        prepared("nowhere.jsonl")
+    path = tmp_path / "silent.jsonl"
+    for text, message in (("[]", "line 1 names no pair"), ('{"correct": "x", "competitor": "auto"}', "names no pair")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            prepared(str(path))
+    path.write_text("")
+    with pytest.raises(UserError, match="got no pair"):
+        prepared(str(path))
+    with pytest.raises(UserError, match="become token ids in prepare"):
+        pull(RunnerUpMargin(pairs=[["shame", "guilt"]]), [0.0, 1.0, 2.0], 1)
+    with pytest.raises(UserError, match="no tokenizer"):
+        RunnerUpMargin(pairs=[["shame", "guilt"]]).prepare(RunFacts(vocabulary=10))

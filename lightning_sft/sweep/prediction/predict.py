@@ -13,8 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_sft.errors import UserError
 from lightning_sft.models.instruments import model_to_read
+from lightning_sft.probes.competitors import lacks_competitors, name_competitors
 from lightning_sft.probes.encode import encode_probes
 from lightning_sft.probes.files import load_probes
+from lightning_sft.probes.forward import read_probes
 from lightning_sft.probes.probe import Probe
 from lightning_sft.sweep.prediction.estimate import Estimate, GapRunner, Target, estimate, plan_runs
 from lightning_sft.sweep.prediction.model import ModelRunner, OptimizerFactory, adamw, only
@@ -75,6 +77,8 @@ def predict_critical_lr(
     """
     model = model_to_read(model)
     encoded = encode_probes(load_probes(probes), tokenizer)
+    if lacks_competitors(encoded):
+        encoded = name_competitors(encoded, read_probes(model, encoded).logits, model, tokenizer)
     names = [p.name for p in encoded.probes]
     with ModelRunner(model, encoded, optimizer) as runner:
         target = make_target(steps, runner.beta, schedule)

@@ -1,0 +1,8 @@
+"""What lines of ``silent.jsonl`` say beside the fields of a probe."""
+
+from __future__ import annotations
+
+#: fields of a line that say what was seen there, and where
+EVIDENCE = (
+    "p_correct", "p_competitor", "nll_start", "nll", "near_synonym", "set", "source", "row", "position", "step",
+)  # fmt: skip
