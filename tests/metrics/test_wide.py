@@ -53,7 +53,8 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> NoFloat64:
             mode.moving -= 1
 
     monkeypatch.setattr(WideMetric, "__init__", made_on_the_cpu)
-    for user in ("metrics.sets", "metrics.answers", "training.accumulation", "metrics.synonyms"):
+    rooms = ("metrics.sets", "metrics.answers", "training.accumulation", "metrics.synonyms", "metrics.silent")
+    for user in (*rooms, "probes.watched_set"):
         monkeypatch.setattr(f"lightning_sft.{user}.wide", moved)
     return mode
 
