@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_sft.errors import UserError
 from lightning_sft.models.finished import FoundModel
+from lightning_sft.models.positions import row_limit
 
 _NAMED = 3  # tokens in a message
 
@@ -103,6 +104,24 @@ def check_ids(ids: Collection[int], size: int, whose: str, tokenizer: PreTrained
             f"The rows hold tokens that {whose} does not know: {names} (ids from {unknown[0]} on; it has {size}). They "
             "were added after it was made. Leave --before out, or give --chat_template a template without them."
         )
+
+
+def check_positions(model: PreTrainedModel, longest: int, name: str, say: Callable[[str], Any]) -> None:
+    """Raise if a model fails on the longest row, and say if it was trained on shorter ones.
+
+    Raises:
+        UserError: names both lengths.
+    """
+    limit = row_limit(model, longest)
+    if limit is None:
+        return
+    message = (
+        f"The longest row has {longest} tokens, but {name!r} has {limit.tokens} positions. Set --data.max_length "
+        f"{limit.tokens} or less, and --data.truncation to what shall become of longer rows."
+    )
+    if limit.is_hard:
+        raise UserError(message)
+    say(message)
 
 
 @dataclass(frozen=True)

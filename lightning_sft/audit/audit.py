@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_sft.audit.agreement import check_ids, check_order, check_vocabularies, choose_template
+from lightning_sft.audit.agreement import check_ids, check_order, check_positions, check_vocabularies, choose_template
 from lightning_sft.audit.guard import FirstReading, GuardSet, read_forgetting, read_guard
 from lightning_sft.audit.probing import FirstRows, compare_probes, pass_probes
 from lightning_sft.audit.result import (
@@ -30,7 +30,6 @@ from lightning_sft.models.access import input_embeddings
 from lightning_sft.models.finished import FinishedModel, FoundModel
 from lightning_sft.probes.encode import EncodedProbes, encode_probes
 from lightning_sft.probes.files import load_probes
-from lightning_sft.training.start import check_length
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def audit(
     rows = AuditRows(data, settings.what, tokenizer, settings.rows)
     guard = None if settings.guard is None else GuardSet(settings.guard, tokenizer)
     encoded = None if settings.probes is None else encode_probes(load_probes(settings.probes), tokenizer)
-    work = _Work(rows, guard, encoded, settings, data, say)
+    work = _Work(rows, guard, encoded, settings, say)
     return work.run(before, after, notes, chosen.whose)
 
 
@@ -109,11 +108,10 @@ class _Work:
         guard: GuardSet | None,
         encoded: EncodedProbes | None,
         settings: AuditSettings,
-        data: SFTDataModule,
         say: Callable[[str], Any],
     ) -> None:
         self.rows, self.guard, self.encoded, self.settings = rows, guard, encoded, settings
-        self.data, self.say = data, say
+        self.say = say
 
     def run(self, before: FoundModel | None, after: FoundModel, notes: list[str], template: str) -> Audit:
         """Read both, the first one first."""
@@ -175,7 +173,7 @@ class _Work:
         self.say(f"Loading {found.name}" + (f" on {found.base}" if found.base else ""))
         model = found.load(self.settings.device)
         check_ids(self.rows.ids(), len(input_embeddings(model.causal_lm)), repr(found.name), self.rows.tokenizer)
-        check_length(model.causal_lm, self.data)
+        check_positions(model.causal_lm, self.rows.longest, found.name, self.say)
         count = len(self.rows.chosen)
         self.say(f"Reading {len(self.rows)} tokens of {count} rows with {found.name}")
         with progress(found.name, count) as advance:

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from importlib import metadata
+from pathlib import Path
 
 from lightning_sft.audit.render import Block, Listing, Section, Table, as_code
 from lightning_sft.audit.result import Audit, Context, ReadModel
+from lightning_sft.audit.summary import CONTEXTS, in_short, next_steps, outcome
+from lightning_sft.data.types import MaskFrom
 from lightning_sft.metrics.silent import SilentReading
 
 SHOWN = 12  # contexts on the page; the rest is in the files beside it
 PHANTOM = 0.05  # share of the embeddings below which a change is the readout's alone
 
 
-def title(audit: Audit) -> str:
-    """Return the page's title."""
-    against = "" if audit.before is None else f", compared with {audit.before.name}"
-    return f"Audit of {audit.after.name}{against}"
+def sections(audit: Audit, folder: Path) -> list[Section]:
+    """Return the page.
 
-
-def sections(audit: Audit) -> list[Section]:
-    """Return the page."""
-    found = [Section("In short", [Listing(in_short(audit))])]
+    Args:
+        audit: what was found.
+        folder: where the page will stand, for commands that read a file beside it.
+    """
+    compared = audit.before is not None
+    asked = (
+        "A fine-tuned model can get a lower loss and still write the same wrong words: the right word became likelier, "
+        "and another one stayed ahead of it. This page says whether that happened here."
+        if compared
+        else "How often the model's first choice is another word than the one in the data, and whether it knows that."
+    )
+    found = [Section("In short", [asked, Listing(in_short(audit))])]
+    if next_steps(audit, folder):
+        found.append(Section("What to try next", next_steps(audit, folder)))
     found += [_contexts(audit), _numbers(audit)]
     if audit.sources:
         found.append(_sources(audit))
@@ -31,56 +41,6 @@ def sections(audit: Audit) -> list[Section]:
     if audit.forgetting is not None:
         found.append(_forgetting(audit))
     return [*found, _how(audit), _words(audit)]
-
-
-def in_short(audit: Audit) -> list[str]:
-    """Return what was found, a sentence or two an entry."""
-    lines = []
-    if audit.before is not None:
-        lines.append(_loss(audit))
-    for verdict in audit.verdicts:
-        asks = audit.trained == "unknown" and len(audit.verdicts) > 1
-        condition = ""
-        if asks:
-            condition = "If it was trained on these rows: " if verdict is audit.verdicts[0] else "If it was not: "
-        lines.append(f"{condition}{verdict.sentence}")
-    if audit.probes and audit.before is not None:
-        outcomes = Counter(o.verdict.outcome for o in audit.probes if o.verdict is not None)
-        counts = ", ".join(f"{count} {name}" for name, count in outcomes.most_common())
-        lines.append(f"Of {len(audit.probes)} near-synonym probes: {counts}.")
-    if audit.forgetting is not None and audit.forgetting.changed is not None:
-        f = audit.forgetting
-        assert f.nll_before is not None
-        rose = f.nll - f.nll_before
-        lines.append(
-            f"Forgetting: on {f.tokens} tokens of general text the loss {'rose' if rose > 0 else 'fell'} from "
-            f"{f.nll_before:.3f} to {f.nll:.3f} nats per token, and the first choice changed at {f.changed:.1%}."
-        )
-    lines.append(_calibration(audit))
-    return lines
-
-
-def _loss(audit: Audit) -> str:
-    change, low, high = audit.nll_change
-    r = audit.silent
-    figures = f"mean NLL {r.nll_before:.3f} -> {r.nll:.3f} nats per token"
-    if math.isnan(change):
-        return f"Loss: {figures}."
-    what = "fell" if change < 0 else "did not fall"
-    interval = ""
-    if not math.isnan(low):
-        interval = f", 95% interval {low:+.3f} to {high:+.3f}"
-        what = "fell" if high < 0 else "rose" if low > 0 else "did not clearly change"
-    return f"The loss {what}: {figures} ({change:+.3f}{interval})."
-
-
-def _calibration(audit: Audit) -> str:
-    now = audit.after
-    sure = f"its first choice has a probability of {now.confidence:.1%} on average and is right at {now.accuracy:.1%}"
-    error = f"expected calibration error {now.calibration:.3f}"
-    if audit.before is not None:
-        error += f", before {audit.before.calibration:.3f}"
-    return f"Calibration: {sure} ({error}; 0 is perfect)."
 
 
 def _contexts(audit: Audit) -> Section:
@@ -98,7 +58,7 @@ def _contexts(audit: Audit) -> Section:
     head = ["before the word", "right word", "competitor", "p right", "p competitor", "NLL of the right word"]
     blocks.append(Table(head, [_context_row(c) for c in audit.contexts[:SHOWN]]))
     if len(audit.contexts) > SHOWN:
-        blocks.append(f"{len(audit.contexts)} of them are in `contexts.jsonl` beside this page.")
+        blocks.append(f"{len(audit.contexts)} of them are in `{CONTEXTS}` beside this page.")
     return Section("Words that stayed outranked" if compared else "Outranked words", blocks)
 
 
@@ -110,9 +70,9 @@ def _context_row(c: Context) -> list[str]:
         as_code("..." + c.context),
         as_code(c.correct),
         as_code(c.competitor),
-        moved(c.p_correct_before, c.p_correct),
-        moved(c.p_competitor_before, c.p_competitor),
-        moved(c.nll_before, c.nll, 2),
+        moved(c.p_correct_start, c.p_correct),
+        moved(c.p_competitor_start, c.p_competitor),
+        moved(c.nll_start, c.nll, 2),
     ]
 
 
@@ -170,7 +130,7 @@ def _probes(audit: Audit) -> Section:
         def moved(name: str, was: dict[str, float] = was, now: dict[str, float] = o.after, digits: int = 3) -> str:
             return f"{now[name]:.{digits}f}" if not compared else f"{was[name]:.{digits}f} -> {now[name]:.{digits}f}"
 
-        verdict = [] if o.verdict is None else [_outcome(o.verdict.outcome, o.verdict.modes)]
+        verdict = [] if o.verdict is None else [outcome(o.verdict)]
         share = o.cause_share if o.cause_share is not None else o.embeddings_share
         part = [] if not compared else ["unknown" if share is None else f"{share:.0%}"]
         rows.append(
@@ -182,11 +142,13 @@ def _probes(audit: Audit) -> Section:
     blocks: list[Block] = [
         "A probe is a context whose right next word has a near-synonym that the model may prefer. **Kinematic** "
         "failure: the signal, the right word's lead, stayed small: too little training for this word. **Structural** "
-        "failure: the drag, what the rest of the vocabulary adds, got worse while the loss fell.",
+        "failure: the drag, what the rest of the vocabulary adds, got worse while the loss fell. The order parameter "
+        "is signal plus drag, and positive where the prediction leans towards the right word. The embeddings' share "
+        "is how much of its change came from moved embeddings and not from the layers in between.",
         Table(head, rows),
     ]
-    advice = {f"{_outcome(o.verdict.outcome, o.verdict.modes)}: {o.verdict.advice}": None for o in audit.probes
-              if o.verdict is not None and o.verdict.advice}  # fmt: skip
+    verdicts = [o.verdict for o in audit.probes if o.verdict is not None and o.verdict.advice]
+    advice = {f"{outcome(verdict)}: {verdict.advice}": None for verdict in verdicts}
     if advice:
         blocks.append(Listing(list(advice)))
     if compared:
@@ -200,10 +162,6 @@ def _probes(audit: Audit) -> Section:
     return Section("Near-synonym probes", blocks)
 
 
-def _outcome(outcome: str, modes: tuple[str, ...]) -> str:
-    return f"failed: {' and '.join(modes) or 'unclassified'}" if outcome == "failed" else outcome
-
-
 def _forgetting(audit: Audit) -> Section:
     f = audit.forgetting
     assert f is not None
@@ -212,7 +170,7 @@ def _forgetting(audit: Audit) -> Section:
         return Section("General text", [Table([f"guard set {as_code(f.name)}, {f.tokens} tokens", "value"], rows)])
     rows = [
         ["loss (mean NLL, nats per token)", f"{_number(f.nll_before)} -> {_number(f.nll)}"],
-        ["KL(before || after), nats per token", f"{f.kl:.4f}"],
+        ["KL(before || after), nats per token", f"{f.kl:.2e}"],
         ["tokens whose first choice changed", _share(f.changed)],
     ]
     return Section("Forgetting", [
@@ -231,21 +189,26 @@ def _how(audit: Audit) -> Section:
     )  # fmt: skip
     some = f"{audit.rows} of {audit.total_rows} rows, spread evenly" if audit.rows < audit.total_rows else "all rows"
     trained = {
-        "yes": "trained on, as was said",
-        "no": "not trained on, as was said",
+        "yes": "trained on (as you or the configuration say)",
+        "no": "not trained on (as you or the configuration say)",
         "unknown": "whether they were trained on is not known (say it with `--trained yes` or `no`)",
     }[audit.trained]
     masks = ", ".join(f"{name} ({count} rows)" for name, count in audit.masks.items())
     items = [
         f"Rows: {some} of the set `{audit.set}`, {audit.silent.tokens} tokens; {trained}.",
         f"Which tokens count is known from: {masks}.",
-        f"Chat template: {audit.template}. Both models read the same token ids." if audit.before is not None
-        else f"Chat template: {audit.template}.",
+        f"Chat template: {_template(audit)}.{' Both models read the same token ids.' if audit.before else ''}",
         "Intervals are 95% bootstrap intervals over rows.",
         *audit.notes,
         f"Written by lightning-sft {metadata.version('lightning-sft')}; nothing was trained.",
     ]  # fmt: skip
     return Section("How this was read", [table, Listing(items)])
+
+
+def _template(audit: Audit) -> str:
+    """Return whose template the rows were read with."""
+    bare = {MaskFrom.ROW.value, MaskFrom.ROW_WITH_CONTROL_TOKENS.value}
+    return "none was used" if set(audit.masks) <= bare else audit.template
 
 
 def _words(audit: Audit) -> Section:

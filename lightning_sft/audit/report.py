@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 
-from lightning_sft.audit.page import sections, title
+from lightning_sft.audit.page import sections
 from lightning_sft.audit.render import to_html, to_markdown
 from lightning_sft.audit.result import Audit
+from lightning_sft.audit.summary import CONTEXTS, title
 from lightning_sft.errors import UserError
 from lightning_sft.files import new_folder, to_json, write_text
 
@@ -37,13 +37,13 @@ def write_report(audit: Audit, folder: Path) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    page = sections(audit)
-    lines = "".join(to_json(asdict(context)) + "\n" for context in audit.contexts)
+    page = sections(audit, folder)
+    lines = "".join(to_json(context.line()) + "\n" for context in audit.contexts)
     try:
         with new_folder(folder) as partial:
             write_text(partial / "audit.md", to_markdown(title(audit), page))
             write_text(partial / "audit.html", to_html(title(audit), page))
             write_text(partial / "audit.json", to_json(audit.as_dict(), indent=2) + "\n")
-            write_text(partial / "contexts.jsonl", lines)
+            write_text(partial / CONTEXTS, lines)
     except OSError as error:
         raise UserError(f"The folder {str(folder)!r} could not be written: {error}. Give another --output.") from error

@@ -51,37 +51,47 @@ class ReadModel:
 
 @dataclass(frozen=True)
 class Context:
-    """A token that is behind its competitor, and what stands before it.
+    """A token that is behind its competitor, and what stands before it: a probe, and the evidence for it.
 
     Attributes:
-        row: number of its row in the set.
-        context_ids: ids before it, all of them.
-        correct_id: the right token.
-        competitor_id: the model's first choice.
         context: the end of the context, as text.
         correct: the right token, as text.
         competitor: the competitor, as text.
         p_correct: probability of the right token.
         p_competitor: of the competitor.
-        nll: of the right token, nats.
-        p_correct_before: under the first model; None without one.
-        p_competitor_before: of the first model's own strongest competitor; None without one.
-        nll_before: None without a first model.
+        nll_start: NLL of the right token under the first model, nats; None without one.
+        nll: under the second.
+        p_correct_start: probability of the right token under the first model; None without one.
+        p_competitor_start: of the competitor under the first model; None without one.
+        set: of the data.
+        source: name of the row's source.
+        row: number of its row in the set.
+        position: its place in the row.
+        correct_id: the right token.
+        competitor_id: the competitor.
+        context_ids: ids before it, all of them.
     """
 
-    row: int
-    context_ids: list[int]
-    correct_id: int
-    competitor_id: int
     context: str
     correct: str
     competitor: str
     p_correct: float
     p_competitor: float
+    nll_start: float | None
     nll: float
-    p_correct_before: float | None = None
-    p_competitor_before: float | None = None
-    nll_before: float | None = None
+    p_correct_start: float | None
+    p_competitor_start: float | None
+    set: str
+    source: str
+    row: int
+    position: int
+    correct_id: int
+    competitor_id: int
+    context_ids: list[int]
+
+    def line(self) -> dict[str, Any]:
+        """Return the line of ``contexts.jsonl``."""
+        return {k: v for k, v in asdict(self).items() if k not in ("p_correct_start", "p_competitor_start")}
 
 
 @dataclass(frozen=True)
@@ -220,26 +230,25 @@ def worst_contexts(
     for token in worst(now, before, most, min_fall).tolist():
         ids = rows.context(token)
         correct, competitor = int(rows.targets[token]), int(now.competitor[token])
-        then: dict[str, float] = {}
-        if before is not None:
-            then = {
-                "p_correct_before": float(before.logp[token].exp()),
-                "p_competitor_before": float(before.competitor_logp[token].exp()),
-                "nll_before": -float(before.logp[token]),
-            }
         contexts.append(
             Context(
-                row=rows.number(token),
-                context_ids=ids,
-                correct_id=correct,
-                competitor_id=competitor,
                 context=_text(decode, ids[-TAIL:]),
                 correct=_text(decode, [correct]),
                 competitor=_text(decode, [competitor]),
                 p_correct=float(now.logp[token].exp()),
                 p_competitor=float(now.competitor_logp[token].exp()),
+                nll_start=None if before is None else -float(before.logp[token]),
                 nll=-float(now.logp[token]),
-                **then,
+                p_correct_start=None if before is None else float(before.logp[token].exp()),
+                # the same competitor in both, as these failed silently
+                p_competitor_start=None if before is None else float(before.competitor_logp[token].exp()),
+                set=rows.what,
+                source=rows.source_name(token),
+                row=rows.number(token),
+                position=len(ids),
+                correct_id=correct,
+                competitor_id=competitor,
+                context_ids=ids,
             )
         )
     return contexts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from lightning_sft.data import SFTDataModule
 from lightning_sft.data.batches.collate import Collator
 from lightning_sft.data.encoding.tokenizer import pad_token_id
-from lightning_sft.data.storage.dataset import SetReport
+from lightning_sft.data.storage.dataset import Row, SetReport
 from lightning_sft.errors import UserError
 
 What = Literal["train", "val", "test"]
@@ -48,7 +49,7 @@ class AuditRows:
         total = len(self._dataset)
         count = total if most is None else min(most, total)
         self.chosen = np.unique(np.linspace(0, total - 1, count).round().astype(np.int64))
-        counts = [int(self._dataset[i].trained[1:].sum()) for i in self.chosen]
+        counts = [int(self[i].trained[1:].sum()) for i in range(len(self.chosen))]
         self.first: NDArray[np.int64] = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         if not self.first[-1]:
             raise UserError(
@@ -56,9 +57,21 @@ class AuditRows:
                 "which nothing predicts. Give rows with an answer behind a prompt."
             )
         self.row = torch.from_numpy(np.repeat(np.arange(len(self.chosen)), counts))
-        rows = [self._dataset[i] for i in self.chosen]
+        rows = [self[i] for i in range(len(self.chosen))]
         self.targets = torch.from_numpy(np.concatenate([r.ids[1:][r.trained[1:]] for r in rows]).astype(np.int64))
         self.source = torch.from_numpy(np.repeat(self._dataset.sources[self.chosen], counts))
+
+    def __getitem__(self, index: int) -> Row:
+        """Return one of the chosen rows; what training pushes the model away from, or leaves out, does not count."""
+        row = self._dataset[int(self.chosen[index])]
+        if row.weights is None:
+            return row
+        return replace(row, trained=row.trained & (row.weights > 0), weights=None)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return int(self._dataset.lengths[self.chosen].max())
 
     @property
     def total(self) -> int:
@@ -88,15 +101,14 @@ class AuditRows:
         while order:
             size = max(1, positions // int(lengths[order[0]]))
             rows, order = order[:size], order[size:]
-            batch = collate([self._dataset[int(self.chosen[i])] for i in rows])
-            batch.pop("loss_weight", None)  # every token counts once here
+            batch = collate([self[i] for i in rows])
             places = [torch.arange(int(self.first[i]), int(self.first[i + 1])) for i in rows]
             yield torch.cat(places), batch
 
     def context(self, token: int) -> list[int]:
         """Return the ids before a token, all of them."""
         at = int(self.row[token])
-        row = self._dataset[int(self.chosen[at])]
+        row = self[at]
         places = np.flatnonzero(row.trained[1:]) + 1
         ids: list[int] = row.ids[: int(places[token - int(self.first[at])])].tolist()
         return ids
@@ -104,3 +116,7 @@ class AuditRows:
     def number(self, token: int) -> int:
         """Return the number of a token's row in its set."""
         return int(self.chosen[int(self.row[token])])
+
+    def source_name(self, token: int) -> str:
+        """Return the name of a token's source."""
+        return self.source_names[int(self.source[token])]

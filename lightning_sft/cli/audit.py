@@ -6,16 +6,17 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
 from lightning_sft.audit.audit import AuditSettings, audit
-from lightning_sft.audit.page import in_short
 from lightning_sft.audit.report import new_place, write_report
 from lightning_sft.audit.result import Trained
 from lightning_sft.audit.rows import What
-from lightning_sft.cli.lightning_cli import SFTCLI
+from lightning_sft.audit.summary import in_short
+from lightning_sft.checkpoints.runs import find_checkpoint
+from lightning_sft.cli import run_folders
+from lightning_sft.cli.settings import SettingsCLI
 from lightning_sft.data import SFTDataModule
 from lightning_sft.errors import UserError
 from lightning_sft.models.finished import FoundModel, find_finished
@@ -25,18 +26,21 @@ TOO_MANY = 3
 Precision = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
 
-class _AuditCLI(SFTCLI):
+class _AuditCLI(SettingsCLI):
     """The settings of ``fit``, of which those of ``data`` count, so that a run's own configuration can be given."""
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+
         def add(name: str, kind: Any, default: Any, text: str) -> None:
             parser.add_argument(f"--{name}", type=kind, default=default, help=text)
 
-        where = "a folder or hub name of a model or an adapter, a checkpoint, a GGUF file or pkg://..."
+        where = "a folder or hub name of a model or an adapter, a checkpoint, last, best, a GGUF file or pkg://..."
         add("after", str | None, None, f"the model to audit: {where}")
         add("before", str | None, None, "what it began as, in the same ways; without it the model is read alone")
         add("base", str | None, None, "what adapters and checkpoints stand on, in place of what they name")
+        add("tokenizer", str | None, None, "tokenizer of both models, where their folders have none")
         add("set", What | None, None, "which set of the data: test for --data FILE, else val, test or train")
         add("trained", Trained | None, None, "whether those rows were trained on; known of the sets of a configuration")
         add("rows", int | None, 1000, "the most rows to read, spread evenly; null reads all")
@@ -51,10 +55,6 @@ class _AuditCLI(SFTCLI):
         add("output", str | None, None, "folder to write; it must not exist yet. Default: audit, or audit-2 and so on")
         add("fail_above", float | None, None, f"exit with status {TOO_MANY} if the share of silent failures (without "
             "--before: the excess) is above this")  # fmt: skip
-
-    @override
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        return None  # type: ignore[return-value]  # nothing is run by it
 
 
 def main(arguments: list[str]) -> None:
@@ -137,9 +137,17 @@ def _choose_set(asked: What | None, data: SFTDataModule) -> tuple[What, Trained]
 
 def _find(name: str, config: Any) -> FoundModel:
     """Find a model; ``--base`` is for those that stand on something."""
+    if name in ("last", "best"):
+        trainer = config.trainer
+        name = str(find_checkpoint(name, run_folders.roots(trainer), run_folders.checkpoint_folders(trainer)))
     path = Path(name).expanduser()
     stands = (path.is_file() and path.suffix != ".gguf") or any(
         (path / file).is_file() for file in (".metadata", "adapter_config.json")
     )
-    base = config.base if stands else None
-    return find_finished(name, base=base, dtype=config.dtype, trust_remote_code=config.model.trust_remote_code)
+    return find_finished(
+        name,
+        base=config.base if stands else None,
+        tokenizer=config.tokenizer,
+        dtype=config.dtype,
+        trust_remote_code=config.model.trust_remote_code,
+    )
