@@ -9,6 +9,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from lightning_sft.audit.agreement import check_ids, check_order, check_positions, check_vocabularies, choose_template
 from lightning_sft.audit.guard import FirstReading, GuardSet, read_forgetting, read_guard
 from lightning_sft.audit.probing import FirstRows, compare_probes, pass_probes
@@ -25,6 +27,7 @@ from lightning_sft.audit.rows import AuditRows, What
 from lightning_sft.audit.tokens import TokenPass, read_tokens
 from lightning_sft.data import SFTDataModule
 from lightning_sft.data.progress import progress
+from lightning_sft.errors import UserError
 from lightning_sft.metrics.silent import read_silent
 from lightning_sft.models.access import input_embeddings
 from lightning_sft.models.finished import FinishedModel, FoundModel
@@ -83,12 +86,12 @@ def audit(
         UserError: models that cannot be compared, or rows of which none can be read.
     """
     settings = settings or AuditSettings()
-    tokenizer = after.tokenizer_settings.load()
+    tokenizer = _tokenizer(after)
     notes = []
     first = None
     if before is not None:
         check_order(before, after)
-        first = before.tokenizer_settings.load()
+        first = _tokenizer(before)
         notes += [note for note in [check_vocabularies(first, tokenizer)] if note]
     chosen = choose_template(first, tokenizer, settings.chat_template)
     tokenizer.chat_template = chosen.template
@@ -97,6 +100,13 @@ def audit(
     encoded = None if settings.probes is None else encode_probes(load_probes(settings.probes), tokenizer)
     work = _Work(rows, guard, encoded, settings, say)
     return work.run(before, after, notes, chosen.whose)
+
+
+def _tokenizer(found: FoundModel) -> PreTrainedTokenizerBase:
+    try:
+        return found.tokenizer_settings.load()
+    except UserError as error:
+        raise UserError(f"{error} Where a model was saved without its tokenizer, name one with --tokenizer.") from error
 
 
 class _Work:

@@ -92,11 +92,12 @@ def _html(block: Block) -> str:
 
 
 def _inline(text: str) -> str:
-    """Return text with what stands between backticks, or between two stars, marked."""
-    marked = re.sub(
-        r"(`+)(?: (.+?) |(.+?))\1", lambda m: f"<code>{m[2] or m[3]}</code>", html.escape(text, quote=False)
-    )
-    return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", marked)
+    """Return text with what stands between backticks, and outside of them between two stars, marked."""
+    # text, fence, code, text, fence, code, ..., text
+    parts = re.split(r"(`+)((?:(?!\1).)+)\1", html.escape(text, quote=False))
+    plain = [re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", part) for part in parts[::3]]
+    codes = [f"<code>{re.sub('^ (.*) $', lambda m: m[1], part)}</code>" for part in parts[2::3]]
+    return "".join(piece for pair in zip(plain, [*codes, ""], strict=True) for piece in pair)
 
 
 def as_code(text: str) -> str:

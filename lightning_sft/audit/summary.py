@@ -83,7 +83,7 @@ def _loss(audit: Audit) -> str:
     figures = f"mean NLL {r.nll_before:.3f} -> {r.nll:.3f} nats per token"
     if math.isnan(change):
         return f"Loss: {figures}."
-    what = "fell" if change < 0 else "did not fall"
+    what = "fell" if change < 0 else "rose"
     interval = ""
     if not math.isnan(low):
         interval = f", 95% interval {low:+.3f} to {high:+.3f}"

@@ -58,6 +58,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.fixture(scope="module")
+def lora_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last checkpoint of a run of the command line."""
+    return train(tmp_path_factory.mktemp("run"), "tied")
+
+
 def run(place: Path, *arguments: str, output: str = "out") -> dict[str, Any]:
     """Audit as the command line does, and return the JSON."""
     rows = f"--data={place / 'rows.jsonl'}"
@@ -102,16 +108,26 @@ def test_figures_are_those_of_an_independent_computation(name: str, together: bo
     assert len(found["contexts"]) == failed.sum()
 
 
-def test_a_checkpoint_of_ours(place: Path, tmp_path: Path) -> None:
-    checkpoint = train(tmp_path / "run", "tied")
-    base = tmp_path / "run/model"
-    found = run(place, f"--before={base}", f"--after={checkpoint}")
+def test_a_checkpoint_of_ours(place: Path, lora_run: Path) -> None:
+    base = lora_run.parents[3] / "model"
+    found = run(place, f"--before={base}", f"--after={lora_run}")
     rows = encoded(place / "rows.jsonl", AutoTokenizer.from_pretrained(base))
     before = said(AutoModelForCausalLM.from_pretrained(base), rows)
-    now = said(merged_by_hand(checkpoint, base), rows)
+    now = said(merged_by_hand(lora_run, base), rows)
     for key, value in expected_numbers(before, now).items():
         assert found["silent"][key] == pytest.approx(value, abs=1e-4, nan_ok=True), key
     assert (found["after"]["base"], found["after"]["step"]) == (str(base), 4)
+
+
+def test_a_runs_own_configuration(lora_run: Path) -> None:
+    config, base = lora_run.parents[1] / "config.yaml", lora_run.parents[3] / "model"
+    pair = [f"--before={base}", "--after=last", "--guard=none", "--device=cpu", "--output=out"]
+    main(["audit", f"--config={config}", *pair])
+    found = json.loads(Path("out/audit.json").read_text())
+    assert (found["set"], found["rows"], found["trained"], found["after"]["step"]) == ("val", 4, "no", 4)
+    summary = torch.load(lora_run, weights_only=True)["callbacks"]["RunSummary"]
+    assert found["silent"]["nll"] == pytest.approx(summary["after"]["val/nll"], abs=1e-4)
+    assert found["silent"]["outranked"] == pytest.approx(1 - summary["after"]["val/token_accuracy"], abs=1e-6)
 
 
 def order_by_hand(model: torch.nn.Module, rows: torch.Tensor, probe: dict[str, Any], tokenizer: Any) -> float:
@@ -316,7 +332,24 @@ def test_tokens_that_were_added_after_the_first_model(
     assert "'<|7|>'" in message
 
 
-def test_the_wrong_way_round(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_a_tokenizer(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load(place, "tuned").save_pretrained(tmp_path / "bare")
+    bare = f"--after={tmp_path / 'bare'}"
+    assert "--tokenizer" in refused(place, capsys, bare)
+    assert run(place, bare, f"--tokenizer={place / 'base'}", "--guard=none")["silent"]["tokens"] == 80
+
+
+def test_tokens_that_are_not_trained_towards_do_not_count(place: Path) -> None:
+    rows = [json.loads(line) for line in (place / "rows.jsonl").read_text().splitlines()]
+    for row in rows[:6]:
+        row["weight"] = -1.0
+    Path("weighted.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = run(place, f"--after={place / 'tuned'}", "--data=weighted.jsonl", "--guard=none", "--top=1000")
+    assert found["silent"]["rows"] == 10
+    assert min(context["row"] for context in found["contexts"]) >= 6
+
+
+def test_the_wrong_way_round(place: Path, lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = refused(place, capsys, f"--before={place / 'adapter'}", f"--after={place / 'base'}")
     assert "was made from" in message
     for step in (100, 200):
@@ -324,10 +357,9 @@ def test_the_wrong_way_round(place: Path, tmp_path: Path, capsys: pytest.Capture
         (tmp_path / f"checkpoint-{step}/trainer_state.json").write_text(json.dumps({"global_step": step}))
     message = refused(place, capsys, "--before=checkpoint-200", "--after=checkpoint-100")
     assert "at step 200, which is newer than 'checkpoint-100' at step 100" in message
-    checkpoint = train(tmp_path / "run", "tied")
-    content = torch.load(checkpoint, weights_only=True)
+    content = torch.load(lora_run, weights_only=True)
     torch.save({**content, "global_step": 2}, tmp_path / "earlier.ckpt")
-    assert "is newer than" in refused(place, capsys, f"--before={checkpoint}", "--after=earlier.ckpt")
+    assert "is newer than" in refused(place, capsys, f"--before={lora_run}", "--after=earlier.ckpt")
 
 
 @pytest.mark.parametrize(
