@@ -12,3 +12,21 @@ class UserError(ValueError):
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its class's name: other libraries' messages run over pages."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def require_log_name(name: object, whose: str) -> None:
+    """Raise unless a name can be a part of log keys: printable text without ``/``, and without space around it.
+
+    Args:
+        name: of a set, as the user gave it.
+        whose: what has that name, for the message.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if isinstance(name, str) and name and name == name.strip() and name.isprintable() and "/" not in name:
+        return
+    raise UserError(
+        f"{whose} has a set named {name!r}, and a name is part of log keys. Allowed: text without '/', line breaks and "
+        "space around it; quote what YAML takes for a number or a truth value."
+    )

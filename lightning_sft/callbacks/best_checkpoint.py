@@ -16,6 +16,7 @@ from lightning_sft._lightning import callbacks_of
 from lightning_sft.callbacks.bounds import Bound
 from lightning_sft.callbacks.drift import READINGS, DriftMonitor
 from lightning_sft.errors import UserError
+from lightning_sft.metrics.sets import ALWAYS
 
 #: a start of less is rounding, as a KL divergence from the start itself
 _NOTHING = 1e-6
@@ -101,7 +102,8 @@ class BestCheckpoint(ModelCheckpoint):
         super().on_fit_start(trainer, pl_module)
         monitors = [c for c in callbacks_of(trainer) if isinstance(c, DriftMonitor)]
         guarded = [name for monitor in monitors for name in monitor.texts]
-        sets = getattr(getattr(trainer, "datamodule", None), "named_sets", {}).get("val", [])
+        named = getattr(getattr(trainer, "datamodule", None), "named_sets", None)
+        sets = [] if named is None else named.get("val", [])
         for key in self._keys:
             stage, _, rest = key.partition("/")
             name, _, reading = rest.rpartition("/")
@@ -110,6 +112,12 @@ class BestCheckpoint(ModelCheckpoint):
                 raise UserError(
                     f"BestCheckpoint reads {key!r}, which no DriftMonitor of this run logs. "
                     + (f"Logged are: {', '.join(known)}." if known else "Add the callback DriftMonitor.")
+                )
+            ours = named is not None and hasattr(pl_module, "unread") and reading in ALWAYS
+            if stage == "val" and name and ours and name not in [s.name for s in sets]:
+                raise UserError(
+                    f"BestCheckpoint reads {key!r}, and data.val has no set {name!r}. Its sets: "
+                    f"{', '.join(repr(s.name) for s in sets) or 'none, as it is no mapping'}."
                 )
             waits = next((s for s in sets if s.every > 1 and key.startswith(f"val/{s.name}/")), None)
             if waits is not None:
@@ -178,7 +186,7 @@ class BestCheckpoint(ModelCheckpoint):
                 what = "monitors" if key == self.monitor else "is subject to"
                 raise UserError(
                     f"BestCheckpoint {what} {key!r}, which this validation did not log. Logged are: "
-                    f"{', '.join(sorted(k for k in logged if not k.startswith('train/')))}."
+                    f"{', '.join(sorted(k for k in logged if not k.startswith(('train/', 'perf/'))))}."
                 )
 
     def _judge(self, trainer: Trainer, values: dict[str, float]) -> None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lightning_sft._lightning import data_parallel_size_and_rank
-from lightning_sft.errors import UserError
+from lightning_sft.errors import UserError, require_log_name
 from lightning_sft.guard.texts import GENERAL, GuardBatch, encode_texts, load_texts
 from lightning_sft.metrics.drift import StoredDistribution, kl_divergence, kl_lower_bound, log_probabilities, store
 from lightning_sft.metrics.wide import wide, wide_device
@@ -84,8 +84,7 @@ class DriftMonitor(Callback):
         if not sets:
             raise UserError("DriftMonitor got no guard set. Give at least one, such as {general: general}.")
         for name in sets:
-            if not name or "/" in name or name != name.strip():
-                raise UserError(f"The guard set {name!r} cannot be part of a log key. Give it a name without '/'.")
+            require_log_name(name, "DriftMonitor")
         for setting, value in (("top_k", top_k), ("max_length", max_length - 1), ("positions", positions)):
             if value < 1:
                 raise UserError(f"DriftMonitor got {setting}={value}. Allowed: 1 or more (max_length: 2 or more).")

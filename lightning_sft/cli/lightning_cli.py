@@ -25,6 +25,7 @@ from lightning_sft.checkpoints import runs
 from lightning_sft.checkpoints.slurm import slurm_job
 from lightning_sft.cli import run_folders
 from lightning_sft.cli.classes import OURS, Classes, choose_classes, with_classes
+from lightning_sft.cli.duplicates import refuse_duplicates
 from lightning_sft.cli.parser_errors import explain
 from lightning_sft.errors import UserError
 from lightning_sft.files import write_text
@@ -94,6 +95,7 @@ class SFTCLI(ConfigurationWins, LightningCLI):
     def __init__(self, args: ArgsType = None, **kwargs: Any) -> None:
         self._new_folders: list[Path] = []
         self._verb = args[0] if isinstance(args, list) and args else None
+        refuse_duplicates(args if isinstance(args, list) else [])
         classes, args = choose_classes(args) if isinstance(args, list) else (OURS, args)
         self._data_is_ours = classes["data"] is OURS["data"]
         self._folder: Path | None = None

@@ -17,7 +17,7 @@ from lightning_sft.data.reading.conversation import STRICT, Rules
 from lightning_sft.data.reading.settings import as_sources
 from lightning_sft.data.reading.sources import DataSource
 from lightning_sft.data.types import PADDING
-from lightning_sft.errors import UserError
+from lightning_sft.errors import UserError, require_log_name
 
 
 @dataclass
@@ -66,8 +66,7 @@ def as_sets(value: Sets, what: str, rules: Rules = STRICT) -> tuple[list[DataSou
     sources: list[DataSource] = []
     sets: list[EvaluationSet] = []
     for name, given in value.items():
-        if not isinstance(name, str) or not name.strip() or name != name.strip() or "/" in name:
-            raise UserError(f"data.{what} has a set named {name!r}. A name is part of log keys: give text without '/'.")
+        require_log_name(name, f"data.{what}")
         chosen = given if isinstance(given, NamedSet) else NamedSet(given)
         if isinstance(given, Mapping):
             chosen = _from_mapping(given, what, name)

@@ -14,6 +14,8 @@ from lightning_sft.scores import TokenScores
 
 _TOKEN_SUMS = ("tokens", "loss", "nll", "p", "hits")
 _ANSWER_SUMS = ("answers", "exact")
+#: averages that every set with a token has
+ALWAYS = ("loss", "nll", "perplexity", "token_accuracy", "mean_p")
 
 
 class SetAverages(WideMetric):

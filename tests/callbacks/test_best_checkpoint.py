@@ -223,6 +223,8 @@ def test_a_named_set_of_every_fourth_validation(toy_folder, tmp_path):
     never = BestCheckpoint(subject_to={"val/slow/nl": 3})
     with pytest.raises(UserError, match="is subject to 'val/slow/nl'"):
         fit_ours(toy_folder, data, [never], max_steps=9, enable_checkpointing=True)
+    with pytest.raises(UserError, match=r"'val/fats/nll', and data\.val has no set 'fats'\. Its sets: 'fast', 'slow'"):
+        fit_ours(toy_folder, data, [BestCheckpoint(subject_to={"val/fats/nll": 3})], enable_checkpointing=True)
 
 
 def test_best_on_the_command_line(toy_folder, tmp_path, capsys):
