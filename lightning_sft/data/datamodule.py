@@ -24,7 +24,7 @@ from lightning_sft.data.encoding.trace import OnDroppedReasoning
 from lightning_sft.data.encoding.truncate import Truncation
 from lightning_sft.data.encoding.weights import LossWeights
 from lightning_sft.data.library import SetLibrary
-from lightning_sft.data.named import Sets, read_settings, set_sampler
+from lightning_sft.data.named import Sets, read_settings, set_sampler, skipped_sources
 from lightning_sft.data.prompts import Answered, prompts
 from lightning_sft.data.reading.conversation import OnRepeatedRole, OnUnanswered, Rules
 from lightning_sft.data.reading.sources import DataSource
@@ -287,12 +287,13 @@ class SFTDataModule(LightningDataModule):
     def generation_rows(self, stage: Answered, limit: int | None = None) -> list[GenerationRow]:
         """Return rows of a set as prompts to answer, at most ``limit``, spread evenly over the set and its sources.
 
-        Rows of plain text have no prompt and are left out.
+        Rows of plain text have no prompt and are left out, and so are sets that the validation under way does not read.
         """
         if stage not in self.sets:
             return []
         assert self._encoder is not None
-        return prompts(self.sets[stage], self._encoder, stage, limit)
+        skipped = skipped_sources(self.named_sets.get(stage, []), self.trainer)
+        return prompts(self.sets[stage], self._encoder, stage, limit, skipped)
 
     def score(self, row: GenerationRow, answer: str) -> float | None:
         """Return the score of an answer, 0 to 1; None where the row's source has no scorer."""

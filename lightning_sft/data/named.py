@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -167,6 +168,11 @@ class SetSampler(DistributedSampler[int]):
         return -(-len(self.sources) // self.num_replicas)
 
 
+def skipped_sources(sets: Sequence[EvaluationSet], trainer: Trainer | None) -> list[int]:
+    """Return the sources of the sets that are not read by the evaluation under way."""
+    return [source for s, read in zip(sets, read_now(sets, trainer), strict=True) if not read for source in s.sources]
+
+
 def set_sampler(
     sets: Sequence[EvaluationSet], sources: NDArray[np.int64], trainer: Trainer | None
 ) -> SetSampler | None:
@@ -179,9 +185,5 @@ def set_sampler(
     """
     if all(s.every == 1 for s in sets):
         return None
-
-    def skipped() -> list[int]:
-        pairs = zip(sets, read_now(sets, trainer), strict=True)
-        return [source for s, read in pairs if not read for source in s.sources]
-
+    skipped = partial(skipped_sources, sets, trainer)
     return SetSampler(sources, *data_parallel_size_and_rank(trainer), skipped)

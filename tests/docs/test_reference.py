@@ -37,7 +37,7 @@ FORMS = re.compile(r"^(order|synonyms)/(?:(?:control|train|test|first|last|three
 BY_NAME = {
     *("val/<set>/...", "test/<set>/...", "train/source/<name>/nll", "train/source/<name>/token_share"),
     *("train/router_loss", "train/adapter_loss"),
-    *("val/pass_at_<k>", "test/pass_at_<k>"),
+    *("val/pass_at_<k>", "test/pass_at_<k>", "val/sampled_pass_at_<k>", "test/sampled_pass_at_<k>"),
     *("capability/special/...", "capability/end/...", "capability/source/<name>/..."),
 }
 

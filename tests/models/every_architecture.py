@@ -23,8 +23,8 @@ from torch.nn.functional import cross_entropy
 
 from lightning_sft.errors import UserError, first_line
 from lightning_sft.models.access import find_causal_lm, text_config
+from lightning_sft.models.answering import find_answering
 from lightning_sft.models.build import ModelSettings, build_scorer
-from lightning_sft.models.generation import find_answering
 from lightning_sft.models.proofs import prove_documents_apart
 from lightning_sft.models.router import router_coefficient
 from lightning_sft.models.small_copy import CopyFailed, small_copy
