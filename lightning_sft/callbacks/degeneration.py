@@ -10,7 +10,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_sft.metrics.degeneration import AnswerHealth, LossTrend, implausible
-from lightning_sft.metrics.wide import wide_device
 from lightning_sft.scores import TokenScores
 
 
@@ -51,7 +50,7 @@ class DegenerationGuard:
 
     def warn(self, trainer: Trainer, module: LightningModule) -> None:
         """Say what is wrong after a validation of a fit, once the module has logged its loss; a collective."""
-        own = self._trend.sums(wide_device(module.device))
+        own = self._trend.sums(module.device)
         total = trainer.strategy.reduce(own, reduce_op="sum")
         assert isinstance(total, Tensor)
         first, first_tokens, last, last_tokens = total.tolist()

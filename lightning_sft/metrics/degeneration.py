@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_sft.metrics.wide import wide
+
 #: rise of the share of repeated 4-grams, and fall of the share of answers that end, which no noise of 8 answers makes
 REPEATS, STOPS = 0.25, 0.5
 #: share of the entropy of a uniform guess above which a model guesses; a pretrained one has 0.2 or less in its answers
@@ -100,9 +102,13 @@ class LossTrend:
         self._last.append(sums)
 
     def sums(self, device: torch.device | str) -> Tensor:
-        """Return sum and tokens of the first micro-batches, and of the last, (4,), float64, to be added over ranks."""
+        """Return sum and tokens of the first micro-batches, and of the last, (4,), float64, to be added over ranks.
+
+        Args:
+            device: of the module; the sums are on the one where its float64 sums are kept.
+        """
         parts = [torch.stack(list(some)).sum(0) if some else torch.zeros(2) for some in (self._first, self._last)]
-        return torch.cat([part.to(device, torch.float64) for part in parts])
+        return wide(torch.cat([part.to(device) for part in parts]))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the first losses, as plain data."""

@@ -54,7 +54,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> NoFloat64:
 
     monkeypatch.setattr(WideMetric, "__init__", made_on_the_cpu)
     rooms = ("metrics.sets", "metrics.answers", "training.accumulation", "metrics.synonyms", "metrics.silent")
-    for user in (*rooms, "probes.watched_set"):
+    for user in (*rooms, "metrics.degeneration", "probes.watched_set"):
         monkeypatch.setattr(f"lightning_sft.{user}.wide", moved)
     return mode
 
