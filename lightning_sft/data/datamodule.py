@@ -285,13 +285,9 @@ class SFTDataModule(LightningDataModule):
         )
 
     def generation_rows(self, stage: Answered, limit: int | None = None) -> list[GenerationRow]:
-        """Return rows of a set as prompts to answer, at most ``limit``, spread evenly over the set and its sources.
-
-        Rows of plain text have no prompt and are left out, and so are sets that the validation under way does not read.
-        """
-        if stage not in self.sets:
+        """Return prompts to answer, at most ``limit``, evenly from the sets that are read now; plain text has none."""
+        if stage not in self.sets or self._encoder is None:
             return []
-        assert self._encoder is not None
         skipped = skipped_sources(self.named_sets.get(stage, []), self.trainer)
         return prompts(self.sets[stage], self._encoder, stage, limit, skipped)
 
