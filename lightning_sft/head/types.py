@@ -69,7 +69,7 @@ class HeadOutput:
         losses: the losses, (tokens,), times their weights, detached.
         scores: the scores, detached, with ``is_top1`` and without rows of logits.
         trouble: tells whether a loss is not finite, which, and why; None where nobody has looked.
-        extra_losses: losses of the micro-batch as a whole by name, scalars with their graph, such as the load-balancing
+        model_losses: losses of the micro-batch as a whole by name, scalars with their graph, such as the load-balancing
             loss of a mixture of experts; they belong to its mean loss, and ``loss_sum`` does not hold them.
     """
 
@@ -77,4 +77,4 @@ class HeadOutput:
     losses: Tensor
     scores: TokenScores
     trouble: Trouble | None = None
-    extra_losses: dict[str, Tensor] = field(default_factory=dict)
+    model_losses: dict[str, Tensor] = field(default_factory=dict)

@@ -121,7 +121,7 @@ class TokenScorer(nn.Module):
             output = reference_from_logits(
                 logits, HeadInput(logits, **facts), objective, reference_logits, strict=False
             )
-            return self._with_extra_losses(output, extra)
+            return self._with_model_losses(output, extra)
         with self._reference_model() if compares else contextlib.nullcontext() as model:
             if model is not None:
                 # taken here, as a snapshot's rows change places with the model's own afterwards
@@ -130,7 +130,7 @@ class TokenScorer(nn.Module):
         hidden = self._hidden(causal_lm, batch, at, extra)
         fused = fused_head(HeadInput(hidden, **facts), unembedding(causal_lm), objective, strict=False)
         assert isinstance(fused, HeadOutput)
-        return self._with_extra_losses(fused, extra)
+        return self._with_model_losses(fused, extra)
 
     @contextlib.contextmanager
     def _reference_model(self) -> Iterator[PreTrainedModel]:
@@ -188,14 +188,14 @@ class TokenScorer(nn.Module):
     def _wants_router_loss(self) -> bool:
         return self.training and self.router_coefficient is not None
 
-    def _with_extra_losses(self, output: HeadOutput, extra: dict[str, Tensor]) -> HeadOutput:
+    def _with_model_losses(self, output: HeadOutput, extra: dict[str, Tensor]) -> HeadOutput:
         """Add what router and adapter cost beside the tokens; in training alone."""
         if "router_loss" in extra and self.router_coefficient is not None:
             extra["router_loss"] = self.router_coefficient * extra["router_loss"].to(output.loss_sum)
         of_adapter = adapter_loss(self.model) if self.training else None
         if of_adapter is not None:
             extra["adapter_loss"] = of_adapter.to(output.loss_sum)
-        return replace(output, extra_losses=extra) if extra else output
+        return replace(output, model_losses=extra) if extra else output
 
 
 def _share_of_sequence(row: Tensor, weight: Tensor | None, positions: int) -> Tensor:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_sft.objectives.base import Objective
-from lightning_sft.objectives.checks import in_range
-from lightning_sft.objectives.quantile import counts, largest_from
+from lightning_sft.objectives.lag_selection import LagSelection
 from lightning_sft.scores import TokenScores
 
 
-class Rho1(Objective):
+class Rho1(LagSelection):
     """Selective modelling: NLL on the tokens where the model lags behind a reference model the most.
 
     Formula:
@@ -37,52 +32,21 @@ class Rho1(Objective):
         UserError: ``fraction`` is out of range, or (at start) the run has no reference model.
     """
 
-    reference = "logp"
-    threshold: Tensor
-
     def __init__(self, fraction: float = 0.6) -> None:
-        super().__init__()
-        self.fraction = in_range(self, "fraction", fraction, 0, 1, open_low=True, open_high=True)
-        # nan until seeded: every token is kept then, which is NLL
-        self.register_buffer("threshold", torch.tensor(math.nan))
-
-    def _excess(self, scores: TokenScores) -> Tensor:
-        return scores.require("reference_logp").to(scores.logp.dtype) - scores.logp.detach()
+        super().__init__(fraction)
 
     @override
-    def forward(self, scores: TokenScores) -> Tensor:
-        return torch.where(self.kept(scores), -scores.logp, 0.0)
+    def lags(self, scores: TokenScores) -> Tensor:
+        return self.token_lags(scores)
+
+    @override
+    def stays(self, total: Tensor) -> Tensor:
+        return (self.fraction * total).ceil()
 
     @override
     def kept(self, scores: TokenScores) -> Tensor:
-        return ~(self._excess(scores) < self.threshold)
+        return ~(self.token_lags(scores) < self.threshold)
 
     @override
     def mask(self) -> str:
         return f"the {self.fraction:g} of the tokens with the largest log p_ref - log p"
-
-    @override
-    def statistics(self, scores: TokenScores) -> dict[str, Tensor]:
-        return {"tokens": counts(self._excess(scores))}
-
-    @override
-    def needs_seed(self) -> bool:
-        return bool(self.threshold.isnan())
-
-    @override
-    def seed(self, sums: dict[str, Tensor]) -> None:
-        total = sums["tokens"].sum()
-        if total:  # a step without a supervised token says nothing
-            self.threshold.fill_(largest_from(sums["tokens"], (self.fraction * total).ceil()))
-
-    @override
-    def update(self, sums: dict[str, Tensor]) -> None:
-        self.seed(sums)
-
-    @override
-    def logged(self) -> dict[str, Tensor | float]:
-        return {"threshold": self.threshold}
-
-    @override
-    def extra_repr(self) -> str:
-        return f"fraction={self.fraction}"

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_sft.objectives.base import Objective
-from lightning_sft.objectives.checks import in_range
-from lightning_sft.objectives.quantile import counts, largest_from
+from lightning_sft.objectives.lag_selection import LagSelection
 from lightning_sft.objectives.sequences import sequence_means
 from lightning_sft.scores import TokenScores
 
 
-class TailSFT(Objective):
+class TailSFT(LagSelection):
     """NLL without the sequences whose loss has dropped the furthest below where the reference model has it.
 
     Formula:
@@ -42,55 +37,26 @@ class TailSFT(Objective):
     """
 
     reads = "batch"
-    reference = "logp"
-    threshold: Tensor
 
     def __init__(self, fraction: float = 0.5) -> None:
-        super().__init__()
-        self.fraction = in_range(self, "fraction", fraction, 0, 1, open_low=True, open_high=True)
-        # nan until seeded: every sequence is kept then, which is NLL
-        self.register_buffer("threshold", torch.tensor(math.nan))
-
-    def _lags(self, scores: TokenScores) -> tuple[Tensor, Tensor]:
-        lag = scores.require("reference_logp").to(scores.logp.dtype) - scores.logp.detach()
-        return sequence_means(lag, scores.require("row"))
+        super().__init__(fraction)
 
     @override
-    def forward(self, scores: TokenScores) -> Tensor:
-        return torch.where(self.kept(scores), -scores.logp, 0.0)
+    def lags(self, scores: TokenScores) -> Tensor:
+        return self._of_sequences(scores)[0]
+
+    @override
+    def stays(self, total: Tensor) -> Tensor:
+        return total - (self.fraction * total).floor()
 
     @override
     def kept(self, scores: TokenScores) -> Tensor:
-        lags, place = self._lags(scores)
+        lags, place = self._of_sequences(scores)
         return ~(lags < self.threshold)[place]
 
     @override
     def mask(self) -> str:
         return f"all but the {self.fraction:g} of the sequences that gained most on the reference"
 
-    @override
-    def statistics(self, scores: TokenScores) -> dict[str, Tensor]:
-        return {"sequences": counts(self._lags(scores)[0])}
-
-    @override
-    def needs_seed(self) -> bool:
-        return bool(self.threshold.isnan())
-
-    @override
-    def seed(self, sums: dict[str, Tensor]) -> None:
-        total = sums["sequences"].sum()
-        if total:  # a step without a supervised token says nothing
-            stays = total - (self.fraction * total).floor()
-            self.threshold.fill_(largest_from(sums["sequences"], stays))
-
-    @override
-    def update(self, sums: dict[str, Tensor]) -> None:
-        self.seed(sums)
-
-    @override
-    def logged(self) -> dict[str, Tensor | float]:
-        return {"threshold": self.threshold}
-
-    @override
-    def extra_repr(self) -> str:
-        return f"fraction={self.fraction}"
+    def _of_sequences(self, scores: TokenScores) -> tuple[Tensor, Tensor]:
+        return sequence_means(self.token_lags(scores), scores.require("row"))

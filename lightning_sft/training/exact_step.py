@@ -67,7 +67,7 @@ class ExactSteps:
         sources = start.number_of_sources(trainer)
         if sources > 1:
             sums |= sums_by_source(output.scores, sources)
-        loss_sum = with_extra_losses(output, sums, self.accumulator.denominator)
+        loss_sum = with_model_losses(output, sums, self.accumulator.denominator)
         self.accumulator.add_sums(sums)
         factor = self._close(trainer) if adapter_of(trainer).scales_loss else 1.0
         mean = self.accumulator.mean_loss(sums).to(output.loss_sum)
@@ -111,7 +111,7 @@ class ExactSteps:
         return factor
 
 
-def with_extra_losses(output: HeadOutput, sums: dict[str, Tensor], denominator: Denominator) -> Tensor:
+def with_model_losses(output: HeadOutput, sums: dict[str, Tensor], denominator: Denominator) -> Tensor:
     """Return the sum of a micro-batch's losses, those of the micro-batch as a whole included.
 
     Such a loss, as that of a router, belongs to a mean: it counts once for each token that the step divides by. Over
@@ -125,7 +125,7 @@ def with_extra_losses(output: HeadOutput, sums: dict[str, Tensor], denominator: 
     """
     tokens = sums[SUM_OF[denominator]]
     total = output.loss_sum
-    for name, loss in output.extra_losses.items():
+    for name, loss in output.model_losses.items():
         sums[f"extra/{name}"] = loss.detach().to(tokens) * tokens
         total = total + loss * tokens.to(total)
     return total

@@ -37,18 +37,18 @@ def test_loss_and_gradients_are_those_of_the_models_own_loss(kind: str, head: st
     given = batch(slice(0, 3), padding=5)
     output = scorer(given, NLL())
     tokens = len(output.losses)
-    (output.loss_sum / tokens + output.extra_losses["router_loss"]).backward()
+    (output.loss_sum / tokens + output.model_losses["router_loss"]).backward()
     ours = {name: p.grad.clone() for name, p in scorer.named_parameters() if p.grad is not None}
     scorer.zero_grad()
     own = scorer.causal_lm(**{k: v for k, v in given.items() if k != "source"})
     own.loss.backward()
     expected = {name: p.grad for name, p in scorer.named_parameters() if p.grad is not None}
-    total = output.loss_sum / tokens + output.extra_losses["router_loss"]
+    total = output.loss_sum / tokens + output.model_losses["router_loss"]
     torch.testing.assert_close(total, own.loss, rtol=1e-5, atol=0)
     largest = max(float(g.abs().max()) for g in expected.values())
     for name, gradient in expected.items():
         torch.testing.assert_close(ours[name], gradient, rtol=0, atol=1e-5 * largest, msg=name)
-    assert "router_loss" not in scorer.eval()(given, NLL()).extra_losses
+    assert "router_loss" not in scorer.eval()(given, NLL()).model_losses
 
 
 @pytest.mark.parametrize("kind", ["deepseek_v3", "llama4_text", "doge", "lfm2_moe"])
@@ -96,7 +96,7 @@ def test_a_step_means_over_its_micro_batches_by_their_tokens(denominator: Any, t
         output = module.scorer(part, objective)
         kept = objective.kept(output.scores).sum() if denominator == "kept" else torch.tensor(len(output.losses))
         losses.append(output.loss_sum)
-        routers.append(output.extra_losses["router_loss"])
+        routers.append(output.model_losses["router_loss"])
         tokens.append(kept)
     total = sum(tokens)
     router = sum(r * n for r, n in zip(routers, tokens, strict=True)) / total

@@ -125,8 +125,8 @@ def test_adaloras_loss_is_the_one_that_its_forward_adds(untied: Path) -> None:
     ours = adapter_loss(model)
     assert ours is not None
     torch.testing.assert_close(ours, added, rtol=1e-5, atol=1e-6)
-    extra = module.scorer(batch, module.objective).extra_losses
+    extra = module.scorer(batch, module.objective).model_losses
     torch.testing.assert_close(extra["adapter_loss"], ours)
-    assert "adapter_loss" not in module.scorer.eval()(batch, module.objective).extra_losses
+    assert "adapter_loss" not in module.scorer.eval()(batch, module.objective).model_losses
     plain = copy.deepcopy(module.scorer.causal_lm)
     assert adapter_loss(plain) is None
