@@ -11,7 +11,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_sft import SFTModule
-from lightning_sft.objectives import IWSFT, NLL, PSFT, Objective, PowerFamily, Rho1, Thresholded
+from lightning_sft.objectives import (
+    EAFT,
+    IWSFT,
+    NLL,
+    PSFT,
+    Distill,
+    KLAnchor,
+    Objective,
+    PowerFamily,
+    Rho1,
+    SpecialTokens,
+    TailSFT,
+    Thresholded,
+    TrustRegion,
+)
 from lightning_sft.objectives.base import Denominator
 from tests.toys import save_toy
 
@@ -152,12 +166,27 @@ def test_validation_counts_every_token_once(model: Path) -> None:
 
 # --------------------------------------------------------------------- references that are renewed, or remember
 
+RESUMED = {
+    "PSFT": lambda: PSFT(3, clip=0.02),
+    "Rho1": lambda: Rho1(0.5),
+    "TailSFT": lambda: TailSFT(0.5),
+    "IWSFT": IWSFT,
+    "Distill": lambda: Distill(divergence="jsd", temperature=2.0),
+    "KLAnchor": lambda: KLAnchor(weight=0.5),
+    "KLAnchor, target": lambda: KLAnchor(weight=0.5, estimate="target"),
+    "TrustRegion": TrustRegion,
+    "floor": lambda: PowerFamily(2.0, floor=0.1),
+    "EAFT": lambda: EAFT(5, 0.5),
+    "SpecialTokens": lambda: SpecialTokens(PowerFamily(1)),
+}
+
 
 @pytest.mark.filterwarnings("ignore:.*num_workers:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*in the middle of an epoch|.*checkpoint directory:UserWarning")
-@pytest.mark.parametrize("adapter", [True, False], ids=["adapter", "whole model"])
-@pytest.mark.parametrize("make", [lambda: PSFT(3, clip=0.02), lambda: Rho1(0.5), IWSFT], ids=["PSFT", "Rho1", "IWSFT"])
-def test_a_resumed_run_continues_the_uninterrupted_one(model: Path, tmp_path: Path, adapter: bool, make: Any) -> None:
+@pytest.mark.parametrize(
+    ("name", "adapter"), [*((name, True) for name in RESUMED), *((name, False) for name in ("PSFT", "Rho1", "IWSFT"))]
+)
+def test_a_resumed_run_continues_the_uninterrupted_one(model: Path, tmp_path: Path, adapter: bool, name: str) -> None:
     rows = [row(i) for i in range(4)]
 
     def run(steps: int, resume: Path | None = None) -> tuple[SFTModule, Trainer]:
@@ -165,7 +194,7 @@ def test_a_resumed_run_continues_the_uninterrupted_one(model: Path, tmp_path: Pa
         torch.manual_seed(0)
         module = SFTModule(
             str(model),
-            make(),
+            RESUMED[name](),
             lora,
             optimizer=lambda groups: torch.optim.SGD(groups, lr=0.5),
             lr_scheduler="constant",
@@ -186,8 +215,8 @@ def test_a_resumed_run_continues_the_uninterrupted_one(model: Path, tmp_path: Pa
     _, first = run(4)
     first.save_checkpoint(tmp_path / "half.ckpt")
     continued, _ = run(8, tmp_path / "half.ckpt")
-    for name, parameter in whole.scorer.named_parameters():
-        assert torch.equal(parameter, continued.scorer.get_parameter(name)), name
+    for place, parameter in whole.scorer.named_parameters():
+        assert torch.equal(parameter, continued.scorer.get_parameter(place)), place
     if isinstance(whole.objective, PSFT):
         assert int(whole.scorer.reference.age) == 8 % 3
         at_last = [whole.scorer.reference.get_buffer(f"copy{i}") for i in range(2)]
