@@ -93,6 +93,43 @@ def test_rows_of_ms_swift_and_llama_factory_load(tmp_path: Path) -> None:
         assert [weight for _, weight in found] == weights
 
 
+def test_a_switch_says_whether_and_a_weight_how_much() -> None:
+    both = {"loss": True, "loss_scale": 0.5}
+    assert weighted(encode({"messages": [user("a"), assistant("one", **both)]})) == [("one" + END, 0.5)]
+    assert weighted(encode({"prompt": "a", "completion": "one", "train": True, "weight": 2})) == [("one" + END, 2.0)]
+    for flags in ({"loss": False, "loss_scale": 0.5}, {"loss": True, "loss_scale": 0}, {"weight": 1, "loss_scale": 2}):
+        with pytest.raises(BadRowError, match="disagree"):
+            encode({"messages": [user("a"), assistant("one", **flags)]})
+
+
+def test_messages_of_typed_parts_load_with_their_weights() -> None:
+    """As LLaMA-Factory's converters write them: parts of three kinds, a weight for every message, tools as text."""
+
+    def part(value: str, sort: str = "text") -> dict[str, str]:
+        return {"type": sort, "value": value}
+
+    call = part('{"name": "add", "arguments": {"a": 1}}', "tool_call")
+    row = {
+        "messages": [
+            {"role": "user", "content": [part("1+1?")], "loss_weight": 0.0},
+            {"role": "assistant", "content": [part("so", "reasoning"), part("hm"), call], "loss_weight": 0.3},
+            {"role": "tool", "content": [part("2")], "loss_weight": 0.0},
+            {"role": "assistant", "content": [part("It is "), part("2")], "loss_weight": 1.5},
+        ],
+        "tools": '[{"name": "add", "parameters": {}}]',
+    }
+    example = to_example(row, "messages")
+    assert example.flags == (False, 0.3, False, 1.5)
+    first, last = example.messages[1], example.messages[3]
+    assert (first["content"], first["reasoning_content"], last["content"]) == ("hm", "so", "It is 2")
+    assert first["tool_calls"] == [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]
+    assert example.tools == ({"type": "function", "function": {"name": "add", "parameters": {}}},)
+    plain = {"messages": [row["messages"][0], {**row["messages"][3]}]}
+    assert weighted(encode(plain)) == [("It is 2" + END, 1.5)]
+    with pytest.raises(BadRowError, match="content of type 'reasoning'"):
+        to_example({"messages": [{"role": "user", "content": [part("so", "reasoning")]}, assistant("a")]}, "messages")
+
+
 def test_characters_of_a_message_weigh_apart_and_tokenise_as_ever() -> None:
     answer = assistant(" so 17 is it", loss_spans=[[4, 6, 3.0], [7, 9, 0.5]])
     row = {"messages": [user("a"), answer]}
@@ -140,6 +177,9 @@ def test_weights_of_a_row_that_are_none_are_refused(key: str) -> None:
         with pytest.raises(BadRowError, match=f"{key} must be a finite number") as error:
             encode({"prompt": "a", "completion": "b", key: value})
         assert error.value.code is Code.WEIGHT
+    for value in (1e39, -2e9):
+        with pytest.raises(BadRowError, match=r"multiply to .*e\+.*Allowed: at most 1e\+09"):
+            encode({"prompt": "a", "completion": "b", key: value})
     other = "loss_weight" if key == "weight" else "weight"
     with pytest.raises(BadRowError, match="disagree"):
         encode({"prompt": "a", "completion": "b", key: 2, other: 3})

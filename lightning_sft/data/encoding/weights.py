@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +14,9 @@ from lightning_sft.data.encoding.template import Span
 from lightning_sft.data.storage.dataset import SetReport
 from lightning_sft.data.types import SPANS, BadRowError, Example
 from lightning_sft.errors import UserError
+
+LARGEST = 1e9
+"""Of a weight, in absolute value: what rows, contexts and sources multiply to stays finite in fp32."""
 
 Weighted = tuple[Span, float]
 """Characters of a text, and what the loss of their tokens is multiplied by."""
@@ -52,7 +54,7 @@ class LossWeights:
         for rule, weights in (("sources", self.sources), ("contexts", self.contexts)):
             named |= {f"{rule}.{name}": weight for name, weight in weights.items()}
         if bad := {name: value for name, value in named.items() if not _is_finite(value)}:
-            raise UserError(f"data.loss_weights got {bad}. Allowed: finite numbers.")
+            raise UserError(f"data.loss_weights got {bad}. Allowed: finite numbers, at most {LARGEST:.0e}.")
         if negative := {name: value for name, value in named.items() if value < 0}:
             rank_zero_warn(f"data.loss_weights got {negative}: {_PUSHED}")
 
@@ -71,7 +73,7 @@ class LossWeights:
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def tell(report: SetReport, what: str) -> None:
@@ -138,12 +140,12 @@ def of_tokens(
         weighted: weighted characters.
 
     Raises:
-        BadRowError: characters are weighted whose tokens cannot be told.
+        BadRowError: characters are weighted whose tokens cannot be told, or weights multiply to too much.
     """
-    weights = np.ones(count, np.float32)
+    weights = np.ones(count)
     for (start, end), weight in weighted:
         if start in positions and end in positions:
-            weights[positions[start] : positions[end]] *= np.float32(weight)
+            weights[positions[start] : positions[end]] *= weight
         elif begins is None:
             raise BadRowError(
                 f"the row has {SPANS}, and this tokenizer does not say which characters its tokens stand for. Weigh "
@@ -152,5 +154,10 @@ def of_tokens(
             )
         else:
             at = np.asarray(begins)
-            weights[(at >= start) & (at < end)] *= np.float32(weight)
-    return weights
+            weights[(at >= start) & (at < end)] *= weight
+    if (np.abs(weights) > LARGEST).any():
+        raise BadRowError(
+            f"the weights of the row multiply to {np.abs(weights).max():g}. Allowed: at most {LARGEST:.0e}.",
+            Code.WEIGHT,
+        )
+    return weights.astype(np.float32)

@@ -27,7 +27,7 @@ def message_flag(message: Mapping[str, Any], at: str) -> Flag:
     Raises:
         BadRowError: a key holds something else, or two keys disagree.
     """
-    found = {key: _flag(key, message[key], at) for key in FLAG_KEYS if message.get(key) is not None}
+    found = _weighed({key: _flag(key, message[key], at) for key in FLAG_KEYS if message.get(key) is not None})
     if len(set(found.values())) > 1:
         raise BadRowError(f"{at}: {' and '.join(found)} disagree on whether it is trained; keep one", Code.WEIGHT)
     return next(iter(found.values()), None)
@@ -62,16 +62,23 @@ def row_weight(row: Mapping[str, Any]) -> float:
     """
     if row.get("label") is False:
         raise BadRowError("label is false: the answer is one not to learn, so the row is left out", Code.UNWANTED)
-    found: dict[str, float] = {}
+    found: dict[str, bool | float] = {}
     for key in FLAG_KEYS:
         if row.get(key) is None or (key in SWITCHES and not isinstance(row[key], bool)):
             continue
-        found[key] = float(_flag(key, row[key], "the row"))
+        found[key] = _flag(key, row[key], "the row")
         if found[key] == 0:
             raise BadRowError(f"the row says {key}: {row[key]!r}, so that nothing of it is trained", Code.UNWANTED)
+    found = _weighed(found)
     if len(set(found.values())) > 1:
         raise BadRowError(f"the row: {' and '.join(found)} disagree on its weight; keep one", Code.WEIGHT)
-    return next(iter(found.values()), 1.0)
+    return float(next(iter(found.values()), 1.0))
+
+
+def _weighed(found: dict[str, bool | float]) -> dict[str, bool | float]:
+    """Leave a switch that is on to the weight beside it: it says whether, the weight how much."""
+    weights = {key: value for key, value in found.items() if key in WEIGHTS and value}
+    return {key: value for key, value in found.items() if key in weights or not (weights and value is True)}
 
 
 def _flag(key: str, value: object, at: str) -> bool | float:

@@ -67,12 +67,20 @@ def read_message(given: object, index: int) -> tuple[Message, Flag, list[str]]:
         role, calls, content = "assistant", read_call_text(content, at), None
     elif clean.get("function_call"):
         calls.append(read_call(clean["function_call"], at))
+    thoughts: list[str] = []
+    if role == "assistant" and isinstance(content, list):
+        content, thoughts, more = _parts(content, at)
+        calls += more
     if flag and role != "assistant":
-        raise BadRowError(f"{at} is from {role} and flagged for training; only assistant messages can be", Code.WEIGHT)
+        raise BadRowError(
+            f"{at} is from {role} and flagged for training; only assistant messages can be. Take the flag out; to "
+            "train prompts too, set data.train_on: all, and data.loss_weights.prompt to their weight",
+            Code.WEIGHT,
+        )
     message: Message = {"role": role, "content": _content(content, role, bool(calls), at)}
     if calls:
         message["tool_calls"] = calls
-    thoughts = [as_text(clean[key], f"{key} of {at}") for key in REASONING if str(clean.get(key, "")).strip()]
+    thoughts += [as_text(clean[key], f"{key} of {at}") for key in REASONING if str(clean.get(key, "")).strip()]
     if thoughts and role == "assistant":
         message["reasoning_content"] = thoughts[0]
     message |= {key: str(clean[key]) for key in LABELS if key in clean}
@@ -80,6 +88,22 @@ def read_message(given: object, index: int) -> tuple[Message, Flag, list[str]]:
         message[SPANS] = message_spans(clean[SPANS], message["content"], at)
     unread = [key for key in clean if key not in READ_KEYS]
     return {**message, **{key: clean[key] for key in unread}}, flag, unread
+
+
+def _parts(content: list[Any], at: str) -> tuple[list[Any], list[str], list[dict[str, Any]]]:
+    """Return an assistant's texts, reasoning and calls, where one list of parts holds them as in LLaMA-Factory."""
+    rest: list[Any] = []
+    thoughts: list[str] = []
+    calls: list[dict[str, Any]] = []
+    for part in content:
+        sort = part.get("type") if isinstance(part, Mapping) else None
+        if sort == "reasoning":
+            thoughts.append(as_text(part.get("value", part.get("text")), f"reasoning of {at}"))
+        elif sort == "tool_call":
+            calls += read_call_text(part.get("value"), at)
+        else:
+            rest.append(part)
+    return rest, ["\n".join(thoughts)] if thoughts else [], calls
 
 
 def _content(value: object, role: str, calls: bool, at: str) -> str:
