@@ -166,7 +166,8 @@ def choose_template(
             raise UserError("--chat_template is before, but there is no --before. Give one, or leave it out.")
         return ChosenTemplate(own, "the model's own" if own else "none")
     other = before.chat_template
-    if asked is None and own and other and own != other:
+    same = _default(own) == _default(other)
+    if asked is None and own and other and not same:
         raise UserError(
             "The two models have different chat templates, and which one the rows are read with decides which tokens "
             "are looked at. Say it: --chat_template after (what the model was tuned with, most likely), before, or a "
@@ -174,6 +175,11 @@ def choose_template(
         )
     if asked == "before" or (asked is None and not own):
         return ChosenTemplate(other, "that of the model before" if other else "none")
-    if own and other and own == other:
+    if own and other and same:
         return ChosenTemplate(own, "the same in both models")
     return ChosenTemplate(own, "that of the model after" if own else "none")
+
+
+def _default(template: Any) -> Any:
+    """Return the template that rows without tools are rendered with; there may be several by name."""
+    return template.get("default") if isinstance(template, dict) else template

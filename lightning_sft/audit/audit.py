@@ -12,11 +12,13 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lightning_sft.audit.agreement import check_ids, check_order, check_positions, check_vocabularies, choose_template
-from lightning_sft.audit.guard import FirstReading, GuardSet, read_forgetting, read_guard
-from lightning_sft.audit.probing import FirstRows, compare_probes, pass_probes
+from lightning_sft.audit.guard import FirstReading, Forgetting, GuardSet, read_forgetting, read_guard
+from lightning_sft.audit.probing import FirstRows, ProbeOutcome, ProbePass, compare_probes, pass_probes
 from lightning_sft.audit.result import (
     Audit,
+    ReadModel,
     Trained,
+    among,
     by_source,
     nll_change,
     read_model,
@@ -98,8 +100,8 @@ def audit(
     rows = AuditRows(data, settings.what, tokenizer, settings.rows)
     guard = None if settings.guard is None else GuardSet(settings.guard, tokenizer)
     encoded = None if settings.probes is None else encode_probes(load_probes(settings.probes), tokenizer)
-    work = _Work(rows, guard, encoded, settings, say)
-    return work.run(before, after, notes, chosen.whose)
+    with ExitStack() as stack:
+        return _Work(rows, guard, encoded, settings, say, stack).run(before, after, notes, chosen.whose)
 
 
 def _tokenizer(found: FoundModel) -> PreTrainedTokenizerBase:
@@ -109,8 +111,25 @@ def _tokenizer(found: FoundModel) -> PreTrainedTokenizerBase:
         raise UserError(f"{error} Where a model was saved without its tokenizer, name one with --tokenizer.") from error
 
 
+@dataclass
+class _First:
+    """What is kept of the first model.
+
+    Attributes:
+        about: it.
+        tokens: its reading of the rows.
+        probes: its reading of the probes; None without probes.
+        model: itself, where both models are held.
+    """
+
+    about: ReadModel
+    tokens: TokenPass
+    probes: ProbePass | None
+    model: FinishedModel | None
+
+
 class _Work:
-    """The passes of one audit."""
+    """The passes of one audit, and what waits in files between them."""
 
     def __init__(
         self,
@@ -119,49 +138,24 @@ class _Work:
         encoded: EncodedProbes | None,
         settings: AuditSettings,
         say: Callable[[str], Any],
+        stack: ExitStack,
     ) -> None:
-        self.rows, self.guard, self.encoded, self.settings = rows, guard, encoded, settings
-        self.say = say
+        self.rows, self.guard, self.encoded, self.settings, self.say = rows, guard, encoded, settings, say
+        self.guard_file = stack.enter_context(FirstReading.opened())
+        self.rows_file = stack.enter_context(FirstRows.opened())
 
     def run(self, before: FoundModel | None, after: FoundModel, notes: list[str], template: str) -> Audit:
         """Read both, the first one first."""
-        settings, guard, encoded, rows = self.settings, self.guard, self.encoded, self.rows
-        then = first_probes = first_model = None
-        about_first = None
-        with ExitStack() as stack:
-            guard_file = stack.enter_context(FirstReading.opened())
-            rows_file = stack.enter_context(FirstRows.opened())
-            if before is not None:
-                first_model, then = self._read(before)
-                about_first = read_model(first_model, then)
-                first_probes = None if encoded is None else pass_probes(first_model, encoded)
-                if not settings.together:
-                    if guard is not None:
-                        guard_file.write(first_model, guard)
-                    if first_probes is not None and first_probes.plain:
-                        rows_file.write(first_model)
-                    first_model = None
-                    gc.collect()  # modules hold each other in circles
-            model, now = self._read(after)
-            forgetting, outcomes = None, []
-            if guard is not None:
-                live = first_model
-                readings = iter(guard_file) if live is None else (read_guard(live, b) for b in guard.batches)
-                forgetting = read_forgetting(model, guard, None if before is None else readings)
-            if encoded is not None:
-                second_probes, kept = pass_probes(model, encoded), None
-                moved = first_probes is not None and first_probes.rows != second_probes.rows
-                if first_probes is not None and moved and first_probes.plain and second_probes.plain:
-                    if first_model is not None:
-                        rows_file.write(first_model)
-                    kept = rows_file.probabilities(model, second_probes.hidden)
-                outcomes = compare_probes(encoded, second_probes, first_probes, kept)
-            about = read_model(model, now)
-        earlier = None if then is None else then.tokens
+        rows, settings = self.rows, self.settings
+        first = None if before is None else self._first(before)
+        gc.collect()  # modules hold each other in circles
+        model, now = self._read(after)
+        earlier = None if first is None else first.tokens.tokens
+        near = (now if first is None else first.tokens).near
         reading = read_silent(now.tokens, rows.row, earlier, settings.min_fall)
         return Audit(
-            after=about,
-            before=about_first,
+            after=read_model(model, now),
+            before=None if first is None else first.about,
             rows=len(rows.chosen),
             total_rows=rows.total,
             set=settings.what,
@@ -170,13 +164,43 @@ class _Work:
             template=template,
             notes=notes,
             silent=reading,
+            synonyms=among(rows, now.tokens, earlier, settings.min_fall, near),
             sources=by_source(rows, now.tokens, earlier, settings.min_fall),
             nll_change=nll_change(rows, now.tokens, earlier),
-            contexts=worst_contexts(rows, now.tokens, earlier, settings.top, settings.min_fall),
-            probes=outcomes,
-            forgetting=forgetting,
-            verdicts=verdicts(reading, settings.trained, compared=earlier is not None),
+            contexts=worst_contexts(rows, now.tokens, earlier, settings.top, settings.min_fall, near, model.step),
+            probes=self._probes(model, first),
+            forgetting=self._forgetting(model, first),
+            verdicts=verdicts(reading, settings.trained, compared=first is not None),
         )
+
+    def _first(self, found: FoundModel) -> _First:
+        model, tokens = self._read(found)
+        probes = None if self.encoded is None else pass_probes(model, self.encoded)
+        if probes is not None and probes.plain:
+            self.rows_file.write(model)
+        if self.settings.together:
+            return _First(read_model(model, tokens), tokens, probes, model)
+        if self.guard is not None:
+            self.guard_file.write(model, self.guard)
+        return _First(read_model(model, tokens), tokens, probes, None)
+
+    def _forgetting(self, model: FinishedModel, first: _First | None) -> Forgetting | None:
+        guard = self.guard
+        if guard is None or first is None:
+            return None if guard is None else read_forgetting(model, guard)
+        live = first.model
+        readings = iter(self.guard_file) if live is None else (read_guard(live, batch) for batch in guard.batches)
+        return read_forgetting(model, guard, readings)
+
+    def _probes(self, model: FinishedModel, first: _First | None) -> list[ProbeOutcome]:
+        if self.encoded is None:
+            return []
+        before = None if first is None else first.probes
+        after = pass_probes(model, self.encoded if before is None else before.encoded)  # with its competitors
+        kept = None
+        if before is not None and before.rows != after.rows and before.plain and after.plain:
+            kept = self.rows_file.probabilities(model, after.hidden)
+        return compare_probes(after, before, kept)
 
     def _read(self, found: FoundModel) -> tuple[FinishedModel, TokenPass]:
         """Load a model and read the rows with it."""

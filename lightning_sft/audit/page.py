@@ -96,13 +96,25 @@ def _numbers(audit: Audit) -> Section:
     head = ["of all tokens", "value"] if b is None else ["of all tokens", "before", "after"]
     blocks: list[Block] = [Table(head, rows)]
     if b is not None:
-        first = r.tokens - r.behind
+        first, near = r.tokens - r.behind, audit.synonyms
+        synonyms = (
+            []
+            if near is None
+            else [
+                [
+                    "outranked before by a near-synonym: lower loss, still behind it",
+                    f"{_share(near.share)}{_bounds(near.share_low, near.share_high)}",
+                    f"of {near.behind}",
+                ]
+            ]
+        )
         blocks.append(
             Table(
                 ["of the tokens that were ...", "share", "tokens"],
                 [
                     ["outranked before: lower loss, still behind the same competitor (**silent failure**)",
                      f"{_share(r.share)}{_bounds(r.share_low, r.share_high)}", f"of {r.behind}"],
+                    *synonyms,
                     ["outranked before: now the first choice", _share(r.flipped), f"of {r.behind}"],
                     ["the first choice before: not any more", _share(r.lost), f"of {first}"],
                 ],

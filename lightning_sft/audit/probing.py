@@ -28,6 +28,7 @@ from lightning_sft.metrics.order_parameter import (
 )
 from lightning_sft.metrics.synonyms import SynonymReading, synonym_rank
 from lightning_sft.models.finished import FinishedModel
+from lightning_sft.probes.competitors import lacks_competitors, name_competitors
 from lightning_sft.probes.encode import EncodedProbes
 from lightning_sft.probes.forward import layer_rows, read_probes, whole_unembedding
 from lightning_sft.probes.history import ProbeHistory
@@ -40,6 +41,7 @@ class ProbePass:
     """One model's reading of all probes.
 
     Attributes:
+        encoded: the probes, all of them with a competitor.
         p: probabilities over the vocabulary, (probes, vocab).
         hidden: what the unembedding turns into logits, (probes, dim).
         plain: whether the logits are the unembedding times ``hidden``.
@@ -49,6 +51,7 @@ class ProbePass:
         rows: digests of the rows of input and output embeddings, which tell whether they moved.
     """
 
+    encoded: EncodedProbes
     p: Tensor
     hidden: Tensor
     plain: bool
@@ -128,17 +131,19 @@ class FirstRows:
 
 
 def pass_probes(model: FinishedModel, encoded: EncodedProbes) -> ProbePass:
-    """Read all probes with a model."""
+    """Read all probes with a model, which names the competitors of those that have none."""
     causal_lm = model.causal_lm
     encoded = encoded.to(model.device)
     reading = read_probes(causal_lm, encoded)
+    if lacks_competitors(encoded):
+        encoded = name_competitors(encoded, reading.logits, causal_lm, model.tokenizer)
     p = probabilities(reading.logits)
     layers: tuple[nn.Module, nn.Module] = (causal_lm.get_input_embeddings(), causal_lm.get_output_embeddings())
     matrix = layer_rows(layers[0])
     geometry = answer_geometry(matrix, encoded.correct, encoded.competitor)
     ranks = synonym_rank(reading.logits, encoded.correct, encoded.competitor)
     rows = (_digest(matrix), _digest(layer_rows(layers[1])))
-    return ProbePass(p, reading.hidden, reading.plain, geometry, order_parameter(p, geometry), ranks, rows)
+    return ProbePass(encoded, p, reading.hidden, reading.plain, geometry, order_parameter(p, geometry), ranks, rows)
 
 
 def _digest(rows: Tensor) -> str:
@@ -148,13 +153,10 @@ def _digest(rows: Tensor) -> str:
     return state.hexdigest()
 
 
-def compare_probes(
-    encoded: EncodedProbes, after: ProbePass, before: ProbePass | None = None, kept: Tensor | None = None
-) -> list[ProbeOutcome]:
+def compare_probes(after: ProbePass, before: ProbePass | None = None, kept: Tensor | None = None) -> list[ProbeOutcome]:
     """Say what happened to each probe.
 
     Args:
-        encoded: the probes.
         after: the second model's reading.
         before: the first model's.
         kept: what the second model's hidden states give under the first one's unembedding, (probes, vocab); None if
@@ -162,11 +164,11 @@ def compare_probes(
     """
     now = _columns(after)
     if before is None:
-        return [ProbeOutcome(p, None, now[i], None, None, None) for i, p in enumerate(encoded.probes)]
+        return [ProbeOutcome(p, None, now[i], None, None, None) for i, p in enumerate(after.encoded.probes)]
     then = _columns(before)
     split, cause = _shares(before, after, kept)
     outcomes = []
-    for i, probe in enumerate(encoded.probes):
+    for i, probe in enumerate(after.encoded.probes):
         history = ProbeHistory(step=[0, 1])
         for name in ("p_correct", "p_competitor", "loss", "phi", "signal", "drag"):
             getattr(history, name).extend([then[i][name], now[i][name]])

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor
 
 from lightning_sft.audit.guard import Forgetting
 from lightning_sft.audit.probing import ProbeOutcome
@@ -63,10 +64,12 @@ class Context:
         nll: under the second.
         p_correct_start: probability of the right token under the first model; None without one.
         p_competitor_start: of the competitor under the first model; None without one.
+        near_synonym: whether the competitor is a near-synonym.
         set: of the data.
         source: name of the row's source.
         row: number of its row in the set.
         position: its place in the row.
+        step: optimizer steps of the second model; None if unknown.
         correct_id: the right token.
         competitor_id: the competitor.
         context_ids: ids before it, all of them.
@@ -81,10 +84,12 @@ class Context:
     nll: float
     p_correct_start: float | None
     p_competitor_start: float | None
+    near_synonym: bool
     set: str
     source: str
     row: int
     position: int
+    step: int | None
     correct_id: int
     competitor_id: int
     context_ids: list[int]
@@ -109,6 +114,7 @@ class Audit:
         template: whose chat template was used.
         notes: what a reader must know of how the two were compared.
         silent: all tokens.
+        synonyms: tokens that a near-synonym outranks (in the first model, where there is one); None without any.
         sources: tokens of each source, where there is more than one.
         nll_change: mean NLL after minus before, with the bounds of its 95% bootstrap interval over rows; nan without a
             first model, bounds nan with few rows.
@@ -128,6 +134,7 @@ class Audit:
     template: str
     notes: list[str]
     silent: SilentReading
+    synonyms: SilentReading | None
     sources: dict[str, SilentReading]
     nll_change: tuple[float, float, float]
     contexts: list[Context]
@@ -193,19 +200,25 @@ def read_model(model: Any, tokens: TokenPass) -> ReadModel:
     )
 
 
+def among(
+    rows: AuditRows, now: TokenReading, before: TokenReading | None, min_fall: float, chosen: Tensor
+) -> SilentReading | None:
+    """Return the reading of some of the tokens, chosen by a mask, (tokens,); None if there is none of them."""
+    if not bool(chosen.any()):
+        return None
+    return read_silent(now.at(chosen), rows.row[chosen], None if before is None else before.at(chosen), min_fall)
+
+
 def by_source(
     rows: AuditRows, now: TokenReading, before: TokenReading | None, min_fall: float
 ) -> dict[str, SilentReading]:
     """Return a reading a source, empty where there is one source alone."""
-    found = sorted(set(rows.source.tolist()))
-    if len(found) < 2:
-        return {}
-    readings = {}
-    for source in found:
-        at = rows.source == source
-        then = None if before is None else before.at(at)
-        readings[rows.source_names[source]] = read_silent(now.at(at), rows.row[at], then, min_fall)
-    return readings
+    readings: dict[str, SilentReading] = {}
+    for source in sorted(set(rows.source.tolist())):
+        reading = among(rows, now, before, min_fall, rows.source == source)
+        assert reading is not None
+        readings[rows.source_names[source]] = reading
+    return readings if len(readings) > 1 else {}
 
 
 def nll_change(rows: AuditRows, now: TokenReading, before: TokenReading | None) -> tuple[float, float, float]:
@@ -222,9 +235,25 @@ def nll_change(rows: AuditRows, now: TokenReading, before: TokenReading | None) 
 
 
 def worst_contexts(
-    rows: AuditRows, now: TokenReading, before: TokenReading | None, most: int, min_fall: float
+    rows: AuditRows,
+    now: TokenReading,
+    before: TokenReading | None,
+    most: int,
+    min_fall: float,
+    near: Tensor,
+    step: int | None,
 ) -> list[Context]:
-    """Return the tokens furthest behind their competitor: those that failed silently, or without a first model all."""
+    """Return the tokens furthest behind their competitor: those that failed silently, or without a first model all.
+
+    Args:
+        rows: what was read.
+        now: the second model's reading.
+        before: the first one's.
+        most: how many.
+        min_fall: nats by which the NLL must have fallen.
+        near: whether the competitor is a near-synonym, (tokens,), bool.
+        step: of the second model; None if unknown.
+    """
     decode = rows.tokenizer.decode
     contexts = []
     for token in worst(now, before, most, min_fall).tolist():
@@ -242,10 +271,12 @@ def worst_contexts(
                 p_correct_start=None if before is None else float(before.logp[token].exp()),
                 # the same competitor in both, as these failed silently
                 p_competitor_start=None if before is None else float(before.competitor_logp[token].exp()),
+                near_synonym=bool(near[token]),
                 set=rows.what,
                 source=rows.source_name(token),
                 row=rows.number(token),
                 position=len(ids),
+                step=step,
                 correct_id=correct,
                 competitor_id=competitor,
                 context_ids=ids,

@@ -88,6 +88,8 @@ def _loss(audit: Audit) -> str:
     if not math.isnan(low):
         interval = f", 95% interval {low:+.3f} to {high:+.3f}"
         what = "fell" if high < 0 else "rose" if low > 0 else "did not clearly change"
+    if abs(change) < STILL:
+        what = "did not change"
     return f"The loss {what}: {figures} ({change:+.3f}{interval})."
 
 

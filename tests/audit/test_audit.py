@@ -106,6 +106,10 @@ def test_figures_are_those_of_an_independent_computation(name: str, together: bo
     failed = (before["best"] != before["target"]) & (now["best"] != now["target"])
     failed &= (now["logp"] - before["logp"] > 0.1) & (before["other"] == now["other"])
     assert len(found["contexts"]) == failed.sum()
+    weight = AutoModelForCausalLM.from_pretrained(place / "base").get_input_embeddings().weight.detach()
+    cosines = torch.nn.functional.cosine_similarity(weight[now["target"]], weight[before["other"]]).numpy()
+    near = (before["best"] != before["target"]) & (cosines >= 0.5)
+    assert (found["synonyms"] or {"behind": 0})["behind"] == near.sum()
 
 
 def test_a_checkpoint_of_ours(place: Path, lora_run: Path) -> None:
@@ -166,6 +170,26 @@ def test_probes_have_an_order_parameter_before_and_after(name: str, together: bo
         assert outcome["cause_share"] == pytest.approx(embeddings / (hidden + embeddings), abs=1e-3)
         assert outcome["cause_share"] > 0.01
     assert "`a-b`" in Path("out/audit.md").read_text()
+
+
+def test_contexts_are_probes_and_a_model_names_competitors(place: Path) -> None:
+    pair = f"--before={place / 'base'}", f"--after={place / 'tuned'}"
+    found = run(place, *pair)
+    again = run(place, *pair, "--probes=out/contexts.jsonl", output="again")
+    assert [o["verdict"]["outcome"] for o in again["probes"]] == ["failed"] * len(found["contexts"])
+    for context, outcome in zip(found["contexts"], again["probes"], strict=True):
+        assert outcome["after"]["p_correct"] == pytest.approx(context["p_correct"], abs=1e-5)
+        assert outcome["before"]["p_competitor"] == pytest.approx(context["p_competitor_start"], abs=1e-5)
+    open_lines = [
+        {**json.loads(line), "competitor": "auto"} for line in Path("out/contexts.jsonl").read_text().splitlines()
+    ]
+    for line in open_lines:
+        del line["competitor_id"]
+    Path("open.jsonl").write_text("".join(json.dumps(line) + "\n" for line in open_lines))
+    named = run(place, *pair, "--probes=open.jsonl", output="named")
+    # the same competitor in both models, as these failed silently
+    for one, other in zip(again["probes"], named["probes"], strict=True):
+        assert other["after"] == pytest.approx(one["after"], abs=1e-6)
 
 
 @pytest.mark.parametrize("together", [False, True])

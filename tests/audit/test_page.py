@@ -58,7 +58,7 @@ READING = SilentReading(
     nll_before=2.0, behind=70, share=0.4, share_low=0.3, share_high=0.5, flipped=0.2, lost=0.1,
 )  # fmt: skip
 CONTEXT = Context(
-    "she was very", " glad", " proud", 0.2, 0.4, 2.0, 1.6, 0.13, 0.45, "test", "rows", 3, 5, 7, 8, [1, 2, 3, 4, 5]
+    "she was very", " glad", " proud", 0.2, 0.4, 2.0, 1.6, 0.13, 0.45, True, "test", "rows", 3, 5, 20, 7, 8, [1, 2, 3]
 )
 
 
@@ -68,7 +68,8 @@ def made(**changes: Any) -> Audit:
     compared = changes.get("before", MODEL) is not None
     whole = Audit(
         after=MODEL, before=MODEL, rows=20, total_rows=20, set="test", trained="yes", masks={"turns": 20},
-        template="the same in both models", notes=[], silent=READING, sources={}, nll_change=(-0.5, -0.6, -0.4),
+        template="the same in both models", notes=[], silent=READING, synonyms=None, sources={},
+        nll_change=(-0.5, -0.6, -0.4),
         contexts=[CONTEXT], verdicts=verdicts(silent, trained, compared=compared),
     )  # fmt: skip
     return replace(whole, **changes)
