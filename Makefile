@@ -81,6 +81,7 @@ benchmark: $(VENV)/.peers
 	$(BIN)/python -m tests.benchmarks.head
 	$(BIN)/python -m tests.benchmarks.step $(if $(DATA),--data $(DATA))
 	$(BIN)/python -m tests.benchmarks.data_path $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m tests.benchmarks.validation
 
 # needs a GPU; has not been run on one yet
 benchmark-gpu: $(VENV)/.peers

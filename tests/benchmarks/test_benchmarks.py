@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.benchmarks import corpus, data_path, head, step
+from tests.benchmarks import corpus, data_path, head, step, validation
 from tests.benchmarks.turns import count
 from tests.running import write_rows
 from tests.toys import save_toy
@@ -85,3 +85,12 @@ def test_count():
     packed = {"input_ids": ids, "labels": labels, "row": torch.tensor([[0, 0, 1], [2, -1, -1]])}
     assert count(packed) == (4, 6, 3)
     assert count({"input_ids": ids, "labels": labels}) == (6, 6, 3)
+
+
+def test_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Both kinds of validation run, and what is bare logs no more than the NLL."""
+    options = ["--rows", "8", "--sentences", "2", "--rounds", "1"]
+    validation.main(["--model", str(save_toy(tmp_path / "toy")), *options])
+    rows = rows_of(capsys.readouterr().out)
+    assert float(rows["NLL alone, and the guard set's forward passes"][1]) == 1.0
+    assert float(rows["named sets, exact match, pass@k, drift"][1]) > 0
