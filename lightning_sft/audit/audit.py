@@ -160,6 +160,7 @@ class _Work:
             total_rows=rows.total,
             set=settings.what,
             trained=settings.trained,
+            min_fall=settings.min_fall,
             masks=rows.report.masks,
             template=template,
             notes=notes,

@@ -78,13 +78,12 @@ def _context_row(c: Context) -> list[str]:
 
 def _numbers(audit: Audit) -> Section:
     r, b, a = audit.silent, audit.before, audit.after
-    blank = "" if b is None else "-"
 
     def line(name: str, before: str | None, after: str) -> list[str]:
-        return [name, after] if b is None else [name, blank if before is None else before, after]
+        return [name, after] if before is None else [name, before, after]
 
     rows = [
-        line("loss (mean NLL, nats per token)", _number(r.nll_before), _number(r.nll)),
+        line("loss (mean NLL, nats per token)", _number(r.nll_before) if b else None, _number(r.nll)),
         line("outranked: the right token is not the first choice", _share(1 - b.accuracy) if b else None,
              _share(r.outranked)),
         line("expected: outranked, if it were calibrated", _share(1 - b.confidence) if b else None, _share(r.expected)),
@@ -97,17 +96,10 @@ def _numbers(audit: Audit) -> Section:
     blocks: list[Block] = [Table(head, rows)]
     if b is not None:
         first, near = r.tokens - r.behind, audit.synonyms
-        synonyms = (
-            []
-            if near is None
-            else [
-                [
-                    "outranked before by a near-synonym: lower loss, still behind it",
-                    f"{_share(near.share)}{_bounds(near.share_low, near.share_high)}",
-                    f"of {near.behind}",
-                ]
-            ]
-        )
+        synonyms: list[list[str]] = []
+        if near is not None:
+            share = f"{_share(near.share)}{_bounds(near.share_low, near.share_high)}"
+            synonyms = [["outranked before by a near-synonym: lower loss, still behind it", share, f"of {near.behind}"]]
         blocks.append(
             Table(
                 ["of the tokens that were ...", "share", "tokens"],
@@ -195,8 +187,9 @@ def _how(audit: Audit) -> Section:
     models = [m for m in (audit.before, audit.after) if m is not None]
     names = ["before", "after"] if audit.before is not None else ["model"]
     table = Table(
-        ["", "model", "stands on", "class", "step"],
-        [[name, as_code(m.name), as_code(m.base) if m.base else "-", m.kind, "-" if m.step is None else str(m.step)]
+        ["", "model", "stands on", "class", "step", "read as"],
+        [[name, as_code(m.name), as_code(m.base) if m.base else "-", m.kind, "-" if m.step is None else str(m.step),
+          f"{m.dtype} on {m.device}"]
          for name, m in zip(names, models, strict=True)],
     )  # fmt: skip
     some = f"{audit.rows} of {audit.total_rows} rows, spread evenly" if audit.rows < audit.total_rows else "all rows"
@@ -225,14 +218,16 @@ def _template(audit: Audit) -> str:
 
 def _words(audit: Audit) -> Section:
     items = [
+        "**Word**: a token of the model, which may be a part of a word, a sign, or the end of an answer.",
         "**Outranked**: the model's first choice at this place is another token than the one in the data.",
         "**Competitor**: the strongest token beside the right one.",
         "**Expected**: a model that is right as often as it is sure is outranked at 1 - p of its first choice. "
         "Held-out text surprises even a perfect model, so only the excess over it is a fault there.",
-        "**Silent failure**: the loss fell, since the right token got likelier, and the same competitor is still "
-        "ahead: greedy decoding writes the same wrong word as before. On rows that were trained on, this is a failure.",
+        f"**Silent failure**: the loss of a token fell by more than {audit.min_fall:g} nats, and the same competitor "
+        "is still ahead of it: greedy decoding writes the same wrong word as before. On rows that were trained on, "
+        "this is a failure.",
     ]
-    return Section("Words used here", [Listing(items if audit.before is not None else items[:3])])
+    return Section("Words used here", [Listing(items if audit.before is not None else items[:4])])
 
 
 def _number(value: float) -> str:

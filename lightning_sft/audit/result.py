@@ -32,6 +32,8 @@ class ReadModel:
         base: what it stands on or began with; None for whole models.
         step: optimizer steps of its run; None if unknown.
         kind: class of the transformers model.
+        dtype: of its weights as they were read.
+        device: where.
         calibration: expected calibration error of its first choices.
         confidence: mean probability of its first choices.
         accuracy: share of tokens whose target is the first choice.
@@ -43,6 +45,8 @@ class ReadModel:
     base: str | None
     step: int | None
     kind: str
+    dtype: str
+    device: str
     calibration: float
     confidence: float
     accuracy: float
@@ -110,6 +114,7 @@ class Audit:
         total_rows: rows of the set.
         set: which set of the data.
         trained: whether the rows were trained on.
+        min_fall: nats by which a token's NLL must have fallen to count as learned.
         masks: rows by where it is known from which tokens count.
         template: whose chat template was used.
         notes: what a reader must know of how the two were compared.
@@ -130,6 +135,7 @@ class Audit:
     total_rows: int
     set: str
     trained: Trained
+    min_fall: float
     masks: dict[str, int]
     template: str
     notes: list[str]
@@ -192,6 +198,8 @@ def read_model(model: Any, tokens: TokenPass) -> ReadModel:
         base=model.base,
         step=model.step,
         kind=type(model.causal_lm).__name__,
+        dtype=str(model.causal_lm.dtype).removeprefix("torch."),
+        device=str(model.device),
         calibration=first_choice_calibration(top, right),
         confidence=float(wide(top).mean()),
         accuracy=float(wide(right).mean()),

@@ -41,7 +41,7 @@ def next_steps(audit: Audit, folder: Path) -> list[Block]:
     file = folder / CONTEXTS
     return [
         "Train again with a margin between the right words and their competitors, or weigh those places more. RUN.yaml "
-        "is the configuration that trained the model:",
+        "is the configuration that trained the model; with another trainer, weigh the tokens that the file names.",
         Command(f"{start} --model.objective RunnerUpMargin --model.objective.pairs {file}"),
         Command(f"{start} --data.loss_weights.contexts '{{\"{file}\": 4}}'"),
         "A higher learning rate or more steps help where the right word was simply not pushed far enough.",

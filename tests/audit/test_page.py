@@ -52,7 +52,7 @@ def test_every_kind_of_block() -> None:
     assert "<pre>run --a '{x: 1}'</pre>" in shown or "<pre>run --a &#x27;{x: 1}&#x27;</pre>" in shown
 
 
-MODEL = ReadModel("runs/long/path/model", None, None, "LlamaForCausalLM", 0.1, 0.5, 0.4, 8, 0.25)
+MODEL = ReadModel("runs/long/path/model", None, None, "LlamaForCausalLM", "float32", "cpu", 0.1, 0.5, 0.4, 8, 0.25)
 READING = SilentReading(
     tokens=100, rows=20, nll=1.5, outranked=0.6, expected=0.5, excess=0.1, excess_low=0.05, excess_high=0.15,
     nll_before=2.0, behind=70, share=0.4, share_low=0.3, share_high=0.5, flipped=0.2, lost=0.1,
@@ -67,7 +67,7 @@ def made(**changes: Any) -> Audit:
     silent = changes.get("silent", READING)
     compared = changes.get("before", MODEL) is not None
     whole = Audit(
-        after=MODEL, before=MODEL, rows=20, total_rows=20, set="test", trained="yes", masks={"turns": 20},
+        after=MODEL, before=MODEL, rows=20, total_rows=20, set="test", trained="yes", min_fall=0.1, masks={"turns": 20},
         template="the same in both models", notes=[], silent=READING, synonyms=None, sources={},
         nll_change=(-0.5, -0.6, -0.4),
         contexts=[CONTEXT], verdicts=verdicts(silent, trained, compared=compared),
