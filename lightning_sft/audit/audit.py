@@ -207,7 +207,7 @@ class _Work:
         """Load a model and read the rows with it."""
         self.say(f"Loading {found.name}" + (f" on {found.base}" if found.base else ""))
         model = found.load(self.settings.device)
-        check_ids(self.rows.ids(), len(input_embeddings(model.causal_lm)), repr(found.name), self.rows.tokenizer)
+        check_ids(self.rows.ids, len(input_embeddings(model.causal_lm)), repr(found.name), self.rows.tokenizer)
         check_positions(model.causal_lm, self.rows.longest, found.name, self.say)
         count = len(self.rows.chosen)
         self.say(f"Reading {len(self.rows)} tokens of {count} rows with {found.name}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -46,10 +47,11 @@ class AuditRows:
         self.report: SetReport = data.report[what]
         self.source_names = data.source_names
         self._dataset = data.dataset(what)
+        self._source_weights = data.loss_weights.of_sources(data.source_names) if what == "train" else None
         total = len(self._dataset)
         count = total if most is None else min(most, total)
         self.chosen = np.unique(np.linspace(0, total - 1, count).round().astype(np.int64))
-        counts = [int(self[i].trained[1:].sum()) for i in range(len(self.chosen))]
+        counts = [int(self.read(i).trained[1:].sum()) for i in range(len(self.chosen))]
         self.first: NDArray[np.int64] = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         if not self.first[-1]:
             raise UserError(
@@ -57,16 +59,17 @@ class AuditRows:
                 "which nothing predicts. Give rows with an answer behind a prompt."
             )
         self.row = torch.from_numpy(np.repeat(np.arange(len(self.chosen)), counts))
-        rows = [self[i] for i in range(len(self.chosen))]
+        rows = [self.read(i) for i in range(len(self.chosen))]
         self.targets = torch.from_numpy(np.concatenate([r.ids[1:][r.trained[1:]] for r in rows]).astype(np.int64))
         self.source = torch.from_numpy(np.repeat(self._dataset.sources[self.chosen], counts))
 
-    def __getitem__(self, index: int) -> Row:
+    def read(self, index: int) -> Row:
         """Return one of the chosen rows; what training pushes the model away from, or leaves out, does not count."""
         row = self._dataset[int(self.chosen[index])]
-        if row.weights is None:
-            return row
-        return replace(row, trained=row.trained & (row.weights > 0), weights=None)
+        trained = row.trained if row.weights is None else row.trained & (row.weights > 0)
+        if self._source_weights is not None and self._source_weights[row.source] <= 0:
+            trained = np.zeros_like(trained)
+        return replace(row, trained=trained, weights=None)
 
     @property
     def longest(self) -> int:
@@ -82,9 +85,13 @@ class AuditRows:
         """Return the number of supervised tokens."""
         return int(self.first[-1])
 
+    @cached_property
     def ids(self) -> set[int]:
-        """Return every token id in the rows."""
-        return set(np.unique(np.concatenate([self._dataset[i].ids for i in self.chosen])).tolist())
+        """Every token id in the rows."""
+        found: set[int] = set()
+        for i in self.chosen:
+            found.update(np.unique(self._dataset[i].ids).tolist())
+        return found
 
     def batches(self, positions: int = POSITIONS) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """Yield padded batches of rows of like length, the longest first.
@@ -101,14 +108,14 @@ class AuditRows:
         while order:
             size = max(1, positions // int(lengths[order[0]]))
             rows, order = order[:size], order[size:]
-            batch = collate([self[i] for i in rows])
+            batch = collate([self.read(i) for i in rows])
             places = [torch.arange(int(self.first[i]), int(self.first[i + 1])) for i in rows]
             yield torch.cat(places), batch
 
     def context(self, token: int) -> list[int]:
         """Return the ids before a token, all of them."""
         at = int(self.row[token])
-        row = self[at]
+        row = self.read(at)
         places = np.flatnonzero(row.trained[1:]) + 1
         ids: list[int] = row.ids[: int(places[token - int(self.first[at])])].tolist()
         return ids
