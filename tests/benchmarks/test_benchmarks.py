@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.benchmarks import corpus, data_path, head, step, validation
+from lightning_sft import SFTModule
+from lightning_sft.data import SFTDataModule
+from tests.benchmarks import corpus, data_path, head, silent, step, validation
 from tests.benchmarks.turns import count
 from tests.running import write_rows
 from tests.toys import save_toy
@@ -94,3 +96,14 @@ def test_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     rows = rows_of(capsys.readouterr().out)
     assert float(rows["NLL alone, and the guard set's forward passes"][1]) == 1.0
     assert float(rows["named sets, exact match, pass@k, drift"][1]) > 0
+
+
+def test_silent(toy_folder: Path, tmp_path: Path):
+    """The monitor's hooks are timed apart from a validation and from a step."""
+
+    def make() -> tuple[SFTModule, SFTDataModule]:
+        return SFTModule(str(toy_folder)), SFTDataModule(str(write_rows(tmp_path / "rows.jsonl")), val_split=6)
+
+    figures = silent.measure(make, steps=2)
+    assert all(value > 0 for name, value in figures.items() if name.endswith(", s"))
+    assert figures["the monitor, % of a validation"] > 0
