@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from lightning_sft._lightning import validation_loaders
+from lightning_sft._lightning import all_gather, validation_loaders
 from lightning_sft.data import SFTDataModule
 from lightning_sft.errors import UserError
 from lightning_sft.probes.token_sample import SampledRow, TokenSample, choose, documents_of, where_trained
@@ -66,7 +66,8 @@ def _sources(data: SFTDataModule, sample: TokenSample) -> Mapping[str, Sequence[
 def from_loaders(trainer: Trainer, train_rows: int, val_rows: int, tokens: int) -> tuple[list[WatchedSet], list[str]]:
     """Return the watched sets of a run on other loaders, and why the others cannot be watched.
 
-    Rows are looked up in the loaders' datasets and put through their collate functions, so that no loader moves.
+    Rows are looked up in the loaders' datasets and put through their collate functions, so that no loader moves. A
+    collective: ranks that hold other rows each, as those of a set that was dealt out by hand, are refused together.
     """
     with isolate_rng():
         loaders = validation_loaders(trainer)
@@ -78,15 +79,23 @@ def from_loaders(trainer: Trainer, train_rows: int, val_rows: int, tokens: int) 
         if loader is None or not most:
             continue
         try:
-            sample = TokenSample(_rows_of(loader, most), tokens)
+            sample, why = TokenSample(_rows_of(loader, most), tokens), "the rows looked at have no supervised token"
         except UserError as error:
-            refused.append(f"{name}: {error}")
-            continue
-        if len(sample):
+            sample, why = TokenSample([]), str(error)
+        if not _is_everywhere(trainer, sample):
+            refused.append(f"{name}: its rows differ from rank to rank, and are to be the same dataset on each")
+        elif len(sample):
             found.append(WatchedSet(name, sample, trained=name == "train"))
         else:
-            refused.append(f"{name}: the rows that were looked at have no supervised token")
+            refused.append(f"{name}: {why}")
     return found, refused
+
+
+def _is_everywhere(trainer: Trainer, sample: TokenSample) -> bool:
+    """Return whether all ranks have the same sample."""
+    module = trainer.lightning_module
+    own = torch.tensor(int(sample.digest()[:12], 16), device=module.device)
+    return bool((all_gather(module)(own) == own).all())
 
 
 def _rows_of(loader: Any, most: int) -> list[SampledRow]:

@@ -214,6 +214,10 @@ def on_ranks(rank: int, model: str, rows: str, cases: list[tuple[str, str]]) -> 
         if kind == "ours":
             module, data = planted_run(Path(model), Path(rows))
             fit.fit(module, data)
+        elif kind == "dealt":
+            module, monitor.required = Stranger(Path(rows)), False
+            module.rows = module.rows[rank::2]
+            fit.fit(module)
         else:
             fit.fit((Stranger if strategy == "ddp" else ShardedStranger)(Path(rows)))
         logged = {key: float(value) for key, value in fit.callback_metrics.items() if key.startswith("silent/")}
