@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lightning_sft.advice.choice import Choice
+from lightning_sft.advice.choice import NLL, Choice
 from lightning_sft.advice.evidence import Evidence
 from lightning_sft.metrics.capability_reading import Place
 
 #: stands in commands for the configuration of the reader
 CONFIG = "CONFIG"
-#: the fragment that compares objectives in a run
-COMPARISON = "configs/callbacks/compare_objectives.yaml"
+#: arms of a comparison: each costs a search for its rate
+MOST_ARMS = 3
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,11 @@ class Advice:
         Args:
             options: those that name the reader's run.
         """
-        return f"lightning fit {options} " + (f"--config {COMPARISON}" if self.compare else self.pick.options())
+        if not self.compare:
+            return f"lightning fit {options} {self.pick.options()}"
+        # the first is what others are compared with; objectives that are made of others have no short name
+        named = dict.fromkeys(c.short() for c in (NLL, *self.try_first, *self.avoid) if c.is_plain)
+        return f'lightning compare {options} --objectives "{",".join([*named][:MOST_ARMS])}"'
 
     def text(self) -> str:
         """Return a few lines for a log."""
@@ -58,11 +62,12 @@ class Advice:
         lines += [] if self.trap is None else [self.trap]
         return "\n".join([*lines, f"Next: {self.command()}"])
 
-    def markdown(self, options: str = f"--config {CONFIG}") -> str:
+    def markdown(self, options: str = f"--config {CONFIG}", *, command: bool = True) -> str:
         """Return the whole advice as Markdown.
 
         Args:
             options: those that name the reader's run, for the command.
+            command: whether to end with the command.
         """
         lines = [f"**{self.headline}**", ""]
         lines += [f"- Try first: {_named(self.try_first, '`')}"]
@@ -71,7 +76,8 @@ class Advice:
         lines += ["", *self.why, "", "What this rests on:", ""]
         lines += [f"- {e.kind}: {e.what} {e.link}" for e in self.evidence]
         lines += ["", "What it does not say:", "", *(f"- {limit}" for limit in self.limits)]
-        return "\n".join([*lines, "", "Run next:", "", "```sh", self.command(options), "```"])
+        lines += ["", "Run next:", "", "```sh", self.command(options), "```"] if command else []
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""

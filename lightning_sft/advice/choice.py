@@ -22,6 +22,11 @@ class Choice:
     name: str
     arguments: dict[str, Any] = field(default_factory=dict, hash=False)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether its arguments are plain values."""
+        return not any(isinstance(value, Choice | dict) for value in self.arguments.values())
+
     def build(self) -> Objective:
         """Return the objective."""
         made: Objective = getattr(objectives, self.name)(**_mapped(self.arguments, lambda choice: choice.build()))
@@ -39,14 +44,15 @@ class Choice:
 
     def options(self) -> str:
         """Return the options of the command line that name it, as a shell takes them."""
-        if any(isinstance(value, Choice | dict) for value in self.arguments.values()):
+        if not self.is_plain:
             return f"--model.objective '{json.dumps(self.to_dict())}'"
         given = [f"--model.objective {self.name}"]
         return " ".join(given + [f"--model.objective.{key} {value}" for key, value in self.arguments.items()])
 
     def short(self) -> str:
-        """Return it as Python writes it, such as ``PowerFamily(alpha=1.0)``."""
-        return f"{self.name}({', '.join(f'{key}={_short(value)}' for key, value in self.arguments.items())})"
+        """Return it as Python writes it, such as ``PowerFamily(alpha=1.0)``; without arguments the name alone."""
+        given = ", ".join(f"{key}={_short(value)}" for key, value in self.arguments.items())
+        return f"{self.name}({given})" if given else self.name
 
 
 def _short(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ class CapabilityProbe(Callback):
         self._limit: int | None = None  # rows of the reading before training, which the one after it reads again
         self.start: CapabilityReading | None = None
         self.end: CapabilityReading | None = None
+        self.seconds: float | None = None  # that the last reading took
 
     @classmethod
     def where_possible(cls) -> CapabilityProbe:
@@ -147,7 +149,10 @@ class CapabilityProbe(Callback):
             tokenizer = tokenizer_to_use(pl_module, self._tokenizer)
             rows = self._find_rows(trainer, tokenizer, what)
             outer = pl_module if self._model is None else self._model
-            return measure(trainer, outer, model, tokenizer, rows, self.cut_offs)
+            since = time.perf_counter()
+            reading = measure(trainer, outer, model, tokenizer, rows, self.cut_offs)
+            self.seconds = time.perf_counter() - since
+            return reading
         except UNREADABLE as error:
             if self.required:
                 raise

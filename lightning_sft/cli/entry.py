@@ -35,6 +35,11 @@ OWN_VERBS: dict[str, tuple[str, str, str]] = {
         "write a checkpoint as a Hugging Face folder, adapters merged or not",
     ),
     "mine-probes": ("lightning_sft.probes.mine", "main", "find near-synonym probes in your own text"),
+    "advise": (
+        "lightning_sft.cli.advise",
+        "advise",
+        "before any training: the data, where the model stands, which objective, rate and cost",
+    ),
     "audit": (
         "lightning_sft.cli.audit",
         "main",

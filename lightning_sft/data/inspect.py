@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ def inspect(datamodule: SFTDataModule, tokenizer: Any, rows: int = 3, color: boo
     """
     datamodule.tokenizer = tokenizer
     datamodule.setup("fit")
-    blocks = [_summary(what, report) for what, report in datamodule.report.items()]
+    blocks = summaries(datamodule.report)
     mark = f"{GREEN}green{RESET}" if color else f"between {OPEN} and {CLOSE}"
     blocks.append(f"Trained tokens are {mark}.")
     dataset, report = datamodule.dataset("train"), datamodule.report["train"]
@@ -43,6 +44,11 @@ def inspect(datamodule: SFTDataModule, tokenizer: Any, rows: int = 3, color: boo
         head = f"train row {index}, source {datamodule.source_names[row.source]}: {length} tokens{cut}, {share}"
         blocks.append(f"{head}\n{show(tokenizer, row.ids, row.trained, color, training_weights(datamodule, row))}")
     return "\n\n".join(blocks) + "\n"
+
+
+def summaries(report: Mapping[str, SetReport]) -> list[str]:
+    """Return a text about each set that was built: rows, tokens, lengths, leaks, columns that nothing reads."""
+    return [_summary(what, of_set) for what, of_set in report.items()]
 
 
 def show(

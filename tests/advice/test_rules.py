@@ -74,7 +74,7 @@ def test_the_table(name: str) -> None:
     assert case.says in page
     assert page.count("--config own.yaml") == 1, "one command"
     assert not set(advice.try_first) & set(advice.avoid)
-    assert ("compare_objectives" in page) == case.compare
+    assert ("lightning compare" in page) == case.compare
     assert {e.kind for e in advice.evidence} >= {"guess"}
     assert all(e.link for e in advice.evidence)
     assert advice.text().splitlines()[-1] == f"Next: {advice.command()}"

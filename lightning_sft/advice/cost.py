@@ -1,0 +1,113 @@
+"""What a fit will cost: seconds of a step from a few measured ones, memory, and the time of the whole."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_sft.sweep.session import Session, SweepSettings
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Measured and estimated cost of a fit.
+
+    Attributes:
+        measured_steps: optimizer steps that were measured, after one that was not.
+        seconds_per_step: their median.
+        steps: optimizer steps of the fit; None if unknown.
+        validations: complete validations of the fit.
+        seconds_per_validation: estimated from forward passes; None if unknown.
+        seconds: of the fit, without generated answers and saving; None if the number of steps is unknown.
+        peak_memory: bytes, the largest so far: of the GPU, or of the process on a CPU.
+        copy_memory: bytes of what trains and its optimizer state, of which a copy was held meanwhile.
+        device: where it was measured.
+    """
+
+    measured_steps: int
+    seconds_per_step: float
+    steps: int | None
+    validations: int
+    seconds_per_validation: float | None
+    seconds: float | None
+    peak_memory: int
+    copy_memory: int
+    device: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return dict(vars(self))
+
+
+class _Clock:
+    """Reads the time after each step."""
+
+    def read(self, trainer: Trainer, module: LightningModule) -> dict[str, list[float]]:
+        if module.device.type == "cuda":
+            torch.cuda.synchronize()
+        return {"seconds": [time.perf_counter()]}
+
+
+def measure_cost(
+    trainer: Trainer, module: LightningModule, steps: int, rate: float, seconds_of_validation: float | None
+) -> Cost:
+    """Train a few steps from a snapshot, and say what the fit will cost.
+
+    Args:
+        trainer: in a fit, before its first step.
+        module: its module.
+        steps: optimizer steps to measure, after one that warms up.
+        rate: learning rate meanwhile; the weights are put back.
+        seconds_of_validation: what a complete validation takes; None if unknown.
+    """
+    clock = _Clock()
+    with Session(trainer, module, SweepSettings("cost", steps + 1, None, divergence=float("inf")), [clock]) as session:
+        trial = session.trial(rate, [clock])
+    times = [reading[0] for reading in trial.readings.get("seconds", [])]
+    taken = [later - earlier for earlier, later in pairwise(times)]
+    per_step = statistics.median(taken) if taken else trial.seconds / max(trial.steps, 1)
+    total = trainer.estimated_stepping_batches
+    known = None if total == float("inf") else int(total)
+    validations = _validations(trainer, known)
+    whole = None if known is None else known * per_step + validations * (seconds_of_validation or 0.0)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    return Cost(
+        measured_steps=len(taken),
+        seconds_per_step=per_step,
+        steps=known,
+        validations=validations,
+        seconds_per_validation=seconds_of_validation,
+        seconds=whole,
+        peak_memory=_peak(module.device),
+        copy_memory=3 * sum(p.numel() * p.element_size() for p in trained),
+        device=_name(module.device),
+    )
+
+
+def _validations(trainer: Trainer, steps: int | None) -> int:
+    """Return how many complete validations the fit will make, so far as its settings say."""
+    every = trainer.val_check_batch
+    if not trainer.enable_validation or steps is None or every in (None, 0) or every == float("inf"):
+        return 0
+    return int(steps * trainer.accumulate_grad_batches // every)
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"

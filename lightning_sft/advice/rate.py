@@ -1,0 +1,98 @@
+"""Whether the learning rate of a run is sane, by the curve of a short range test."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lightning_sft.sweep.results import RangeTest
+from lightning_sft.sweep.suggest import Suggestions
+
+Verdict = Literal["sane", "too high", "very low", "unknown", "diverges at once"]
+#: steps of a range test in which a curve can show anything
+_FEWEST = 4
+#: a rate this many times below the suggested one is called very low; ours
+_VERY_LOW = 30.0
+#: what the loss must fall by, as a share of its start, before the curve says anything; ours
+_FALL = 0.02
+
+
+@dataclass(frozen=True)
+class RateReading:
+    """What a range test says of a learning rate.
+
+    Attributes:
+        rate: of the run.
+        verdict: on it.
+        why: a sentence or two.
+        suggestion: a rate that the curve speaks for; None if it speaks for none.
+        suggestions: all of the curve's.
+        rates: of each step.
+        losses: after the step at each rate; the last may be nan or inf.
+    """
+
+    rate: float
+    verdict: Verdict
+    why: str
+    suggestion: float | None
+    suggestions: dict[str, float]
+    rates: list[float]
+    losses: list[float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return dict(vars(self))
+
+
+def judge_rate(rate: float, test: RangeTest) -> RateReading:
+    """Return what a range test says of a learning rate.
+
+    Args:
+        rate: of the run, at its peak.
+        test: with rising rates; a trial that diverged ends early, or with a loss that is no number.
+    """
+    suggestion = _suggestion(test.suggestions)
+    finite = [loss for loss in test.smoothed if math.isfinite(loss)]
+
+    def reading(verdict: Verdict, why: str, taken: float | None = suggestion) -> RateReading:
+        return RateReading(rate, verdict, why, taken, test.suggestions.values(), test.rates, test.losses)
+
+    if len(finite) < _FEWEST:
+        reached = f"{test.rates[-1]:.2g}" if test.rates else "the lowest rate"
+        return reading(
+            "diverges at once",
+            f"The range test diverged within {len(test.losses)} steps, at {reached}: the loss blows up at every rate "
+            "that was tried. Look for another cause than the rate: data that are no text, 16-bit arithmetic, weights "
+            "that are damaged. Or begin lower: --range_low.",
+            None,
+        )
+    best = min(range(len(finite)), key=finite.__getitem__)
+    if finite[0] - finite[best] < _FALL * abs(finite[0]):
+        return reading(
+            "unknown",
+            f"Between {test.rates[0]:.2g} and {test.rates[-1]:.2g} the loss fell by less than {_FALL:.0%} in "
+            f"{len(test.losses)} steps, so the curve says nothing about the rate. A longer test might: --range_steps.",
+            None,
+        )
+    # smoothing moves the minimum to the right of where the loss itself turned
+    turn = min(test.rates[best], test.suggestions.edge or test.rates[best])
+    if rate >= turn and (best + 1 < len(finite) or len(finite) < len(test.losses)):
+        return reading(
+            "too high",
+            f"The loss of the range test falls up to {turn:.2g} and rises beyond, and {rate:.2g} is beyond. Expect an "
+            "unstable run, or one that diverges.",
+        )
+    if suggestion is not None and rate < suggestion / _VERY_LOW:
+        return reading(
+            "very low",
+            f"The curve speaks for about {suggestion:.2g}, {suggestion / rate:.0f} times as much. At {rate:.2g} the "
+            "run will move little.",
+        )
+    return reading("sane", f"The loss falls there, and goes on falling up to {turn:.2g}.")
+
+
+def _suggestion(found: Suggestions) -> float | None:
+    """Return the rate to take: a tenth of that at the minimum, the most cautious of the usual rules, else another."""
+    values = found.values()
+    return next((values[name] for name in ("minimum_tenth", "valley", "steepest") if name in values), None)

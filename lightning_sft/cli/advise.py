@@ -1,0 +1,198 @@
+"""`lightning advise`: the data, where the model stands, which objective, the rate and the cost, before any training."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
+from typing_extensions import override
+
+from lightning_sft.advice.cost import measure_cost
+from lightning_sft.advice.page import Survey
+from lightning_sft.advice.rate import judge_rate
+from lightning_sft.callbacks import CapabilityProbe, FinalValidation, GenerationMonitor
+from lightning_sft.cli.settings import SettingsCLI
+from lightning_sft.data.inspect import summaries
+from lightning_sft.errors import UserError
+from lightning_sft.files import to_json, write_text
+from lightning_sft.metrics.capability_reading import FILE, save_reading
+from lightning_sft.sweep.range_test import range_test
+from lightning_sft.sweep.session import SweepSettings
+
+PARTS = ("data", "capability", "cost", "rate")
+#: options of this verb, which the command to run next does not take
+_OWN = ("--skip", "--output", "--rows", "--steps", "--range_steps", "--range_low", "--range_high")
+
+
+class _Done(Exception):
+    """Ends a fit before its first step."""
+
+
+class _AdviseCLI(SettingsCLI):
+    """The settings of ``fit`` with a trainer that keeps nothing: no logger, no checkpoint, no callback but ours."""
+
+    def __init__(self, arguments: list[str], folder: str) -> None:
+        self._scratch = folder
+        super().__init__(args=arguments, run=False)
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        add = parser.add_argument
+        add("--skip", type=str, default="", help=f"parts to leave out, with commas between: {','.join(PARTS)}")
+        add("--output", type=str, default="advice", help="folder for advice.md, advice.json and capability.json")
+        add("--rows", type=int | None, default=200, help="rows to read the capability from; null: all")
+        add("--steps", type=int, default=4, help="optimizer steps to measure")
+        add("--range_steps", type=int, default=36, help="steps of the range test")
+        add("--range_low", type=float, default=1e-6, help="its first learning rate")
+        add("--range_high", type=float, default=1.0, help="its last learning rate")
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self.config_init
+        skipped = check_skip(config.skip)
+        if set(PARTS[1:]) <= skipped:
+            return None  # type: ignore[return-value]  # the data alone need none
+        probe = CapabilityProbe(config.rows, most_share=None, enabled="capability" not in skipped)
+        given = config.trainer.callbacks or []
+        for callback in given if isinstance(given, list) else [given]:
+            if isinstance(callback, CapabilityProbe):
+                probe.cut_offs = callback.cut_offs
+        self.surveyor = _Surveyor(skipped, config, probe)
+        bars = [c for c in (given if isinstance(given, list) else [given]) if isinstance(c, ProgressBar)]
+        keeps_nothing = {
+            "logger": False,
+            "enable_checkpointing": False,
+            "default_root_dir": self._scratch,
+            "num_sanity_val_steps": 0,
+            "callbacks": [
+                probe,
+                GenerationMonitor(samples=0, limit=0),
+                FinalValidation(enabled=False),
+                *bars,
+                self.surveyor,
+            ],
+        }
+        return LightningCLI.instantiate_trainer(self, **{**kwargs, **keeps_nothing})
+
+
+class _Surveyor(Callback):
+    """Measures before the first step, and ends the fit there."""
+
+    def __init__(self, skipped: set[str], config: Any, probe: CapabilityProbe) -> None:
+        self.skipped = skipped
+        self.config = config
+        self.probe = probe
+        self.survey: Survey | None = None
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.probe.enabled:
+            rank_zero_info(f"Reading what the model thinks of {self.config.rows or 'all'} rows ...")
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        assert self.survey is not None
+        survey, reading = self.survey, self.probe.start
+        survey.capability = reading
+        rate = float(trainer.optimizers[0].param_groups[0].get("initial_lr", 0.0))
+        rate = rate or float(trainer.optimizers[0].param_groups[0]["lr"])
+        if "cost" not in self.skipped:
+            rank_zero_info(f"Measuring {self.config.steps} optimizer steps ...")
+            survey.cost = measure_cost(trainer, pl_module, self.config.steps, rate, self._validation_seconds(trainer))
+        if "rate" not in self.skipped:
+            low, high = min(self.config.range_low, rate / 10), max(self.config.range_high, rate * 10)
+            rank_zero_info(f"Trying {self.config.range_steps} learning rates from {low:.2g} to {high:.2g} ...")
+            setting = SweepSettings("range", self.config.range_steps, None)
+            survey.rate = judge_rate(rate, range_test(trainer, pl_module, setting, low=low, high=high, smoothing=0.8))
+        raise _Done
+
+    def _validation_seconds(self, trainer: Trainer) -> float | None:
+        """Return what a validation takes, by the time that reading training rows took; None if that was left out."""
+        reports, reading = getattr(trainer.datamodule, "report", {}), self.probe.start  # type: ignore[attr-defined]
+        if reading is None or "val" not in reports or self.probe.seconds is None:
+            return None
+        return float(self.probe.seconds / reading.all.rows * reports["val"].rows)
+
+
+def check_skip(skip: str) -> set[str]:
+    """Return the parts to leave out.
+
+    Raises:
+        UserError: an unknown part, or all of them.
+    """
+    skipped = {part.strip() for part in skip.split(",") if part.strip()}
+    unknown = sorted(skipped - set(PARTS))
+    if unknown or skipped == set(PARTS):
+        what = f"names {', '.join(unknown)}" if unknown else "leaves nothing to do"
+        raise UserError(f"--skip {skip} {what}. Allowed: some of {', '.join(PARTS)}, with commas between.")
+    return skipped
+
+
+def options_of_run(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments without the options of this verb."""
+    kept: list[str] = []
+    own = False
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, equals, _ = argument.partition("=")
+            own = name in _OWN
+            if own and equals:
+                own = False
+                continue
+        if not own:
+            kept.append(argument)
+    return kept
+
+
+def advise(arguments: list[str]) -> None:
+    """Print a page about a run that has not begun, and write it beside its parts as JSON."""
+    # Lightning 2.6 with torch 2.13; nothing that a user could change
+    warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated", FutureWarning)
+    with tempfile.TemporaryDirectory(prefix="lightning_sft_advise_") as folder:
+        cli = _AdviseCLI(arguments, folder)
+        skipped = check_skip(cli.config.skip)
+        _check_numbers(cli.config)
+        chosen = cli.config.model.get("optimizer")
+        named = "class_path" in chosen if chosen is not None else False
+        optimizer = "--model.optimizer.lr" if named else "--model.optimizer=AdamW --model.optimizer.lr"
+        survey = Survey(options_of_run(arguments), optimizer)
+        if "data" not in skipped:
+            rank_zero_info("Reading the data ...")
+            cli.datamodule.tokenizer = cli.model.tokenizer
+            cli.datamodule.setup("fit")
+            survey.data = summaries(cli.datamodule.report)
+            survey.counts = {what: report.counts() for what, report in cli.datamodule.report.items()}
+        if cli.trainer is not None:
+            cli.surveyor.survey = survey
+            try:
+                cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+            except _Done:
+                pass
+            if not cli.trainer.is_global_zero:
+                return
+    page = survey.markdown()
+    output = Path(cli.config.output)
+    write_text(output / "advice.md", page)
+    write_text(output / "advice.json", to_json(survey.to_dict(), indent=1) + "\n")
+    if survey.capability is not None:
+        save_reading(output / FILE, survey.capability, None)
+    print(page)
+    print(f"This page is {output / 'advice.md'}; its parts as JSON: {output / 'advice.json'}")
+
+
+def _check_numbers(config: Any) -> None:
+    for name, least in (("steps", 1), ("range_steps", 4)):
+        if config[name] < least:
+            raise UserError(f"--{name} is {config[name]}. Allowed: {least} or more.")
+    if not 0 < config.range_low < config.range_high:
+        raise UserError(
+            f"--range_low is {config.range_low} and --range_high {config.range_high}. Allowed: 0 < low < high."
+        )
