@@ -16,6 +16,8 @@ _FEWEST = 4
 _VERY_LOW = 30.0
 #: what the loss must fall by, as a share of its start, before the curve says anything; ours
 _FALL = 0.02
+#: times the loss before, above which a curve has never come back; ours: training has noise and dropout
+_RISEN = 1.1
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,13 @@ class RateReading:
         return dict(vars(self))
 
 
-def judge_rate(rate: float, test: RangeTest) -> RateReading:
+def judge_rate(rate: float, test: RangeTest, before: float | None = None) -> RateReading:
     """Return what a range test says of a learning rate.
 
     Args:
         rate: of the run, at its peak.
         test: with rising rates; a trial that diverged ends early, or with a loss that is no number.
+        before: loss before the first of its steps, in nats per token; None if unknown.
     """
     suggestion = _suggestion(test.suggestions)
     finite = [loss for loss in test.smoothed if math.isfinite(loss)]
@@ -58,12 +61,16 @@ def judge_rate(rate: float, test: RangeTest) -> RateReading:
     def reading(verdict: Verdict, why: str, taken: float | None = suggestion) -> RateReading:
         return RateReading(rate, verdict, why, taken, test.suggestions.values(), test.rates, test.losses)
 
-    if len(finite) < _FEWEST:
-        reached = f"{test.rates[-1]:.2g}" if test.rates else "the lowest rate"
+    risen = before is not None and bool(finite) and min(finite) > _RISEN * before
+    if len(finite) < _FEWEST or risen:
+        reached = f"{test.rates[0]:.2g}" if test.rates else "the lowest rate"
+        how = (
+            f"never came back to the {before:.2f} that it was before" if risen else f"ended in {len(test.losses)} steps"
+        )
         return reading(
             "diverges at once",
-            f"The range test diverged within {len(test.losses)} steps, at {reached}: the loss blows up at every rate "
-            "that was tried. Look for another cause than the rate: data that are no text, 16-bit arithmetic, weights "
+            f"The range test diverges at once, from {reached} on, and {how}: the loss blows up at every rate that was "
+            "tried. Look for another cause than the rate: data that are no text, 16-bit arithmetic, weights "
             "that are damaged. Or begin lower: --range_low.",
             None,
         )

@@ -71,6 +71,7 @@ class _AdviseCLI(SettingsCLI):
             "logger": False,
             "enable_checkpointing": False,
             "default_root_dir": self._scratch,
+            "enable_model_summary": False,
             "num_sanity_val_steps": 0,
             "callbacks": [
                 probe,
@@ -111,7 +112,8 @@ class _Surveyor(Callback):
             low, high = min(self.config.range_low, rate / 10), max(self.config.range_high, rate * 10)
             rank_zero_info(f"Trying {self.config.range_steps} learning rates from {low:.2g} to {high:.2g} ...")
             setting = SweepSettings("range", self.config.range_steps, None)
-            survey.rate = judge_rate(rate, range_test(trainer, pl_module, setting, low=low, high=high, smoothing=0.8))
+            found = range_test(trainer, pl_module, setting, low=low, high=high, smoothing=0.8)
+            survey.rate = judge_rate(rate, found, None if reading is None else reading.all.nll)
         raise _Done
 
     def _validation_seconds(self, trainer: Trainer) -> float | None:

@@ -92,7 +92,7 @@ def parses(arguments: list[str]) -> None:
 
 
 #: verbs that take the settings of a run, and so print them
-CONFIGURED = {*LIGHTNING_VERBS, "inspect", "score"}
+CONFIGURED = {*LIGHTNING_VERBS, "advise", "inspect", "score"}
 COMMANDS = {command: page for page, command in program_commands() if command.split()[0] in CONFIGURED}
 
 

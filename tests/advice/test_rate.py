@@ -1,0 +1,54 @@
+"""A range test's curve judges the rate of a run."""
+
+import math
+
+import pytest
+
+from lightning_sft.advice.rate import judge_rate
+from lightning_sft.sweep.results import RangeTest
+from lightning_sft.sweep.search import geometric_grid
+from lightning_sft.sweep.suggest import smoothed, suggest
+
+
+def curve(losses: list[float], low: float = 1e-6, high: float = 1.0) -> RangeTest:
+    rates = geometric_grid(low, high, max(len(losses), 2))[: len(losses)]
+    found = suggest(rates, losses)
+    return RangeTest("range", 0, "", "training loss", rates, losses, smoothed(losses, 0.0), found, "valley")
+
+
+#: falls from 1e-4 on, is lowest at 1e-1 and rises at 1
+FALLS = curve([5.0, 4.99, 4.97, 4.5, 3.0, 2.0, 8.0])
+
+
+@pytest.mark.parametrize(
+    ("rate", "verdict"), [(1e-5, "very low"), (1e-3, "sane"), (0.05, "sane"), (0.3, "too high"), (3.0, "too high")]
+)
+def test_the_rate_against_the_curve(rate: float, verdict: str) -> None:
+    reading = judge_rate(rate, FALLS)
+    assert reading.verdict == verdict, reading.why
+    assert reading.suggestion == pytest.approx(0.01)
+
+
+def test_a_curve_that_falls_to_its_end_calls_no_rate_too_high() -> None:
+    assert judge_rate(1.0, curve([5.0, 4.9, 4.5, 4.0, 3.0, 2.0])).verdict == "sane"
+
+
+@pytest.mark.parametrize("losses", [[5.0, math.nan], [math.inf], [], [5.0, 30.0, math.nan]])
+def test_divergence_at_once_is_said(losses: list[float]) -> None:
+    reading = judge_rate(1e-3, curve(losses))
+    assert reading.verdict == "diverges at once"
+    assert "blows up at every rate" in reading.why
+    assert reading.suggestion is None
+
+
+def test_a_loss_that_never_comes_back_diverged_at_once() -> None:
+    falls = [30.0, 28.0, 26.0, 24.0, 22.0]
+    reading = judge_rate(1e-3, curve(falls), before=5.0)
+    assert reading.verdict == "diverges at once"
+    assert "5.00 that it was before" in reading.why
+    assert judge_rate(1e-3, curve(falls), before=30.0).verdict != "diverges at once"
+
+
+def test_a_flat_curve_says_nothing() -> None:
+    reading = judge_rate(1e-3, curve([5.0, 5.01, 4.98, 5.0, 4.99]))
+    assert (reading.verdict, reading.suggestion) == ("unknown", None)
