@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
@@ -13,6 +14,7 @@ from lightning_sft.cli import run_folders
 from lightning_sft.cli.settings import SettingsCLI
 from lightning_sft.data import SFTDataModule
 from lightning_sft.errors import UserError
+from lightning_sft.models.capability import capability, fastest
 from lightning_sft.models.finished import FinishedModel, load_finished
 from lightning_sft.scoring.score import What, describe, score_rows
 from lightning_sft.scoring.table import check_output
@@ -76,13 +78,18 @@ def _finished_model(arguments: list[str]) -> tuple[str | None, list[str]]:
 def _load(cli: SettingsCLI, model: str | None) -> FinishedModel:
     """Return what is scored: ``model``, the checkpoint that ``ckpt_path`` means, or the configuration's own start."""
     config, settings = cli.config, cli.config.model
+    device = "cpu" if config.trainer.accelerator == "cpu" else None
+    dtype = settings.dtype
+    if dtype == "fastest":  # as the fit decides
+        place = device or torch.accelerator.current_accelerator() or "cpu"
+        dtype, _ = fastest(capability(place), bool(settings.adapter or settings.adapter_path))
     how: dict[str, Any] = {
         "base": config.base,
-        "dtype": settings.dtype,
+        "dtype": dtype,
         "chat_template": settings.chat_template,
         "attn_implementation": settings.attn_implementation,
         "trust_remote_code": settings.trust_remote_code,
-        "device": "cpu" if config.trainer.accelerator == "cpu" else None,
+        "device": device,
     }
     if config.ckpt_path is not None:
         trainer = config.trainer

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from lightning_sft.errors import UserError
+from lightning_sft.errors import UserError, first_line
 from lightning_sft.files import replacing
 
 COLUMNS = pa.schema(
@@ -114,7 +114,9 @@ class Before:
                 table = None if missing else file.read(columns=list(_JOINED))
                 self.about: dict[str, Any] = json.loads((file.schema_arrow.metadata or {}).get(ABOUT, b"{}"))
         except (pa.ArrowInvalid, OSError, ValueError) as error:
-            raise UserError(f"--compare is {str(path)!r}, which is no whole Parquet file: {error}.") from error
+            raise UserError(
+                f"--compare is {str(path)!r}, which is no whole Parquet file: {first_line(error)}"
+            ) from error
         if table is None:
             raise UserError(
                 f"--compare is {str(path)!r}, which has no column {', '.join(missing)}. Allowed: a file that "

@@ -24,7 +24,7 @@ def test_the_start_a_checkpoint_and_an_exported_adapter(toy_folder, tmp_path, ca
     settings = {"model__adapter": "peft.LoraConfig", "model__optimizer": "torch.optim.AdamW"}
     settings["model__optimizer.lr"] = "0.05"
     run("fit", toy_arguments(toy_folder, write_rows(tmp_path / "rows.jsonl"), **settings))
-    score("--output=start.parquet")
+    score("--output=start.parquet", "--model.dtype=fastest")
     capsys.readouterr()
     score("--ckpt_path=best", "--output=best.parquet", "--compare=start.parquet", "--top=2")
     lines = capsys.readouterr().out.splitlines()
