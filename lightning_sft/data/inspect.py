@@ -96,7 +96,7 @@ def _summary(what: str, report: SetReport) -> str:
     lines.append(f"  what is trained is known from: {_counted(report.masks)}")
     if report.unused:
         lines.append(f"  not used: {_counted(report.unused)}")
-    lines += [f"  contexts of {file}: {found} of {given} found" for file, (found, given) in report.contexts.items()]
+    lines += [f"  contexts of {file}: {found} of {given} found" for file, (found, given, _) in report.contexts.items()]
     if report.codes:
         lines.append(f"  skipped by cause: {_counted(report.codes)}")
     lines += [f"  skipped {row.where}: {row.code.value}: {row.reason}" for row in report.rejected[:REJECTED_SHOWN]]

@@ -55,7 +55,7 @@ def test_only_the_token_behind_the_whole_context_weighs(conversation: Path, tmp_
     file = str(write_jsonl(tmp_path / "silent.jsonl", [first]))
     data = module(conversation, {file: 4.0})
     assert heavy(data) == [(0, "n", 4.0)]
-    assert data.report["train"].contexts == {file: [1, 1]}
+    assert data.report["train"].contexts == {file: [1, 1, 0]}
     # the same words in the second turn, and in the other row, have other tokens before them
     second = context({"path": conversation}, "b<|im_end|>\n<|im_start|>assistant\no")
     both = str(write_jsonl(tmp_path / "both.jsonl", [first, second, first]))
@@ -85,7 +85,7 @@ def test_the_cache_knows_what_stands_in_the_file(conversation: Path, tmp_path: P
     for _ in range(2):  # encoded, and from the cache
         data = module(conversation, {str(file): 4.0}, **how)
         assert heavy(data) == [(0, "n", 4.0)]
-        assert data.report["train"].contexts == {str(file): [1, 2]}
+        assert data.report["train"].contexts == {str(file): [1, 2, 0]}
         assert data.report["train"].counts()[f"contexts/{file}/found"] == 1
     assert heavy(module(conversation, {str(file): 3.0}, **how)) == [(0, "n", 3.0)]
     write_jsonl(file, [{**found, "correct_id": 1}])
@@ -112,6 +112,21 @@ def test_validation_rows_are_left_alone(conversation: Path, tmp_path: Path) -> N
     assert not data.dataset("train")[0].trained[len(found["context_ids"])]
     assert data.dataset("val").weights is None
     assert data.dataset("val")[0].trained[len(found["context_ids"])]
+
+
+def test_lines_of_validation_rows_are_passed_over(conversation: Path, tmp_path: Path, caplog: Any) -> None:
+    found = context({"path": conversation}, "a<|im_end|>\n<|im_start|>assistant\no")
+    elsewhere = [{**found, "context_ids": [7, 8], "set": name} for name in ("val", "val/0")]
+    file = str(write_jsonl(tmp_path / "silent.jsonl", [found, *elsewhere]))
+    with caplog.at_level("INFO"):
+        data = module(conversation, {file: 4.0})
+    assert heavy(data) == [(0, "n", 4.0)]
+    assert data.report["train"].contexts == {file: [1, 1, 2]}
+    assert "1 of 1 contexts" in caplog.text
+    assert "2 lines of validation rows were passed over" in caplog.text
+    write_jsonl(tmp_path / "silent.jsonl", elsewhere)
+    with pytest.warns(UserWarning, match="weighs nothing: all of its 2 lines are of validation rows"):
+        module(conversation, {file: 4.0})
 
 
 @pytest.mark.parametrize("how", ["left", "right"])

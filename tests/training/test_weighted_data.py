@@ -1,8 +1,10 @@
 """Fits on weighted rows: they resume to the last bit in every order and layout."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -10,7 +12,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning_sft import SFTDataModule, SFTModule
 from lightning_sft.data import LossWeights
 from tests.distributed.test_denominators import write_weighted
-from tests.toys import save_toy
+from tests.running import run, run_folder, toy_arguments, write_rows
+from tests.toys import save_toy, toy_tokenizer
 
 SETTINGS = {"max_epochs": -1, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
 pytestmark = [
@@ -70,3 +73,34 @@ def test_a_resumed_fit_continues_with_the_same_weights(place: Path, tmp_path: Pa
 def test_a_fit_without_the_context_is_another_one(place: Path) -> None:
     weighted, plain = fit(place, 4), fit(place, 4, loss_weights=None)
     assert any(not torch.equal(p, plain.get_parameter(name)) for name, p in weighted.named_parameters())
+
+
+@pytest.mark.parametrize("how", [{"order": "grouped"}, {"order": "packed", "max_length": 120}], ids=["rows", "packs"])
+def test_what_the_monitor_of_silent_failures_wrote_is_found(place: Path, tmp_path: Path, how: dict[str, Any]) -> None:
+    """Its contexts are those of rows, whatever the batches, and a second fit weighs every one of them."""
+    rows = write_rows(tmp_path / "rows.jsonl", 24)
+    settings = {
+        "model__optimizer__lr": "2e-4",  # few tokens overtake their competitor
+        "trainer__max_steps": 6,
+        "trainer__max_epochs": -1,
+        "trainer__val_check_interval": 2,
+        "trainer__check_val_every_n_epoch": "null",
+        **{f"data__{key}": value for key, value in how.items()},
+    }
+    run("fit", toy_arguments(place / "model", rows, **settings))
+    file = run_folder() / "silent.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    trained = [line for line in lines if line["set"] == "train"]
+    assert trained
+    data = SFTDataModule(
+        str(rows),
+        tokenizer=toy_tokenizer(),
+        val_split=4,
+        cache_dir=False,
+        loss_weights=LossWeights(contexts={str(file): 4.0}),
+        **how,
+    )
+    data.setup("fit")  # warns if one of them is not found
+    assert data.report["train"].contexts == {str(file): [len(trained), len(trained), len(lines) - len(trained)]}
+    heavy = {(i, at) for i in range(20) for at in np.flatnonzero(data.dataset("train")[i].weights == 4.0)}
+    assert heavy >= {(line["row"], line["position"]) for line in trained}

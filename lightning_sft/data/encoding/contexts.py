@@ -21,22 +21,24 @@ class ContextWeights:
     """Weighs the trained tokens that follow contexts named in files.
 
     A line of a file is a JSON object with ``context_ids``, all token ids of a row up to the token, and ``correct_id``,
-    the token; other keys are not read. A context that stands in a file twice counts once, files multiply.
+    the token. A line whose ``set`` says that it is of a validation set is passed over, other keys are not read. A
+    context that stands in a file twice counts once, files multiply.
 
     Args:
         files: file -> what the loss of its tokens is multiplied by.
 
     Attributes:
-        found: file -> how many of its contexts were met so far with their token behind them and trained, and how many
-            it holds.
+        found: file -> how many of its contexts were met so far with their token behind them and trained, how many it
+            holds, and how many lines of validation sets.
 
     Raises:
         UserError: a file cannot be read, or a line of it is something else.
     """
 
     def __init__(self, files: Mapping[str, float]) -> None:
-        contexts = [(file, context, token) for file in files for context, token in _read(file)]
-        self.found = {file: [0, sum(of == file for of, _, _ in contexts)] for file in files}
+        read = {file: _read(file) for file in files}
+        self.found = {file: [0, len(contexts), others] for file, (contexts, others) in read.items()}
+        contexts = [(file, *context) for file, (held, _) in read.items() for context in held]
         self._files = [file for file, _, _ in contexts]
         self._weights = [np.float32(files[file]) for file in self._files]
         self._contexts = [np.array(context, np.int32) for _, context, _ in contexts]
@@ -81,16 +83,22 @@ def contexts_identity(files: Mapping[str, float]) -> list[Any]:
         raise UserError(_UNREADABLE.format(e.filename, e.strerror or e)) from e
 
 
-def _read(file: str) -> dict[tuple[tuple[int, ...], int], None]:
-    """Return the contexts of a file with their tokens, each once, in order."""
+Context = tuple[tuple[int, ...], int]
+"""The ids before a token, and the token."""
+
+
+def _read(file: str) -> tuple[list[Context], int]:
+    """Return the contexts of a file, each once, in order, and the number of its lines of validation sets."""
     try:
         lines = Path(file).expanduser().read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(_UNREADABLE.format(file, e)) from e
-    return {_parse(line, f"{file}, line {number}"): None for number, line in enumerate(lines, 1) if line.strip()}
+    found = [_parse(line, f"{file}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    return list(dict.fromkeys(context for context in found if context is not None)), found.count(None)
 
 
-def _parse(line: str, where: str) -> tuple[tuple[int, ...], int]:
+def _parse(line: str, where: str) -> Context | None:
+    """Return the context of a line; None where it is of a validation set."""
     try:
         row = json.loads(line)
     except ValueError as e:
@@ -100,7 +108,8 @@ def _parse(line: str, where: str) -> tuple[tuple[int, ...], int]:
     if not (isinstance(context, list) and context and all(map(_is_id, [*context, token]))):
         raise UserError(_MALFORMED.format(where, f"has context_ids={context!r:.80} and correct_id={token!r:.80}"))
     assert isinstance(token, int)
-    return tuple(context), token
+    validates = str(given.get("set")).partition("/")[0] == "val"
+    return None if validates else (tuple(context), token)
 
 
 def _is_id(value: object) -> bool:

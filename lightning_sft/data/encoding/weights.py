@@ -80,16 +80,24 @@ def tell(report: SetReport, what: str) -> None:
     """Say what weights do in a set: the same whether its rows were encoded just now or come from the cache."""
     if report.negative and what == "train":  # weights of other sets do nothing
         rank_zero_warn(f"{report.negative} of {report.rows} rows of {what} have tokens of negative weight: {_PUSHED}")
-    for file, (found, contexts) in report.contexts.items():
-        if found == contexts:
-            rank_zero_info(f"{what}: {found} of {contexts} contexts of {file} were found and have their weight.")
-            continue
-        rank_zero_warn(
-            f"{contexts - found} of the {contexts} contexts of {file} (data.loss_weights.contexts) were not found: no "
-            f"row of {what} begins with exactly these tokens and trains the token behind them. Look for a change of "
-            "rows, tokenizer, chat template, system prompt, train_on, max_length or truncation since the file was "
-            "written. The others have their weight."
-        )
+    for file, (found, contexts, others) in report.contexts.items():
+        passed = f" {others} lines of validation rows were passed over." if others else ""
+        if others and not contexts:
+            rank_zero_warn(
+                f"{file} (data.loss_weights.contexts) weighs nothing: all of its {others} lines are of validation "
+                "rows, which are not trained."
+            )
+        elif found == contexts:
+            rank_zero_info(
+                f"{what}: {found} of {contexts} contexts of {file} were found and have their weight.{passed}"
+            )
+        else:
+            rank_zero_warn(
+                f"{contexts - found} of the {contexts} contexts of {file} (data.loss_weights.contexts) were not found: "
+                f"no row of {what} begins with exactly these tokens and trains the token behind them. Look for a "
+                "change of rows, tokenizer, chat template, system prompt, train_on, max_length or truncation since the "
+                f"file was written. The others have their weight.{passed}"
+            )
 
 
 _PUSHED = "the model is pushed away from these tokens, without end. Mind the learning rate, and watch val/nll."

@@ -128,7 +128,7 @@ class SetReport:
         masks: rows by where it is known from what of them is trained, see `MaskFrom`.
         unused: rows by column, or key of messages as ``messages.KEY``, that nothing reads.
         negative: rows with tokens of negative weight in the loss.
-        contexts: for each file of ``loss_weights.contexts``, how many contexts were found, and how many there are.
+        contexts: for each file of ``loss_weights.contexts``: contexts found, contexts, lines of validation rows.
         packs: packs of the rows, under ``order: packed``.
         pack_efficiency: tokens / (packs * the most tokens of a pack).
     """
@@ -177,8 +177,8 @@ class SetReport:
             "truncated": self.truncated,
             "leaked": self.leaked,
             "leaked_dropped": self.leaked_dropped,
-            **{f"contexts/{file}/found": found for file, (found, _) in self.contexts.items()},
-            **{f"contexts/{file}": given for file, (_, given) in self.contexts.items()},
+            **{f"contexts/{file}/found": found for file, (found, _, _) in self.contexts.items()},
+            **{f"contexts/{file}": given for file, (_, given, _) in self.contexts.items()},
             **({"packs": self.packs, "pack_efficiency": self.pack_efficiency} if self.packs else {}),
         }
 
