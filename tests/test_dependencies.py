@@ -49,13 +49,15 @@ def imported() -> Iterator[tuple[str, Path]]:
 
 
 def test_what_is_imported_is_declared() -> None:
-    known = declared("demo", "quantization", "deepspeed")
+    known = declared("demo", "quantization", "deepspeed", "sweep")
     missing = {f"{name}: {path.relative_to(ROOT)}" for name, path in imported() if name not in known}
     assert not missing
 
 
 def test_what_is_declared_is_used() -> None:
-    assert declared("demo", "quantization", "deepspeed") - {name for name, _ in imported()} <= set(USED_BY_OTHERS)
+    assert declared("demo", "quantization", "deepspeed", "sweep") - {name for name, _ in imported()} <= set(
+        USED_BY_OTHERS
+    )
 
 
 def test_only_the_demo_needs_reasoning_gym() -> None:

@@ -29,6 +29,11 @@ OWN_VERBS: dict[str, tuple[str, str, str]] = {
         "main",
         "compare objectives, or arms that differ in any setting, with intervals",
     ),
+    "sweep": (
+        "lightning_sft.cli.compare.sweep",
+        "main",
+        "workers of a comparison that several machines share, and its status",
+    ),
     "export": (
         "lightning_sft.export.folder",
         "main",

@@ -1,6 +1,10 @@
 """`lightning compare` on toys: real runs, from settings to files."""
 
 import json
+import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -164,6 +168,53 @@ def test_the_shipped_configuration_draws_its_rows_and_reads_drift(toy_folder: Pa
     assert {"val/exact_match", "drift/general/nll"} <= one.start.keys()
     assert one.answer_tokens is not None
     assert one.answer_tokens < 24
+
+
+def test_a_shared_comparison_begins_goes_on_and_refuses_others(
+    toy_folder: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("optuna", reason="the extra sweep")
+    storage = ["--storage=journal:shared/compare.log", "--beat=1"]
+    arms = ["--objectives=NLL,PowerFamily(1)", "--points=0", "--replicates=2"]
+    run("compare", [*settings(toy_folder, rows), *arms, *storage])
+    first = capsys.readouterr().out
+    run("sweep", ["status", *storage])
+    said = capsys.readouterr().out
+    assert "compare: 4 of 4 runs are done." in said
+    run("sweep", ["worker", *storage, "--folder=elsewhere"])
+    table = capsys.readouterr().out
+    assert table.partition("Written")[0] == first.partition("Written")[0]
+    assert not Path("elsewhere/compare/work").exists(), "nothing is left to run"
+    write_rows(rows, count=30)
+    with pytest.raises(SystemExit) as stop:
+        run("sweep", ["worker", *storage])
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert "cannot take part: of the arm NLL, data is " in message
+    assert " in the comparison" in message
+    run("sweep", [])
+    assert "lightning sweep status" in capsys.readouterr().out
+    for bad, expected in ((["worker"], "needs --storage"), (["wrk"], "lightning sweep --help")):
+        with pytest.raises(SystemExit):
+            run("sweep", bad)
+        assert expected in capsys.readouterr().err
+
+
+@pytest.mark.slow  # two workers import everything
+def test_the_loop_of_the_page_starts_workers(toy_folder: Path, rows: Path) -> None:
+    pytest.importorskip("optuna", reason="the extra sweep")
+    page = Path(lightning_sft.__file__).parents[1] / "docs" / "how_to" / "compare.md"
+    (loop,) = re.findall(r"<!-- test: workers -->\n```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    given = [*settings(toy_folder, rows), "--points=0", "--replicates=2", "--beat=1"]
+    program = f"{sys.executable} -m lightning_sft"
+    loop = loop.replace("lightning compare --config mine.yaml", f"{program} compare {shlex.join(given)}")
+    assert program in loop
+    subprocess.run(["bash", "-c", loop], check=True)
+    one, two = (json.loads(Path(f"work{i}/compare/report.json").read_text()) for i in (1, 2))
+    assert one == two
+    assert {r["outcome"] for r in (json.loads(p.read_text()) for p in Path().glob("work?/*/runs/*.json"))} == {
+        "finished"
+    }
 
 
 def test_power_runs_nothing(toy_folder: Path, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
+from transformers.utils.hub import cached_file
 
 import lightning_sft
 from lightning_sft.data.reading.sources import DataSource, Source
@@ -85,8 +85,11 @@ def model_digest(name: str, revision: str | None) -> str:
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file())
         return _short([[p.relative_to(path).as_posix(), content_digest(p)] for p in files])
-    cached = try_to_load_from_cache(name, "config.json", revision=revision)
-    return f"{name}@{Path(cached).parent.name if isinstance(cached, str) else revision or 'main'}"
+    try:
+        cached = cached_file(name, "config.json", revision=revision, local_files_only=True)
+    except OSError:  # not in the cache yet
+        cached = None
+    return f"{name}@{Path(cached).parent.name if cached else revision or 'main'}"
 
 
 def content_digest(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]
 
@@ -45,13 +46,17 @@ def make_design(asked: argparse.Namespace, arguments: Sequence[str]) -> Design:
     )
 
 
-def facts_here(arm: Arm) -> dict[str, str]:
+def facts_here(arm: Arm, file: Path) -> dict[str, str]:
     """Return what runs of an arm would depend on in this process.
+
+    Args:
+        arm: of a comparison.
+        file: that holds its configuration.
 
     Raises:
         UserError: its configuration cannot be used here, as where a file is missing.
     """
-    return dict(_read(arm.name, [f"--config={arm.config}"])[0].facts)
+    return dict(_read(arm.name, [f"--config={file}"])[0].facts)
 
 
 def _arm(asked: ArmSettings, arguments: list[str]) -> tuple[Arm, bool]:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import statistics
-import sys
-import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from lightning_sft.compare.design import Design
+from lightning_sft.cli.compare.finish import finish, quiet, say
+from lightning_sft.cli.compare.sweep import add_timing, work_on
+from lightning_sft.compare.design import Design, RunSpec
 from lightning_sft.compare.ledger import FolderLedger
 from lightning_sft.compare.plan import Plan, Results, make_plan
 from lightning_sft.compare.power import Resolution
-from lightning_sft.compare.report import Report, make_report
+from lightning_sft.compare.work import work
 from lightning_sft.errors import UserError
 
 DESCRIPTION = """Compare objectives, or arms that differ in any setting, on your own data.
@@ -55,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     add("--retry_failed", action="store_true", help="try runs again that ended with an error")
     add("--isolate", action="store_true", help="a process of its own for each run")
     add("--power", action="store_true", help="say which difference the replicates resolve, and run nothing")
+    add_timing(made)
     add("--wish", type=float, help="the difference you would act on, such as 0.02 (2 points)")
     add("--spread", type=float, help="with --power: the standard deviation of paired differences, if you know it")
     return made
@@ -66,6 +65,11 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     made.allow_abbrev = False
     made.error = _refuse  # type: ignore[method-assign,assignment]
     asked, rest = made.parse_known_args(list(arguments))
+    if asked.storage and asked.retry_failed:
+        raise UserError(
+            "--retry_failed is for the runs of one folder: in a --storage other workers count them already. Begin a "
+            "comparison of another --name; the runs that have finished in this folder are handed in there."
+        )
     if not asked.name or "/" in asked.name:
         raise UserError(f"--name is {asked.name!r}. Allowed: a word; it names the comparison's folder.")
     return asked, rest
@@ -80,42 +84,16 @@ def main(arguments: list[str]) -> None:
 
     design = make_design(asked, rest)
     folder = asked.folder / asked.name
+    if asked.storage and not asked.power:
+        work_on(asked, design)
+        return
     with FolderLedger(folder, retry_failed=asked.retry_failed).opened() as ledger:
         if asked.power:
             print(resolution(design, ledger.results(), asked.spread, asked.wish).text())
             return
-        from lightning_sft.compare.work import work
-
         run = runner(design, folder / "work", apart=asked.isolate or starts_ranks(design))
         plan = work(design, ledger, run, say)
         finish(design, plan, ledger.results(), folder, asked.wish)
-
-
-def quiet() -> None:
-    """Keep Lightning from introducing itself before each of many runs."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # Lightning 2.6 with torch 2.13; nothing that a user could change
-    warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated", FutureWarning)
-
-
-def say(line: str) -> None:
-    """Print a line about progress, beside what a program may read from the output."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def finish(design: Design, plan: Plan, results: Results, folder: Path, wish: float | None) -> Report:
-    """Write and print what a comparison has found."""
-    from lightning_sft.cli.compare.output import write
-    from lightning_sft.compare.words import markdown, sentence, width_note
-
-    notes = [_selected_by_nll()] if design.select == "auto" and plan.score.key == "val/nll" else []
-    report = make_report(design, plan, results, notes)
-    width = width_note(report, wish)
-    report = replace(report, notes=[*report.notes, *([width] if width else [])])
-    write(report, folder)
-    print(f"\n{markdown(report)}\n\n{sentence(report)}\n\nWritten: {folder}/report.json, report.md, forest.png")
-    return report
 
 
 def resolution(design: Design, results: Results, spread: float | None, wish: float | None) -> Resolution:
@@ -133,8 +111,6 @@ def resolution(design: Design, results: Results, spread: float | None, wish: flo
 
 def _pairs(design: Design, plan: Plan, results: Results, first: str, other: str) -> list[float]:
     """Return the paired differences of replicates that have finished already."""
-    from lightning_sft.compare.design import RunSpec
-
     if first not in plan.rates or other not in plan.rates:
         return []
     found = []
@@ -143,13 +119,6 @@ def _pairs(design: Design, plan: Plan, results: Results, first: str, other: str)
         scores = [r.score(plan.score.key) for r in both if r is not None]
         found += [scores[0] - scores[1]] if len(scores) == 2 and all(s == s for s in scores) else []
     return found
-
-
-def _selected_by_nll() -> str:
-    return (
-        "Rates were selected by val/nll, NLL's own objective, which favours NLL: answers are long, or no run "
-        "gets one right. Give --select to decide by what you want from the model."
-    )
 
 
 def _refuse(message: str) -> None:

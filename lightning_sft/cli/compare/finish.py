@@ -1,0 +1,46 @@
+"""What the verbs that compare say on the way, and what they write at the end."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+from lightning_sft.cli.compare.output import write
+from lightning_sft.compare.design import Design
+from lightning_sft.compare.plan import Plan, Results
+from lightning_sft.compare.report import Report, make_report
+from lightning_sft.compare.words import markdown, sentence, width_note
+
+
+def quiet() -> None:
+    """Keep Lightning from introducing itself before each of many runs."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Lightning 2.6 with torch 2.13; nothing that a user could change
+    warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated", FutureWarning)
+
+
+def say(line: str) -> None:
+    """Print a line about progress, beside what a program may read from the output."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def finish(design: Design, plan: Plan, results: Results, folder: Path, wish: float | None) -> Report:
+    """Write and print what a comparison has found."""
+    notes = [_selected_by_nll()] if design.select == "auto" and plan.score.key == "val/nll" else []
+    report = make_report(design, plan, results, notes)
+    width = width_note(report, wish)
+    report = replace(report, notes=[*report.notes, *([width] if width else [])])
+    write(report, folder)
+    print(f"\n{markdown(report)}\n\n{sentence(report)}\n\nWritten: {folder}/report.json, report.md, forest.png")
+    return report
+
+
+def _selected_by_nll() -> str:
+    return (
+        "Rates were selected by val/nll, NLL's own objective, which favours NLL: answers are long, or no run "
+        "gets one right. Give --select to decide by what you want from the model."
+    )

@@ -1,0 +1,109 @@
+"""`lightning sweep`: workers of a shared comparison, and how far it is."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import NoReturn
+
+from lightning_sft.cli.compare.finish import finish, quiet, say
+from lightning_sft.compare.design import Design
+from lightning_sft.compare.work import work
+from lightning_sft.errors import UserError
+
+DESCRIPTION = """Take part in a comparison that several workers share, or see how far it is.
+
+  lightning sweep worker --storage journal:/shared/compare.log     run what is missing, beside other workers
+  lightning sweep status --storage journal:/shared/compare.log     what is done, by whom, and the time left
+
+`lightning compare ... --storage URL` begins such a comparison, and is a worker of it itself."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}. `lightning sweep --help` lists what there is.")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the verb."""
+    made = _Parser("lightning sweep", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = made.add_argument
+    add("what", nargs="?", choices=("worker", "status"), help="without it, this text is printed")
+    add("--storage", help="journal:FILE, sqlite:///FILE, or a database such as postgresql://user@host/name")
+    add("--name", default="compare", help="of the comparison (compare)")
+    add("--folder", type=Path, default=Path("comparisons"), help="where this worker keeps its files (comparisons)")
+    add("--isolate", action="store_true", help="a process of its own for each run")
+    add_timing(made)
+    return made
+
+
+def add_timing(made: argparse.ArgumentParser) -> None:
+    """Add the options of a shared storage."""
+    add = made.add_argument
+    add(
+        "--beat",
+        type=float,
+        default=15.0,
+        help="seconds between a worker's signs of life; five without: its job is free",
+    )
+    add("--patience", type=float, default=120.0, help="seconds to try again where the storage cannot be reached")
+
+
+def main(arguments: list[str]) -> None:
+    """Run a worker, or print the status."""
+    made = parser()
+    asked = made.parse_args(arguments)
+    if asked.what is None:
+        made.print_help()
+        return
+    if not asked.storage:
+        raise UserError(f"`lightning sweep {asked.what}` needs --storage: the address that the comparison was given.")
+    if asked.what == "status":
+        from lightning_sft.compare.status import status
+
+        print(status(asked.storage, asked.patience))
+        return
+    work_on(asked, None)
+
+
+def work_on(asked: argparse.Namespace, design: Design | None) -> None:
+    """Take part in a shared comparison until nothing is left of it, then print what it found.
+
+    Args:
+        asked: storage, name, folder and so on.
+        design: of a comparison to begin; None joins the one that is there.
+    """
+    from lightning_sft.cli.compare.prepare import starts_ranks
+    from lightning_sft.cli.compare.trial import runner
+    from lightning_sft.compare.shared import SharedLedger
+
+    quiet()
+    folder = asked.folder / asked.name
+    ledger = SharedLedger(
+        asked.storage, asked.name, folder, beat=asked.beat, poll=min(5.0, asked.beat), patience=asked.patience
+    )
+    if design is None:
+        design = ledger.join()
+        require_same_here(design)
+    else:
+        ledger.begin(design)
+    run = runner(design, folder / "work", apart=asked.isolate or starts_ranks(design))
+    plan = work(design, ledger, run, say)
+    finish(design, plan, ledger.results(), folder, getattr(asked, "wish", None))
+
+
+def require_same_here(design: Design) -> None:
+    """Raise where this process would run another package, model, data or device than the comparison was begun with.
+
+    Raises:
+        UserError: says what differs, with both values.
+    """
+    from lightning_sft.cli.compare.identity import require_same
+    from lightning_sft.cli.compare.prepare import facts_here
+
+    with tempfile.TemporaryDirectory() as place:
+        for arm in design.arms:
+            file = Path(place) / "arm.yaml"
+            file.write_text(arm.config, encoding="utf-8")
+            require_same(facts_here(arm, file), arm.facts, arm.name)

@@ -1,0 +1,61 @@
+"""How far the comparisons of a storage are, over all workers."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import Counter
+from typing import Any
+
+from lightning_sft.compare.design import Design
+from lightning_sft.compare.plan import make_plan
+from lightning_sft.compare.result import RunResult
+from lightning_sft.compare.shared import DESIGN, JOB, RESULT, WORKER
+from lightning_sft.compare.storage import open_storage, retried, shown
+from lightning_sft.compare.work import duration
+
+
+def status(url: str, patience: float = 10.0) -> str:
+    """Return what stands in a storage, a paragraph a comparison.
+
+    Args:
+        url: see `open_storage`.
+        patience: seconds to try again where it cannot be reached.
+
+    Raises:
+        UserError: it cannot be reached.
+    """
+    import optuna
+
+    def read() -> list[tuple[str, dict[str, Any], list[Any]]]:
+        storage = open_storage(url, beat=15.0)
+        studies = [optuna.load_study(study_name=n, storage=storage) for n in optuna.get_all_study_names(storage)]
+        return [(s.study_name, s.user_attrs, s.get_trials(deepcopy=False)) for s in studies]
+
+    found = retried(read, url, patience, "each worker's folder")
+    parts = [_of_one(name, attributes, trials) for name, attributes, trials in found if DESIGN in attributes]
+    return "\n\n".join(parts) or f"There is no comparison in {shown(url)}."
+
+
+def _of_one(name: str, attributes: dict[str, Any], trials: list[Any]) -> str:
+    design = Design.of(json.loads(attributes[DESIGN]))
+    results: dict[str, RunResult] = {}
+    workers: Counter[str] = Counter()
+    for trial in trials:
+        for key, text in trial.user_attrs.items():
+            if key.startswith(RESULT):
+                results.setdefault(key.removeprefix(RESULT), RunResult.of(json.loads(text)))
+                workers[trial.user_attrs.get(WORKER, "?")] += 1
+    plan = make_plan(design, results)
+    running = [trial for trial in trials if trial.state.name == "RUNNING"]
+    lines = [f"{name}: {plan.finished} of {plan.expected} runs are done."]
+    if plan.jobs and results:
+        each = statistics.fmean(result.wall_seconds for result in results.values())
+        left = (plan.expected - plan.finished) * each / max(len(running), 1)
+        lines[0] += f" {duration(left)} left for {len(running) or 'one'} worker{'s' * (len(running) > 1)}."
+    for trial in running:
+        lines.append(f"  running: {trial.user_attrs[JOB]}, by {trial.user_attrs.get(WORKER, '?')}")
+    lines += [f"  {worker}: {count} runs" for worker, count in sorted(workers.items())]
+    bad = Counter(result.outcome for result in results.values() if result.outcome != "finished")
+    lines += [f"  {outcome}: {count} runs" for outcome, count in sorted(bad.items())]
+    return "\n".join(lines)
