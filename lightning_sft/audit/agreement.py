@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,12 +43,17 @@ def _same_place(one: str, other: str) -> bool:
 
 
 def _one_run(before: FoundModel, after: FoundModel) -> bool:
-    """Return whether two models are checkpoints of one run: of like settings, or side by side in one folder."""
+    """Return whether two models are checkpoints of one run: of like settings, or in one folder of transformers'."""
     settings = [model.content.get("hyper_parameters") for model in (before, after)]
     if all(settings):
         return settings[0] == settings[1]
-    folders = [Path(model.name).expanduser().absolute().parent for model in (before, after)]
-    return folders[0] == folders[1]
+    return _run_folder(before.name) == _run_folder(after.name)
+
+
+def _run_folder(name: str) -> Path:
+    """Return the folder of a run of transformers' Trainer, which keeps its checkpoints in ``checkpoint-N`` there."""
+    path = Path(name).expanduser().absolute()
+    return path.parent if re.fullmatch(r"checkpoint-\d+", path.name) else path
 
 
 def _steps(model: FoundModel) -> int | None:

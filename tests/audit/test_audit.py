@@ -381,6 +381,10 @@ def test_the_wrong_way_round(place: Path, lora_run: Path, tmp_path: Path, capsys
         (tmp_path / f"checkpoint-{step}/trainer_state.json").write_text(json.dumps({"global_step": step}))
     message = refused(place, capsys, "--before=checkpoint-200", "--after=checkpoint-100")
     assert "at step 200, which is newer than 'checkpoint-100' at step 100" in message
+    for step, folder in ((300, "one run"), (20, "another")):  # its end is no later than another run's
+        shutil.copytree(place / "tuned", folder)
+        Path(folder, "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    run(place, "--before=one run", "--after=another", "--guard=none", output="two runs")
     content = torch.load(lora_run, weights_only=True)
     torch.save({**content, "global_step": 2}, tmp_path / "earlier.ckpt")
     assert "is newer than" in refused(place, capsys, f"--before={lora_run}", "--after=earlier.ckpt")
