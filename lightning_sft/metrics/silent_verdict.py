@@ -8,7 +8,7 @@ from typing import Literal
 
 from lightning_sft.metrics.silent import MIN_ROWS, SilentReading
 
-SilentOutcome = Literal["silent failure", "overconfident", "no failure", "nothing to judge"]
+SilentOutcome = Literal["silent failure", "overconfident", "no failure", "undecided", "nothing to judge"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class SilentVerdict:
     Attributes:
         outcome: ``"silent failure"``: trained tokens got a lower loss and stayed behind; ``"overconfident"``: tokens
             that were not trained are outranked more often than the model's own confidence says; ``"no failure"``:
-            neither; ``"nothing to judge"``: too few tokens or rows, or scores that are not finite.
+            neither; ``"undecided"``: too few trained tokens to tell; ``"nothing to judge"``: too few rows, no token
+            that could fail, or scores that are not finite.
         sentence: for people.
     """
 
@@ -42,8 +43,8 @@ def judge(reading: SilentReading, name: str, *, trained: bool, max_share: float 
         reading: of one set.
         name: of the set, in words, such as ``"training tokens"``.
         trained: whether the set's tokens were trained on.
-        max_share: the largest share of silent failures among the tokens outranked at the start that is no failure; the
-            share's interval must lie above it.
+        max_share: the largest share of silent failures among the tokens outranked at the start that is no failure. It
+            is one where the share's interval lies above it, and undecided where the interval holds it.
     """
     r = reading
     if math.isnan(r.outranked):
@@ -71,6 +72,9 @@ def judge(reading: SilentReading, name: str, *, trained: bool, max_share: float 
         return SilentVerdict(
             "nothing to judge", f"No verdict from so few rows (an interval needs {MIN_ROWS}): {counts}."
         )
+    counts += f"; 95% interval of the former {r.share_low:.1%} to {r.share_high:.1%}, bound {max_share:.0%}"
     if r.share_low > max_share:
         return SilentVerdict("silent failure", f"Silent failure: {counts}.")
+    if r.share_high > max_share:
+        return SilentVerdict("undecided", f"Undecided, watch more rows: {counts}.")
     return SilentVerdict("no failure", f"No silent failure: {counts}.")

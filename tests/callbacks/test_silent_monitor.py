@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from lightning_sft.callbacks import SilentFailureMonitor
+from lightning_sft.cli.entry import main
 from lightning_sft.errors import UserError
 from lightning_sft.metrics.synonyms import synonym_rank
 from lightning_sft.objectives import RunFacts, RunnerUpMargin
@@ -25,6 +26,7 @@ from tests.callbacks.bigrams import (
 )
 from tests.distributed.ranks import two_ranks
 from tests.fitting import trainer
+from tests.running import run, run_folder, toy_arguments
 
 LAYOUTS = {
     "padded": {"layout": "padded"},
@@ -270,3 +272,18 @@ def test_sources_and_named_sets_have_their_own_keys(planted, tmp_path):
             for field in ("outranked", "share", "flipped", "lost"):
                 value = float(fit.callback_metrics[f"silent/{key}/{field}"])
                 assert value == pytest.approx(want[field], abs=1e-6), (key, field)
+
+
+def test_the_next_command_runs_as_it_is_printed(planted, tmp_path, caplog):
+    model, rows = planted[0], write_planted(tmp_path / "many.jsonl", 60)
+    plant = "--trainer.callbacks+=tests.callbacks.bigrams.Plant"
+    settings = {"data__val_split": 8, "data__apply_chat_template": "never", "trainer__max_steps": 2}
+    with caplog.at_level("INFO"):
+        run("fit", [*toy_arguments(model, rows, **settings, model__optimizer="SGD", model__optimizer__lr=1e-6), plant])
+    (line,) = (x for x in caplog.text.splitlines() if x.startswith("Next: lightning fit --config lightning_logs"))
+    assert "--model.objective RunnerUpMargin" in line
+    words = line.removeprefix("Next: lightning ").split()
+    main([*words, "--trainer.max_steps=1"])
+    again = (run_folder() / "config.yaml").read_text()
+    assert "RunnerUpMargin" in again
+    assert "version_0/silent.jsonl" in again

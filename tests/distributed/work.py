@@ -101,7 +101,7 @@ class Rows(Callback):
         self.rows: list[int] = []
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self.rows += batch["row"].tolist()
+        self.rows += batch["row"].unique().tolist()  # flat batches have a row for each token
 
 
 def sharded_facts(rank: int, model: str) -> dict[str, Any]:

@@ -135,6 +135,10 @@ def test_verdicts_on_trained_tokens():
     assert "50.0%" in failed.sentence
     before, now = planted(["flipped"] * 40)
     assert judge(read_silent(now, row, before), "training tokens", trained=True).outcome == "no failure"
+    before, now = planted(["failed"] * 4 + ["flipped"] * 36)
+    unsure = judge(read_silent(now, row, before), "training tokens", trained=True)
+    assert unsure.outcome == "undecided"
+    assert not unsure.failed
     before, now = planted(["ahead"] * 40)
     assert judge(read_silent(now, row, before), "training tokens", trained=True).outcome == "nothing to judge"
     before, now = planted(["failed"] * 6)
