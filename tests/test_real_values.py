@@ -154,10 +154,10 @@ def off() -> list[Callback]:
     return [GenerationMonitor(samples=0, limit=0), CapabilityProbe(enabled=False), SilentFailureMonitor(enabled=False)]
 
 
-def validated(folder: str, ranks: int = 1, **data: object) -> dict[str, Tensor]:
+def validated(study: str, ranks: int = 1, model: str = MODEL, **data: object) -> dict[str, Tensor]:
     """Validate the adapter within a fit whose rate is 0; the readings, and the rows that this rank saw."""
-    place = Path(folder)
-    module = SFTModule(MODEL, adapter_path=str(place / "adapter"), optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+    place = Path(study)
+    module = SFTModule(model, adapter_path=str(place / "adapter"), optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
     val = {name: str(place / f"{name}.jsonl") for name in ("easy", "hard")}
     rows = SFTDataModule(
         train=str(place / "easy.jsonl"), val=val, val_batch_size=20, cache_dir=False, num_proc=1, **data
@@ -182,8 +182,8 @@ def validated(folder: str, ranks: int = 1, **data: object) -> dict[str, Tensor]:
     return {"keys": keys, "lines": lines, **{k: v.double() for k, v in trainer.callback_metrics.items()}}
 
 
-def on_a_rank(rank: int, folder: str, **data: object) -> dict[str, Tensor]:
-    return validated(folder, 2, **data)
+def on_a_rank(rank: int, study: str, **data: object) -> dict[str, Tensor]:
+    return validated(study, 2, **data)
 
 
 def check(study: Study, *ranks: dict[str, Tensor]) -> None:
@@ -238,4 +238,4 @@ def test_validation(study, layout):
 @pytest.mark.ranks
 @pytest.mark.parametrize("layout", [{"layout": "padded"}, {"order": "packed", "max_length": 128}], ids=str)
 def test_validation_on_two_ranks(study, tmp_path, layout):
-    check(study, *two_ranks("tests.test_real_values:on_a_rank", tmp_path, folder=str(study.folder), **layout))
+    check(study, *two_ranks("tests.test_real_values:on_a_rank", tmp_path, study=str(study.folder), **layout))
