@@ -27,8 +27,9 @@ class BestCheckpoint(ModelCheckpoint):
 
     A ModelCheckpoint that saves right after validations, under the name ``best.ckpt``. It works in any
     LightningModule. A validation that did not read ``monitor`` or one of the bounded keys, as with named sets that are
-    read at every fourth one, is passed over: no checkpoint, and no step towards ``patience``. Where no reading has
-    kept the bounds, nothing is saved, and the end of the fit says so, with the one that came closest.
+    read at every fourth one, is passed over: no checkpoint, and no step towards ``patience``. Of keys that training
+    logs, such as readings of probes, the last value counts. Where no reading has kept the bounds, nothing is saved,
+    and the end of the fit says so, with the one that came closest.
 
     Args:
         monitor: log key to be best in.
@@ -88,6 +89,7 @@ class BestCheckpoint(ModelCheckpoint):
         self.readings = self.kept = self.waited = 0
         self._closest: tuple[float, str] | None = None  # by how much the nearest miss broke its bounds, in words
         self._stale: dict[str, Tensor] = {}
+        self._seen: set[str] = set()  # keys that validations log
         self._allowed = False
 
     @property
@@ -162,15 +164,18 @@ class BestCheckpoint(ModelCheckpoint):
         metrics = trainer.callback_metrics
         unread = tuple(f"val/{s.name}/" for s in getattr(pl_module, "unread", ()))
         known = [key for key in self._keys if key in metrics and not key.startswith(unread)]
-        fresh = {key: float(metrics[key]) for key in known if metrics[key] is not self._stale.get(key)}
+        logged = {key for key in known if metrics[key] is not self._stale.get(key)}
+        self._seen |= logged
         if trainer.sanity_checking:
             if trainer.num_sanity_val_steps == math.inf:
-                self.start = {**fresh, **self.start}
+                self.start = {**{key: float(metrics[key]) for key in logged}, **self.start}
             return
         self._require_logged(set(metrics), unread)
-        if len(fresh) < len(set(self._keys)):
+        # what no validation logs is logged by training, as readings of probes: there the last value counts
+        values = {key: float(metrics[key]) for key in known if key in logged or key not in self._seen}
+        if len(values) < len(set(self._keys)):
             return  # a set that is not read this time
-        self._judge(trainer, fresh)
+        self._judge(trainer, values)
         super().on_validation_end(trainer, pl_module)
         if self.patience is not None and self.waited >= self.patience:
             trainer.should_stop = True
@@ -182,7 +187,7 @@ class BestCheckpoint(ModelCheckpoint):
     def _require_logged(self, logged: Collection[str], unread: tuple[str, ...]) -> None:
         """Raise at the first validation that should have logged a key and did not."""
         for key in self._keys:
-            if key not in logged and not key.startswith(unread):
+            if key not in logged and key not in self._seen and not key.startswith(unread):
                 what = "monitors" if key == self.monitor else "is subject to"
                 raise UserError(
                     f"BestCheckpoint {what} {key!r}, which this validation did not log. Logged are: "
@@ -237,12 +242,12 @@ class BestCheckpoint(ModelCheckpoint):
     @override
     def state_dict(self) -> dict[str, Any]:
         own = {"start": self.start, "readings": self.readings, "kept": self.kept, "waited": self.waited}
-        return {**super().state_dict(), **own, "closest": self._closest}
+        return {**super().state_dict(), **own, "closest": self._closest, "seen": sorted(self._seen)}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self.start = dict(state_dict["start"])
         self.readings, self.kept = state_dict["readings"], state_dict["kept"]
-        self.waited = state_dict["waited"]
+        self.waited, self._seen = state_dict["waited"], set(state_dict["seen"])
         self._closest = None if state_dict["closest"] is None else tuple(state_dict["closest"])

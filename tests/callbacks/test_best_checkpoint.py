@@ -136,6 +136,20 @@ def test_readings_without_a_key_are_passed_over(tmp_path):
     assert (callback.readings, saved_step(callback)) == (3, 5)
 
 
+def test_values_that_training_logs(tmp_path):
+    """As readings of probes: the last one before the validation counts."""
+
+    class Probed(Planted):
+        def training_step(self, batch, batch_idx):
+            self.log("flip", [0.0, 0.9, 0.9, 0.1][self.trainer.global_step])
+            return super().training_step(batch, batch_idx)
+
+    callback = BestCheckpoint("val/nll", {"flip": ">= 0.5"}, dirpath=str(tmp_path))
+    settings = {"val_check_interval": 1, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0, "max_steps": 4}
+    fit(Probed(val__nll=[1.0, 3.0, 2.0, 0.5]), [callback], tmp_path, enable_checkpointing=True, **settings)
+    assert (callback.readings, callback.kept, saved_step(callback)) == (4, 2, 3)
+
+
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 @pytest.mark.parametrize("first", [1, 2, 3])
 def test_a_resumed_run_judges_as_one_that_went_on(tmp_path, first):
