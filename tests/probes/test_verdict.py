@@ -144,3 +144,11 @@ def test_small_or_ordinary_changes_are_no_jumps():
 def test_no_flip_without_an_end_above():
     assert flip_step(history([1.0, -1.0], [1.0, 1.0])) is None
     assert flip_step(ProbeHistory()) is None
+
+
+def test_two_finished_models_show_no_steepness_and_stop_nothing_early():
+    two = history([-1.0, -0.6], [3.0, 1.5], drags=[0.03, 0.01])
+    assert judge(two).outcome == "stopped early"
+    verdict = judge(two, finished=True)
+    assert (verdict.outcome, verdict.modes) == ("failed", ("kinematic", "structural"))
+    assert "training is over" in verdict.reason
