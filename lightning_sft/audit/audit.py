@@ -12,8 +12,15 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lightning_sft.audit.agreement import check_ids, check_order, check_positions, check_vocabularies, choose_template
-from lightning_sft.audit.guard import FirstReading, Forgetting, GuardSet, read_forgetting, read_guard
-from lightning_sft.audit.probing import FirstRows, ProbeOutcome, ProbePass, compare_probes, pass_probes
+from lightning_sft.audit.guard import Forgetting, GuardSet, read_forgetting, read_guard
+from lightning_sft.audit.probing import (
+    ProbeOutcome,
+    ProbePass,
+    compare_probes,
+    pass_probes,
+    under_other_rows,
+    unembedding_rows,
+)
 from lightning_sft.audit.result import (
     Audit,
     ReadModel,
@@ -26,6 +33,7 @@ from lightning_sft.audit.result import (
     worst_contexts,
 )
 from lightning_sft.audit.rows import AuditRows, What
+from lightning_sft.audit.spool import Spool
 from lightning_sft.audit.tokens import TokenPass, read_tokens
 from lightning_sft.data import SFTDataModule
 from lightning_sft.data.progress import progress
@@ -141,8 +149,8 @@ class _Work:
         stack: ExitStack,
     ) -> None:
         self.rows, self.guard, self.encoded, self.settings, self.say = rows, guard, encoded, settings, say
-        self.guard_file = stack.enter_context(FirstReading.opened())
-        self.rows_file = stack.enter_context(FirstRows.opened())
+        self.guard_spool = stack.enter_context(Spool.opened())
+        self.rows_spool = stack.enter_context(Spool.opened())
 
     def run(self, before: FoundModel | None, after: FoundModel, notes: list[str], template: str) -> Audit:
         """Read both, the first one first."""
@@ -177,12 +185,12 @@ class _Work:
     def _first(self, found: FoundModel) -> _First:
         model, tokens = self._read(found)
         probes = None if self.encoded is None else pass_probes(model, self.encoded)
-        if probes is not None and probes.plain:
-            self.rows_file.write(model)
         if self.settings.together:
             return _First(read_model(model, tokens), tokens, probes, model)
+        if probes is not None and probes.plain:
+            self.rows_spool.write(unembedding_rows(model))
         if self.guard is not None:
-            self.guard_file.write(model, self.guard)
+            self.guard_spool.write(read_guard(model, batch) for batch in self.guard.batches)
         return _First(read_model(model, tokens), tokens, probes, None)
 
     def _forgetting(self, model: FinishedModel, first: _First | None) -> Forgetting | None:
@@ -190,7 +198,7 @@ class _Work:
         if guard is None or first is None:
             return None if guard is None else read_forgetting(model, guard)
         live = first.model
-        readings = iter(self.guard_file) if live is None else (read_guard(live, batch) for batch in guard.batches)
+        readings = iter(self.guard_spool) if live is None else (read_guard(live, batch) for batch in guard.batches)
         return read_forgetting(model, guard, readings)
 
     def _probes(self, model: FinishedModel, first: _First | None) -> list[ProbeOutcome]:
@@ -199,8 +207,9 @@ class _Work:
         before = None if first is None else first.probes
         after = pass_probes(model, self.encoded if before is None else before.encoded)  # with its competitors
         kept = None
-        if before is not None and before.rows != after.rows and before.plain and after.plain:
-            kept = self.rows_file.probabilities(model, after.hidden)
+        if first is not None and before is not None and before.rows != after.rows and before.plain and after.plain:
+            rows = self.rows_spool if first.model is None else unembedding_rows(first.model)
+            kept = under_other_rows(model, after.hidden, rows)
         return compare_probes(after, before, kept)
 
     def _read(self, found: FoundModel) -> tuple[FinishedModel, TokenPass]:

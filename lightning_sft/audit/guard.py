@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import IO
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lightning_sft.errors import UserError
 from lightning_sft.guard.texts import GuardBatch, encode_texts, load_texts
 from lightning_sft.metrics.drift import kl_divergence, log_probabilities
 from lightning_sft.metrics.wide import wide
@@ -58,50 +53,6 @@ class GuardSet:
         self.name = source if source == "general" else Path(source).stem
         texts = load_texts(source, self.name)
         self.batches = encode_texts(texts, tokenizer, self.name, max_length=MAX_LENGTH, positions=POSITIONS)
-
-
-class FirstReading:
-    """The first model's distributions over a guard set, in a file without a name: exact, and none of it in memory.
-
-    Args:
-        file: where they are kept.
-    """
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-
-    @classmethod
-    @contextmanager
-    def opened(cls) -> Iterator[FirstReading]:
-        """Give an empty one; its file is gone when the context ends, however it ends."""
-        with TemporaryFile(prefix="lightning-sft-audit-") as file:
-            yield cls(file)
-
-    def write(self, model: FinishedModel, guard: GuardSet) -> None:
-        """Read the guard set with the first model.
-
-        Raises:
-            UserError: there is no room for the file.
-        """
-        self._file.seek(0)
-        try:
-            for batch in guard.batches:
-                np.save(self._file, read_guard(model, batch).cpu().numpy())
-            self._file.flush()
-        except OSError as error:
-            raise UserError(
-                f"The distributions of the guard set {guard.name!r} could not be kept in a temporary file: {error}. "
-                "Set TMPDIR to a folder with room, or leave the guard set out with --guard none."
-            ) from error
-
-    def __iter__(self) -> Iterator[Tensor]:
-        """Yield the log-probabilities of each batch, (positions, vocab)."""
-        self._file.seek(0)
-        while True:
-            try:
-                yield torch.from_numpy(np.load(self._file))
-            except EOFError:
-                return
 
 
 @torch.no_grad()

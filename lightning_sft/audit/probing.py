@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from tempfile import TemporaryFile
-from typing import IO
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -83,51 +79,35 @@ class ProbeOutcome:
     cause_share: float | None
 
 
-class FirstRows:
-    """The first model's unembedding, in a file without a name.
+def unembedding_rows(model: FinishedModel) -> Iterator[Tensor]:
+    """Yield the rows of a model's unembedding in fp32 or float64, some thousand at a time, (rows, dim)."""
+    yield from whole_unembedding(model.causal_lm).weight.split(CHUNK)
+
+
+@torch.no_grad()
+def under_other_rows(model: FinishedModel, hidden: Tensor, rows: Iterable[Tensor]) -> Tensor | None:
+    """Return what a model would predict from hidden states if its unembedding had other rows, (probes, vocab).
+
+    Bias, scale and soft-capping are the model's own.
 
     Args:
-        file: where it is kept.
+        model: the model.
+        hidden: (probes, dim).
+        rows: the other rows, in order, some at a time.
+
+    Returns:
+        Probabilities; None if the rows do not fit.
     """
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-
-    @classmethod
-    @contextmanager
-    def opened(cls) -> Iterator[FirstRows]:
-        """Give an empty one; its file is gone when the context ends, however it ends."""
-        with TemporaryFile(prefix="lightning-sft-audit-") as file:
-            yield cls(file)
-
-    def write(self, model: FinishedModel) -> None:
-        """Keep the rows of a model's unembedding, in fp32 or float64, some thousand at a time."""
-        found = whole_unembedding(model.causal_lm)
-        self._file.seek(0)
-        for start in range(0, len(found.weight), CHUNK):
-            np.save(self._file, found.weight[start : start + CHUNK].cpu().numpy())
-        self._file.flush()
-
-    @torch.no_grad()
-    def probabilities(self, model: FinishedModel, hidden: Tensor) -> Tensor | None:
-        """Return what a model would predict from hidden states, (probes, dim), with the kept rows.
-
-        None if they do not fit. Bias, scale and soft-capping are those of ``model``.
-        """
-        found = whole_unembedding(model.causal_lm)
-        self._file.seek(0)
-        parts, start = [], 0
-        while True:
-            try:
-                weight = torch.from_numpy(np.load(self._file)).to(found.weight)
-            except EOFError:
-                break
-            if weight.shape[1] != hidden.shape[1] or start + len(weight) > len(found.weight):
-                return None
-            bias = None if found.bias is None else found.bias[start : start + len(weight)]
-            parts.append(plain_logits(hidden.to(weight.dtype), replace(found, weight=weight, bias=bias)))
-            start += len(weight)
-        return probabilities(torch.cat(parts, 1))
+    found = whole_unembedding(model.causal_lm)
+    parts, start = [], 0
+    for some in rows:
+        weight = some.to(found.weight)
+        if weight.shape[1] != hidden.shape[1] or start + len(weight) > len(found.weight):
+            return None
+        bias = None if found.bias is None else found.bias[start : start + len(weight)]
+        parts.append(plain_logits(hidden.to(weight.dtype), replace(found, weight=weight, bias=bias)))
+        start += len(weight)
+    return probabilities(torch.cat(parts, 1))
 
 
 def pass_probes(model: FinishedModel, encoded: EncodedProbes) -> ProbePass:
