@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -11,6 +11,8 @@ from lightning.pytorch import Callback, Trainer
 
 from lightning_sft import SFTDataModule, SFTModule
 from lightning_sft.data import LossWeights
+from lightning_sft.objectives import Objective, TailSFT
+from lightning_sft.objectives.base import Denominator
 from tests.distributed.test_denominators import write_weighted
 from tests.running import run, run_folder, toy_arguments, write_rows
 from tests.toys import save_toy, toy_tokenizer
@@ -30,6 +32,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+class Gradient(Callback):
+    """The gradient of the first step."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, torch.Tensor] = {}
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
+        named = pl_module.scorer.named_parameters()
+        self.found = self.found or {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+
 class SaveAt(Callback):
     """Write a checkpoint after so many steps, in the middle of an epoch."""
 
@@ -42,13 +55,20 @@ class SaveAt(Callback):
 
 
 def fit(
-    place: Path, steps: int, resume: Path | None = None, callback: Callback | None = None, **data: Any
+    place: Path,
+    steps: int,
+    resume: Path | None = None,
+    callback: Callback | None = None,
+    objective: Objective | None = None,
+    denominator: Denominator = "weights",
+    **data: Any,
 ) -> SFTModule:
     module = SFTModule(
         str(place / "model"),
+        objective,
         optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1),
         lr_scheduler="constant",
-        denominator="weights",
+        denominator=denominator,
         dtype="float64",
     )
     rules = LossWeights(contexts={str(place / "silent.jsonl"): 5.0})
@@ -68,6 +88,29 @@ def test_a_resumed_fit_continues_with_the_same_weights(place: Path, tmp_path: Pa
     continued = fit(place, 5, tmp_path / "half.ckpt", **how)
     assert all(torch.equal(p, continued.get_parameter(name)) for name, p in whole.named_parameters())
     assert whole.step_totals["weights"] == continued.step_totals["weights"] != whole.step_totals["supervised"]
+
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "padded": {"layout": "padded", "order": "sequential"},
+    "flat": {"layout": "flat", "order": "shuffled"},
+    "packed": {"order": "packed", "max_length": 900},
+}
+
+
+@pytest.mark.parametrize("denominator", get_args(Denominator))
+def test_every_layout_has_one_gradient(place: Path, denominator: Denominator) -> None:
+    """Weighted rows, a context, and an objective that looks at whole rows and drops some of them."""
+    found = {}
+    for name, how in LAYOUTS.items():
+        kept = Gradient()
+        fit(place, 1, callback=kept, objective=TailSFT(0.3), denominator=denominator, **{"batch_size": 8, **how})
+        found[name] = kept.found
+    assert sum(float(g.abs().sum()) for g in found["padded"].values()) > 0
+    for name in ("flat", "packed"):
+        for parameter, gradient in found["padded"].items():
+            torch.testing.assert_close(
+                found[name][parameter], gradient, rtol=1e-9, atol=1e-12, msg=f"{name}: {parameter}"
+            )
 
 
 def test_a_fit_without_the_context_is_another_one(place: Path) -> None:
