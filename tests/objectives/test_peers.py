@@ -53,6 +53,20 @@ def asft(z: Tensor, y: Tensor, reference: Tensor, alpha: float) -> Tensor:
     return dft + alpha * kl_div(z.log_softmax(-1), reference.softmax(-1), reduction="none").sum(-1)
 
 
+def k3(z: Tensor, y: Tensor, reference: Tensor) -> Tensor:
+    ratio = p(reference, y) / p(z, y)
+    return ratio - ratio.log() - 1
+
+
+def psft(z: Tensor, y: Tensor, old: Tensor) -> Tensor:
+    ratio = p(z, y) / p(old, y)
+    return -torch.minimum(ratio, ratio.clamp(1 - 0.2, 1 + 0.28))
+
+
+def chosen(excess: Tensor, fraction: float) -> Tensor:
+    return torch.zeros_like(excess).index_fill(0, excess.topk(math.ceil(fraction * len(excess))).indices, 1.0)
+
+
 #: objective, the peer's loss of a token, its gradient over ours, and the same of the values where they have a ratio
 TABLE: dict[str, tuple[Objective, Peer, float, float | None]] = {
     "DFT": (ours.DFT(), lambda z, y, r: nll(z, y) * p(z, y).detach(), 1, 1),
@@ -108,6 +122,11 @@ TABLE: dict[str, tuple[Objective, Peer, float, float | None]] = {
     "GKD, beta 0": (ours.Distill(None, 1.0, "forward", temperature=2), lambda z, y, r: gkd(z, r, 0, 2), 0.25, 0.25),
     "GKD, beta 1": (ours.Distill(None, 1.0, "reverse", temperature=2), lambda z, y, r: gkd(z, r, 1, 2), 0.25, 0.25),
     "Axolotl kd": (ours.Distill(weight=0.75, temperature=2), lambda z, y, r: kd(z, y, r, 0.9, 0.3, 2), 1.2, 1.2),
+    "k3": (ours.KLAnchor(weight=0.2, estimate="target"), lambda z, y, r: nll(z, y) + 0.2 * k3(z, y, r), 1, 1),
+    "DFT, floor": (ours.DFT(0.1), lambda z, y, r: nll(z, y) * p(z, y).detach().clamp(min=0.1), 1, 1),
+    "TrSFT": (ours.TrustRegion(0.2), lambda z, y, r: nll(z, y) * (p(z, y).detach() / 0.2).clamp(max=1), 1, None),
+    "PSFT": (ours.PSFT(8), lambda z, y, r: psft(z, y, r), 1, 1),
+    "Rho-1": (ours.Rho1(0.6), lambda z, y, r: nll(z, y) * chosen(nll(z, y) - nll(r, y), 0.6), 1, 1),
     "label smoothing": (
         ours.LabelSmoothing(smoothing=0.2),
         lambda z, y, r: cross_entropy(z, y, reduction="none", label_smoothing=0.2),
