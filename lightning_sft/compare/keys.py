@@ -11,12 +11,10 @@ from dataclasses import dataclass
 OLD_NAMES = {"val_nll": "val/nll", "val_mean_p": "val/mean_p", "val_accuracy": "val/token_accuracy"}
 #: last parts of keys that are shares or probabilities, where more is better
 _MORE = re.compile(
-    r"(exact_match|pass_at_\d+|token_accuracy|task_accuracy|mean_p|accuracy|flip|stop_share|stopped_share)"
+    r"(exact_match|pass_at_\d+|token_accuracy|task_accuracy|mean_p|accuracy|flip|flipped|top1_share|stop_share)"
 )
 #: likewise where less is better
-_LESS = re.compile(
-    r"(calibration_error|silent_share|changed|degenerate\w*|truncated_share|repeated_share|failed_share)"
-)
+_LESS = re.compile(r"(calibration_error|changed)")
 #: columns of the table, in their order, as far as runs have them: pattern of the key, heading
 COLUMNS = (
     (re.compile(r"val/exact_match"), "exact match"),
@@ -24,9 +22,9 @@ COLUMNS = (
     (re.compile(r"val/nll"), "NLL"),
     (re.compile(r"val/mean_p"), "mean p"),
     (re.compile(r"(val|capability)/calibration_error"), "calibration error"),
-    (re.compile(r"(silent/.*share|.*/silent_share)"), "silent share"),
+    (re.compile(r"silent/\w+/share"), "silent share"),
     (re.compile(r"drift/.+/kl"), "drift"),
-    (re.compile(r".*stop(ped)?_share"), "stop share"),
+    (re.compile(r"val/stop_share"), "stop share"),
 )
 
 
@@ -94,10 +92,10 @@ def score_of(select: str) -> Score:
 
 
 def heading_of(key: str) -> str:
-    """Return a column's heading; the name of the guard set is part of it."""
+    """Return a column's heading; the name of a guard set or of watched rows is part of it."""
     for pattern, heading in COLUMNS:
         if pattern.fullmatch(key):
-            middle = key.split("/")[1] if key.startswith("drift/") else ""
+            middle = key.split("/")[1] if key.startswith(("drift/", "silent/")) else ""
             return f"{heading} ({middle})" if middle else heading
     return key
 

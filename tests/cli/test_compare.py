@@ -142,6 +142,20 @@ def test_a_run_that_diverges_is_a_result(toy_folder: Path, rows: Path, tmp_path:
     assert result.error is None
 
 
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_a_run_on_two_ranks_reads_what_one_rank_reads(toy_folder: Path, rows: Path, tmp_path: Path) -> None:
+    command = [*settings(toy_folder, rows), *SMALL, "--objectives", "NLL,PowerFamily(1)"]
+    spec = RunSpec("judged", 0, "NLL", 1e-3)
+    one = trial.run_here(designed(command), spec, tmp_path / "one")
+    halves = ["--data.batch_size=2", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    two = trial.run_apart(designed([*command, *halves]), spec, tmp_path / "two")
+    assert two.outcome == "finished", two.error
+    assert two.tokens == one.tokens
+    for key in ("val/nll", "val/mean_p"):
+        assert two.readings[key] == pytest.approx(one.readings[key], rel=1e-4)
+
+
 @pytest.mark.slow  # a fresh interpreter imports everything again
 def test_a_run_of_its_own_process_gives_the_same(toy_folder: Path, rows: Path, tmp_path: Path) -> None:
     command = [*settings(toy_folder, rows), *SMALL, "--objectives", "NLL,PowerFamily(1)"]

@@ -87,7 +87,8 @@ def _read(name: str, arguments: list[str]) -> tuple[Arm, bool]:
     trainer.logger = False  # its readings are kept by the comparison
     trainer.enable_model_summary = False
     trainer.enable_progress_bar = bool(trainer.enable_progress_bar)
-    config.model.dtype = facts["dtype"]
+    if "dtype" in config.model:  # what is fastest here may not be elsewhere
+        config.model.dtype = facts["dtype"]
     classes, _ = choose_classes(["fit", *arguments])
     content = yaml.safe_load(with_classes(cli.parser.dump(config, skip_none=False), classes))
     for key in ("seed_everything", "ckpt_path", "weights_only"):

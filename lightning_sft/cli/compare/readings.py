@@ -122,10 +122,10 @@ class Readings(Callback):
         step = 0 if trainer.sanity_checking else trainer.global_step
         self._end(step)
 
-    @override
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._values:  # logged after the last validation
-            self._end(trainer.global_step)
+    def finish(self, step: int) -> None:
+        """Take what was logged after the last validation, as by callbacks at the end of training."""
+        if self._values:
+            self._end(step)
 
     def _end(self, step: int) -> None:
         values, self._values = self._values, {}

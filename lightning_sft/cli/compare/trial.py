@@ -115,8 +115,9 @@ def run_here(design: Design, spec: RunSpec, folder: Path) -> RunResult:
             raise
         outcome, error, device, steps = "failed", f"{type(problem).__name__}: {first_line(problem)}", "", 0
         write_text(folder / "error.txt", traceback.format_exc())
-    if outcome == "finished" and (readings.diverged or not _is_finite(readings)):
-        outcome = "diverged"
+    readings.finish(steps)
+    if readings.diverged or not _is_finite(readings):
+        outcome, error = "diverged", None  # instruments may well refuse to read a model that is no more
     result = RunResult(
         digest=design.digest_of(spec),
         key=spec.key,
