@@ -19,6 +19,7 @@ class DegenerationGuard:
     def __init__(self) -> None:
         self._health = AnswerHealth()
         self._trend = LossTrend()
+        self._is_nll = False  # whether the training loss is one, and not what another module calls its loss
         self._first_val: float | None = None
         self._entropy: float | None = None
         self._complaints: dict[str, list[str]] = {}
@@ -27,6 +28,7 @@ class DegenerationGuard:
         """Add a micro-batch: what ``training_step`` returned, whose NLL counts if it holds scores, else its loss."""
         scores = outputs.get("scores") if isinstance(outputs, Mapping) else None
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        self._is_nll = isinstance(scores, TokenScores)
         if isinstance(scores, TokenScores):
             self._trend.add(-scores.logp.sum(), len(scores))
         elif isinstance(loss, Tensor):
@@ -73,7 +75,7 @@ class DegenerationGuard:
             else:
                 self._health.told.pop(key)  # not said, so it may be said later
         self._complaints = {}
-        self._warn_of_loss(val, last / last_tokens if last_tokens else None)
+        self._warn_of_loss(val, last / last_tokens if last_tokens and self._is_nll else None)
 
     def _warn_of_loss(self, val: float | None, train: float | None) -> None:
         for name, nll, entropy in (("val/nll", val, self._entropy), ("the training loss", train, None)):
