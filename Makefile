@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile
 QUICK := tests/objectives tests/head tests/metrics tests/data tests/sweep/test_search.py \
 	--ignore tests/data/storage/test_cache_trouble.py --ignore tests/data/batches/test_packed_fit.py
 
-.PHONY: help demo quick test test-slow test-faults lint docs architectures benchmark benchmark-gpu clean
+.PHONY: study-continuum help demo quick test test-slow test-faults lint docs architectures benchmark benchmark-gpu clean
 
 help:
 	@echo "make demo       set up $(VENV), fine-tune SmolLM2-135M on two-number sums, say where to look"
@@ -26,6 +26,8 @@ help:
 	@echo "make docs       build the documentation into site/"
 	@echo "make benchmark  print speed and memory of head, training step and data path beside their peers (hours)"
 	@echo "make benchmark-gpu  the tests and the training step on a GPU beside their peers"
+	@echo "make study-continuum  run what is missing of the study and rebuild its page (days on two cores; see studies/README.md);"
+	@echo "                SMALL=1 runs one cell again and rebuilds the page (half an hour)"
 	@echo "make clean      remove $(VENV) and build products"
 
 $(BIN)/python:
@@ -88,6 +90,10 @@ benchmark-gpu: $(VENV)/.peers
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python -m tests.benchmarks.step --accelerator cuda --precisions bf16-mixed bf16 $(if $(DATA),--data $(DATA))
 	$(BIN)/python -m tests.benchmarks.step --accelerator cuda --precisions bf16 --lora $(if $(DATA),--data $(DATA))
+
+# SMALL=1: one stored cell once more, beside what is stored of it
+study-continuum: $(VENV)/.demo
+	OMP_NUM_THREADS=1 $(BIN)/python -m studies.continuum $(if $(SMALL),small,run)
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info

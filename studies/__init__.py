@@ -1,0 +1,1 @@
+"""Studies that anyone can run again: `make study-continuum`. No part of the installed package."""
