@@ -10,10 +10,11 @@ import torch
 import yaml  # type: ignore[import-untyped]
 from filelock import FileLock, Timeout
 
+from lightning_sft.cli.compare.finish import quiet
 from lightning_sft.cli.compare.identity import common_facts, model_digest
 from lightning_sft.cli.compare.prepare import make_design
 from lightning_sft.cli.compare.trial import run_apart
-from lightning_sft.cli.compare.verb import parse, quiet
+from lightning_sft.cli.compare.verb import parse
 from lightning_sft.compare.design import Design, RunSpec
 from lightning_sft.compare.result import RunResult
 from lightning_sft.errors import UserError
