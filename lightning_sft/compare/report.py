@@ -175,7 +175,7 @@ def _judged(design: Design, results: Results, arm: str, rate: float | None) -> l
 
 
 def _readings(runs: Mapping[str, Sequence[RunResult]], score: Score) -> dict[str, dict[str, Reading]]:
-    """Return every log key of every arm; keys that an arm lacks altogether are left out for it."""
+    """Return every log key of every arm; keys that one of its finished runs lacks are left out for it."""
     keys = sorted({key for own in runs.values() for r in own for key in r.readings} | {score.key})
     values: dict[str, dict[str, list[float]]] = {}
     for key in keys:
@@ -203,7 +203,9 @@ def read_all(values: Mapping[str, Mapping[str, Sequence[float]]], score: Score) 
 
 
 def _has(results: Sequence[RunResult], key: str) -> bool:
-    return any(key in r.readings for r in results)
+    """Return whether all finished runs of an arm have read a key: what is missing otherwise is not the worst."""
+    values = [r.score(key) for r in results if r.outcome == "finished"]
+    return bool(values) and all(map(math.isfinite, values))
 
 
 def _reached(runs: Mapping[str, Sequence[RunResult]], score: Score) -> dict[str, list[tuple[float, int] | None]]:

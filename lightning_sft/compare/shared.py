@@ -165,8 +165,8 @@ class SharedLedger:
                 self._retried(lambda job=job: self._study.enqueue_trial({}, user_attrs={JOB: job.key}))  # type: ignore[misc]
         queued = self._open_trials()
         for job in jobs:
-            trial = queued[job.key]
-            if trial.state.name == "WAITING" and self._take(trial):
+            trial = queued.get(job.key)  # None if another worker has finished it meanwhile
+            if trial is not None and trial.state.name == "WAITING" and self._take(trial):
                 self._mine[job.key] = trial._trial_id
                 self._life.enter_context(beating(self._storage, trial._trial_id, self._beat))
                 return job

@@ -9,6 +9,7 @@ from lightning_sft.compare.design import Design, RunSpec
 from lightning_sft.compare.ledger import Ledger
 from lightning_sft.compare.plan import Plan, make_plan
 from lightning_sft.compare.result import RunResult
+from lightning_sft.errors import UserError
 
 Runner = Callable[[RunSpec], RunResult]
 
@@ -21,6 +22,9 @@ def work(design: Design, ledger: Ledger, run: Runner, say: Callable[[str], None]
         ledger: of its runs.
         run: runs one of them.
         say: is told how far it is.
+
+    Raises:
+        UserError: its runs do not read what they are judged by.
     """
     began, before = time.monotonic(), None
     while True:
@@ -33,6 +37,7 @@ def work(design: Design, ledger: Ledger, run: Runner, say: Callable[[str], None]
         if job is None:
             ledger.wait()
             continue
+        results = ledger.results()  # others may have finished some of it since
         try:
             for spec in job.runs:
                 if design.digest_of(spec) in results:
@@ -40,11 +45,26 @@ def work(design: Design, ledger: Ledger, run: Runner, say: Callable[[str], None]
                 result = run(spec)
                 ledger.keep(result)
                 now = make_plan(design, ledger.results())
+                require_key(now, result)
                 say(progress_line(result, now, time.monotonic() - began, now.finished - before))
         except BaseException:
             ledger.leave(job)
             raise
         ledger.done(job)
+
+
+def require_key(plan: Plan, result: RunResult) -> None:
+    """Raise if a run has finished without reading what it is judged by.
+
+    Raises:
+        UserError: names the keys that it has read.
+    """
+    if result.outcome == "finished" and plan.score.key not in result.readings:
+        raise UserError(
+            f"The comparison is judged by {plan.score.key}, which its runs do not log. They log: "
+            f"{', '.join(sorted(result.readings)) or 'nothing, since they are never validated'}. Give one of these as "
+            "--select."
+        )
 
 
 def progress_line(result: RunResult, plan: Plan, seconds: float, fresh: int) -> str:

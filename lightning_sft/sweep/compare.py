@@ -119,6 +119,10 @@ def compare_objectives(
     observer = PartsObserver(trainer, module, seeds + 1, val_batches)
     with Session(trainer, module, setting, [observer]) as session:
         start = {key: statistics.fmean(values[1:]) for key, values in session.start([observer]).items()}
+        if select != "auto" and score_of(select).key not in start:
+            raise UserError(
+                f"select is {select!r}, which the held-out rows do not give. They give: {', '.join(start)}."
+            )
         prepared = {repr(o): _prepared(module, o, session) for o in objectives}
 
         def trial(name: str, lr: float, order: int) -> Trial:

@@ -159,6 +159,25 @@ def test_without_a_search_every_arm_keeps_its_rate() -> None:
     assert "those of the configuration" in markdown(report)
 
 
+def test_a_key_that_runs_do_not_log_is_refused_and_one_that_some_lack_is_left_out() -> None:
+    with pytest.raises(UserError, match=r"judged by val/exact_mach, which.*not log.*val/exact_match, val/nll"):
+        compared(design("A", "B", select="val/exact_mach:max"))
+    of = design("A", "B")
+    run = world(of)
+
+    def without(spec: RunSpec) -> RunResult:
+        result = run(spec)
+        if spec.kind == "search" or spec.replicate != 1 or spec.arm != "B":
+            return result
+        kept = {k: v for k, v in result.curve[1].values.items() if not k.startswith("drift")}
+        return replace(result, curve=(result.curve[0], replace(result.curve[1], values=kept)))
+
+    report, _ = compared(of, without)
+    assert "drift/general/kl" in report.arm("A").readings
+    assert "drift/general/kl" not in report.arm("B").readings
+    assert "drift" not in sentence(report)
+
+
 def test_what_is_selected_by_under_auto() -> None:
     of = design("A", "B")
     assert make_plan(of, {}).score.key == "val/nll"
@@ -166,7 +185,6 @@ def test_what_is_selected_by_under_auto() -> None:
     for change, expected in (
         ({}, "val/exact_match"),
         ({"answer_tokens": 300.0}, "val/nll"),
-        ({"curve": ()}, "val/nll"),
     ):
         report, _ = compared(of, lambda spec, change=change: replace(run(spec), **change))
         assert report.score.key == expected

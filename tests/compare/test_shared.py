@@ -155,6 +155,31 @@ def test_one_job_one_worker_and_an_interrupted_one_gives_it_back(kind: str, tmp_
     assert [t.user_attrs[JOB] for t in one._trials() if t.state.name == "COMPLETE"] == [mine.key]
 
 
+def test_a_run_that_another_has_finished_meanwhile_is_not_done_again(tmp_path: Path) -> None:
+    url, of = KINDS[0].format(tmp_path), design("A", "B")
+    late, early = (ledger(url, tmp_path / name) for name in ("late", "early"))
+    late.begin(of)
+    early.join()
+    run, done = world(of), []
+
+    def counted(spec: RunSpec) -> RunResult:
+        done.append(spec.key)
+        return run(spec)
+
+    claim, first = late.claim, True
+
+    def slow_claim(jobs: Any) -> Any:
+        nonlocal first
+        if first:  # all is done between this worker's plan and its claim
+            first = False
+            work(of, early, counted, quiet)
+        return claim(jobs)
+
+    late.claim = slow_claim  # type: ignore[method-assign]
+    work(of, late, counted, quiet)
+    assert Counter(done).most_common(1)[0][1] == 1
+
+
 def test_a_worker_that_was_taken_for_dead_still_hands_in(tmp_path: Path) -> None:
     url, of = KINDS[0].format(tmp_path), design("A", "B")
     slow, quick = (ledger(url, tmp_path / name) for name in ("slow", "quick"))

@@ -68,7 +68,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if asked.storage and asked.retry_failed:
         raise UserError(
             "--retry_failed is for the runs of one folder: in a --storage other workers count them already. Begin a "
-            "comparison of another --name; the runs that have finished in this folder are handed in there."
+            "comparison of another --name there."
         )
     if not asked.name or "/" in asked.name:
         raise UserError(f"--name is {asked.name!r}. Allowed: a word; it names the comparison's folder.")
