@@ -56,7 +56,13 @@ class Study:
 def items(count: int = ROWS) -> Iterator[tuple[str, str]]:
     for i in range(count):
         a, b = 3 + 7 * i % 41, 2 + 5 * i % 37
-        yield f"State the final answer: {a} + {b} =", str(a + b)
+        yield f"{a} + {b} =", str(a + b)
+
+
+def turns(question: str, *answer: str) -> list[dict[str, str]]:
+    """A conversation; its system prompt is shorter than the template's own."""
+    said = [("system", "Add."), ("user", question), *(("assistant", text) for text in answer)]
+    return [{"role": role, "content": content} for role, content in said]
 
 
 def of_like_length(rows: list[list[int]]) -> Iterator[list[int]]:
@@ -78,8 +84,8 @@ def plain_study(folder: Path) -> Study:
     model.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     texts = [
-        tokenizer.apply_chat_template([{"role": "user", "content": q}], tokenize=False, add_generation_prompt=True)
-        for q, _ in items()
+        tokenizer.apply_chat_template(turns(question), tokenize=False, add_generation_prompt=True)
+        for question, _ in items()
     ]
     prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
     written: dict[int, list[int]] = {}
@@ -93,7 +99,7 @@ def plain_study(folder: Path) -> Study:
     for i, (question, answer) in enumerate(items()):
         own = tokenizer.decode(written[i], skip_special_tokens=True).strip()
         answer = own if i % 2 and own else answer
-        rows.append({"prompt": question, "completion": answer})
+        rows.append({"messages": turns(question, answer)})
         references.append([*tokenizer(answer, add_special_tokens=False).input_ids, end])
     study = Study(folder, [], [], [], [], [written[i] for i in range(ROWS)], references, {})
     wholes = [[*prompt, *reference] for prompt, reference in zip(prompts, references, strict=True)]
