@@ -117,7 +117,7 @@ def arm_words(arm: str, bottom: float) -> list[str]:
     """
     if arm in (WITHOUT_BOTTOM, ONLY_BOTTOM):
         keep = "top" if arm == WITHOUT_BOTTOM else "bottom"
-        objective: Any = {"class_path": "Thresholded", "init_args": {"keep": keep, "threshold": round(bottom, 6)}}
+        objective: Any = {"class_path": "Thresholded", "init_args": {"keep": keep, "threshold": float(f"{bottom:.6g}")}}
         return ["--arm", arm, f"model.objective={json.dumps(objective)}"]
     if arm == "auto":
         return ["--arm", arm, "model.objective=auto"]
@@ -194,6 +194,7 @@ def run_settings(stage: Stage, block: Block, model: str, small: Mapping[str, Any
                 "init_args": {"samples": 0, "limit": stage.generated, "max_new_tokens": 12},
             },
             {"class_path": "lightning_sft.callbacks.CapabilityProbe", "init_args": {"enabled": stage.probe}},
+            {"class_path": "lightning_sft.callbacks.SilentFailureMonitor", "init_args": {"enabled": False}},
         ],
     }
     return settings

@@ -63,6 +63,7 @@ def settings(task: str, target: float, start: str, small: Mapping[str, Any] | No
             {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": stop},
             {"class_path": "lightning_sft.callbacks.GenerationMonitor", "init_args": {"samples": 0, "limit": 0}},
             {"class_path": "lightning_sft.callbacks.CapabilityProbe", "init_args": {"enabled": False}},
+            {"class_path": "lightning_sft.callbacks.SilentFailureMonitor", "init_args": {"enabled": False}},
         ],
     }
     return content

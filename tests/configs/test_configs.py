@@ -23,12 +23,12 @@ NOT_HERE = {
     "deepspeed_2": "Lightning refuses DeepSpeed on a CPU",
     "deepspeed_3": "Lightning refuses DeepSpeed on a CPU",
 }
+#: folders of whole configurations; those of published runs are fitted in test_paper.py
+WHOLE = ("experiment", "paper")
 FRAGMENTS = sorted(
     p
     for p in CONFIGS.rglob("*.yaml")
-    if p.parent != CONFIGS
-    and p.parent.name != "experiment"
-    and not (p.parent.name == "strategy" and p.stem in NOT_HERE)
+    if p.parent != CONFIGS and p.parent.name not in WHOLE and not (p.parent.name == "strategy" and p.stem in NOT_HERE)
 )
 #: fitted here; all others are parsed here and fitted in the slow tests
 FITTED = (
@@ -95,7 +95,7 @@ def test_fragment_stacks_on_the_demo(fragment: Path, toy_folder: Path, tmp_path:
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("**/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_configuration_parses(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stacked = [f"--config={DEMO}"] if config.parent.name not in ("configs", "experiment") else []
+    stacked = [f"--config={DEMO}"] if config.parent.name not in ("configs", *WHOLE) else []
     with pytest.raises(SystemExit) as stop:
         main(["fit", *stacked, f"--config={config}", "--print_config"])
     assert stop.value.code == 0
