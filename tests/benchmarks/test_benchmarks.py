@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig
 
 from lightning_sft import SFTModule
 from lightning_sft.data import SFTDataModule
@@ -102,8 +103,12 @@ def test_silent(toy_folder: Path, tmp_path: Path):
     """The monitor's hooks are timed apart from a validation and from a step."""
 
     def make() -> tuple[SFTModule, SFTDataModule]:
-        return SFTModule(str(toy_folder)), SFTDataModule(str(write_rows(tmp_path / "rows.jsonl")), val_split=6)
+        module = SFTModule(str(toy_folder), adapter=LoraConfig(r=2, target_modules="all-linear"))
+        return module, SFTDataModule(str(write_rows(tmp_path / "rows.jsonl")), val_split=6)
 
     figures = silent.measure(make, steps=2)
     assert all(value > 0 for name, value in figures.items() if name.endswith(", s"))
     assert figures["the monitor, % of a validation"] > 0
+    assert figures["tokens held against probes"] > 100
+    assert figures["outcomes that differ"] == 0
+    assert figures["largest difference of an NLL, nats"] < 1e-4
