@@ -149,9 +149,7 @@ class SilentFailureMonitor(Callback):
                 watched.remember()
                 if reader.can_call:
                     reader.find_near_synonyms(watched, self._tokenizer_of(pl_module), self.min_overlap, self.wordnet)
-        values = self._scalars()
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=trainer.global_step)
+        self._log_apart(trainer)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -200,14 +198,22 @@ class SilentFailureMonitor(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._reader is None or not self.watched:
             return
-        for watched in self.watched:
-            if not self._in_validation(watched) and watched.step != trainer.global_step:
-                self._reader.read(trainer, watched)
+        late = [s for s in self.watched if not self._in_validation(s) and s.step != trainer.global_step]
+        for watched in late:
+            self._reader.read(trainer, watched)
+        if late:  # no validation has read and logged them
+            self._log_apart(trainer)
         self._report(trainer, pl_module)
 
     def _in_validation(self, watched: WatchedSet) -> bool:
         """Return whether a set is read by the validation itself."""
         return self._reader is not None and self._reader.validates and not watched.trained
+
+    def _log_apart(self, trainer: Trainer) -> None:
+        """Log to the loggers alone, where no validation carries the values."""
+        values = self._scalars()
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
 
     def _scalars(self) -> dict[str, float]:
         return {f"silent/{key}": v for watched in self.watched for key, v in watched.scalars(self.min_fall).items()}
@@ -240,13 +246,17 @@ class SilentFailureMonitor(Callback):
             write_contexts(folder / FILE, lines)
 
     def _next(self, folder: Path | None) -> list[str]:
-        """Return what to try next as one command, or nothing."""
+        """Return what to try next as one command, or in Python for a run that was not started by a command."""
         outcomes = {verdict.outcome for verdict in self.verdicts.values()}
-        where = "FOLDER" if folder is None else str(folder)
-        start = f"lightning fit --config {where}/config.yaml --model.objective"
-        if "silent failure" in outcomes:
-            return [f"Next: {start} RunnerUpMargin --model.objective.pairs {where}/{FILE}"]
-        return [f"Next: {start} LabelSmoothing"] if "overconfident" in outcomes else []
+        if not outcomes & {"silent failure", "overconfident"}:
+            return []
+        objective = "RunnerUpMargin" if "silent failure" in outcomes else "LabelSmoothing"
+        pairs = None if folder is None or objective != "RunnerUpMargin" else folder / FILE
+        if folder is None or not (folder / "config.yaml").is_file():
+            given = "" if pairs is None else f"pairs={str(pairs)!r}"
+            return [f"Next: SFTModule(..., objective={objective}({given}))"]
+        command = f"lightning fit --config {folder}/config.yaml --model.objective {objective}"
+        return [f"Next: {command}" + ("" if pairs is None else f" --model.objective.pairs {pairs}")]
 
     # ------------------------------------------------------------------ small things
 

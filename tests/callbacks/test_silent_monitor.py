@@ -1,10 +1,13 @@
 """SilentFailureMonitor: planted outcomes give exact shares, however rows lie, and the run does not notice it."""
 
+import csv
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_sft.callbacks import SilentFailureMonitor
 from lightning_sft.cli.entry import main
@@ -13,6 +16,7 @@ from lightning_sft.metrics.synonyms import synonym_rank
 from lightning_sft.objectives import RunFacts, RunnerUpMargin
 from lightning_sft.probes import encode_probes, load_probes
 from lightning_sft.probes.forward import read_probes
+from lightning_sft.probes.token_sample import documents_of
 from tests.callbacks.bigrams import (
     Plant,
     Stranger,
@@ -25,7 +29,7 @@ from tests.callbacks.bigrams import (
     write_planted,
 )
 from tests.distributed.ranks import two_ranks
-from tests.fitting import trainer
+from tests.fitting import batches, trainer
 from tests.running import run, run_folder, toy_arguments
 
 LAYOUTS = {
@@ -287,3 +291,55 @@ def test_the_next_command_runs_as_it_is_printed(planted, tmp_path, caplog):
     again = (run_folder() / "config.yaml").read_text()
     assert "RunnerUpMargin" in again
     assert "version_0/silent.jsonl" in again
+
+
+def test_a_run_without_validation_is_read_at_its_end(planted, tmp_path):
+    module, data = planted_run(*planted, val=None)
+    logger = CSVLogger(tmp_path)
+    trainer(max_epochs=-1, max_steps=3, logger=logger, callbacks=[whole_monitor(), Plant()]).fit(module, data)
+    logger.save()
+    lines = list(csv.DictReader((Path(logger.log_dir) / "metrics.csv").read_text().splitlines()))
+    found = {int(x["step"]): float(x["silent/train/outranked"]) for x in lines if x.get("silent/train/outranked")}
+    assert found[3] == pytest.approx(expected(data, "train")["outranked"], abs=1e-6)
+    assert set(found) == {0, 3}
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter(batches(6, 2))
+
+
+def test_rows_that_cannot_be_watched_are_named(planted):
+    """By the monitor that comes along in a line, by one that was asked for in an error."""
+    rows = DataLoader(Endless(), batch_size=None)
+    fit = trainer(max_epochs=-1, max_steps=2)
+    fit.fit(planted_run(*planted)[0], rows, rows)
+    assert not any(key.startswith("silent/") for key in fit.callback_metrics)
+    fit = trainer(max_epochs=-1, max_steps=2, callbacks=[SilentFailureMonitor()])
+    with pytest.raises(UserError, match="cannot be looked up without moving it"):
+        fit.fit(planted_run(*planted)[0], rows, rows)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"x": torch.ones(1, 3).long()}, "a mapping with x. Needed: input_ids and labels"),
+        ([1, 2], "is a list. Needed"),
+        ({"input_ids": torch.tensor([[5, 6, 7]]), "labels": torch.tensor([[6, 7, -100]])}, "not input_ids at the same"),
+    ],
+)
+def test_batches_that_say_nothing_of_their_labels_are_refused(batch, message):
+    with pytest.raises(UserError, match=message):
+        documents_of(batch, 0)
+
+
+def test_documents_are_told_apart_by_their_mask_or_positions():
+    ids = torch.tensor([[4, 5, 6, 7, 8, 9]])
+    labels = torch.tensor([[4, 5, -100, 7, 8, 9]])
+    packed = documents_of({"input_ids": ids, "labels": labels, "position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]])}, 3)
+    assert [(d.ids.tolist(), d.at.tolist(), d.row) for d in packed] == [([4, 5, 6], [1], 3), ([7, 8, 9], [1, 2], 3)]
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1]])
+    (padded,) = documents_of({"input_ids": ids, "labels": labels, "attention_mask": mask}, 0)
+    assert (padded.ids.tolist(), padded.at.tolist()) == ([6, 7, 8, 9], [1, 2, 3])
+    (plain,) = documents_of(ids, 0)
+    assert plain.at.tolist() == [1, 2, 3, 4, 5]
