@@ -168,6 +168,20 @@ def test_a_run_of_its_own_process_gives_the_same(toy_folder: Path, rows: Path, t
     assert starts_ranks(designed([*command, "--trainer.devices=2"]))
 
 
+def test_a_file_of_judged_rows_is_dealt_out_to_the_replicates(toy_folder: Path, rows: Path, tmp_path: Path) -> None:
+    judged = write_rows(tmp_path / "judged.jsonl", count=7, longest=5)
+    more = {"data.val_split": "null", "data.val": judged}
+    design = designed([*settings(toy_folder, rows, steps=1, **more), *SMALL, "--objectives", "NLL,PowerFamily(1)"])
+    assert design.parts
+    specs = [RunSpec("search", 0, "NLL", 1e-3), *(RunSpec("judged", i, "NLL", 1e-3) for i in range(2))]
+    assert [design.draw(spec).part for spec in specs] == [0, 1, 2]
+    one, other = (trial.run_here(design, spec, tmp_path / spec.kind) for spec in specs[:2])
+    assert one.outcome == other.outcome == "finished"
+    assert one.rows["val"] != other.rows["val"]
+    assert one.rows["train"] == other.rows["train"], "a file of training rows stays whole; its order differs"
+    assert one.readings["val/nll"] != other.readings["val/nll"]
+
+
 def test_the_shipped_configuration_draws_its_rows_and_reads_drift(toy_folder: Path, tmp_path: Path) -> None:
     file = Path(lightning_sft.__file__).parents[1] / "configs" / "experiment" / "compare.yaml"
     small = ["--trainer.max_steps=1", "--data.val.size=4", "--data.train.size=8", "--data.batch_size=4"]
