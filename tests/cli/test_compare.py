@@ -250,6 +250,7 @@ def test_power_runs_nothing(toy_folder: Path, rows: Path, capsys: pytest.Capture
     printed = capsys.readouterr().out
     assert "8 replicates and 2 arms" in printed
     assert "A difference of 0.02 needs 52 replicates" in printed
+    assert not Path("comparisons").exists()
 
 
 def test_objectives_become_settings() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from lightning_sft.cli.compare.finish import finish, quiet, say
 from lightning_sft.cli.compare.sweep import add_timing, work_on
 from lightning_sft.compare.design import Design, RunSpec
-from lightning_sft.compare.ledger import FolderLedger
+from lightning_sft.compare.ledger import RUNS, FolderLedger, read_results
 from lightning_sft.compare.plan import Plan, Results, make_plan
 from lightning_sft.compare.power import Resolution
 from lightning_sft.compare.work import work
@@ -84,13 +85,13 @@ def main(arguments: list[str]) -> None:
 
     design = make_design(asked, rest)
     folder = asked.folder / asked.name
-    if asked.storage and not asked.power:
+    if asked.power:
+        print(resolution(design, read_results(folder / RUNS), asked.spread, asked.wish).text())
+        return
+    if asked.storage:
         work_on(asked, design)
         return
     with FolderLedger(folder, retry_failed=asked.retry_failed).opened() as ledger:
-        if asked.power:
-            print(resolution(design, ledger.results(), asked.spread, asked.wish).text())
-            return
         run = runner(design, folder / "work", apart=asked.isolate or starts_ranks(design))
         plan = work(design, ledger, run, say)
         finish(design, plan, ledger.results(), folder, asked.wish)
@@ -117,7 +118,7 @@ def _pairs(design: Design, plan: Plan, results: Results, first: str, other: str)
     for i in range(design.replicates):
         both = [results.get(design.digest_of(RunSpec("judged", i, a, plan.rates[a]))) for a in (other, first)]
         scores = [r.score(plan.score.key) for r in both if r is not None]
-        found += [scores[0] - scores[1]] if len(scores) == 2 and all(s == s for s in scores) else []
+        found += [scores[0] - scores[1]] if len(scores) == 2 and all(map(math.isfinite, scores)) else []
     return found
 
 
