@@ -23,6 +23,7 @@ class DegenerationGuard:
         self._first_val: float | None = None
         self._entropy: float | None = None
         self._complaints: dict[str, list[str]] = {}
+        self._implausible: set[str] = set()  # losses that were called so
 
     def see_loss(self, outputs: Any) -> None:
         """Add a micro-batch: what ``training_step`` returned, whose NLL counts if it holds scores, else its loss."""
@@ -79,8 +80,9 @@ class DegenerationGuard:
 
     def _warn_of_loss(self, val: float | None, train: float | None) -> None:
         for name, nll, entropy in (("val/nll", val, self._entropy), ("the training loss", train, None)):
-            wrong = None if nll is None else implausible(nll, entropy)
+            wrong = None if nll is None or name in self._implausible else implausible(nll, entropy)
             if wrong:
+                self._implausible.add(name)
                 rank_zero_warn(
                     f"An implausible loss: {name} {wrong}. Either the answers stand in what the model reads (a leak), "
                     "or the loss counts other tokens than the answers'. `lightning-sft inspect` shows what is trained."

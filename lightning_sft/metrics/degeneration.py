@@ -96,7 +96,8 @@ class LossTrend:
 
     def add(self, total: Tensor, tokens: float) -> None:
         """Add a micro-batch: the sum of its losses, (), and how many they are."""
-        sums = torch.stack([total.detach().float().reshape(()), total.new_tensor(tokens).float()])
+        total = total.detach().float().reshape(())
+        sums = torch.stack([total, torch.full_like(total, tokens)])  # filled there: no copy from the host
         if len(self._first) < WINDOW:
             self._first.append(sums)
         self._last.append(sums)

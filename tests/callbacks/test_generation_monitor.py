@@ -199,8 +199,9 @@ def test_an_implausible_loss_is_told(toy_folder, words):
 
     module = Leaking(str(toy_folder), lr_scheduler="constant")
     data = SFTDataModule(train=words, val=words, batch_size=4, cache_dir=False)
-    with pytest.warns(UserWarning, match=r"val/nll is .*, far below the .* nats .*a leak"):
-        fit(toy_folder, data, GenerationMonitor(max_new_tokens=8), module=module, max_steps=2, val_check_interval=2)
+    with pytest.warns(UserWarning, match=r"val/nll is .*, far below the .* nats .*a leak") as told:
+        fit(toy_folder, data, GenerationMonitor(max_new_tokens=8), module=module, max_steps=4, val_check_interval=2)
+    assert len([w for w in told if "implausible" in str(w.message)]) == 1
 
 
 def test_nothing_to_sample_for_is_told_once(toy_folder, words):
