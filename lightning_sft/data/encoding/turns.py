@@ -169,8 +169,9 @@ class Turns:
 
         The header is what a conversation's first message from the user has before it, as far as it stands here.
         """
-        between = self._split(text[last:limit])
-        header = self._split(self.tails.of(ASKED, tools, prompt=False, before=True) or "")
+        # a text is traced from behind its quotes, which are no part of the header
+        between = self._split(text[last:limit].rstrip(QUOTES))
+        header = self._split((self.tails.of(ASKED, tools, prompt=False, before=True) or "").rstrip(QUOTES))
         behind = self._split(self.tails.of(ASKED, tools, prompt=False) or "")
         same = 0
         while same < min(len(between), len(header)) and between[-1 - same] == header[-1 - same]:

@@ -143,6 +143,14 @@ def test_a_token_that_closes_the_conversation_belongs_to_the_last_turn_only():
     assert text.endswith("[[See you.<|eot|>]]")
 
 
+@pytest.mark.parametrize("quote", ["'", '"', " \\'", ""])
+def test_a_question_may_begin_with_quotes(quote):
+    turns = [("user", "a"), ("assistant", ":"), ("user", f"{quote}:"), ("assistant", ":")]
+    text = trained("closes_with_the_next", {"messages": [{"role": r, "content": c} for r, c in turns]})
+    assert text.count("[[:<|eot|>]]") == 1
+    assert text.endswith("[[:<|im_end|>]]")
+
+
 def test_a_header_behind_the_last_answer_is_not_trained():
     text = trained("always_prompts", TURNS)
     assert "[[Hello.<|im_end|>]]<|im_start|>user" in text
