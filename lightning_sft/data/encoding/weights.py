@@ -36,7 +36,7 @@ class LossWeights:
             `ContextWeights`.
 
     Raises:
-        UserError: a weight is not finite.
+        UserError: a weight is not finite, or too large.
     """
 
     answer: float = 1.0
@@ -48,12 +48,12 @@ class LossWeights:
         """Check the weights; warn of negative ones.
 
         Raises:
-            UserError: a weight is not finite.
+            UserError: a weight is not finite, or too large.
         """
         named = {"answer": self.answer, "prompt": self.prompt}
         for rule, weights in (("sources", self.sources), ("contexts", self.contexts)):
             named |= {f"{rule}.{name}": weight for name, weight in weights.items()}
-        if bad := {name: value for name, value in named.items() if not _is_finite(value)}:
+        if bad := {name: value for name, value in named.items() if not _is_allowed(value)}:
             raise UserError(f"data.loss_weights got {bad}. Allowed: finite numbers, at most {LARGEST:.0e}.")
         if negative := {name: value for name, value in named.items() if value < 0}:
             rank_zero_warn(f"data.loss_weights got {negative}: {_PUSHED}")
@@ -72,7 +72,7 @@ class LossWeights:
         return [self.sources.get(name, 1.0) for name in names] if self.sources else None
 
 
-def _is_finite(value: object) -> bool:
+def _is_allowed(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
