@@ -42,7 +42,10 @@ def explain(message: str, keys: Iterable[str], classes: dict[str, type]) -> str:
         return at + _unknown_class(name.group(1), place.group(1) if place else "", classes)
     kept = [line.strip(" -") for line in message.splitlines() if line.strip() and not _NOISE.search(line)]
     kept = [re.sub(r'^Parser key "[^"]+":\s*', "", line) for line in kept]
-    return at + " ".join(dict.fromkeys(line for line in kept if line)) if kept else message
+    text = " ".join(dict.fromkeys(line for line in kept if line))
+    if not text and (alone := re.search(r"there is no option '([^']+)'", message)):
+        text = f"there is no option {alone.group(1)!r} here, though another class has one of this name."
+    return at + text if text else message
 
 
 def _unknown_key(key: str, keys: list[str]) -> str:

@@ -46,6 +46,7 @@ WRONG = {
         "batch_size_fn",
     ),
     "an unknown action": (["--model.on_nonfinite=raise"], "on_nonfinite"),
+    "an option that only another class has": (["--data.loss_weights.special_tokens=1"], "no option 'special_tokens'"),
     "a rule that matches nothing": (["--model.parameter_rules=[{match: nothing, lr: 1}]"], "in the name of none"),
     "a schedule that lacks an argument": (["--model.lr_scheduler=cosine_with_min_lr"], "lr_scheduler_kwargs"),
 }
