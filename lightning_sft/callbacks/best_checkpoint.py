@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from dataclasses import astuple
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
@@ -167,7 +168,7 @@ class BestCheckpoint(ModelCheckpoint):
         logged = {key for key in known if metrics[key] is not self._stale.get(key)}
         self._seen |= logged
         if trainer.sanity_checking:
-            if trainer.num_sanity_val_steps == math.inf:
+            if trainer.num_sanity_val_steps == math.inf and trainer.global_step == 0:  # a resumed run is past its start
                 self.start = {**{key: float(metrics[key]) for key in logged}, **self.start}
             return
         self._require_logged(set(metrics), unread)
@@ -242,12 +243,16 @@ class BestCheckpoint(ModelCheckpoint):
     @override
     def state_dict(self) -> dict[str, Any]:
         own = {"start": self.start, "readings": self.readings, "kept": self.kept, "waited": self.waited}
-        return {**super().state_dict(), **own, "closest": self._closest, "seen": sorted(self._seen)}
+        further = {"closest": self._closest, "seen": sorted(self._seen), "bounds": [astuple(b) for b in self.bounds]}
+        return {**super().state_dict(), **own, **further}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
         self.start = dict(state_dict["start"])
+        if [Bound(*bound) for bound in state_dict["bounds"]] != self.bounds:
+            rank_zero_warn("BestCheckpoint: the run goes on under other bounds, so its best so far is forgotten.")
+            return
+        super().load_state_dict(state_dict)
         self.readings, self.kept = state_dict["readings"], state_dict["kept"]
         self.waited, self._seen = state_dict["waited"], set(state_dict["seen"])
         self._closest = None if state_dict["closest"] is None else tuple(state_dict["closest"])

@@ -174,6 +174,20 @@ def test_a_resumed_run_judges_as_one_that_went_on(tmp_path, first):
     assert again.start["kl"] == 1.0
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_other_bounds_in_a_resumed_run_forget_its_best(tmp_path):
+    """The start stays what it was."""
+    last = LastCheckpoint(dirpath=str(tmp_path))
+    best = BestCheckpoint("val/nll", {"kl": "+5%"}, dirpath=str(tmp_path))
+    planted(tmp_path, best, 2, callbacks=[last], sanity=True, val__nll=[9.0, 1.0, 2.0], kl=[1.0, 1.04, 1.0])
+    again = BestCheckpoint("val/nll", {"kl": "+2%"}, dirpath=str(tmp_path))
+    rest = {"val__nll": [3.0, 2.5], "kl": [1.02, 1.04]}
+    last = LastCheckpoint(dirpath=str(tmp_path))
+    with pytest.warns(UserWarning, match="goes on under other bounds, so its best so far is forgotten"):
+        planted(tmp_path, again, 4, tmp_path / "last.ckpt", callbacks=[last], **rest)
+    assert (again.readings, again.kept, again.start["kl"], saved_step(again)) == (2, 1, 1.0, 3)
+
+
 def test_keys_that_are_never_logged_and_starts_that_are_not_known(tmp_path):
     at_start = {
         "which no DriftMonitor of this run logs. Add the callback": {"drift/general/nll": 3.0},
