@@ -91,6 +91,7 @@ class BestCheckpoint(ModelCheckpoint):
         self._closest: tuple[float, str] | None = None  # by how much the nearest miss broke its bounds, in words
         self._stale: dict[str, Tensor] = {}
         self._seen: set[str] = set()  # keys that validations log
+        self._forgot = False
         self._allowed = False
 
     @property
@@ -129,6 +130,9 @@ class BestCheckpoint(ModelCheckpoint):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        if self._forgot:
+            rank_zero_warn("BestCheckpoint: the run goes on under other bounds, so its best so far is forgotten.")
+            self._forgot = False
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # saves nothing, and has no sanity check
             return
         if not trainer.enable_validation:
@@ -250,7 +254,7 @@ class BestCheckpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.start = dict(state_dict["start"])
         if [Bound(*bound) for bound in state_dict["bounds"]] != self.bounds:
-            rank_zero_warn("BestCheckpoint: the run goes on under other bounds, so its best so far is forgotten.")
+            self._forgot = True  # told where a fit goes on; a test of the checkpoint has no use for it
             return
         super().load_state_dict(state_dict)
         self.readings, self.kept = state_dict["readings"], state_dict["kept"]
