@@ -49,9 +49,8 @@ class PartsObserver:
             self._batches = held_out(trainer, batches)
         self._parts = parts
         self._ends = end_tokens(find_causal_lm(module), find_tokenizer(module))
-        rows = sorted(
-            {int(row) for n, batch in enumerate(self._batches) for row in _rows(batch, n).unique() if row >= 0}
-        )
+        own = {int(row) for n, batch in enumerate(self._batches) for row in _rows(batch, n).unique() if row >= 0}
+        rows = sorted(_of_all_ranks(own))  # so that every rank deals alike, and none stops alone
         if len(rows) < parts:
             raise UserError(
                 f"There are {len(rows)} held-out rows, and {parts} parts of them are needed: one to select rates by, "
@@ -60,8 +59,8 @@ class PartsObserver:
         order = np.random.default_rng(len(rows)).permutation(len(rows))
         self._part_of = torch.zeros(rows[-1] + 1, dtype=torch.int64)
         self._part_of[torch.tensor(rows)[torch.from_numpy(order)]] = torch.arange(len(rows)) % parts
-        labels = (batch["labels"] for batch in self._batches if "labels" in batch)
-        self.answer_tokens = sum(int((own[:, 1:] != IGNORED).sum()) for own in labels) / len(rows)
+        labels = (batch["labels"] for batch in self._batches)
+        self.answer_tokens = sum(int((one[:, 1:] != IGNORED).sum()) for one in labels) / max(len(own), 1)
 
     def read(self, trainer: Trainer, module: LightningModule) -> Values:
         """Return the averages of each part; a collective."""
@@ -96,6 +95,16 @@ class PartsObserver:
         exact = reading.exact.to(sums)
         judged = of_answer[spans.complete.to(sums.device)]
         sums[:, 4:].index_add_(0, judged, torch.stack([torch.ones_like(exact), exact], dim=1))
+
+
+def _of_all_ranks(rows: set[int]) -> set[int]:
+    """Return the rows that the ranks read together."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return rows
+    everyone: list[set[int]] = [set() for _ in range(distributed.get_world_size())]
+    distributed.all_gather_object(everyone, rows)
+    return set().union(*everyone)
 
 
 def _rows(batch: Any, number: int) -> Tensor:

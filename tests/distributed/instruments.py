@@ -6,10 +6,14 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from lightning_sft import SFTDataModule, SFTModule
 from lightning_sft.cli.entry import main
+from lightning_sft.errors import UserError
+from lightning_sft.sweep.parts import PartsObserver
 from lightning_sft.sweep.prediction.session import predict_in_session
 from lightning_sft.sweep.session import Session, SweepSettings
-from tests.sweep.toys import Toy, between, quadratic
+from lightning_sft.sweep.trial import TrialRunner
+from tests.sweep.toys import Between, Toy, between, quadratic
 
 
 class Differing:
@@ -31,6 +35,28 @@ def prediction(rank: int) -> dict[str, Any]:
     strategy = {"strategy": "ddp", "devices": 2, "use_distributed_sampler": False}
     result: dict[str, Any] = between(module, work, Path(f"rank_{rank}"), **strategy)
     return {"start": result["start"], "found": result["found"], "x": torch.tensor(module.x.tolist())}
+
+
+def parts(rank: int, model: str, rows: str, devices: int = 2) -> dict[str, Any]:
+    """Held-out rows in three parts and in one, which more rows than a rank has are needed for in eight."""
+    found: dict[str, Any] = {}
+
+    def work(trainer: Trainer, module: LightningModule) -> None:
+        with TrialRunner(trainer, module, 1) as runner:
+            for count in (1, 3):
+                found[f"{count}"] = torch.tensor(runner.start([PartsObserver(trainer, module, count)])["val/nll"])
+        try:
+            PartsObserver(trainer, module, 8)
+        except UserError as error:
+            found["refused"] = str(error)
+
+    data = SFTDataModule(train=rows, val_split=7, batch_size=2, cache_dir=False)
+    strategy: dict[str, Any] = {"strategy": "ddp", "use_distributed_sampler": False} if devices > 1 else {}
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    callbacks = [Between(work)]
+    trainer = Trainer(max_steps=1, accelerator="cpu", devices=devices, callbacks=callbacks, **strategy, **quiet)  # type: ignore[arg-type]
+    trainer.fit(SFTModule(model), data)
+    return found
 
 
 def predict(rank: int, arguments: list[str]) -> None:

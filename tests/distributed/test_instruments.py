@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from tests.distributed.instruments import parts
 from tests.distributed.ranks import two_ranks
 from tests.running import toy_arguments, write_rows
 
@@ -14,6 +15,18 @@ def test_a_prediction_starts_from_one_reading_on_every_rank(tmp_path: Path) -> N
     assert first["start"] == second["start"] == -2.0, "rank 0's reading"
     assert first["found"] == second["found"]
     assert torch.equal(first["x"], second["x"])
+
+
+def test_held_out_rows_are_dealt_alike_by_all_ranks(toy_folder: Path, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl")
+    given = {"model": str(toy_folder), "rows": str(rows)}
+    first, second = two_ranks("instruments:parts", tmp_path, **given)
+    alone = parts(0, **given, devices=1)
+    for count in ("1", "3"):
+        assert torch.equal(first[count], second[count])
+        assert torch.allclose(first[count], alone[count], rtol=1e-6)
+    assert first["refused"] == second["refused"] == alone["refused"]
+    assert "There are 7 held-out rows, and 8 parts" in alone["refused"]
 
 
 def test_predictions_survive_leftovers_of_a_killed_run(toy_folder: Path, tmp_path: Path) -> None:
