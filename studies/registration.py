@@ -129,15 +129,25 @@ def history_faults(path: Path, root: Path, pilot: Sequence[Path], confirmatory: 
     registration = registered(path, root)
     if registration is None:
         return [f"there are {len(confirmatory)} confirmatory cells, and nothing is registered"] if confirmatory else []
+    added = _added(root)
+    before = set((git(root, "rev-list", registration.commit) or "").split()) - {registration.commit}
+    after = set((git(root, "rev-list", "--ancestry-path", f"{registration.commit}..HEAD") or "").split())
     faults = []
-    for early, files in ((True, pilot), (False, confirmatory)):
-        for file in files:
-            name = file.resolve().relative_to(root.resolve()).as_posix()
-            added = (git(root, "log", "--diff-filter=A", "--format=%H", "--", name) or "").split()
-            if not added:
-                continue
-            pair = (added[-1], registration.commit) if early else (registration.commit, added[-1])
-            ordered = pair[0] != pair[1] and git(root, "merge-base", "--is-ancestor", *pair) is not None
-            if not ordered:
-                faults.append(f"{name} was not committed {'before' if early else 'after'} {registration.commit}")
+    for files, allowed, word in ((pilot, before, "before"), (confirmatory, after, "after")):
+        names = [file.resolve().relative_to(root.resolve()).as_posix() for file in files]
+        wrong = [name for name in names if name in added and added[name] not in allowed]
+        faults += [f"{name} was not committed {word} {registration.commit}" for name in wrong]
     return faults
+
+
+def _added(root: Path) -> dict[str, str]:
+    """Return by which commit each file came first, by its path from ``root``."""
+    found: dict[str, str] = {}
+    commit = ""
+    told = git(root, "log", "--reverse", "--diff-filter=A", "--name-only", "--no-renames", "--format=commit %H") or ""
+    for line in told.splitlines():
+        if line.startswith("commit "):
+            commit = line.removeprefix("commit ")
+        elif line:
+            found.setdefault(line, commit)
+    return found

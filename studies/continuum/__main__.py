@@ -82,6 +82,11 @@ def _run(asked: argparse.Namespace, registration: Registration | None) -> None:
         if stage.registered and registration is None and asked.what == "run":
             print(f"{stage.name}: waits for the registering commit; see studies/README.md")
             continue
+        if stage.registered and registration is not None and (changed := registration.changed(ROOT)):
+            raise UserError(
+                f"{', '.join(changed)} changed after they were registered, so {stage.name!r} cannot run with them. "
+                f"Check out the commit {registration.commit}, or undo the change."
+            )
         study.run_stage(stage, None if registration is None else registration.commit)
 
 

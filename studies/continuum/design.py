@@ -96,7 +96,7 @@ STAGES: dict[str, Stage] = {
     for stage in (
         Stage("pilot", _blocks("sums", ("weak", "strong")), replicates=2, registered=False, generated=64),
         Stage("confirmatory", _blocks("sums", ("weak", "strong", "middle"))),
-        Stage("second task", _blocks("sorting", ("weak", "strong"), (True,))),
+        Stage("second_task", _blocks("sorting", ("weak", "strong"), (True,))),
         Stage(
             "exploratory",
             _blocks("sums", ("weak", "strong")),

@@ -117,7 +117,7 @@ def _hypotheses(cells: Sequence[Cell]) -> str:
 
 def _blocks(cells: Sequence[Cell]) -> str:
     rows = []
-    for name in ("confirmatory", "second task", "pilot"):
+    for name in ("confirmatory", "second_task", "pilot"):
         stage = STAGES[name]
         for block in stage.blocks:
             row, place = analysis.block_row(cells, stage, block), analysis.mean_p(cells, block)

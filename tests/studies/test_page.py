@@ -129,6 +129,23 @@ def test_status_says_what_is_left_and_how_long_it_takes(tmp_path: Path, capsys: 
     assert least_runs(MAIN) == 6 * 2 * (3 + 2 + 8)
 
 
+def test_registered_stages_do_not_run_by_scripts_that_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from studies.continuum import __main__ as program
+    from studies.continuum.runs import Study
+
+    monkeypatch.setattr(Study, "run_stage", lambda self, stage, commit: print(f"runs {stage.name}"))
+    scripts = {"studies/continuum/design.py": "another digest"}
+    monkeypatch.setattr(program, "registered", lambda *_: Registration("c0ffee", {"scripts": scripts}))
+    with pytest.raises(SystemExit):
+        main(["run", f"--cells={tmp_path / 'cells'}", f"--page={tmp_path / 'docs/studies/page.md'}"])
+    printed = capsys.readouterr()
+    assert printed.out == "runs pilot\n"
+    assert "studies/continuum/design.py changed after they were registered" in printed.err
+    assert "c0ffee" in printed.err
+
+
 def test_waiting_stages_are_named_and_start_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

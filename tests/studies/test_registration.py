@@ -64,6 +64,18 @@ def test_the_commit_that_brings_the_file_is_found_whatever_comes_after(repositor
     ]
 
 
+def test_a_cell_from_a_branch_that_does_not_know_the_registration_is_not_after_it(repository: Path) -> None:
+    start = git(repository, "rev-parse", "HEAD")
+    main = git(repository, "rev-parse", "--abbrev-ref", "HEAD")
+    file = register(repository)
+    git(repository, "checkout", "-q", "-b", "aside", start)
+    commit(repository, "data/confirmatory/b.json", "cell")
+    git(repository, "checkout", "-q", main)
+    git(repository, "merge", "-q", "--no-edit", "aside")
+    assert registered(file, repository) is not None, "a merge leaves what is registered as it is"
+    assert len(history_faults(file, repository, [], [repository / "data/confirmatory/b.json"])) == 1
+
+
 def test_a_cell_in_the_registering_commit_itself_comes_too_early(repository: Path) -> None:
     (repository / "data/confirmatory").mkdir()
     (repository / "data/confirmatory/b.json").write_text("cell")
