@@ -16,6 +16,7 @@ from lightning_sft.cli.advise import options_of_run
 from lightning_sft.cli.entry import main
 from lightning_sft.metrics import load_reading
 from tests.advice.readings import planted
+from tests.distributed.ranks import two_ranks
 from tests.running import toy_arguments, write_rows
 
 RATE = {"model__optimizer": "AdamW", "model__optimizer.lr": 1e-3, "trainer__max_steps": 50}
@@ -155,3 +156,13 @@ def test_the_command_of_a_thin_advice_is_a_comparison_that_parses():
     assert arms[0].name == "NLL"
     assert rest == ["--config", "own.yaml"]
     assert verb.PARTS
+
+
+@pytest.mark.ranks
+def test_two_ranks_write_one_page(toy_folder, tmp_path):
+    given = arguments(toy_folder, tmp_path, trainer__strategy="ddp", trainer__devices=2, data__batch_size=2)
+    two_ranks("work:command_lines", tmp_path, lines=[["advise", *given, "--range_steps=6", "--steps=1"]])
+    content = json.loads((tmp_path / "advice/advice.json").read_text())
+    assert content["capability"]["all"]["rows"] == 36
+    assert content["cost"]["steps"] == 50
+    assert not list(tmp_path.glob("lightning_logs*"))
