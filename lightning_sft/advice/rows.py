@@ -15,6 +15,7 @@ from lightning_sft.data.batches.collate import Collator
 from lightning_sft.data.encoding.tokenizer import pad_token_id
 from lightning_sft.data.storage.dataset import Row
 from lightning_sft.errors import UserError
+from lightning_sft.models.packing import documents, is_packed
 from lightning_sft.scores import IGNORED
 
 Batch = dict[str, Tensor]
@@ -31,7 +32,7 @@ class ReadingRows:
     Attributes:
         batches: each with ``input_ids``, ``labels`` and, where the model takes them, ``attention_mask`` or
             ``position_ids``, (batch, length); ``row``: a number of its own for each row of the reading, and
-            ``source``, (batch,) each.
+            ``source``, (batch,) each, or (batch, length) where rows hold several documents.
         sources: names of the sources by their index.
         rows: rows in the batches.
         rows_of_set: rows of the set that they were taken from; None if unknown.
@@ -120,7 +121,7 @@ def rows_of_loader(loader: Any, limit: int | None) -> ReadingRows:
                 break
             items = [dataset[i] for i in chosen[start : start + size]]
             batch = _plain(loader.collate_fn(items[0] if by_item else items), rows)
-            rows += len(batch["input_ids"])
+            rows = int(batch["row"].max()) + 1
             batches.append(batch)
     return ReadingRows(batches, (), rows, None if by_item else len(dataset))
 
@@ -144,11 +145,12 @@ def _plain(batch: Any, first: int) -> Batch:
     if isinstance(weight := given.get("loss_weight"), Tensor):
         labels = labels.masked_fill(weight == 0, IGNORED)
     taken = {key: given[key] for key in MODEL_KEYS if isinstance(given.get(key), Tensor)}
+    rows = documents(taken["position_ids"]) if is_packed(taken) else torch.arange(len(ids))
     sources = given.get("source")
-    known = isinstance(sources, Tensor) and sources.shape == ids.shape[:1]
+    known = isinstance(sources, Tensor) and sources.shape in (ids.shape, ids.shape[:1])
     return {
         **taken,
         "labels": labels,
-        "row": torch.arange(first, first + len(ids)),
+        "row": rows + first,
         "source": sources if known else torch.full((len(ids),), -1),
     }

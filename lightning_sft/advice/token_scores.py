@@ -64,7 +64,7 @@ class BatchReader:
         targets = labels[:, 1:][at]
         parts = [_statistics(logits, part) for logits, part in self._logits(batch, at, targets)]
         logp, hit, top_p, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
-        row, source = (batch[key][:, None].expand_as(at)[at] for key in ("row", "source"))
+        row, source = (_of_tokens(batch[key], labels)[:, 1:][at] for key in ("row", "source"))
         columns = (logp, hit, top_p, entropy, row, source, self._kind(targets), self._answers(labels, logp, hit))
         return torch.stack([wide(column) for column in columns], dim=1)
 
@@ -134,6 +134,11 @@ class BatchReader:
         firsts = begins.nonzero()[:, 0][spans.complete]
         found[firsts] = torch.where(exact, EXACT, WRONG)
         return found
+
+
+def _of_tokens(facts: Tensor, labels: Tensor) -> Tensor:
+    """Return facts of rows, (batch,), or of tokens, (batch, length), as those of tokens."""
+    return facts if facts.shape == labels.shape else facts[:, None].expand_as(labels)
 
 
 def _statistics(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from peft import LoraConfig
 from torch.utils.data import DataLoader, IterableDataset
+from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening
 
 from lightning_sft import SFTDataModule, SFTModule
 from lightning_sft.callbacks import CapabilityProbe
@@ -22,6 +23,7 @@ from tests.advice.readings import by_transformers
 from tests.callbacks.stranger import Stranger, fit
 from tests.distributed.ranks import two_ranks
 from tests.running import run, run_folder, scalars, toy_arguments, write_rows
+from tests.toys import toy_tokenizer
 
 ENDS = {2}
 
@@ -157,6 +159,32 @@ def test_sources_are_read_apart(toy_folder, tmp_path):
     probe = CapabilityProbe(most_share=None)
     trainer(tmp_path, probe).fit(SFTModule(str(toy_folder)), rows)
     assert {name: group.rows for name, group in probe.start.sources.items()} == {"a": 30, "b": 9}
+
+
+class Collated(Stranger):
+    """Rows of other people's format, put together by transformers' own collators."""
+
+    def __init__(self, collator):
+        super().__init__()
+        self.collator = collator
+
+    def training_step(self, batch, batch_idx):
+        return self.net(**batch).loss
+
+    def train_dataloader(self):
+        ids = [[3 + (i * 7 + j) % 200 for j in range(5 + i % 9)] for i in range(37)]
+        rows = [{"input_ids": row, "labels": [-100, -100, *row[2:]]} for row in ids]
+        return DataLoader(rows, batch_size=4, shuffle=True, collate_fn=self.collator)
+
+
+@pytest.mark.parametrize("collator", [DataCollatorForSeq2Seq(toy_tokenizer()), DataCollatorWithFlattening()])
+def test_collators_of_transformers(tmp_path, collator):
+    module, probe = Collated(collator), CapabilityProbe(most_share=None)
+    before = copy.deepcopy(module.net).eval()
+    fit(module, [probe], tmp_path, max_steps=1)
+    rows = [(row["input_ids"], [label != -100 for label in row["labels"]]) for row in module.train_dataloader().dataset]
+    assert_equal(probe.start.all, by_transformers(before, rows, ENDS))
+    assert probe.start.all.rows == 37
 
 
 class Stream(IterableDataset):
