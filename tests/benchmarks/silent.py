@@ -11,11 +11,13 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from peft import LoraConfig
+from transformers import PreTrainedModel
 
 from lightning_sft import SFTModule
 from lightning_sft.callbacks import GenerationMonitor, SilentFailureMonitor
@@ -103,8 +105,17 @@ def head_share(trainer: Trainer, module: SFTModule, batches: Sequence[Any], roun
     return named_too / plain - 1
 
 
-def agreement(monitor: SilentFailureMonitor, module: SFTModule, most: int = 60) -> dict[str, float]:
-    """Hold outcomes of each set against probes of their contexts; the base is where the fit began."""
+def agreement(
+    monitor: SilentFailureMonitor, module: SFTModule, start: PreTrainedModel | None = None, most: int = 60
+) -> dict[str, float]:
+    """Hold outcomes of each set against probes of their contexts.
+
+    Args:
+        monitor: after a fit.
+        module: its module.
+        start: the model that the fit began with; None switches the adapter off.
+        most: tokens of each set, of those that were outranked at the start.
+    """
     found = {"tokens held against probes": 0.0, "outcomes that differ": 0.0, "largest difference of an NLL, nats": 0.0}
     model = module.scorer.causal_lm
     for of in monitor.watched:
@@ -118,8 +129,8 @@ def agreement(monitor: SilentFailureMonitor, module: SFTModule, most: int = 60) 
             for i, (ids, at) in zip(tokens, contexts, strict=True)
         ]
         encoded = encode_probes(probes, module.tokenizer)
-        with module.scorer.model.disable_adapter():  # type: ignore[operator]
-            before = read_probes(model, encoded).logits
+        with module.scorer.model.disable_adapter() if start is None else nullcontext():  # type: ignore[operator]
+            before = read_probes(model if start is None else start, encoded).logits
         now = read_probes(model, encoded).logits
         was, reads = (synonym_rank(z, encoded.correct, encoded.competitor) for z in (before, now))
         strongest = now.scatter(1, encoded.correct[:, None], -torch.inf).argmax(1)
