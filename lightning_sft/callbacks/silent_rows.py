@@ -16,17 +16,28 @@ from lightning_sft.errors import UserError
 from lightning_sft.probes.token_sample import SampledRow, TokenSample, choose, documents_of, where_trained
 from lightning_sft.probes.watched_set import WatchedSet
 
+#: training rows where nobody says how many: with a validation, few enough to cost little beside it
+TRAIN_ROWS, LEAST_ROWS, MOST_ROWS, SHARE_OF_VALIDATION = 32, 8, 128, 0.03
 
-def from_datamodule(data: SFTDataModule, train_rows: int, val_rows: int, tokens: int) -> list[WatchedSet]:
+
+def _train_rows(given: int | None, validated: int) -> int:
+    """Return how many training rows are watched: as given, else by the rows of a validation."""
+    if given is not None:
+        return given
+    return max(LEAST_ROWS, min(MOST_ROWS, int(SHARE_OF_VALIDATION * validated))) if validated else TRAIN_ROWS
+
+
+def from_datamodule(data: SFTDataModule, train_rows: int | None, val_rows: int, tokens: int) -> list[WatchedSet]:
     """Return the watched sets of a run on our data module, which has been set up.
 
     Args:
         data: the data module.
-        train_rows: the most training rows.
+        train_rows: the most training rows; None: 3% of the validation rows, from 8 to 128, or 32 without validation.
         val_rows: the most rows of each validation set.
         tokens: the most tokens of each.
     """
     found = []
+    train_rows = _train_rows(train_rows, len(data.dataset("val")) if "val" in data.sets else 0)
     if "train" in data.sets and train_rows:
         sample = TokenSample(_rows(data, "train", choose(len(data.dataset("train")), train_rows)), tokens)
         found.append(WatchedSet("train", sample, trained=True, groups=_sources(data, sample)))
@@ -63,7 +74,9 @@ def _sources(data: SFTDataModule, sample: TokenSample) -> Mapping[str, Sequence[
     return {f"source/{data.source_names[i]}/": (i,) for i in present} if len(present) > 1 else {}
 
 
-def from_loaders(trainer: Trainer, train_rows: int, val_rows: int, tokens: int) -> tuple[list[WatchedSet], list[str]]:
+def from_loaders(
+    trainer: Trainer, train_rows: int | None, val_rows: int, tokens: int
+) -> tuple[list[WatchedSet], list[str]]:
     """Return the watched sets of a run on other loaders, and why the others cannot be watched.
 
     Rows are looked up in the loaders' datasets and put through their collate functions, so that no loader moves. A
@@ -72,7 +85,7 @@ def from_loaders(trainer: Trainer, train_rows: int, val_rows: int, tokens: int) 
     with isolate_rng():
         loaders = validation_loaders(trainer)
     many = list(loaders) if isinstance(loaders, list | tuple) else [] if loaders is None else [loaders]
-    wanted = [("train", trainer.train_dataloader, train_rows)]
+    wanted = [("train", trainer.train_dataloader, _train_rows(train_rows, 0))]
     wanted += [("val" if len(many) == 1 else f"val/{i}", loader, val_rows) for i, loader in enumerate(many)]
     found, refused = [], []
     for name, loader, most in wanted:

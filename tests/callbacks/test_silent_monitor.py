@@ -179,7 +179,7 @@ def test_it_comes_along_with_the_module_and_samples_rows(planted, tmp_path):
     fit = trainer(max_epochs=-1, max_steps=2, logger=CSVLogger(tmp_path), callbacks=[Plant()])
     fit.fit(module, data)
     monitor = next(c for c in fit.callbacks if isinstance(c, SilentFailureMonitor))
-    assert [(s.name, len(s.sample.rows)) for s in monitor.watched] == [("train", 24), ("val", 24)]
+    assert [(s.name, len(s.sample.rows)) for s in monitor.watched] == [("train", 8), ("val", 24)]
     few = SilentFailureMonitor(train_rows=5, val_rows=7, tokens=9)
     module, data = planted_run(*planted)
     fit = trainer(max_epochs=-1, max_steps=2, callbacks=[few, Plant()])
