@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -31,6 +32,8 @@ from lightning_sft.models.sampling import Sampling
 from lightning_sft.probes.forward import within_shards
 
 Stage = Literal["val", "test"]
+#: tokens in a row from which merging adapters pays: it costs as much as 40 of them save, and answers end early
+_WORTH_MERGING = 100
 T = TypeVar("T")
 
 
@@ -51,8 +54,9 @@ class GenerationMonitor(Callback):
     the first reading before the first step.
 
     It needs a data module with ``generation_rows`` and ``score``, such as
-    [`SFTDataModule`][lightning_sft.data.SFTDataModule]; with others this callback does nothing. Adapters are merged
-    into float32 weights meanwhile, on a copy. Samples have seeds of their own: no random number of the run is drawn.
+    [`SFTDataModule`][lightning_sft.data.SFTDataModule]; with others this callback does nothing. For long answers,
+    adapters are merged into float32 weights meanwhile, on a copy. Samples have seeds of their own: no random number of
+    the run is drawn.
 
     Args:
         samples: prompts whose answers are logged as text.
@@ -197,8 +201,11 @@ class GenerationMonitor(Callback):
         greedy: list[Answer] = []
         sampled: list[Answer] = []
 
+        batches = math.ceil(len(mine) / self.batch_size) + math.ceil(len(seeds) / self.batch_size)
+        pays = batches * self.max_new_tokens >= _WORTH_MERGING
+
         def answer() -> None:
-            with trainer.precision_plugin.forward_context(), merged_adapters(model):
+            with trainer.precision_plugin.forward_context(), merged_adapters(model) if pays else nullcontext():
                 greedy.extend(answer_prompts(model, tokenizer, prompts, **options))
                 repeated = [prompt for prompt in prompts for _ in range(samples)]
                 sampling = Sampling(self.temperature, seeds)

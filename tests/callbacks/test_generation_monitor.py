@@ -1,11 +1,13 @@
 """GenerationMonitor: sampled pass@k against the exact one, named sets, the guard against collapse, what it refuses."""
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import Callback
+from peft import LoraConfig
 
 from lightning_sft import SFTDataModule, SFTModule
 from lightning_sft.callbacks import GenerationMonitor
@@ -13,6 +15,7 @@ from lightning_sft.data import Source
 from lightning_sft.data.named import NamedSet
 from lightning_sft.errors import UserError
 from lightning_sft.models.generation import generate
+from lightning_sft.models.merged import merged_adapters
 from tests.distributed.fits import lora
 from tests.fitting import trainer
 from tests.running import run, run_folder, scalars, toy_arguments
@@ -211,6 +214,28 @@ def test_nothing_to_sample_for_is_told_once(toy_folder, words):
         _, _, seen = fit(toy_folder, data, monitor, val_check_interval=1)
     assert len([w for w in told if "scorer" in str(w.message)]) == 1
     assert not any("sampled" in key for key in seen[-1])
+
+
+def test_adapters_are_merged_for_long_answers(knowing, words, monkeypatch):
+    seen = []
+
+    @contextmanager
+    def noted(model):
+        with merged_adapters(model) as count:
+            seen.append(count)
+            yield count
+
+    monkeypatch.setattr("lightning_sft.callbacks.generation.merged_adapters", noted)
+    adapter = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    module = SFTModule(str(knowing), adapter=adapter)
+    data = SFTDataModule(val=Source(words, score="exact_match"), cache_dir=False)
+    found = []
+    for batch_size in (8, 1):
+        monitor = GenerationMonitor(max_new_tokens=20, batch_size=batch_size)
+        found += trainer(callbacks=[monitor]).validate(module, data, verbose=False)
+    assert seen == [14], "8 batches of 20 tokens"
+    for key in ("val/task_accuracy", "val/answer_tokens"):
+        assert found[0][key] == found[1][key]
 
 
 def test_stop_strings_reach_the_answers(knowing, words):
