@@ -27,12 +27,13 @@ def short_name(name: str) -> str:
 
 
 def next_steps(audit: Audit, folder: Path) -> list[Block]:
-    """Return what to try, from the first verdict that asks for something."""
+    """Return what to try, from the first verdict that asks for something, or from places too few for a verdict."""
     outcomes = [verdict.outcome for verdict in audit.verdicts if verdict.failed]
-    if not outcomes:
+    too_few = audit.trained == "yes" and audit.verdicts[0].outcome == "nothing to judge"
+    if not outcomes and not (too_few and audit.before is not None and audit.contexts):
         return []
     start = "lightning fit --config RUN.yaml"
-    if outcomes[0] == "overconfident":
+    if outcomes[:1] == ["overconfident"]:
         return [
             "Train again with less certainty, RUN.yaml being the configuration that trained the model:",
             Command(f"{start} --model.objective LabelSmoothing"),

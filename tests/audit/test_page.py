@@ -105,6 +105,14 @@ def test_nothing_wrong_has_no_next_step() -> None:
     assert "No token got a lower loss and stayed behind the same competitor." in page
 
 
+def test_places_too_few_for_a_verdict_have_a_next_step() -> None:
+    few = replace(READING, rows=3, share_low=math.nan, share_high=math.nan)
+    page = page_of(made(silent=few))
+    assert "No verdict from so few rows" in page
+    assert "RunnerUpMargin" in page
+    assert "What to try next" not in page_of(made(silent=few, contexts=[]))
+
+
 def test_rows_of_which_nothing_is_known_get_both_verdicts() -> None:
     lines = in_short(made(trained="unknown"))
     assert any(line.startswith("If it was trained on these rows: Silent failure") for line in lines)
