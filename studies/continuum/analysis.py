@@ -126,6 +126,15 @@ def hypotheses(cells: Sequence[Cell], stage: Stage, task: str = "sums") -> list[
             for name, one in found.items()]  # fmt: skip
 
 
+def repeated(cells: Sequence[Cell], stage: Stage, task: str = "sorting") -> Verdict:
+    """Return H1 on a task of its own: one test that no other adjusts, and that adjusts none."""
+    noisy, sign = _PREDICTED["H1"]
+    weak = differences(judged(cells, stage.name, Block(task, "weak", noisy).name))
+    strong = differences(judged(cells, stage.name, Block(task, "strong", noisy).name))
+    one = finding({r: strong[r] - weak[r] for r in strong if r in weak}, stage.replicates)
+    return Verdict("H1", one, one.p, "not complete" if one.p is None else _verdict(one, one.p, sign))
+
+
 def _verdict(one: Finding, p: float, sign: int) -> str:
     assert one.difference is not None
     if p > LEVEL:

@@ -234,6 +234,7 @@ REGISTERED = {
         "the other sign, and undecided else. Nothing is decided before all cells of all three are there. Runs that "
         "diverge count as exact match 0."
     ),
+    "second task": "H1 once more on the task 'sorting', by one test of its own at 5%, adjusted by and adjusting none.",
     "rates": (
         "By equal trials of every arm in every block on replicates that are never judged; the grid grows while any "
         "arm's best is at its edge; selected by the primary outcome, ties by NLL."

@@ -111,6 +111,9 @@ def _hypotheses(cells: Sequence[Cell]) -> str:
         [v.name, HYPOTHESES[v.name], _cell(v.finding), "-" if v.p_holm is None else f"{v.p_holm:.4f}", v.verdict]
         for v in verdicts
     ]
+    again = analysis.repeated(cells, STAGES["second_task"])
+    p = "-" if again.p_holm is None else f"{again.p_holm:.4f}, alone"
+    rows.append(["H1 again", "the same on another task (sorting)", _cell(again.finding), p, again.verdict])
     told = f"D is the exact match of {SECOND} minus that of {FIRST}, in points, with 95% t-intervals over replicates."
     return f"## Hypotheses\n\n{told}\n\n{_table(['', 'hypothesis', 'difference', 'p (Holm)', 'verdict'], rows)}"
 
@@ -238,6 +241,9 @@ def _not_done(cells: Sequence[Cell]) -> str:
     for verdict in analysis.hypotheses(cells, STAGES["confirmatory"]):
         if verdict.verdict in ("undecided", "contradicted"):
             lines.append(f"- {verdict.name} is {verdict.verdict}: {_points(verdict.finding.difference)} points.")
+    again = analysis.repeated(cells, STAGES["second_task"])
+    if again.verdict in ("undecided", "contradicted"):
+        lines.append(f"- H1 on the second task is {again.verdict}: {_points(again.finding.difference)} points.")
     for one in analysis.regrets(cells, STAGES["rules"], RULES):
         if one.passes is False:
             lines.append(f"- {one.rule} is not shown to be within the margin of always {one.constant}.")

@@ -110,6 +110,18 @@ def test_the_crossing_is_where_the_planted_line_is_zero() -> None:
     assert 0.95 - 3 * math.sqrt(0.95 * 0.05 / 200) <= inside / 200 <= 1.0, "Fieller's interval covers in 95%"
 
 
+def test_h1_is_repeated_on_another_task_by_a_test_of_its_own() -> None:
+    stage = STAGES["second_task"]
+    found = analysis.repeated(simulated(stage, planted, seed=8), stage)
+    assert found.verdict == "supported"
+    assert found.finding.difference is not None
+    assert found.finding.difference.mean == pytest.approx(0.35, abs=0.02)
+    assert found.p_holm == found.finding.p
+    assert analysis.repeated(simulated(stage, null, seed=9), stage).verdict == "undecided"
+    assert analysis.repeated(simulated(stage, planted, seed=8)[:-1], stage).verdict == "not complete"
+    assert analysis.repeated(simulated(MAIN, planted, seed=8), stage).verdict == "not complete"
+
+
 def test_a_line_without_slope_has_no_bounded_crossing() -> None:
     found = analysis.block_crossing(simulated(MAIN, null, seed=4), MAIN, "sums", False)
     assert found is not None
