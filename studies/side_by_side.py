@@ -67,12 +67,6 @@ def run_missing(
         raise SystemExit(128 + stopped[0])
 
 
-def missing(designs: Mapping[str, Design], results: Results) -> int:
-    """Return how many runs are missing, as far as can be said now: a search goes on by what it finds."""
-    plans = [make_plan(design, results.get(name, {})) for name, design in designs.items()]
-    return sum(plan.expected - plan.finished for plan in plans)
-
-
 def _wanted(
     designs: Mapping[str, Design], results: Results, under_way: Sequence[tuple[str, RunSpec]]
 ) -> Iterator[tuple[str, RunSpec]]:

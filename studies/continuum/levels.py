@@ -47,7 +47,7 @@ def settings(task: str, target: float, start: str, small: Mapping[str, Any] | No
     content["seed_everything"] = SEED
     content["model"]["optimizer"]["init_args"]["lr"] = sizes["rate"]
     content["model"]["lr_scheduler"] = "constant"
-    # the seed of the rows follows from the target, so that a level goes on with rows that the one below has not seen
+    # the seed of the rows follows from the target: a level goes on with another draw than the one below
     content["data"] |= {
         "train": source(task, "levels", sizes["levels"], seed=round(1000 * target)),
         "val": source(task, "train", sizes["probe"]),

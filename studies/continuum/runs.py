@@ -16,6 +16,7 @@ from lightning_sft.cli.compare.prepare import make_design
 from lightning_sft.cli.compare.trial import run_apart
 from lightning_sft.cli.compare.verb import parse
 from lightning_sft.compare.design import Design, RunSpec
+from lightning_sft.compare.plan import make_plan
 from lightning_sft.compare.result import RunResult
 from lightning_sft.errors import UserError
 from lightning_sft.models.gguf import PACKAGE_SCHEME, package_file
@@ -242,8 +243,6 @@ def portable(design: Design, spec: RunSpec, block: str) -> dict[str, Any]:
 
 
 def _has_jobs(design: Design, results: Mapping[str, RunResult]) -> bool:
-    from lightning_sft.compare.plan import make_plan
-
     return bool(make_plan(design, results).jobs)
 
 

@@ -12,7 +12,7 @@ from tests.configs.test_configs import CONFIGS
 from tests.running import QUIET, run, run_folder
 
 PAPER = sorted((CONFIGS / "paper").glob("*.yaml"))
-#: what the authors' settings are, by file: rate, weight decay, longest row, micro-batches
+#: what the authors' settings are, by file: rate, weight decay, longest row
 PUBLISHED = {
     "math": (5e-5, 0.01, 3072),
     "medical": (5e-5, 0.01, 800),
