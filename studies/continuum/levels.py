@@ -29,7 +29,7 @@ STAGE, SEED = "levels", 1
 LOOK, MOST = 2, 2000
 #: rows that the mean p is read from
 PROBE = 100
-RATE = 2e-5
+RATE = 1e-5
 READ = ("val/mean_p", "val/nll", "val/exact_match")
 
 
