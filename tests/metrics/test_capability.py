@@ -9,7 +9,7 @@ import torch
 
 from lightning_sft.errors import UserError
 from lightning_sft.metrics import CutOffs, TokenTable, first_choice_calibration, load_reading, read_capability
-from lightning_sft.metrics.capability import END, EXACT, NO_ANSWER, SPECIAL, WRONG
+from lightning_sft.metrics.capability import END, EXACT, SPECIAL, WRONG
 from lightning_sft.metrics.capability_reading import CapabilityReading, save_reading
 from lightning_sft.objectives import Thresholded, load_histogram
 
@@ -127,4 +127,3 @@ def test_a_file_without_a_reading_is_named(tmp_path, content):
         load_histogram(path)
     with pytest.raises(UserError, match="holds no capability reading"):
         load_reading(path)
-    assert NO_ANSWER == 0
