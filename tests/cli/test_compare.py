@@ -16,6 +16,7 @@ import lightning_sft
 from lightning_sft.callbacks import TrainingMetrics
 from lightning_sft.cli.compare import trial
 from lightning_sft.cli.compare.arms import objective_arms, setting_arm
+from lightning_sft.cli.compare.identity import model_digest
 from lightning_sft.cli.compare.prepare import make_design, starts_ranks
 from lightning_sft.cli.compare.verb import parse
 from lightning_sft.compare.design import Design, RunSpec
@@ -299,3 +300,9 @@ def test_bad_input(case: str, toy_folder: Path, rows: Path) -> None:
     with pytest.raises(UserError, match=message):
         designed([*settings(toy_folder, rows), *arguments])
     assert not Path("comparisons").exists()
+
+
+@pytest.mark.parametrize("name", ["/no/such/model", "./nothing", "~/missing.gguf"])
+def test_a_model_that_is_not_there_is_named(name):
+    with pytest.raises(UserError, match=re.escape(name)):
+        model_digest(name, None)

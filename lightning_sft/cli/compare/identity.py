@@ -18,6 +18,7 @@ from lightning_sft.errors import UserError
 from lightning_sft.files import code_digest, file_digest, to_json
 from lightning_sft.models.capability import capability, fastest
 from lightning_sft.models.gguf import PACKAGE_SCHEME, package_file
+from lightning_sft.models.loading import resolve
 
 _LIBRARIES = ("torch", "lightning", "transformers", "peft", "tokenizers", "numpy")
 #: of files above so many bytes, blocks are read in place of the whole
@@ -76,6 +77,9 @@ def model_digest(name: str, revision: str | None) -> str:
     """Return a digest of a model's files, or the commit of a hub name that is in the cache.
 
     Of large files sixteen blocks, their size and their place are read: training changes all of them.
+
+    Raises:
+        UserError: a path that does not exist.
     """
     if name.startswith(PACKAGE_SCHEME):
         return content_digest(package_file(name))
@@ -85,9 +89,10 @@ def model_digest(name: str, revision: str | None) -> str:
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file())
         return _short([[p.relative_to(path).as_posix(), content_digest(p)] for p in files])
+    resolve(name)  # what is neither a path nor a hub name is named here
     try:
         cached = cached_file(name, "config.json", revision=revision, local_files_only=True)
-    except OSError:  # not in the cache yet
+    except (OSError, ValueError):  # not in the cache yet, or no name that a hub has
         cached = None
     return f"{name}@{Path(cached).parent.name if cached else revision or 'main'}"
 
