@@ -55,12 +55,17 @@ class Advice:
         named = dict.fromkeys(c.short() for c in (NLL, *self.try_first, *self.avoid) if c.is_plain)
         return f'lightning compare {options} --objectives "{",".join([*named][:MOST_ARMS])}"'
 
-    def text(self) -> str:
-        """Return a few lines for a log."""
+    def text(self, options: str | None = f"--config {CONFIG}") -> str:
+        """Return a few lines for a log.
+
+        Args:
+            options: those that name the reader's run, for the command; None leaves out the command.
+        """
         lines = [self.headline, f"Try first: {_named(self.try_first)}."]
         lines += [f"Avoid: {_named(self.avoid)}."] if self.avoid else []
         lines += [] if self.trap is None else [self.trap]
-        return "\n".join([*lines, f"Next: {self.command()}"])
+        lines += [] if options is None else [f"Next: {self.command(options)}"]
+        return "\n".join(lines)
 
     def markdown(self, options: str = f"--config {CONFIG}", *, command: bool = True) -> str:
         """Return the whole advice as Markdown.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
 import time
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,9 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lightning_sft._lightning import callbacks_of, data_parallel_size_and_rank
+from lightning_sft.advice.advice import CONFIG
 from lightning_sft.advice.measure import measure, why_unreadable
 from lightning_sft.advice.rows import ReadingRows, rows_of_datamodule, rows_of_loader
 from lightning_sft.advice.rules import ENOUGH_ROWS, advise
+from lightning_sft.checkpoints.runs import run_folder
 from lightning_sft.errors import UserError
 from lightning_sft.figures.capability import capability_figure
 from lightning_sft.figures.loggers import log_figure, log_text
@@ -39,7 +41,8 @@ class CapabilityProbe(Callback):
     ``exact_match``; the same under ``capability/source/<name>/``, ``capability/special/`` (special tokens) and
     ``capability/end/`` (tokens that end an answer). In TensorBoard the figure ``capability/figure`` and the text
     ``capability/advice``. All of it, with histograms and quantiles, is in ``capability.json`` beside the run, from
-    which `Thresholded` takes percentiles. In ``lightning validate`` the validation rows are read, for the keys alone.
+    which `Thresholded` takes percentiles; a run without a logger has no such file. In
+    ``lightning validate`` the validation rows are read, for the keys alone.
 
     Rows come from our data module, or from the dataset of the training loader, spread evenly over it.
 
@@ -106,14 +109,14 @@ class CapabilityProbe(Callback):
         if self.start is None and trainer.global_step > 0:
             return
         self.read_start(trainer, pl_module)
-        self._report(trainer, self.start)
+        self._report(trainer, pl_module, self.start)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._works(trainer) or self.start is None or trainer.global_step == 0:
             return
         self.end = self._read(trainer, pl_module, "train")
-        self._report(trainer, self.end)
+        self._report(trainer, pl_module, self.end)
         self._rows = None
 
     @override
@@ -123,7 +126,7 @@ class CapabilityProbe(Callback):
         reading = self._read(trainer, pl_module, "val")
         if reading is not None:
             pl_module.log_dict(_scalars(reading), batch_size=1)
-            self._tell(reading, "validation")
+            self._tell(reading, "validation", None)
 
     def _works(self, trainer: Trainer) -> bool:
         fast: bool = trainer.fast_dev_run  # type: ignore[attr-defined]
@@ -187,8 +190,7 @@ class CapabilityProbe(Callback):
 
     # ------------------------------------------------------------------ reporting
 
-    def _report(self, trainer: Trainer, reading: CapabilityReading | None) -> None:
-        log_dir = trainer.log_dir  # a collective: every rank asks
+    def _report(self, trainer: Trainer, pl_module: LightningModule, reading: CapabilityReading | None) -> None:
         if reading is None or self.start is None:
             return
         step = trainer.global_step
@@ -197,16 +199,19 @@ class CapabilityProbe(Callback):
         if can_show(trainer):
             log_figure(trainer, "capability/figure", capability_figure(self.start, self.end), step)
         if self.end is None:
-            log_text(trainer, "capability/advice", advise(self.start).markdown(), step)
-            self._tell(self.start, "training")
+            options = _options(trainer)
+            log_text(trainer, "capability/advice", advise(self.start).markdown(options or f"--config {CONFIG}"), step)
+            self._tell(self.start, "training", options if _is_news(self.start, pl_module) else None)
         else:
             rank_zero_info(f"Capability on the same tokens after the fit: {_in_short(self.end)}.")
-        if log_dir is not None and trainer.is_global_zero:
+        folder = run_folder(trainer) if trainer.is_global_zero else None
+        if folder is not None:
             advice = advise(self.start).to_dict()
-            save_reading(Path(log_dir) / FILE, self.start, self.end, advice=advice, step=step)
+            save_reading(folder / FILE, self.start, self.end, advice=advice, step=step)
 
-    def _tell(self, reading: CapabilityReading, what: str) -> None:
-        rank_zero_info(f"Capability on {reading.all.rows} {what} rows: {_in_short(reading)}.\n{advise(reading).text()}")
+    def _tell(self, reading: CapabilityReading, what: str, options: str | None) -> None:
+        found = f"Capability on {reading.all.rows} {what} rows: {_in_short(reading)}."
+        rank_zero_info(f"{found}\n{advise(reading).text(options)}")
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -232,6 +237,19 @@ def reading_before(trainer: Trainer, pl_module: LightningModule) -> CapabilityRe
         return own.read_start(trainer, pl_module)
     finally:
         own.required = required
+
+
+def _options(trainer: Trainer) -> str | None:
+    """Return the options of a command that name this run; None for one that no command has started."""
+    folder = run_folder(trainer) if trainer.is_global_zero else None
+    config = None if folder is None else folder / "config.yaml"
+    return None if config is None or not config.is_file() else f"--config {shlex.quote(str(config))}"
+
+
+def _is_news(reading: CapabilityReading, pl_module: LightningModule) -> bool:
+    """Return whether the advice is another objective than the run trains under, or a comparison."""
+    advice = advise(reading)
+    return advice.compare or str(advice.pick.build()) != str(getattr(pl_module, "objective", None))
 
 
 def _scalars(reading: CapabilityReading) -> dict[str, float]:

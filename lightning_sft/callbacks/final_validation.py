@@ -44,7 +44,9 @@ class FinalValidation(Callback):
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._validated |= trainer.state.fn == "fit" and not trainer.sanity_checking
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            # one that was added does not count: a run that goes on beyond it ends with another
+            self._validated |= self._at != trainer.global_step
 
     @override
     def state_dict(self) -> dict[str, Any]:

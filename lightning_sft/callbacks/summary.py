@@ -43,10 +43,12 @@ class RunSummary(Callback):
         folder = trainer.log_dir  # a collective: every rank asks
         if trainer.barebones or not trainer.is_global_zero or not self.after:
             return
-        head = "before" if self.before_step == 0 else f"step {self.before_step}"
-        print(f"\n{'held out':<24}{head:>12}{f'step {self.after_step}':>14}")
-        for key, value in sorted(self.after.items()):
-            print(f"{key:<24}{self.before.get(key, math.nan):>12.4f}{value:>14.4f}")
+        columns = [(f"step {self.after_step}", self.after)]
+        if self.before_step != self.after_step:  # one reading stands once
+            columns.insert(0, ("before" if self.before_step == 0 else f"step {self.before_step}", self.before))
+        print(f"\n{'held out':<24}" + "".join(f"{head:>14}" for head, _ in columns))
+        for key in sorted(self.after):
+            print(f"{key:<24}" + "".join(f"{values.get(key, math.nan):>14.4f}" for _, values in columns))
         if folder and any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
             print(f"\nLook at it: tensorboard --logdir {folder}")
 

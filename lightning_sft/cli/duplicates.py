@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]
@@ -36,7 +37,7 @@ def refuse_duplicates(arguments: Sequence[str]) -> None:
 
 def _texts(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield what may hold mappings, each with where it stands."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         name, equals, value = argument.partition("=")
         if not name.startswith("-"):
             continue

@@ -33,6 +33,7 @@ def test_values_of_the_command_line() -> None:
 
 
 def test_what_stands_once_passes() -> None:
+    refuse_duplicates([])
     Path("once.yaml").write_text("a: {x: 1}\nb: {x: 1, <<: {y: 1}, <<: {z: 2}}\nc: [{x: 1}, {x: 2}]\n")
     Path("broken.yaml").write_text("a: [1\n")
     Path("rows.json").write_text('{"a": 1, "a": 2}')

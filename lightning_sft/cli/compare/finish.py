@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +17,20 @@ from lightning_sft.compare.report import Report, make_report
 from lightning_sft.compare.words import markdown, sentence, width_note
 
 
-def quiet() -> None:
-    """Keep Lightning from introducing itself before each of many runs."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Lightning from introducing itself before each of many runs; what runs later in the process is heard."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
     # Lightning 2.6 with torch 2.13; nothing that a user could change
     warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated", FutureWarning)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def say(line: str) -> None:

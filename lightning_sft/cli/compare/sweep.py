@@ -67,6 +67,7 @@ def main(arguments: list[str]) -> None:
     work_on(asked, None)
 
 
+@quiet()
 def work_on(asked: argparse.Namespace, design: Design | None) -> None:
     """Take part in a shared comparison until nothing is left of it, then print what it found.
 
@@ -78,7 +79,6 @@ def work_on(asked: argparse.Namespace, design: Design | None) -> None:
     from lightning_sft.cli.compare.trial import runner
     from lightning_sft.compare.shared import SharedLedger
 
-    quiet()
     folder = asked.folder / asked.name
     ledger = SharedLedger(
         asked.storage, asked.name, folder, beat=asked.beat, poll=min(5.0, asked.beat), patience=asked.patience

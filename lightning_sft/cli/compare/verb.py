@@ -76,10 +76,10 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return asked, rest
 
 
+@quiet()
 def main(arguments: list[str]) -> None:
     """Run a comparison, or what is missing of it, and print what it found."""
     asked, rest = parse(arguments)
-    quiet()
     from lightning_sft.cli.compare.prepare import make_design, starts_ranks
     from lightning_sft.cli.compare.trial import runner
 
