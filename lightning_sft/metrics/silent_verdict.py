@@ -62,6 +62,9 @@ def judge(reading: SilentReading, name: str, *, trained: bool, max_share: float 
         if r.excess_low > 0:
             return SilentVerdict("overconfident", f"Overconfident: {odds}.")
         return SilentVerdict("no failure", f"No excess: {odds}.")
+    if math.isnan(r.nll_before):
+        why = "there is no reading of them from before training"
+        return SilentVerdict("nothing to judge", f"No verdict on the {name}: {why}.")
     if r.behind == 0:
         return SilentVerdict("nothing to judge", f"No verdict: none of {r.tokens} {name} was outranked at the start.")
     counts = (

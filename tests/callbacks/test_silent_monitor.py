@@ -167,8 +167,10 @@ def test_a_checkpoint_without_a_start_gives_what_needs_none(planted, tmp_path):
     first.fit(module, data)
     first.save_checkpoint(tmp_path / "half.ckpt")
     module, data = planted_run(*planted)
-    again = trainer(max_epochs=-1, max_steps=4, val_check_interval=2, callbacks=[whole_monitor()])
+    monitor = whole_monitor()
+    again = trainer(max_epochs=-1, max_steps=4, val_check_interval=2, callbacks=[monitor])
     again.fit(module, data, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    assert "no reading of them from before training" in monitor.verdicts["train"].sentence
     want = expected(data, "train")
     assert float(again.callback_metrics["silent/train/outranked"]) == pytest.approx(want["outranked"], abs=1e-6)
     assert "silent/train/share" not in again.callback_metrics

@@ -103,6 +103,18 @@ def test_a_calibrated_model_has_no_excess_and_a_surer_one_has():
     assert f"{surer.excess:+.1%}" in verdict.sentence
 
 
+def test_tokens_that_all_come_out_alike_are_judged_by_the_chance_of_it():
+    """A model that is as unsure as it is wrong is not overconfident because none of its few guesses hit."""
+    logits = torch.randn(45, 259, generator=torch.Generator().manual_seed(0)) / 10
+    missed = read_silent(TokenReading.of_logits(logits, logits.argmin(1)), torch.arange(45) // 3)
+    assert missed.outranked == 1
+    assert 0 < missed.excess < 0.02
+    assert missed.excess_low < 0
+    assert judge(missed, "validation tokens", trained=False).outcome == "no failure"
+    sure = read_silent(TokenReading.of_logits(logits * 100, logits.argmin(1)), torch.arange(45) // 3)
+    assert judge(sure, "validation tokens", trained=False).outcome == "overconfident"
+
+
 def test_the_interval_covers_the_true_ratio_and_comes_out_the_same_each_time():
     random = np.random.default_rng(1)
     covered = 0
