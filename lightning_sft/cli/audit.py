@@ -14,7 +14,7 @@ from lightning_sft.audit.report import new_place, write_report
 from lightning_sft.audit.result import Trained
 from lightning_sft.audit.rows import What
 from lightning_sft.audit.summary import in_short
-from lightning_sft.checkpoints.runs import find_checkpoint
+from lightning_sft.checkpoints.runs import CHECKPOINTS, find_checkpoint
 from lightning_sft.cli import run_folders
 from lightning_sft.cli.settings import SettingsCLI
 from lightning_sft.data import SFTDataModule
@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> None:
         rows=config.rows,
         chat_template=config.chat_template or config.model.chat_template,
         probes=config.probes,
-        guard=None if config.guard == "none" else config.guard,
+        guard=None if config.guard in ("none", "null") else config.guard,
         together=config.together,
         device=config.device,
         top=config.top,
@@ -136,10 +136,13 @@ def _choose_set(asked: What | None, data: SFTDataModule) -> tuple[What, Trained]
 
 
 def _find(name: str, config: Any) -> FoundModel:
-    """Find a model; ``--base`` is for those that stand on something."""
+    """Find a model; ``--base`` is for those that stand on something, ``last`` of the run whose config.yaml is given."""
     if name in ("last", "best"):
         trainer = config.trainer
-        name = str(find_checkpoint(name, run_folders.roots(trainer), run_folders.checkpoint_folders(trainer)))
+        own = [Path(str(file)).parent for file in config.config or ()]
+        own = [folder for folder in own if any((folder / CHECKPOINTS).glob("*.ckpt"))]
+        extra = [] if own else run_folders.checkpoint_folders(trainer)
+        name = str(find_checkpoint(name, own or run_folders.roots(trainer), extra))
     path = Path(name).expanduser()
     stands = (path.is_file() and path.suffix != ".gguf") or any(
         (path / file).is_file() for file in (".metadata", "adapter_config.json")

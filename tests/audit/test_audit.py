@@ -125,7 +125,10 @@ def test_a_checkpoint_of_ours(place: Path, lora_run: Path) -> None:
 
 def test_a_runs_own_configuration(lora_run: Path) -> None:
     config, base = lora_run.parents[1] / "config.yaml", lora_run.parents[3] / "model"
-    pair = [f"--before={base}", "--after=last", "--guard=none", "--device=cpu", "--output=out"]
+    newer = config.parents[1] / "version_1" / "checkpoints" / "last.ckpt"
+    newer.parent.mkdir(parents=True)
+    newer.write_bytes(b"of another run")
+    pair = [f"--before={base}", "--after=last", "--guard=null", "--device=cpu", "--output=out"]
     main(["audit", f"--config={config}", *pair])
     found = json.loads(Path("out/audit.json").read_text())
     assert (found["set"], found["rows"], found["trained"], found["after"]["step"]) == ("val", 4, "no", 4)

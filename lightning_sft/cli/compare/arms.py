@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import inspect
 import json
 from collections.abc import Sequence
@@ -80,8 +81,13 @@ def _objective_arm(text: str) -> ArmSettings:
     elif isinstance(kind, type) and issubclass(kind, Objective):
         arguments = _named(call, text, kind)
     else:
-        known = [n for n in lightning_sft.objectives.__all__ if isinstance(getattr(lightning_sft.objectives, n), type)]
-        raise UserError(f"--objectives names {path!r}. Allowed: {', '.join(sorted(known))}, or my_module.MyObjective.")
+        every = {name: getattr(lightning_sft.objectives, name) for name in lightning_sft.objectives.__all__}
+        known = sorted(
+            n for n, k in every.items() if isinstance(k, type) and issubclass(k, Objective) and k != Objective
+        )
+        close = difflib.get_close_matches(path, known, n=1)
+        meant = f"; did you mean {close[0]!r}?" if close else "."
+        raise UserError(f"--objectives names {path!r}{meant} Allowed: {', '.join(known)}, or my_module.MyObjective.")
     setting = {"class_path": path, **({"init_args": arguments} if arguments else {})}
     return ArmSettings(text.replace(" ", ""), (f"--model.objective={json.dumps(setting)}",))
 
