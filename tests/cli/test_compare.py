@@ -275,7 +275,7 @@ def test_objectives_become_settings() -> None:
 BAD = {
     "one arm": (["--objectives=NLL"], "There is one arm to compare"),
     "no arms": ([], "There are no arms"),
-    "unknown objective": (["--objectives=NLL,Nll"], "names 'Nll'"),
+    "unknown objective": (["--objectives=NLL,Nll"], "names 'Nll'; did you mean 'NLL'?"),
     "no such argument": (["--objectives=NLL,PowerFamily(beta=1)"], r"PowerFamily\(.*alpha"),
     "not closed": (["--objectives=NLL,PowerFamily(1"], "no name with arguments"),
     "no value": (["--objectives=NLL,PowerFamily(x)"], "plain values"),
