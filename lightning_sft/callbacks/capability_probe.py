@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lightning_sft._lightning import callbacks_of, data_parallel_size_and_rank
-from lightning_sft.advice.advice import CONFIG
+from lightning_sft.advice.advice import CONFIG, JUDGED
 from lightning_sft.advice.measure import measure, why_unreadable
 from lightning_sft.advice.rows import ReadingRows, rows_of_datamodule, rows_of_loader
 from lightning_sft.advice.rules import ENOUGH_ROWS, advise
@@ -115,7 +115,9 @@ class CapabilityProbe(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._works(trainer) or self.start is None or trainer.global_step == 0:
             return
+        required, self.required = self.required, False  # a fit that is done is never lost for it
         self.end = self._read(trainer, pl_module, "train")
+        self.required = required
         self._report(trainer, pl_module, self.end)
         self._rows = None
 
@@ -199,7 +201,7 @@ class CapabilityProbe(Callback):
         if can_show(trainer):
             log_figure(trainer, "capability/figure", capability_figure(self.start, self.end), step)
         if self.end is None:
-            options = _options(trainer)
+            options = _options(trainer, advise(self.start).compare)
             log_text(trainer, "capability/advice", advise(self.start).markdown(options or f"--config {CONFIG}"), step)
             self._tell(self.start, "training", options if _is_news(self.start, pl_module) else None)
         else:
@@ -239,11 +241,20 @@ def reading_before(trainer: Trainer, pl_module: LightningModule) -> CapabilityRe
         own.required = required
 
 
-def _options(trainer: Trainer) -> str | None:
-    """Return the options of a command that name this run; None for one that no command has started."""
+def _options(trainer: Trainer, compares: bool) -> str | None:
+    """Return the options of a command that name this run; None for one that no command has started.
+
+    Args:
+        trainer: of the run.
+        compares: whether the command judges by validation rows.
+    """
     folder = run_folder(trainer) if trainer.is_global_zero else None
     config = None if folder is None else folder / "config.yaml"
-    return None if config is None or not config.is_file() else f"--config {shlex.quote(str(config))}"
+    if config is None or not config.is_file():
+        return None
+    sets = getattr(getattr(trainer, "datamodule", None), "sets", None)
+    lacks = compares and sets is not None and not sets.has("val")
+    return f"--config {shlex.quote(str(config))}" + (f" {JUDGED}" if lacks else "")
 
 
 def _is_news(reading: CapabilityReading, pl_module: LightningModule) -> bool:

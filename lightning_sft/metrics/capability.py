@@ -92,12 +92,18 @@ def read_capability(
         rows_of_set: rows that the set has, whether read or not; None if unknown.
 
     Raises:
-        UserError: there is no supervised token.
+        UserError: there is no supervised token, or a score is no number.
     """
     if not len(tokens.logp):
         raise UserError(
             "The capability cannot be read: the rows that were read have no supervised token. Look at them with "
             "`lightning inspect`: which tokens are trained is set by data.train_on and by the rows themselves."
+        )
+    if bool(tokens.logp.isnan().any()):
+        bad = int(tokens.logp.isnan().sum())
+        raise UserError(
+            f"The capability cannot be read: for {bad} of {len(tokens.logp)} supervised tokens the model gives no "
+            "number (NaN). Its weights are broken, or it overflows in this dtype: try model.dtype=float32."
         )
     cut_offs = cut_offs or CutOffs()
     by_source = {name: tokens.where(tokens.source == i) for i, name in enumerate(sources)}

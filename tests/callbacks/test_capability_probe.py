@@ -115,6 +115,28 @@ def test_the_trajectory_is_bitwise_the_same_with_and_without(toy_folder, tmp_pat
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
+def test_a_model_that_broke_in_training_has_no_second_reading(toy_folder, tmp_path):
+    class Break(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            next(pl_module.parameters()).data.fill_(float("nan"))
+
+    probe = CapabilityProbe()
+    fitted = trainer(tmp_path, Break(), probe, max_steps=1)
+    fitted.fit(SFTModule(str(toy_folder)), data(tmp_path))
+    assert (probe.start is not None, probe.end) == (True, None)
+    assert load_reading(Path(fitted.log_dir) / "capability.json") == probe.start
+    broken = SFTModule(str(toy_folder), objective="auto")
+    with pytest.raises(UserError, match=r"the model gives no number \(NaN\)"):
+        trainer(tmp_path, Poison(), max_steps=1).fit(broken, data(tmp_path))
+
+
+class Poison(Callback):
+    """Breaks the weights before anything reads them."""
+
+    def on_fit_start(self, trainer, pl_module):
+        next(pl_module.parameters()).data.fill_(float("nan"))
+
+
 def test_short_fits_read_fewer_rows(toy_folder, tmp_path):
     probes = CapabilityProbe(), CapabilityProbe(rows=3, most_share=None), CapabilityProbe(most_share=1.0)
     for probe in probes:

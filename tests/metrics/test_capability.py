@@ -71,6 +71,13 @@ def test_the_interval_is_that_of_rows_and_not_of_tokens():
     assert high - low > 3 * 2 * 1.96 * p.std().item() / math.sqrt(4000), "tokens are not independent"
 
 
+def test_scores_that_are_no_numbers_are_no_reading():
+    tokens = table()
+    tokens.logp[3] = math.nan
+    with pytest.raises(UserError, match="for 1 of 600 supervised tokens the model gives no number"):
+        read_capability(tokens)
+
+
 def test_one_row_has_no_interval_and_no_token_no_reading():
     tokens = table()
     one = read_capability(tokens.where(tokens.row == 0))
