@@ -11,6 +11,8 @@ from lightning_sft.metrics.capability_reading import Place
 
 #: stands in commands for the configuration of the reader
 CONFIG = "CONFIG"
+#: gives a comparison rows to judge by, where the reader's run has none
+JUDGED = "--data.val_split 0.1"
 #: arms of a comparison: each costs a search for its rate
 MOST_ARMS = 3
 

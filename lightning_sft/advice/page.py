@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_sft.advice.advice import JUDGED
 from lightning_sft.advice.cost import Cost
 from lightning_sft.advice.rate import RateReading
 from lightning_sft.advice.rules import advise
@@ -42,7 +43,14 @@ class Survey:
         options = shlex.join(self.options)
         if self.rate is not None and self.rate.suggestion is not None and self.rate.verdict in ("too high", "very low"):
             options += f" {self.optimizer}={self.rate.suggestion:.2g}"
-        return f"lightning fit {options}" if self.capability is None else advise(self.capability).command(options)
+        if self.capability is None:
+            return f"lightning fit {options}"
+        advice = advise(self.capability)
+        return advice.command(f"{options} {JUDGED}" if advice.compare and not self._validates() else options)
+
+    def _validates(self) -> bool:
+        """Return whether the run has validation rows, as far as is known."""
+        return self.counts is None or "val" in self.counts
 
     def markdown(self) -> str:
         """Return the page."""

@@ -18,7 +18,7 @@ from lightning_sft.advice.cost import measure_cost
 from lightning_sft.advice.page import Survey
 from lightning_sft.advice.rate import judge_rate
 from lightning_sft.callbacks import CapabilityProbe, FinalValidation, GenerationMonitor
-from lightning_sft.cli.settings import SettingsCLI
+from lightning_sft.cli.settings import SettingsCLI, check_place
 from lightning_sft.data.inspect import summaries
 from lightning_sft.errors import UserError
 from lightning_sft.files import to_json, write_text
@@ -27,6 +27,7 @@ from lightning_sft.sweep.range_test import range_test
 from lightning_sft.sweep.session import SweepSettings
 
 PARTS = ("data", "capability", "cost", "rate")
+PAGE = "advice.md"
 #: options of this verb, which the command to run next does not take
 _OWN = ("--skip", "--output", "--rows", "--steps", "--range_steps", "--range_low", "--range_high")
 
@@ -162,6 +163,7 @@ def advise(arguments: list[str]) -> None:
         cli = _AdviseCLI(arguments, folder)
         skipped = check_skip(cli.config.skip)
         _check_numbers(cli.config)
+        check_place(Path(cli.config.output) / PAGE)
         chosen = cli.config.model.get("optimizer")
         named = "class_path" in chosen if chosen is not None else False
         optimizer = "--model.optimizer.lr" if named else "--model.optimizer=AdamW --model.optimizer.lr"
@@ -182,12 +184,12 @@ def advise(arguments: list[str]) -> None:
                 return
     page = survey.markdown()
     output = Path(cli.config.output)
-    write_text(output / "advice.md", page)
+    write_text(output / PAGE, page)
     write_text(output / "advice.json", to_json(survey.to_dict(), indent=1) + "\n")
     if survey.capability is not None:
         save_reading(output / FILE, survey.capability, None)
     print(page)
-    print(f"This page is {output / 'advice.md'}; its parts as JSON: {output / 'advice.json'}")
+    print(f"This page is {output / PAGE}; its parts as JSON: {output / 'advice.json'}")
 
 
 def _check_numbers(config: Any) -> None:

@@ -16,7 +16,7 @@ from lightning_sft.audit.rows import What
 from lightning_sft.audit.summary import in_short
 from lightning_sft.checkpoints.runs import CHECKPOINTS, find_checkpoint
 from lightning_sft.cli import run_folders
-from lightning_sft.cli.settings import SettingsCLI
+from lightning_sft.cli.settings import SettingsCLI, check_place
 from lightning_sft.data import SFTDataModule
 from lightning_sft.errors import UserError
 from lightning_sft.models.finished import FoundModel, find_finished
@@ -76,7 +76,8 @@ def main(arguments: list[str]) -> None:
         top=config.top,
         min_fall=config.min_fall,
     )
-    place = new_place(config.output)  # before minutes of loading
+    place = new_place(config.output)
+    check_place(place)
     after, before = _find(config.after, config), None if config.before is None else _find(config.before, config)
     found = audit(after, before, data, settings)
     write_report(found, place)

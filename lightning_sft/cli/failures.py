@@ -7,6 +7,8 @@ import re
 
 #: a full disk, a quota, a limit on file sizes, a read-only filesystem, missing permissions
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+#: something else stands in the way of a path
+_NO_FOLDER = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 #: how the libraries of torch.distributed say that the other side of a connection is no more
 _PEER_IS_GONE = re.compile(
     r"Connection (closed|reset) by (remote )?peer|Broken pipe|remote process exited|Socket closed|recvValue failed"
@@ -21,6 +23,11 @@ def what_happened(error: BaseException) -> str | None:
         return (
             f"could not write{place}: {error.strerror}. What stood there before is whole. Make room, or give another "
             "folder (trainer.default_root_dir, the logger's save_dir, data.cache_dir)."
+        )
+    if isinstance(error, OSError) and error.errno in _NO_FOLDER and error.filename:
+        return (
+            f"could not use {str(error.filename)!r}: {error.strerror}. A part of this path is a file where a folder is "
+            "needed, or the reverse: give another path."
         )
     kind = type(error).__name__
     if kind == "ProcessExitedException":  # torch's, of a rank that was forked or spawned

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from lightning_sft.checkpoints.runs import find_checkpoint
 from lightning_sft.cli import run_folders
-from lightning_sft.cli.settings import SettingsCLI
+from lightning_sft.cli.settings import SettingsCLI, check_place
 from lightning_sft.data import SFTDataModule
 from lightning_sft.errors import UserError
 from lightning_sft.models.capability import capability, fastest
@@ -45,7 +45,8 @@ def score(arguments: list[str]) -> None:
         raise UserError(
             f"--model {model} and --ckpt_path {config.ckpt_path} are both given. Score one after the other."
         )
-    check_output(Path(config.output))  # before minutes of loading
+    check_output(Path(config.output))
+    check_place(Path(config.output))
     assert isinstance(data, SFTDataModule)
     report = score_rows(
         _load(cli, model),

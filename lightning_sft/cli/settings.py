@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -9,6 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
 from lightning_sft.cli.lightning_cli import SFTCLI
+from lightning_sft.errors import UserError
 
 
 class SettingsCLI(SFTCLI):
@@ -25,3 +28,16 @@ class SettingsCLI(SFTCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         return None  # type: ignore[return-value]  # nothing is run
+
+
+def check_place(output: Path) -> None:
+    """Raise where a new file or folder cannot be made, before minutes of work for it.
+
+    Raises:
+        UserError: what would hold it is no folder, or may not be written to.
+    """
+    output = output.expanduser().absolute()
+    above = next(path for path in output.parents if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        why = "may not be written to" if above.is_dir() else "is a file"
+        raise UserError(f"--output is {str(output)!r}, and {str(above)!r} {why}. Give another place.")

@@ -1,6 +1,7 @@
 """What a first run says at its end, and what the same run says when it goes on."""
 
 import logging
+import shlex
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,37 @@ def test_the_advice_names_a_configuration_that_is_there(
     assert "--config lightning_logs/version_0/config.yaml --model.objective NLL" in line
     main([*line.removeprefix("Next: lightning ").split(), "--trainer.max_steps=1"])
     assert "objectives.NLL" in (run_folder() / "config.yaml").read_text()
+
+
+def test_a_comparison_that_is_advised_has_rows_to_judge_by(
+    toy_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", 12)  # too few for one objective
+    with caplog.at_level("INFO"):
+        run("fit", toy_arguments(toy_folder, rows, trainer__max_steps=1, data__val_split=None))
+    run("advise", [*toy_arguments(toy_folder, rows, data__val_split=None), "--skip=cost,rate"])
+    (said,) = (line for line in caplog.text.splitlines() if line.startswith("Next: "))
+    (page,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("lightning compare"))
+    for line in (said.removeprefix("Next: "), page):
+        main([*shlex.split(line)[1:], "--power"])
+        assert "is found in 80% of such comparisons" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["score", "audit", "advise", "fit"])
+def test_a_file_in_the_way_is_named_before_any_work(
+    verb: str, toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl")
+    Path("taken").write_text("")
+    given = {"audit": [f"--after={toy_folder}", f"--data={rows}"]}.get(verb, toy_arguments(toy_folder, rows))
+    place = "--trainer.default_root_dir=taken" if verb == "fit" else "--output=taken/here.parquet"
+    with pytest.raises(SystemExit) as stop:
+        main([verb, *given, place])
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert "taken" in said.err
+    assert "Give another" in said.err or "give another" in said.err
+    assert "Reading" not in said.out + said.err
 
 
 def test_a_run_without_a_logger_leaves_nothing_in_the_current_folder(toy_folder: Path, tmp_path: Path) -> None:
