@@ -39,6 +39,8 @@ class _Done(Exception):
 class _AdviseCLI(SettingsCLI):
     """The settings of ``fit`` with a trainer that keeps nothing: no logger, no checkpoint, no callback but ours."""
 
+    verb = "advise"
+
     def __init__(self, arguments: list[str], folder: str) -> None:
         self._scratch = folder
         super().__init__(args=arguments, run=False)

@@ -29,6 +29,8 @@ Precision = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 class _AuditCLI(SettingsCLI):
     """The settings of ``fit``, of which those of ``data`` count, so that a run's own configuration can be given."""
 
+    verb = "audit"
+
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)

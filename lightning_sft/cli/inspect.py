@@ -15,6 +15,8 @@ from lightning_sft.errors import UserError
 class _InspectCLI(SettingsCLI):
     """The settings of ``fit`` and those of the verb."""
 
+    verb = "inspect"
+
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)

@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterable
 
 _NOISE = re.compile(
-    r"Expected a <class 'NoneType'>|Does not validate|Subtypes:|Errors:|Given value|Expected a path but|"
+    r"Expected a <class 'NoneType'>|Expected a typing.Literal\['auto'\]|Does not validate|Subtypes:|Errors:|"
+    r"Given value|Expected a path but|"
     r"Not a valid subclass of|Subclass types expect one of|- a class path \(str\)|- a dict with|"
     r"there is no option '([^']+)'; did you mean '\1'"  # it exists, and an earlier line says what is wrong with it
 )

@@ -23,6 +23,8 @@ from lightning_sft.scoring.table import check_output
 class _ScoreCLI(SettingsCLI):
     """The settings of ``fit`` and those of the verb; rows are scored on one device."""
 
+    verb = "score"
+
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)

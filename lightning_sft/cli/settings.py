@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
@@ -20,8 +20,13 @@ class SettingsCLI(SFTCLI):
     The configuration may be meant for another machine.
     """
 
+    #: whose options these are
+    verb: ClassVar[str] = ""
+
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        if self.verb:  # all settings of fit would stand in the usage, before the verb's own
+            parser.usage = f"lightning {self.verb} [--config FILE ...] [--KEY VALUE ...]"
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="a checkpoint, 'last' or 'best'")
         parser.add_argument("--weights_only", type=bool | None, default=None, help="of fit; not used here")
 

@@ -36,6 +36,7 @@ def open_storage(url: str, beat: float) -> Any:
     """
     try:
         import optuna
+        import sqlalchemy
         from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
         from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
     except ImportError as error:
@@ -64,7 +65,7 @@ def open_storage(url: str, beat: float) -> Any:
                 f"The driver of the database of {shown(url)} is not installed ({_cause(error)}). For PostgreSQL: `pip "
                 "install psycopg2-binary`, and postgresql+psycopg2://user@host/name."
             ) from error
-        except ValueError as error:
+        except (ValueError, sqlalchemy.exc.ArgumentError) as error:  # the latter: no such kind of database
             raise UserError(
                 f"--storage is {shown(url)!r}, which is no address of a database: {_cause(error)}."
             ) from error

@@ -45,6 +45,10 @@ WRONG = {
         ["--trainer.callbacks+=ThroughputMonitor", "--trainer.callbacks.batch_size_fn=no.such.fn"],
         "batch_size_fn",
     ),
+    "a histogram that is not there": (
+        ["--model.objective=Thresholded", "--model.objective.percentile=1", "--model.objective.histogram=no.json"],
+        "The histogram 'no.json' cannot be read",
+    ),
     "an unknown action": (["--model.on_nonfinite=raise"], "on_nonfinite"),
     "an option that only another class has": (["--data.loss_weights.special_tokens=1"], "no option 'special_tokens'"),
     "a rule that matches nothing": (["--model.parameter_rules=[{match: nothing, lr: 1}]"], "in the name of none"),
@@ -72,3 +76,4 @@ def test_it_ends_with_a_message(
     shown = capsys.readouterr().err
     assert "Traceback" not in shown
     assert words in shown
+    assert "Literal['auto']" not in shown, "the other type of a setting explains nothing"

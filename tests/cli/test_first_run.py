@@ -91,3 +91,17 @@ def test_a_verb_without_options_ends_with_a_message(verb: str, capsys: pytest.Ca
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith("error: ")
     assert logging.getLogger("lightning.pytorch").isEnabledFor(logging.INFO), "later runs of the process are heard"
+
+
+@pytest.mark.parametrize(
+    ("verb", "option"), [("score", "--compare"), ("audit", "--before"), ("advise", "--skip"), ("inspect", "--color")]
+)
+def test_the_help_of_a_verb_begins_with_its_own_options(
+    verb: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert not stop.value.code
+    usage, *lines = capsys.readouterr().out.splitlines()
+    assert usage == f"usage: lightning {verb} [--config FILE ...] [--KEY VALUE ...]"
+    assert any(line.strip().startswith(option) for line in lines[:40])

@@ -242,6 +242,8 @@ def test_addresses(tmp_path: Path) -> None:
     assert shown("sqlite:///a.db") == "sqlite:///a.db"
     with pytest.raises(UserError, match="Allowed: journal:FILE"):
         ledger("compare.db", tmp_path)
+    with pytest.raises(UserError, match="no address of a database"):
+        ledger("elephant://host/name", tmp_path)
     with pytest.raises(UserError, match="could not be reached for 0 s"):
         ledger(f"sqlite:///{tmp_path}/no/such/folder.db", tmp_path, patience=0.3)
     assert "There is no comparison" in status(KINDS[1].format(tmp_path))
