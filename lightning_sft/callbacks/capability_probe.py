@@ -203,7 +203,9 @@ class CapabilityProbe(Callback):
         if self.end is None:
             options = _options(trainer, advise(self.start).compare)
             log_text(trainer, "capability/advice", advise(self.start).markdown(options or f"--config {CONFIG}"), step)
-            self._tell(self.start, "training", options if _is_news(self.start, pl_module) else None)
+            options = options if _is_news(self.start, pl_module) else None
+            picked = getattr(getattr(pl_module, "auto", None), "choice", None) is not None
+            self._tell(self.start, "training", options, advises=not picked)  # what was picked has been told, and why
         else:
             rank_zero_info(f"Capability on the same tokens after the fit: {_in_short(self.end)}.")
         folder = run_folder(trainer) if trainer.is_global_zero else None
@@ -211,9 +213,9 @@ class CapabilityProbe(Callback):
             advice = advise(self.start).to_dict()
             save_reading(folder / FILE, self.start, self.end, advice=advice, step=step)
 
-    def _tell(self, reading: CapabilityReading, what: str, options: str | None) -> None:
+    def _tell(self, reading: CapabilityReading, what: str, options: str | None, advises: bool = True) -> None:
         found = f"Capability on {reading.all.rows} {what} rows: {_in_short(reading)}."
-        rank_zero_info(f"{found}\n{advise(reading).text(options)}")
+        rank_zero_info(f"{found}\n{advise(reading).text(options)}" if advises else found)
 
     # ------------------------------------------------------------------ checkpoints
 

@@ -47,6 +47,16 @@ def test_the_advice_names_a_configuration_that_is_there(
     assert "objectives.NLL" in (run_folder() / "config.yaml").read_text()
 
 
+def test_a_run_that_picks_says_why_once(toy_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl")
+    with caplog.at_level("INFO"):
+        run("fit", toy_arguments(toy_folder, rows, trainer__max_steps=1, model__objective="auto"))
+    assert caplog.text.count("The model does not know this task") == 1
+    assert "auto takes NLL" in caplog.text
+    assert "Capability on 20 training rows" in caplog.text
+    assert "Next:" not in caplog.text
+
+
 def test_a_comparison_that_is_advised_has_rows_to_judge_by(
     toy_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
