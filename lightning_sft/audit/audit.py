@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lightning_sft.audit.agreement import check_ids, check_order, check_positions, check_vocabularies, choose_template
+from lightning_sft.audit.contexts import worst_contexts
 from lightning_sft.audit.guard import Forgetting, GuardSet, read_forgetting, read_guard
 from lightning_sft.audit.probing import (
     ProbeOutcome,
@@ -30,9 +31,9 @@ from lightning_sft.audit.result import (
     nll_change,
     read_model,
     verdicts,
-    worst_contexts,
 )
 from lightning_sft.audit.rows import AuditRows, What
+from lightning_sft.audit.special import read_special
 from lightning_sft.audit.spool import Spool
 from lightning_sft.audit.tokens import TokenPass, read_tokens
 from lightning_sft.data import SFTDataModule
@@ -180,6 +181,7 @@ class _Work:
             probes=self._probes(model, first),
             forgetting=self._forgetting(model, first),
             verdicts=verdicts(reading, settings.trained, compared=first is not None),
+            special=read_special(rows, now.tokens, earlier, settings.min_fall),
         )
 
     def _first(self, found: FoundModel) -> _First:

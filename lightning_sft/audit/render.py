@@ -100,6 +100,14 @@ def _inline(text: str) -> str:
     return "".join(piece for pair in zip(plain, [*codes, ""], strict=True) for piece in pair)
 
 
+def as_token(text: str) -> str:
+    """Return a token between backticks, with the spaces at its ends as visible signs."""
+    inner = text.strip(" ")
+    start = len(text) - len(text.lstrip(" "))
+    end = len(text) - start - len(inner)
+    return as_code("\u2423" * start + inner + "\u2423" * end)
+
+
 def as_code(text: str) -> str:
     """Return any text between backticks, on one line: what cannot be seen as a sign, white space at its ends kept."""
     signs = {"\n": "\u23ce", "\t": "\u21e5"}

@@ -13,6 +13,7 @@ from lightning_sft.errors import UserError
 from lightning_sft.files import new_folder, to_json, write_text
 
 DEFAULT = "audit"
+PAGE = "audit.html"
 
 
 def new_place(output: str | None) -> Path:
@@ -42,7 +43,7 @@ def write_report(audit: Audit, folder: Path) -> None:
     try:
         with new_folder(folder) as partial:
             write_text(partial / "audit.md", to_markdown(title(audit), page))
-            write_text(partial / "audit.html", to_html(title(audit), page))
+            write_text(partial / PAGE, to_html(title(audit), page))
             write_text(partial / "audit.json", to_json(audit.as_dict(), indent=2) + "\n")
             write_text(partial / CONTEXTS, lines)
     except OSError as error:

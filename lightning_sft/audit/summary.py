@@ -1,17 +1,20 @@
-"""What an audit found in a few sentences, and what to try next."""
+"""What an audit found in a few sentences."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from pathlib import Path
 
-from lightning_sft.audit.render import Block, Command, as_code
+from lightning_sft.audit.headline import is_almost_unchanged
+from lightning_sft.audit.probing import ProbeOutcome
+from lightning_sft.audit.render import as_code
 from lightning_sft.audit.result import Audit
-from lightning_sft.probes.verdict import Verdict
+from lightning_sft.audit.special import special_sentence
+from lightning_sft.probes.verdict import VerdictSettings
 
 CONTEXTS = "contexts.jsonl"
 STILL = 0.0005  # nats per token that are no change
+ROUGH = 100  # tokens below which calibration is a rough figure
 
 
 def title(audit: Audit) -> str:
@@ -26,29 +29,6 @@ def short_name(name: str) -> str:
     return name if len(parts) <= 2 else "/".join(parts[-2:])
 
 
-def next_steps(audit: Audit, folder: Path) -> list[Block]:
-    """Return what to try, from the first verdict that asks for something, or from places too few for a verdict."""
-    outcomes = [verdict.outcome for verdict in audit.verdicts if verdict.failed]
-    too_few = audit.trained == "yes" and audit.verdicts[0].outcome == "nothing to judge"
-    if not outcomes and not (too_few and audit.before is not None and audit.contexts):
-        return []
-    start = "lightning fit --config RUN.yaml"
-    if outcomes[:1] == ["overconfident"]:
-        return [
-            "Train again with less certainty, RUN.yaml being the configuration that trained the model:",
-            Command(f"{start} --model.objective LabelSmoothing"),
-            "Fewer epochs or a lower learning rate do the same.",
-        ]
-    file = folder / CONTEXTS
-    return [
-        "Train again with a margin between the right words and their competitors, or weigh those places more. RUN.yaml "
-        "is the configuration that trained the model; with another trainer, weigh the tokens that the file names.",
-        Command(f"{start} --model.objective RunnerUpMargin --model.objective.pairs {file}"),
-        Command(f"{start} --data.loss_weights.contexts '{{\"{file}\": 4}}'"),
-        "A higher learning rate or more steps help where the right word was simply not pushed far enough.",
-    ]
-
-
 def in_short(audit: Audit) -> list[str]:
     """Return what was found, a sentence or two an entry."""
     lines = []
@@ -60,9 +40,11 @@ def in_short(audit: Audit) -> list[str]:
         if asks:
             condition = "If it was trained on these rows: " if verdict is audit.verdicts[0] else "If it was not: "
         lines.append(f"{condition}{verdict.sentence}")
+    if audit.special is not None and (sentence := special_sentence(audit.special, compared=audit.before is not None)):
+        lines.append(sentence)
     if audit.probes and audit.before is not None:
-        outcomes = Counter(outcome(o.verdict) for o in audit.probes if o.verdict is not None)
-        counts = "; ".join(f"{count} {name}" for name, count in outcomes.most_common())
+        outcomes = Counter(outcome(o) for o in audit.probes if o.verdict is not None)
+        counts = "; ".join(f"{count} x {name}" for name, count in outcomes.most_common())
         lines.append(f"Of {len(audit.probes)} near-synonym probes: {counts}.")
     f = audit.forgetting
     if f is not None and f.changed is not None and f.nll_before is not None:
@@ -70,9 +52,12 @@ def in_short(audit: Audit) -> list[str]:
         loss = (
             f"rose by {rose:.3f}" if rose >= STILL else f"fell by {-rose:.3f}" if rose <= -STILL else "did not change"
         )
+        empty = (
+            " That says nothing of forgetting: the model hardly changed at all." if is_almost_unchanged(audit) else ""
+        )
         lines.append(
-            f"Forgetting: on {f.tokens} tokens of other text (guard set {as_code(f.name)}) the loss {loss}, and the "
-            f"first choice changed at {f.changed:.1%}."
+            f"Forgetting: on {f.tokens} tokens of text outside the task (guard set {as_code(f.name)}) the loss {loss}, "
+            f"and the first choice changed at {f.changed:.1%}.{empty}"
         )
     lines.append(_calibration(audit))
     return lines
@@ -81,7 +66,7 @@ def in_short(audit: Audit) -> list[str]:
 def _loss(audit: Audit) -> str:
     change, low, high = audit.nll_change
     r = audit.silent
-    figures = f"mean NLL {r.nll_before:.3f} -> {r.nll:.3f} nats per token"
+    figures = f"mean NLL of all {r.tokens} tokens {r.nll_before:.3f} -> {r.nll:.3f} nats per token"
     if math.isnan(change):
         return f"Loss: {figures}."
     what = "fell" if change < 0 else "rose"
@@ -100,9 +85,15 @@ def _calibration(audit: Audit) -> str:
     error = f"expected calibration error {now.calibration:.3f}"
     if audit.before is not None:
         error += f", before {audit.before.calibration:.3f}"
-    return f"Calibration: {sure} ({error}; 0 is perfect)."
+    rough = f" A rough figure, from {audit.silent.tokens} tokens." if audit.silent.tokens < ROUGH else ""
+    return f"Calibration: {sure} ({error}; 0 is perfect).{rough}"
 
 
-def outcome(verdict: Verdict) -> str:
-    """Return a probe's outcome in a few words; two models know no step at which it flipped."""
+def outcome(found: ProbeOutcome) -> str:
+    """Return a probe's outcome in a few words, empty without a first model; two models know no step of a flip."""
+    verdict = found.verdict
+    if verdict is None or found.before is None:
+        return ""
+    if verdict.outcome == "loss did not fall" and found.after["loss"] < found.before["loss"]:
+        return f"loss fell by less than {VerdictSettings.fall:g} nats"
     return verdict.outcome if verdict.outcome == "flipped" else verdict.title

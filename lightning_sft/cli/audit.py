@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,10 +11,13 @@ from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
 from lightning_sft.audit.audit import AuditSettings, audit
-from lightning_sft.audit.report import new_place, write_report
-from lightning_sft.audit.result import Trained
+from lightning_sft.audit.headline import headline
+from lightning_sft.audit.next_steps import next_steps, without
+from lightning_sft.audit.render import Command
+from lightning_sft.audit.report import PAGE, new_place, write_report
+from lightning_sft.audit.result import Asked, Trained
 from lightning_sft.audit.rows import What
-from lightning_sft.audit.summary import in_short
+from lightning_sft.audit.summary import CONTEXTS, in_short
 from lightning_sft.checkpoints.runs import CHECKPOINTS, find_checkpoint
 from lightning_sft.cli import run_folders
 from lightning_sft.cli.settings import SettingsCLI, check_place
@@ -81,13 +85,29 @@ def main(arguments: list[str]) -> None:
     place = new_place(config.output)
     check_place(place)
     after, before = _find(config.after, config), None if config.before is None else _find(config.before, config)
-    found = audit(after, before, data, settings)
+    found = replace(audit(after, before, data, settings), asked=_asked(arguments, config))
     write_report(found, place)
+    print(headline(found))
     print("\n".join(f"- {line}" for line in in_short(found)))
-    print(f"-> {place}")
+    print("\n".join(f"Next: {step.text}" for step in next_steps(found, place) if isinstance(step, Command)))
+    print(f"-> {place / PAGE} (for people), {place / 'audit.md'}, {place / 'audit.json'}, {place / CONTEXTS}")
     if config.fail_above is not None and (found.is_broken or found.headline > config.fail_above):
         print(f"{found.headline_name} is {found.headline:.1%}, above {config.fail_above:.1%}", file=sys.stderr)
         sys.exit(TOO_MANY)
+
+
+def _asked(arguments: list[str], config: Any) -> Asked:
+    """Return the command for the page, which repeats it with one thing changed and fits its configuration again."""
+    kept = without(arguments, ["--output"])
+    configs = []
+    for i, argument in enumerate(kept):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-c"):
+            configs += [value] if equals else kept[i + 1 : i + 2]
+    optimizer = config.model.get("optimizer") if configs else None
+    init_args = optimizer.get("init_args") if optimizer is not None else None
+    lr = None if init_args is None else init_args.get("lr")
+    return Asked(kept, configs, lr if isinstance(lr, float) else None)
 
 
 def _plain(arguments: list[str]) -> list[str]:

@@ -99,6 +99,7 @@ class SilentReading:
         share_high: its upper bound.
         flipped: of those, the share whose target is the first choice now.
         lost: of the tokens that were the first choice at the first reading, the share that are not any more.
+        min_fall: nats by which a token's NLL must have fallen to count as learned.
     """
 
     tokens: int
@@ -116,6 +117,12 @@ class SilentReading:
     share_high: float = math.nan
     flipped: float = math.nan
     lost: float = math.nan
+    min_fall: float = 0.1
+
+    @property
+    def failed(self) -> int:
+        """How many tokens failed silently; 0 where it is unknown."""
+        return 0 if math.isnan(self.share) else round(self.share * self.behind)
 
     def scalars(self) -> dict[str, float]:
         """Return the shares that are shares of something, by name: what goes into a log."""
@@ -176,6 +183,7 @@ def read_silent(
     nothing += 0.0 if bool((before.logp + before.margin).isfinite().all()) else math.nan
     behind, failed = ~before.is_top1, failed_silently(before, now, min_fall)
     result |= {
+        "min_fall": min_fall,
         "nll_before": -float(before.logp.mean()),
         "behind": int(behind.sum()),
         "share": _share(failed, behind) + nothing,

@@ -49,35 +49,50 @@ def judge(reading: SilentReading, name: str, *, trained: bool, max_share: float 
     r = reading
     if math.isnan(r.outranked):
         why = "there are none" if r.tokens == 0 else "their scores are not finite"
-        return SilentVerdict("nothing to judge", f"No verdict on the {name}: {why}.")
+        return SilentVerdict("nothing to judge", f"Cannot tell from the {name}: {why}.")
     if not trained:
         odds = (
             f"{r.outranked:.1%} of {r.tokens} {name} are outranked, where the model's own confidence says "
-            f"{r.expected:.1%}: excess {r.excess:+.1%}"
+            f"{r.expected:.1%}: excess {100 * r.excess:+.1f} percentage points"
         )
         if math.isnan(r.excess_low):
-            few = f"{odds}, from {r.rows} rows; an interval needs {MIN_ROWS}."
-            return SilentVerdict("nothing to judge", f"No verdict: {few}")
-        odds += f", 95% interval {r.excess_low:+.1%} to {r.excess_high:+.1%}"
+            return SilentVerdict("nothing to judge", f"Cannot tell: {too_few(reading, trained=False)}. {odds}.")
+        odds += f", 95% interval {100 * r.excess_low:+.1f} to {100 * r.excess_high:+.1f}"
         if r.excess_low > 0:
             return SilentVerdict("overconfident", f"Overconfident: {odds}.")
         return SilentVerdict("no failure", f"No excess: {odds}.")
     if math.isnan(r.nll_before):
         why = "there is no reading of them from before training"
-        return SilentVerdict("nothing to judge", f"No verdict on the {name}: {why}.")
+        return SilentVerdict("nothing to judge", f"Cannot tell from the {name}: {why}.")
     if r.behind == 0:
-        return SilentVerdict("nothing to judge", f"No verdict: none of {r.tokens} {name} was outranked at the start.")
+        return SilentVerdict("nothing to judge", f"Cannot tell: none of {r.tokens} {name} was outranked at the start.")
     counts = (
-        f"of {r.behind} {name} that were outranked at the start, {r.share:.1%} have a lower loss and are still behind "
-        f"the same competitor, and {r.flipped:.1%} have overtaken it (mean NLL {r.nll_before:.2f} -> {r.nll:.2f})"
+        f"of {r.behind} {name} that were outranked at the start, {r.share:.1%} have a loss lower by more than "
+        f"{r.min_fall:g} nats and are still behind the same competitor, and {r.flipped:.1%} have overtaken it "
+        f"(mean NLL of all tokens {r.nll_before:.2f} -> {r.nll:.2f})"
     )
     if math.isnan(r.share_low):
-        return SilentVerdict(
-            "nothing to judge", f"No verdict from so few rows (an interval needs {MIN_ROWS}): {counts}."
-        )
+        return SilentVerdict("nothing to judge", f"Cannot tell: {too_few(reading, trained=True)}. Seen: {counts}.")
     counts += f"; 95% interval of the former {r.share_low:.1%} to {r.share_high:.1%}, bound {max_share:.0%}"
     if r.share_low > max_share:
         return SilentVerdict("silent failure", f"Silent failure: {counts}.")
     if r.share_high > max_share:
         return SilentVerdict("undecided", f"Undecided, watch more rows: {counts}.")
     return SilentVerdict("no failure", f"No silent failure: {counts}.")
+
+
+def too_few(reading: SilentReading, *, trained: bool) -> str:
+    """Return why a reading has no interval, in words.
+
+    Args:
+        reading: without an interval.
+        trained: whether its share of silent failures is meant, which only rows with an outranked token tell about, and
+            not its excess.
+    """
+    if trained and reading.rows >= MIN_ROWS:
+        return (
+            f"of {reading.rows} rows fewer than {MIN_ROWS} hold a token that was outranked at the start, and an "
+            f"interval needs at least {MIN_ROWS} such rows"
+        )
+    rows = "1 row" if reading.rows == 1 else f"{reading.rows} rows"
+    return f"{rows}; an interval needs at least {MIN_ROWS} rows"

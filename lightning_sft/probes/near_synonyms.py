@@ -45,9 +45,11 @@ def near_synonyms(
 ) -> Tensor:
     """Return which pairs of tokens are near-synonyms, (pairs,), bool, on the CPU.
 
+    A special token, such as the end of an answer, is no word and a near-synonym of nothing.
+
     Args:
         model: the language model.
-        tokenizer: needed for WordNet, which knows words; None goes by the embeddings.
+        tokenizer: knows special tokens, and the words that WordNet needs; None goes by the embeddings alone.
         one: token ids, (pairs,), int64.
         other: token ids, (pairs,), int64.
         min_overlap: least cosine of two near-synonyms' embedding rows.
@@ -55,7 +57,10 @@ def near_synonyms(
     """
     folder = {"auto": find_wordnet(), "none": None}.get(wordnet, Path(wordnet))
     close = embedding_overlap(model, one, other).cpu() >= min_overlap
-    if folder is None or tokenizer is None:
+    if tokenizer is None:
         return close
+    if folder is None:
+        special = torch.tensor(sorted(tokenizer.all_special_ids), dtype=torch.int64)
+        return close & ~torch.isin(one.cpu(), special) & ~torch.isin(other.cpu(), special)
     words = [[str(tokenizer.decode([i])).strip() for i in ids.tolist()] for ids in (one, other)]
     return torch.tensor([are_synonyms(a, b, folder) for a, b in zip(*words, strict=True)], dtype=torch.bool)

@@ -104,8 +104,12 @@ def judge(
     fall = start - end
     odds = f"p {history.p_correct[-1]:.3f} against {history.p_competitor[-1]:.3f}"
     if fall <= settings.fall:
-        advice = "train on the probe's kind of token at all, or check its context; nothing was learned that could fail"
-        return Verdict("loss did not fall", (), None, jumps, f"{losses}; {odds}", advice)
+        advice = (
+            "too little was learned of this word to fail: if the probe's text is among the training rows, raise the "
+            "learning rate or the number of steps; if it is not, training did not carry over to it"
+        )
+        little = f"{losses}, a fall of no more than {settings.fall:g}; {odds}"
+        return Verdict("loss did not fall", (), None, jumps, little, advice)
     steepness, overtaken = _steepness(history), _below_by_three_quarters(history, others, end)
     if steepness > settings.steep and not overtaken and not finished:
         reason = f"{losses}, still falling at {steepness:.0%} of its mean rate; {odds}"

@@ -224,7 +224,9 @@ def test_one_model_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert found["probes"][0]["before"] is None
     page = Path("out/audit.md").read_text()
     assert "before" not in page.split("## Words used here")[0].replace("before the word", "")
-    assert capsys.readouterr().out.startswith("- ")
+    said_there = capsys.readouterr().out
+    assert page.split("**")[1] == said_there.splitlines()[0]
+    assert "-> out/audit.html" in said_there
 
 
 @pytest.mark.parametrize(
@@ -306,7 +308,7 @@ def test_different_chat_templates(place: Path, tmp_path: Path, capsys: pytest.Ca
         run(place, *pair, f"--chat-template={chosen}", output=chosen)
         page = Path(chosen, "audit.md").read_text()
         assert f"Chat template: that of the model {chosen}" in page
-        assert "Which tokens count is known from: turns found in the template's text (16 rows)" in page
+        assert "was taken from: turns found in the template's text (16 rows)" in page
         counts[chosen] = json.loads(Path(chosen, "audit.json").read_text())["silent"]["nll"]
     assert counts["before"] != counts["after"]
     (tmp_path / "plain.jinja").write_text(PLAIN)

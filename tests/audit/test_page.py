@@ -9,11 +9,18 @@ from typing import Any
 
 import pytest
 
+from lightning_sft.audit.contexts import Context
+from lightning_sft.audit.guard import Forgetting
+from lightning_sft.audit.headline import headline
 from lightning_sft.audit.page import sections
+from lightning_sft.audit.probing import ProbeOutcome
 from lightning_sft.audit.render import Command, Listing, Section, Table, as_code, to_html, to_markdown
-from lightning_sft.audit.result import Audit, Context, ReadModel, verdicts
+from lightning_sft.audit.result import Asked, Audit, ReadModel, verdicts
+from lightning_sft.audit.special import SpecialTokens
 from lightning_sft.audit.summary import in_short, title
 from lightning_sft.metrics.silent import SilentReading
+from lightning_sft.probes.probe import Probe
+from lightning_sft.probes.verdict import Verdict
 
 ODD = [
     "a|b",
@@ -82,11 +89,14 @@ def page_of(audit: Audit) -> str:
 def test_a_silent_failure_names_the_next_commands() -> None:
     page = page_of(made())
     assert page.startswith("# Audit of path/model, compared with path/model\n")
-    assert "- The loss fell: mean NLL 2.000 -> 1.500 nats per token (-0.500, 95% interval -0.600 to -0.400)." in page
+    loss = "- The loss fell: mean NLL of all 100 tokens 2.000 -> 1.500 nats per token"
+    assert f"{loss} (-0.500, 95% interval -0.600 to -0.400)." in page
     assert "- Silent failure: of 70 trained tokens" in page
     assert "lightning fit --config RUN.yaml --model.objective RunnerUpMargin --model.objective.pairs out/" in page
     assert "--data.loss_weights.contexts '{\"out/contexts.jsonl\": 4}'" in page
-    assert "| `...she was very` | `  glad ` | `  proud ` | 0.130 -> 0.200 | 0.450 -> 0.400 | 2.00 -> 1.60 |" in page
+    assert (
+        "| `...she was very` | `\u2423glad` | `\u2423proud` | 0.130 -> 0.200 | 0.450 -> 0.400 | 2.00 -> 1.60 |" in page
+    )
     assert "| 40.0% (30.0% to 50.0%) | of 70 |" in page
 
 
@@ -102,15 +112,19 @@ def test_nothing_wrong_has_no_next_step() -> None:
     page = page_of(made(silent=fine, contexts=[]))
     assert "No silent failure" in page
     assert "What to try next" not in page
-    assert "No token got a lower loss and stayed behind the same competitor." in page
+    assert "No token got a loss lower by more than 0.1 nats and stayed behind the same competitor." in page
 
 
 def test_places_too_few_for_a_verdict_have_a_next_step() -> None:
     few = replace(READING, rows=3, share_low=math.nan, share_high=math.nan)
     page = page_of(made(silent=few))
-    assert "No verdict from so few rows" in page
+    assert "**Cannot tell: too few rows, since an interval needs at least 8 (3 rows, 100 tokens).**" in page
+    assert "- Cannot tell: 3 rows; an interval needs at least 8 rows. Seen: of 70 trained tokens" in page
     assert "RunnerUpMargin" in page
-    assert "What to try next" not in page_of(made(silent=few, contexts=[]))
+    assert "--data ROWS.jsonl --trained yes" in page
+    assert "RunnerUpMargin" not in page_of(made(silent=few, contexts=[]))
+    sparse = replace(few, rows=20)
+    assert "of 20 rows fewer than 8 hold a token that was outranked at the start" in page_of(made(silent=sparse))
 
 
 def test_rows_of_which_nothing_is_known_get_both_verdicts() -> None:
@@ -135,3 +149,100 @@ def test_the_loss_falls_only_where_its_interval_says_so(change: tuple[float, flo
 
 def test_plain_rows_used_no_template() -> None:
     assert "Chat template: none was used." in page_of(made(masks={"the row itself, without a chat template": 20}))
+
+
+FINE = replace(READING, share=0.02, share_low=0.0, share_high=0.05)
+SAME = replace(READING, share=0.5, share_low=math.nan, share_high=math.nan, flipped=0.0, lost=0.0, rows=3)
+GUARD = Forgetting("general", 2657, 4.392, 4.392, 8e-6, 0.001)
+
+
+@pytest.mark.parametrize(
+    ("changes", "start"),
+    [
+        ({}, "Silent failure: at 40.0% of 70 tokens that were outranked before"),
+        ({"trained": "no"}, "Overconfident: "),
+        ({"trained": "no", "silent": replace(READING, excess_low=-0.1)}, "Fine: "),
+        ({"before": None}, "Overconfident: "),
+        ({"silent": FINE}, "Fine: no sign of silent failure (20 rows, 100 tokens)."),
+        ({"silent": FINE, "nll_change": (-0.1, -0.3, 0.1)}, "Trained too little: the loss on the rows"),
+        ({"silent": FINE, "nll_change": (0.2, 0.1, 0.3)}, "Not fine: the loss on the rows that it was trained on rose"),
+        ({"silent": replace(READING, share_low=0.05)}, "Cannot tell yet: 40.0% of 70 tokens"),
+        ({"silent": replace(READING, behind=0, share=math.nan)}, "Cannot tell: no token was outranked before"),
+        ({"silent": replace(READING, outranked=math.nan)}, "Cannot tell: scores are not finite"),
+        ({"trained": "unknown"}, "Cannot tell: it is not known whether the model was trained on these rows"),
+        ({"silent": SAME, "forgetting": GUARD, "nll_change": (-0.15, math.nan, math.nan)},
+         "Trained too little: the model is almost unchanged: another first choice at 0 of 100 places, and on other "
+         "text nearly the same predictions (KL 8.0e-06 nats). Whether it fails silently cannot be told: too few rows"),
+    ],
+)  # fmt: skip
+def test_the_first_line_is_a_verdict(changes: dict[str, Any], start: str) -> None:
+    audit = made(**changes)
+    assert headline(audit).startswith(start)
+    assert "100 tokens)" in headline(audit)
+    assert f"## In short\n\n**{headline(audit)}**\n" in page_of(audit)
+
+
+def test_a_model_is_unchanged_only_where_nothing_moved() -> None:
+    same = made(silent=SAME, forgetting=GUARD, nll_change=(-0.15, math.nan, math.nan))
+    assert "That says nothing of forgetting" in page_of(same)
+    for changes in (
+        {"nll_change": (-2.0, math.nan, math.nan)},
+        {"forgetting": replace(GUARD, kl=0.1)},
+        {"forgetting": replace(GUARD, changed=0.1)},
+        {"silent": replace(SAME, flipped=0.2)},
+        {"silent": replace(SAME, lost=0.2)},
+        {"forgetting": None},
+    ):
+        moved = replace(same, **changes)
+        assert "almost unchanged" not in page_of(moved)
+        assert "says nothing of forgetting" not in page_of(moved)
+
+
+def test_the_next_commands_can_be_copied() -> None:
+    arguments = ["--before=a b", "--after", "x", "--config", "run.yaml", "--rows=3", "--set", "train"]
+    audit = made(silent=SAME, forgetting=GUARD, nll_change=(-0.15, math.nan, math.nan),
+                 asked=Asked(arguments, ["run.yaml"], 2e-7))  # fmt: skip
+    kept = "lightning audit '--before=a b' --after x --config run.yaml"
+    page = page_of(audit)
+    assert "lightning fit --config run.yaml --model.optimizer.init_args.lr 2e-06\n" in page
+    assert f"{kept} --data ROWS.jsonl --trained yes\n" in page
+    assert "RUN.yaml" not in page
+    assert f"{kept} --set train --rows null\n" in page_of(replace(audit, total_rows=2000))
+
+
+def test_the_end_of_answers_is_counted_apart() -> None:
+    end = replace(READING, tokens=20, behind=20, share=0.9, outranked=0.95)
+    words = replace(READING, tokens=80, behind=50, share=0.2, outranked=0.5)
+    found = SpecialTokens(["<|im_end|>"], True, end, words)
+    page = page_of(made(special=found))
+    assert (
+        "- It does not stop where the data do. Of 20 places where the end of the answer (`<|im_end|>`) was outranked "
+        "before, 18 failed silently; of all other tokens, 10 of 50."
+    ) in page
+    assert "does not stop" not in page_of(made(special=replace(found, special=replace(end, share=0.0))))
+    assert "does not stop" not in page_of(made(special=replace(found, ends=False)))
+    alone = page_of(made(before=None, special=found))
+    assert (
+        "The end of the answer (`<|im_end|>`): outranked at 95.0% of 20 places; all other tokens: 50.0% of 80." in alone
+    )
+
+
+def test_a_probe_says_its_words_and_whether_it_was_trained() -> None:
+    def reading(loss: float) -> dict[str, float]:
+        return dict.fromkeys(("p_correct", "p_competitor", "rank", "phi", "signal", "drag"), 0.1) | {"loss": loss}
+
+    advice = "if it is not, training did not carry over to it"
+    verdict = Verdict("loss did not fall", (), None, (), "", advice)
+    probe = Probe("We would be", "glad", "happy", name="one", split="test")
+    fell = ProbeOutcome(probe, reading(2.0), reading(1.97), verdict, 0.0, 0.0)
+    rose = replace(fell, probe=replace(probe, name="two", split=None), after=reading(2.1))
+    page = page_of(made(probes=[fell, rose]))
+    assert "| `one` | held out | `...We would be` | `glad` | `happy` | loss fell by less than 0.05 nats |" in page
+    assert "| `two` | not said | `...We would be` | `glad` | `happy` | loss did not fall |" in page
+    assert f"- loss fell by less than 0.05 nats: {advice}" in page
+
+
+def test_intervals_are_spoken_of_only_where_there_are_some() -> None:
+    none = replace(READING, rows=3, share_low=math.nan, excess_low=math.nan)
+    assert "Intervals are" in page_of(made())
+    assert "Intervals are" not in page_of(made(silent=none, nll_change=(-0.5, math.nan, math.nan)))

@@ -100,7 +100,7 @@ def test_a_calibrated_model_has_no_excess_and_a_surer_one_has():
     assert surer.excess_low > 0
     verdict = judge(surer, "held-out tokens", trained=False)
     assert verdict.outcome == "overconfident"
-    assert f"{surer.excess:+.1%}" in verdict.sentence
+    assert f"{100 * surer.excess:+.1f} percentage points" in verdict.sentence
 
 
 def test_tokens_that_all_come_out_alike_are_judged_by_the_chance_of_it():

@@ -1,0 +1,114 @@
+"""What to try next, as commands to copy."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_sft.audit.headline import is_almost_unchanged
+from lightning_sft.audit.render import Block, Command
+from lightning_sft.audit.result import Audit
+from lightning_sft.audit.summary import CONTEXTS
+from lightning_sft.metrics.silent import MIN_ROWS
+
+FASTER = 10  # times the learning rate that changed next to nothing
+
+
+def next_steps(audit: Audit, folder: Path) -> list[Block]:
+    """Return what to try: more rows where nothing can be told, another fit where something failed or hardly moved.
+
+    Args:
+        audit: what was found.
+        folder: where the page will stand, for commands that read a file beside it.
+    """
+    outcomes = [verdict.outcome for verdict in audit.verdicts]
+    blocks: list[Block] = []
+    if audit.is_broken:
+        return blocks
+    if is_almost_unchanged(audit) and audit.trained != "no":
+        blocks += _faster(audit)
+    if {"undecided", "nothing to judge"} & set(outcomes) and (audit.before is None or audit.silent.behind):
+        blocks += _more_rows(audit)
+    elif audit.trained == "unknown" and audit.before is not None and any(v.failed for v in audit.verdicts):
+        blocks += ["Say whether the model was trained on these rows, for one verdict in place of two:"]
+        blocks += _again(audit, ["--trained"], "--trained yes")
+    failed = [verdict.outcome for verdict in audit.verdicts if verdict.failed]
+    few = audit.before is not None and audit.trained == "yes" and outcomes[0] == "nothing to judge"
+    if failed[:1] == ["overconfident"]:
+        return [
+            *blocks,
+            f"Train again with less certainty{_which(audit)}:",
+            Command(f"{_fit(audit)} --model.objective LabelSmoothing"),
+            "Fewer epochs or a lower learning rate do the same.",
+        ]
+    if failed or (few and audit.contexts):
+        blocks += _at_the_places(audit, folder / CONTEXTS)
+    return blocks
+
+
+def _at_the_places(audit: Audit, file: Path) -> list[Block]:
+    weights = shlex.quote(f'{{"{file}": 4}}')
+    return [
+        "Train again with a margin between the right words and their competitors, or weigh those places more"
+        f"{_which(audit)}; with another trainer, weigh the tokens that the file names.",
+        Command(f"{_fit(audit)} --model.objective RunnerUpMargin --model.objective.pairs {shlex.quote(str(file))}"),
+        Command(f"{_fit(audit)} --data.loss_weights.contexts {weights}"),
+        "A higher learning rate or more steps help where the right word was simply not pushed far enough.",
+    ]
+
+
+def _faster(audit: Audit) -> list[Block]:
+    lr = None if audit.asked is None else audit.asked.lr
+    if lr is None:
+        return ["The model is almost unchanged: train it again with a higher learning rate or more steps."]
+    return [
+        f"The model is almost unchanged: train it again with a higher learning rate (it was {lr:g}) or more steps:",
+        Command(f"{_fit(audit)} --model.optimizer.init_args.lr {FASTER * lr:g}"),
+    ]
+
+
+def _more_rows(audit: Audit) -> list[Block]:
+    if audit.rows < audit.total_rows:
+        return [
+            f"Read all {audit.total_rows} rows in place of {audit.rows}:",
+            *_again(audit, ["--rows"], "--rows null"),
+        ]
+    kind = {"yes": " that the model was trained on", "no": " that it was not trained on", "unknown": ""}[audit.trained]
+    known = "" if audit.trained == "unknown" else f" --trained {audit.trained}"
+    names = ["--rows", "--data", "--set", "--trained"]
+    return [
+        f"The set has no more rows. To read others{kind}, at least {MIN_ROWS}, ROWS.jsonl being their file:",
+        *_again(audit, names, f"--data ROWS.jsonl{known}"),
+    ]
+
+
+def _again(audit: Audit, replaced: Sequence[str], by: str) -> list[Block]:
+    """Return the command of this audit with some options replaced; without one, only what to change."""
+    if audit.asked is None:
+        return [Command(f"lightning audit ... {by}")]
+    return [Command(f"lightning audit {shlex.join(without(audit.asked.arguments, replaced))} {by}")]
+
+
+def without(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return arguments without some options, written ``--name value`` or ``--name=value``."""
+    left, kept = list(arguments), []
+    while left:
+        argument = left.pop(0)
+        name, equals, _ = argument.partition("=")
+        if name not in names:
+            kept.append(argument)
+        elif not equals and left:
+            left.pop(0)
+    return kept
+
+
+def _fit(audit: Audit) -> str:
+    configs = [] if audit.asked is None else audit.asked.configs
+    return "lightning fit " + " ".join(f"--config {shlex.quote(config)}" for config in configs or ["RUN.yaml"])
+
+
+def _which(audit: Audit) -> str:
+    if audit.asked is not None and audit.asked.configs:
+        return ""
+    return ", RUN.yaml being the configuration that trained the model"
