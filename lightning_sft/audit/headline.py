@@ -70,7 +70,7 @@ def _said(audit: Audit, verdict: SilentVerdict) -> str:
     if audit.is_broken:
         return "Cannot tell: scores are not finite"
     if verdict.outcome == "silent failure":
-        return f"Silent failure: at {_places(r)} the loss fell and the same wrong token is still ahead"
+        return f"Silent failure: {_places(r)} have a lower loss, and the same wrong token is still ahead"
     if verdict.outcome == "overconfident":
         return "Overconfident: the first choice is wrong more often than its probability says"
     if verdict.outcome == "undecided":

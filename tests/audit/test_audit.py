@@ -108,7 +108,14 @@ def test_figures_are_those_of_an_independent_computation(name: str, together: bo
     assert len(found["contexts"]) == failed.sum()
     weight = AutoModelForCausalLM.from_pretrained(place / "base").get_input_embeddings().weight.detach()
     cosines = torch.nn.functional.cosine_similarity(weight[now["target"]], weight[before["other"]]).numpy()
-    near = (before["best"] != before["target"]) & (cosines >= 0.5)
+    words = [~np.isin(ids, tokenizer.all_special_ids) for ids in (now["target"], before["other"])]
+    near = (before["best"] != before["target"]) & (cosines >= 0.5) & words[0] & words[1]
+    ends = found["special"]
+    assert (ends["ends"], ends["texts"]) == (True, [tokenizer.eos_token])
+    for part, mask in (("special", ~words[0]), ("words", words[0])):
+        was, wrong = before["best"][mask] != before["target"][mask], failed[mask].sum()
+        assert (ends[part]["tokens"], ends[part]["behind"]) == (mask.sum(), was.sum())
+        assert ends[part]["share"] == (pytest.approx(wrong / was.sum()) if was.any() else None)
     assert (found["synonyms"] or {"behind": 0})["behind"] == near.sum()
 
 

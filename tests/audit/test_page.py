@@ -159,7 +159,7 @@ GUARD = Forgetting("general", 2657, 4.392, 4.392, 8e-6, 0.001)
 @pytest.mark.parametrize(
     ("changes", "start"),
     [
-        ({}, "Silent failure: at 40.0% of 70 tokens that were outranked before"),
+        ({}, "Silent failure: 40.0% of 70 tokens that were outranked before"),
         ({"trained": "no"}, "Overconfident: "),
         ({"trained": "no", "silent": replace(READING, excess_low=-0.1)}, "Fine: "),
         ({"before": None}, "Overconfident: "),
