@@ -101,7 +101,7 @@ def table(contenders: list[Contender]) -> None:
         rate = median(step.tokens / step.wall for step in contender.steps)
         peak = max(step.peak for step in contender.steps)
         ratios = f"{wall[i] / wall[0]:.2f} | {cpu[i] / cpu[0]:.2f}"
-        print(f"| {contender.name} | {wall[i]:.2f} | {cpu[i]:.2f} | {rate:.0f} | {ratios} | {peak:.0f} |", flush=True)
+        print(f"| {contender.name} | {wall[i]:.3g} | {cpu[i]:.3g} | {rate:.0f} | {ratios} | {peak:.0f} |", flush=True)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

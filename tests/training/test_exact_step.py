@@ -18,7 +18,12 @@ class Looks(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         embeddings = pl_module.scorer.causal_lm.get_input_embeddings()
-        self._hook = embeddings.register_forward_pre_hook(lambda module, _: self.held.append(has_gradient(pl_module)))
+
+        def look(layer: torch.nn.Module, _: Any) -> None:
+            if layer.training:  # callbacks that read the rows do so in eval mode
+                self.held.append(has_gradient(pl_module))
+
+        self._hook = embeddings.register_forward_pre_hook(look)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         assert has_gradient(pl_module)  # as in every Lightning run
