@@ -79,7 +79,9 @@ def some_ranks(count: int, work: str, folder: Path, **given: Any) -> list[Any]:
     Raises:
         AssertionError: a rank failed or hung; carries its output.
     """
-    request = {"count": count, "work": work, "folder": str(folder), "given": given, "environment": dict(os.environ)}
+    # a fixture that ran a command line for many tests leaves its seed, which Lightning would give to these ranks
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}
+    request = {"count": count, "work": work, "folder": str(folder), "given": given, "environment": environment}
     code = POOL.ask(request)
     output = (folder / LOG).read_text(errors="replace")[-5000:] if code != 0 and (folder / LOG).exists() else ""
     assert code == 0, f"{work}: " + (f"no end after {SECONDS} s" if code is None else f"exit code {code}") + output

@@ -85,8 +85,9 @@ def _objective_arm(text: str) -> ArmSettings:
         known = sorted(
             n for n, k in every.items() if isinstance(k, type) and issubclass(k, Objective) and k != Objective
         )
-        close = difflib.get_close_matches(path, known, n=1)
-        meant = f"; did you mean {close[0]!r}?" if close else "."
+        spelt = {name.lower(): name for name in known}
+        close = difflib.get_close_matches(path.lower(), spelt, n=1)
+        meant = f"; did you mean {spelt[close[0]]!r}?" if close else "."
         raise UserError(f"--objectives names {path!r}{meant} Allowed: {', '.join(known)}, or my_module.MyObjective.")
     setting = {"class_path": path, **({"init_args": arguments} if arguments else {})}
     return ArmSettings(text.replace(" ", ""), (f"--model.objective={json.dumps(setting)}",))
