@@ -50,7 +50,8 @@ class SFTDataModule(LightningDataModule):
         val: validation rows, the same way; or a mapping of names to them, for log keys ``val/<name>/...``. A set
             ``{sources: ..., every: 4}`` is read at every fourth validation, and not in the pooled ``val/...``.
         val_split: instead of ``val``: a fraction or a number of rows taken from ``train``, the same for one ``seed``.
-        test, predict: rows to test on and rows to predict, the same way.
+        test: rows to test on, the same way.
+        predict: rows to answer, the same way.
         tokenizer: a tokenizer or the name or folder of one; default is the LightningModule's ``tokenizer``.
         batch_size: rows (packs, under ``order: packed``) of a batch on one rank.
         val_batch_size: the same for the other loaders; default is ``batch_size``.
@@ -65,7 +66,8 @@ class SFTDataModule(LightningDataModule):
             `LossWeights`; they multiply what rows (``weight``, ``loss_weight``, ``loss_scale``) and messages (the same,
             or ``loss_spans``) say. Validation counts every token once.
         on_dropped_reasoning: ``error``, or ``allow`` rows whose reasoning the chat template leaves out, see `Encoder`.
-        on_unanswered, on_repeated_role: what becomes of conversations that are not in order, see `Rules`.
+        on_unanswered: what becomes of conversations that nobody answers, see `Rules`.
+        on_repeated_role: what becomes of those in which a role speaks twice in a row, see `Rules`.
         on_bad_row: ``error``, or ``skip``: count bad rows and list them.
         rejected_file: where to list them; default is ``rejected_rows.jsonl`` in the run's folder.
         system: system prompt for conversations that bring none.
