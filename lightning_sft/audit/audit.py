@@ -91,7 +91,7 @@ def audit(
         before: what it began as; None reads the model alone.
         data: the rows; its settings say which of their tokens count.
         settings: None is the defaults.
-        say: is told what is being done, a line at a time.
+        say: called with each line about what is being done.
 
     Raises:
         UserError: models that cannot be compared, or rows of which none can be read.

@@ -157,7 +157,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # what the last validation left is told by identity from what this one logs
+        # a tensor that is the same object as before was left by the last validation, and not logged by this one
         metrics = trainer.callback_metrics
         self._stale = {key: metrics[key].clone() for key in self._keys if key in metrics}
         metrics.update(self._stale)

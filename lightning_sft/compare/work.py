@@ -21,7 +21,7 @@ def work(design: Design, ledger: Ledger, run: Runner, say: Callable[[str], None]
         design: of the comparison.
         ledger: of its runs.
         run: runs one of them.
-        say: is told how far it is.
+        say: called with each line about how far it is.
 
     Raises:
         UserError: its runs do not read what they are judged by.

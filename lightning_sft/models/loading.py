@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_sft.errors import UserError
+from lightning_sft.errors import UserError, first_line
 from lightning_sft.models.access import input_embeddings, require_accessors
 from lightning_sft.models.gguf import PACKAGE_SCHEME, converted_folder, package_file, quiet_progress
 from lightning_sft.models.quantization import Quantization, quantization_config
@@ -71,7 +71,7 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"No tokenizer could be loaded from {name_or_path!r}: {_first_line(error)}") from error
+        raise UserError(f"No tokenizer could be loaded from {name_or_path!r}: {first_line(error)}") from error
     if chat_template is not None:
         path = Path(chat_template).expanduser()
         looks_like_path = "{" not in chat_template
@@ -118,7 +118,7 @@ def load_causal_lm(
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"No model could be loaded from {name_or_path!r}: {_first_line(error)}") from error
+        raise UserError(f"No model could be loaded from {name_or_path!r}: {first_line(error)}") from error
     for field, value in (config_overrides or {}).items():
         if not hasattr(config, field):
             raise UserError(
@@ -164,7 +164,7 @@ def _from_config(config: Any, name: str, dtype: Dtype, **kwargs: Any) -> PreTrai
     try:
         model = AutoModelForCausalLM.from_config(config, dtype=weights, **kwargs)
     except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:
-        raise UserError(f"No model could be made from the configuration of {name!r}: {_first_line(error)}") from error
+        raise UserError(f"No model could be made from the configuration of {name!r}: {first_line(error)}") from error
     assert isinstance(model, PreTrainedModel)
     return model
 
@@ -173,7 +173,7 @@ def _from_pretrained(source: str, name: str, **kwargs: Any) -> PreTrainedModel:
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **kwargs)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise UserError(f"The weights of {name!r} could not be loaded: {_first_line(error)}") from error
+        raise UserError(f"The weights of {name!r} could not be loaded: {first_line(error)}") from error
     model, found = loaded
     assert isinstance(model, PreTrainedModel)
     if missing := sorted(found["missing_keys"]):
@@ -206,7 +206,3 @@ def _require_causal(config: Any, name: str) -> None:
         "causal language model. Allowed: models that transformers.AutoModelForCausalLM loads, such as Llama, Qwen, "
         "Gemma, GPT-2, GPT-NeoX or OPT."
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
