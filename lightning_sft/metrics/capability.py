@@ -26,6 +26,7 @@ from lightning_sft.metrics.capability_reading import (
     Histogram,
     Place,
 )
+from lightning_sft.metrics.row_bootstrap import row_bootstrap
 from lightning_sft.metrics.wide import wide
 
 #: per cent, of p and of entropy
@@ -37,9 +38,7 @@ LINEAR_EDGES = np.linspace(0.0, 1.0, 21)
 LOG_EDGES = np.linspace(-8.0, 0.0, 33)
 #: of p, fine near both ends, where percentiles of a strong and of a weak model lie
 FINE_EDGES = np.concatenate([[0.0], 1.0 / (1.0 + np.exp(-np.linspace(-18.0, 18.0, 289))), [1.0]])
-RESAMPLES, SEED = 1000, 0
-#: numbers that the bootstrap holds at a time
-_AT_A_TIME = 2_000_000
+RESAMPLES = 1000
 
 #: what a target is
 PLAIN, SPECIAL, END = 0, 1, 2
@@ -163,7 +162,7 @@ def _group(tokens: TokenTable, cut_offs: CutOffs) -> GroupReading:
 
 
 def _intervals(values: Tensor, of_row: Tensor, rows: int) -> list[tuple[float, float] | None]:
-    """Return 95% intervals of token means by a bootstrap over rows, as tokens of a row depend on each other.
+    """Return 95% intervals of token means by a bootstrap over rows; see `row_bootstrap`.
 
     Args:
         values: (quantities, tokens).
@@ -172,28 +171,9 @@ def _intervals(values: Tensor, of_row: Tensor, rows: int) -> list[tuple[float, f
     """
     if rows < 2:
         return [None] * len(values)
-    from scipy.stats import bootstrap  # a second that only a reading needs
-
     sums = torch.zeros(len(values), rows, dtype=torch.float64).index_add_(1, of_row, values.double())
-    counts = torch.bincount(of_row, minlength=rows).double().expand_as(sums)
-
-    def mean(total: NDArray[np.float64], tokens: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
-        ratio: NDArray[np.float64] = total.sum(axis=axis) / tokens.sum(axis=axis)
-        return ratio
-
-    found = bootstrap(
-        (sums.numpy(), counts.numpy()),
-        mean,
-        paired=True,
-        vectorized=True,
-        axis=-1,
-        n_resamples=RESAMPLES,
-        batch=max(1, _AT_A_TIME // (rows * len(values))),
-        confidence_level=0.95,
-        method="percentile",  # the others leave rows out one by one, which takes rows^2 numbers
-        random_state=np.random.default_rng(SEED),  # its own: a run's random numbers stay what they are
-    ).confidence_interval
-    return [(float(low), float(high)) for low, high in zip(found.low, found.high, strict=True)]
+    counts = torch.bincount(of_row, minlength=rows).double()
+    return [*row_bootstrap(sums.numpy(), counts.numpy(), RESAMPLES)]
 
 
 def _quantiles(values: Tensor) -> dict[str, float]:

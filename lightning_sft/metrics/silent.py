@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_sft.metrics.row_bootstrap import row_bootstrap
 from lightning_sft.metrics.wide import wide
 from lightning_sft.scores import TokenScores
 
@@ -197,11 +198,7 @@ def read_silent(
 
 
 def bootstrap_interval(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the 95% bootstrap interval of sum(numerator) / sum(denominator) over rows.
-
-    Rows are resampled whole, since the tokens of one are not independent. Percentiles, 2000 resamples, a fixed seed:
-    nothing is drawn from a global random stream, and the same rows give the same interval. Where all rows agree it is
-    a single point, which is too narrow.
+    """Return the 95% interval of sum(numerator) / sum(denominator) over rows; see `row_bootstrap`.
 
     Args:
         numerator: (rows,).
@@ -213,19 +210,8 @@ def bootstrap_interval(numerator: NDArray[np.float64], denominator: NDArray[np.f
     numerator, denominator = numerator[denominator > 0], denominator[denominator > 0]
     if len(denominator) < MIN_ROWS:
         return math.nan, math.nan
-    from scipy.stats import bootstrap  # half a second that only a reading needs
-
-    found = bootstrap(
-        (numerator, denominator),
-        lambda a, b, axis: a.sum(axis) / b.sum(axis),
-        n_resamples=RESAMPLES,
-        batch=max(1, 2_000_000 // len(denominator)),
-        paired=True,
-        vectorized=True,
-        method="percentile",
-        random_state=np.random.default_rng(0),
-    ).confidence_interval
-    return float(found.low), float(found.high)
+    (interval,) = row_bootstrap(numerator[None], denominator, RESAMPLES)
+    return interval
 
 
 def _reach_of_chance(outranked: Tensor, expected: Tensor) -> float:
