@@ -13,50 +13,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from lightning_sft.cli.failures import what_happened
+from lightning_sft.cli.verbs import LIGHTNING_VERBS, OWN_VERBS
 from lightning_sft.errors import UserError
 from lightning_sft.training.signals import WATCH, Stopped
-
-LIGHTNING_VERBS = {
-    "fit": "fine-tune a model",
-    "validate": "read the validation metrics of a checkpoint",
-    "test": "read the test metrics of a checkpoint",
-    "predict": "answer prompts and write them as JSON lines",
-}
-#: verb -> (module, function that takes the remaining arguments, help)
-OWN_VERBS: dict[str, tuple[str, str, str]] = {
-    "compare": (
-        "lightning_sft.cli.compare.verb",
-        "main",
-        "compare objectives, or arms that differ in any setting, with intervals",
-    ),
-    "sweep": (
-        "lightning_sft.cli.compare.sweep",
-        "main",
-        "workers of a comparison that several machines share, and its status",
-    ),
-    "export": (
-        "lightning_sft.export.folder",
-        "main",
-        "write a checkpoint as a Hugging Face folder, adapters merged or not",
-    ),
-    "mine-probes": ("lightning_sft.probes.mine", "main", "find near-synonym probes in your own text"),
-    "advise": (
-        "lightning_sft.cli.advise",
-        "advise",
-        "before any training: the data, where the model stands, which objective, rate and cost",
-    ),
-    "audit": (
-        "lightning_sft.cli.audit",
-        "main",
-        "say of any two finished models whether the loss fell while the right words stayed outranked",
-    ),
-    "inspect": (
-        "lightning_sft.cli.inspect",
-        "inspect",
-        "show rows as the model will see them, with the trained tokens marked",
-    ),
-    "score": ("lightning_sft.cli.score", "score", "write what a model makes of each row: NLL, exact match and more"),
-}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -112,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _verb(verb: str) -> Callable[[list[str]], None]:
     if verb in OWN_VERBS:
-        module, function, _ = OWN_VERBS[verb]
-        run: Callable[[list[str]], None] = getattr(import_module(module), function)
+        own = OWN_VERBS[verb]
+        run: Callable[[list[str]], None] = getattr(import_module(own.module), own.function)
         return lambda arguments: run(arguments[1:])
     if verb in LIGHTNING_VERBS or verb.startswith("-"):
         return _run_lightning_cli
@@ -146,7 +105,7 @@ def _unknown_verb(verb: str) -> str:
 
 def _help() -> str:
     lines = ["usage: lightning VERB [--config FILE ...] [--KEY VALUE ...]", "", "verbs:"]
-    helps = {**LIGHTNING_VERBS, **{verb: text for verb, (_, _, text) in OWN_VERBS.items()}}
+    helps = {**LIGHTNING_VERBS, **{verb: own.help for verb, own in OWN_VERBS.items()}}
     lines += [f"  {verb:<14}{text}" for verb, text in helps.items()]
     lines += ["", "`lightning VERB --help` lists the settings of a verb, `lightning --version` prints the versions."]
     return "\n".join(lines)

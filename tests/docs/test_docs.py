@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_sft.cli.entry import LIGHTNING_VERBS, OWN_VERBS, main
+from lightning_sft.cli.entry import main
+from lightning_sft.cli.verbs import LIGHTNING_VERBS, OWN_VERBS
 from tests.docs.pages import (
     PAGES,
     ROOT,

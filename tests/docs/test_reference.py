@@ -20,7 +20,7 @@ from lightning_sft.callbacks import (
     OrderParameterLogger,
     SynonymRankMonitor,
 )
-from lightning_sft.cli.entry import LIGHTNING_VERBS, OWN_VERBS
+from lightning_sft.cli.verbs import LIGHTNING_VERBS, OWN_VERBS
 from lightning_sft.data import Source
 from lightning_sft.objectives import NLL, Adaptive, PowerFamily
 from tests.callbacks.stranger import PROBES

@@ -1,0 +1,74 @@
+"""The verbs of the command line: one line each, and nothing is imported before a verb runs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+#: Lightning's own verbs, run by LightningCLI -> help
+LIGHTNING_VERBS = {
+    "fit": "fine-tune a model",
+    "validate": "read the validation metrics of a checkpoint",
+    "test": "read the test metrics of a checkpoint",
+    "predict": "answer prompts and write them as JSON lines",
+}
+
+
+class Verb(NamedTuple):
+    """A verb of our own.
+
+    Attributes:
+        module: where it lives; imported when the verb runs.
+        function: takes the arguments after the verb.
+        help: what it does, in a line.
+        settings: whether it also takes the settings of ``fit``, and so the short words for them.
+    """
+
+    module: str
+    function: str
+    help: str
+    settings: bool = False
+
+
+OWN_VERBS: dict[str, Verb] = {
+    "compare": Verb(
+        "lightning_sft.cli.compare.verb",
+        "main",
+        "compare objectives, or arms that differ in any setting, with intervals",
+        settings=True,
+    ),
+    "sweep": Verb(
+        "lightning_sft.cli.compare.sweep",
+        "main",
+        "workers of a comparison that several machines share, and its status",
+    ),
+    "export": Verb(
+        "lightning_sft.export.folder",
+        "main",
+        "write a checkpoint as a Hugging Face folder, adapters merged or not",
+    ),
+    "mine-probes": Verb("lightning_sft.probes.mine", "main", "find near-synonym probes in your own text"),
+    "advise": Verb(
+        "lightning_sft.cli.advise",
+        "advise",
+        "before any training: the data, where the model stands, which objective, rate and cost",
+        settings=True,
+    ),
+    "audit": Verb(
+        "lightning_sft.cli.audit",
+        "main",
+        "say of any two finished models whether the loss fell while the right words stayed outranked",
+        settings=True,
+    ),
+    "inspect": Verb(
+        "lightning_sft.cli.inspect",
+        "inspect",
+        "show rows as the model will see them, with the trained tokens marked",
+        settings=True,
+    ),
+    "score": Verb(
+        "lightning_sft.cli.score",
+        "score",
+        "write what a model makes of each row: NLL, exact match and more",
+        settings=True,
+    ),
+}
