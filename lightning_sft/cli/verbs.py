@@ -41,6 +41,7 @@ OWN_VERBS: dict[str, Verb] = {
         "main",
         "workers of a comparison that several machines share, and its status",
     ),
+    "configs": Verb("lightning_sft.cli.configs", "main", "list, show and copy the shipped configurations and recipes"),
     "export": Verb(
         "lightning_sft.export.folder",
         "main",
