@@ -171,7 +171,7 @@ def _below(folders: list[str]) -> list[str]:
     for folder in folders:
         if folder.removeprefix("configs/").strip("/") not in known:
             raise UserError(
-                f"`lightning configs` has no folder {folder!r}. Allowed: {', '.join(known)}; or show NAME, or copy NAME."
+                f"`lightning configs` has no folder {folder!r}. Allowed: {', '.join(known)}; or show NAME, copy NAME."
             )
     wanted = {folder.removeprefix("configs/").strip("/") for folder in folders}
     return [name for name in names() if name.rpartition("/")[0] in wanted]
