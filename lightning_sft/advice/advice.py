@@ -45,6 +45,13 @@ class Advice:
     limits: tuple[str, ...] = ()
     trap: str | None = None
 
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """What a comparison is of, as its command names it; the first is what the others are compared with."""
+        # objectives that are made of others have no short name
+        named = dict.fromkeys(c.short() for c in (NLL, *self.try_first, *self.avoid) if c.is_plain)
+        return (*named,)[:MOST_ARMS]
+
     def command(self, options: str = f"--config {CONFIG}") -> str:
         """Return the one command to run next.
 
@@ -52,10 +59,16 @@ class Advice:
             options: those that name the reader's run.
         """
         if not self.compare:
-            return f"lightning fit {options} {self.pick.options()}"
-        # the first is what others are compared with; objectives that are made of others have no short name
-        named = dict.fromkeys(c.short() for c in (NLL, *self.try_first, *self.avoid) if c.is_plain)
-        return f'lightning compare {options} --objectives "{",".join([*named][:MOST_ARMS])}"'
+            return self.fit(options)
+        return f'lightning compare {options} --objectives "{",".join(self.arms)}"'
+
+    def fit(self, options: str = f"--config {CONFIG}") -> str:
+        """Return the command of one fit, under the objective that is taken where nothing is compared.
+
+        Args:
+            options: those that name the reader's run.
+        """
+        return f"lightning fit {options} {self.pick.options()}"
 
     def text(self, options: str | None = f"--config {CONFIG}") -> str:
         """Return a few lines for a log.
@@ -86,12 +99,16 @@ class Advice:
         lines += ["", "Run next:", "", "```sh", self.command(options), "```"] if command else []
         return "\n".join(lines)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data."""
+    def to_dict(self, options: str = f"--config {CONFIG}") -> dict[str, Any]:
+        """Return plain data.
+
+        Args:
+            options: those that name the reader's run, for the command.
+        """
         content = asdict(self)
         for name in ("try_first", "avoid"):
             content[name] = [choice.to_dict() for choice in getattr(self, name)]
-        return {**content, "pick": self.pick.to_dict(), "command": self.command()}
+        return {**content, "pick": self.pick.to_dict(), "command": self.command(options)}
 
 
 def _named(choices: tuple[Choice, ...], mark: str = "") -> str:

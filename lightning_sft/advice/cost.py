@@ -6,6 +6,7 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_sft.sweep.session import Session, SweepSettings
+from lightning_sft.sweep.trial import Values
 
 
 @dataclass(frozen=True)
@@ -47,33 +49,51 @@ class Cost:
         return dict(vars(self))
 
 
-class _Clock:
-    """Reads the time after each step."""
+class StepClock:
+    """An observer of trials that notes the time after each optimizer step."""
 
-    def read(self, trainer: Trainer, module: LightningModule) -> dict[str, list[float]]:
+    def __init__(self) -> None:
+        self._times: list[float] = []
+
+    def read(self, trainer: Trainer, module: LightningModule) -> Values:
+        """Note the time, and return nothing."""
         if module.device.type == "cuda":
             torch.cuda.synchronize()
-        return {"seconds": [time.perf_counter()]}
+        self._times.append(time.perf_counter())
+        return {}
+
+    def steps(self) -> list[float]:
+        """Return the seconds of each step but the first, which warms up."""
+        return [later - earlier for earlier, later in pairwise(self._times)]
 
 
-def measure_cost(
-    trainer: Trainer, module: LightningModule, steps: int, rate: float, seconds_of_validation: float | None
-) -> Cost:
-    """Train a few steps from a snapshot, and say what the fit will cost.
+def time_steps(trainer: Trainer, module: LightningModule, steps: int, rate: float) -> list[float]:
+    """Return the seconds of a few optimizer steps, which are taken from a snapshot.
 
     Args:
         trainer: in a fit, before its first step.
         module: its module.
-        steps: optimizer steps to measure, after one that warms up.
+        steps: how many to measure, after one that warms up.
         rate: learning rate meanwhile; the weights are put back.
+    """
+    clock = StepClock()
+    with Session(trainer, module, SweepSettings("cost", steps + 1, None, divergence=float("inf")), [clock]) as session:
+        session.trial(rate, [clock])
+    return clock.steps()
+
+
+def cost_of_fit(
+    trainer: Trainer, module: LightningModule, taken: Sequence[float], seconds_of_validation: float | None
+) -> Cost:
+    """Say what a fit will cost.
+
+    Args:
+        trainer: in a fit, before its first step.
+        module: its module.
+        taken: seconds of some optimizer steps; one or more.
         seconds_of_validation: what a complete validation takes; None if unknown.
     """
-    clock = _Clock()
-    with Session(trainer, module, SweepSettings("cost", steps + 1, None, divergence=float("inf")), [clock]) as session:
-        trial = session.trial(rate, [clock])
-    times = [reading[0] for reading in trial.readings.get("seconds", [])]
-    taken = [later - earlier for earlier, later in pairwise(times)]
-    per_step = statistics.median(taken) if taken else trial.seconds / max(trial.steps, 1)
+    per_step = statistics.median(taken)
     total = trainer.estimated_stepping_batches
     known = None if total == float("inf") else int(total)
     validations = _validations(trainer, known)

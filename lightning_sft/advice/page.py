@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_sft.advice.advice import JUDGED
+from lightning_sft.advice.advice import JUDGED, Advice
+from lightning_sft.advice.comparison import FIRST_LOOK, Comparison
 from lightning_sft.advice.cost import Cost
 from lightning_sft.advice.rate import RateReading
 from lightning_sft.advice.rules import advise
+from lightning_sft.advice.setup import Setup
 from lightning_sft.metrics.capability_reading import CapabilityReading, GroupReading
 
 FORMAT = "lightning_sft.advice.v1"
+#: the tokens by which the place is judged, in tables
+CONTENT = "answers' own tokens"
+#: the rules by which a curve suggests a rate, in words
+_RULES = {
+    "steepest": "where the loss falls fastest",
+    "minimum_tenth": "a tenth of the rate at which it is lowest",
+    "valley": "two thirds into its longest fall",
+    "edge": "where it turns upwards",
+}
 
 
 @dataclass
@@ -23,8 +35,10 @@ class Survey:
     Attributes:
         options: of the command line, those that name the run.
         optimizer: option that sets the learning rate of the run.
+        setup: what the configuration amounts to.
         data: a text for each set.
         counts: scalars of each set.
+        examples: some training rows as text, with the trained tokens marked.
         capability: the reading.
         rate: on the learning rate.
         cost: of the fit.
@@ -32,21 +46,33 @@ class Survey:
 
     options: list[str]
     optimizer: str
+    setup: Setup | None = None
     data: list[str] | None = None
     counts: Mapping[str, Mapping[str, float]] | None = None
+    examples: list[str] | None = None
     capability: CapabilityReading | None = None
     rate: RateReading | None = None
     cost: Cost | None = None
 
+    @property
+    def advice(self) -> Advice | None:
+        """What the reading speaks for."""
+        return None if self.capability is None else advise(self.capability)
+
     def command(self) -> str:
         """Return the one command to run next."""
-        options = shlex.join(self.options)
-        if self.rate is not None and self.rate.suggestion is not None and self.rate.verdict in ("too high", "very low"):
-            options += f" {self.optimizer}={self.rate.suggestion:.2g}"
-        if self.capability is None:
-            return f"lightning fit {options}"
-        advice = advise(self.capability)
-        return advice.command(f"{options} {JUDGED}" if advice.compare and not self._validates() else options)
+        advice = self.advice
+        if advice is None or not advice.compare:
+            return self.fit()
+        judged = "" if self._validates() else f" {JUDGED}"
+        return advice.command(shlex.join(self.options) + judged)  # every arm finds its own rate
+
+    def fit(self) -> str:
+        """Return the command of one fit, at a rate that the range test does not speak against."""
+        options, rate, advice = shlex.join(self.options), self.rate, self.advice
+        if rate is not None and rate.suggestion is not None and rate.verdict in ("too high", "very low"):
+            options += f" {self.optimizer}={rate.suggestion:.2g}"
+        return f"lightning fit {options}" if advice is None else advice.fit(options)
 
     def _validates(self) -> bool:
         """Return whether the run has validation rows, as far as is known."""
@@ -58,11 +84,19 @@ class Survey:
         if self.rate is not None and self.rate.verdict == "diverges at once":
             blocks.append(f"**{self.rate.why}**")
         blocks += ["Run next:", f"```sh\n{self.command()}\n```"]
+        advice = self.advice
+        if advice is not None and advice.compare:
+            blocks += [_comparison(advice, self.cost), f"```sh\n{self.fit()}\n```"]
+        if self.setup is not None:
+            blocks += ["## The run", _setup(self.setup)]
         if self.data is not None:
-            blocks += ["## Data", "```text\n" + "\n".join(self.data) + "\n```"]
-        if self.capability is not None:
+            blocks += ["## Data", _fenced("\n".join(self.data))]
+        if self.examples:
+            blocks += ["Rows as they are trained; trained tokens stand between \u27e6 and \u27e7:"]
+            blocks += map(_fenced, self.examples)
+        if self.capability is not None and advice is not None:
             blocks += ["## Where the model stands", _capability(self.capability)]
-            blocks += ["## Which objective", advise(self.capability).markdown(command=False)]
+            blocks += ["## Which objective", advice.markdown(command=False)]
         if self.rate is not None:
             blocks += ["## Learning rate", _rate(self.rate)]
         if self.cost is not None:
@@ -71,38 +105,86 @@ class Survey:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
-        advice = None if self.capability is None else advise(self.capability).to_dict()
-        parts = {"capability": self.capability, "rate": self.rate, "cost": self.cost}
+        advice = self.advice
+        parts = {"setup": self.setup, "capability": self.capability, "rate": self.rate, "cost": self.cost}
         return {
             "format": FORMAT,
             "command": self.command(),
+            "fit": self.fit(),
             "data": self.counts,
-            "advice": advice,
+            "examples": self.examples,
+            "advice": advice and {**advice.to_dict(), "command": self.command()},
             **{name: part and part.to_dict() for name, part in parts.items()},
         }
 
 
+def _comparison(advice: Advice, cost: Cost | None) -> str:
+    usual, look = Comparison.usual(len(advice.arms)), Comparison.first_look(len(advice.arms))
+
+    def lasts(fits: int) -> str:
+        known = cost is not None and cost.seconds is not None
+        return f", about {_duration(fits * cost.seconds)} on this machine" if known else ""
+
+    return (
+        f"It compares {usual.arms} objectives. Each searches for its own learning rate with {usual.trials} fits and is "
+        f"then judged by {usual.replicates} more, on rows and seeds of their own: {usual.fits} fits like this run"
+        f"{lasts(usual.fits)}, and more where a best rate lies at an end of the range. The same command goes on where "
+        f"it was interrupted. For a first look append `{FIRST_LOOK}`: {look.fits} fits{lasts(look.fits)}.\n\n"
+        f"To train once and compare nothing, under {advice.pick.short()}:"
+    )
+
+
+def _setup(setup: Setup) -> str:
+    share = setup.trained / max(setup.parameters, 1)
+    how = "all of them trained" if setup.adapter is None and share == 1 else f"{_count(setup.trained)} of them trained"
+    how += f" ({share:.1%}{'' if setup.adapter is None else f', {setup.adapter}'})"
+    step = "batches of no fixed size"
+    if setup.rows_of_step is not None:
+        parts = [f"{setup.batch_size} a batch"]
+        parts += [f"{setup.accumulate} batches a step"] if setup.accumulate > 1 else []
+        parts += [f"{setup.ranks} ranks"] if setup.ranks > 1 else []
+        step = f"{setup.rows_of_step} {setup.unit} ({', '.join(parts)})"
+    steps = "unknown" if setup.steps is None else str(setup.steps)
+    steps += "" if setup.epochs is None else f", which is {setup.epochs:.2f} epochs of {setup.rows:,} {setup.unit}"
+    lines = {
+        "model": f"{setup.model} ({setup.kind})",
+        "parameters": f"{_count(setup.parameters)}, {how}; weights in {', '.join(setup.dtypes)}",
+        "objective": f"{setup.objective}, as configured",
+        "optimizer": f"{setup.optimizer}, learning rate {setup.rate:.2g} at its peak",
+        "an optimizer step": step,
+        "optimizer steps": steps,
+    }
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in lines.items())])
+
+
 def _capability(reading: CapabilityReading) -> str:
     of = "" if reading.rows_of_set is None else f" of {reading.rows_of_set}"
+    judged, apart = reading.judged, reading.content is not None and reading.special is not None
+    whose = f"the row of the table named {CONTENT}: special tokens are left out" if apart else "all tokens"
     lines = [
-        f"Mean p of the supervised tokens before training: {_with_bounds(reading.all)}: **{reading.all.place}** "
-        f"(weak up to {reading.cut_offs.weak:g}, strong from {reading.cut_offs.strong:g}; the cut-offs are ours). "
-        f"Read from {reading.all.rows}{of} rows; intervals are 95%, by a bootstrap over rows.",
+        f"**{reading.place}**: mean p before training is {_with_bounds(judged)}, judged by {whose}. Weak is up to "
+        f"{reading.cut_offs.weak:g}, strong from {reading.cut_offs.strong:g}; the cut-offs are ours. Read from "
+        f"{reading.all.rows}{of} rows; intervals are 95%, by a bootstrap over rows.",
         "",
         "| of | rows | tokens | mean p | NLL | first choice | p < 0.1 | p > 0.55 | exact match | calibration error |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    groups = {"all": reading.all}
-    groups |= reading.sources if len(reading.sources) > 1 else {}
+    groups = {"all tokens": reading.all}
+    groups |= {CONTENT: reading.content} if apart and reading.content is not None else {}
     groups |= {n: g for n, g in (("special tokens", reading.special), ("ends of answers", reading.end)) if g}
+    if len(reading.sources) > 1:
+        groups |= {f"source {name}": group for name, group in reading.sources.items()}
+        own = reading.content_of_sources.items() if apart else ()
+        groups |= {f"source {name}, {CONTENT}": group for name, group in own}
     for name, g in groups.items():
-        exact = "" if g.exact_match is None else f"{g.exact_match:.1%}"
+        name = name.replace("|", r"\|")
+        exact = "" if g.exact_match is None else f"{g.exact_match:.1%} ({g.exact_answers} of {g.answers})"
         lines.append(
             f"| {name} | {g.rows} | {g.tokens} | {g.mean_p:.3f} | {g.nll:.2f} | {g.top1_share:.1%} | "
             f"{g.share_unlikely:.1%} | {g.share_known:.1%} | {exact} | {g.calibration_error:.3f} |"
         )
-    quantiles = ", ".join(f"{name} {value:.3g}" for name, value in reading.all.p_quantiles.items())
-    return "\n".join([*lines, "", f"Quantiles of p: {quantiles}."])
+    quantiles = ", ".join(f"{name} {value:.3g}" for name, value in judged.p_quantiles.items())
+    return "\n".join([*lines, "", f"Quantiles of p, of {CONTENT if apart else 'all tokens'}: {quantiles}."])
 
 
 def _with_bounds(group: GroupReading) -> str:
@@ -117,8 +199,8 @@ def _rate(reading: RateReading) -> str:
     elif reading.verdict == "unknown":
         lines = [f"**Whether {reading.rate:.2g} is sane is not known.** {reading.why}"]
     if reading.suggestions:
-        found = ", ".join(f"{name.replace('_', ' ')} {rate:.2g}" for name, rate in reading.suggestions.items())
-        lines.append(f"What the curve of {len(reading.losses)} steps suggests: {found}.")
+        found = "\n".join(f"- {_RULES[name]}: {rate:.2g}" for name, rate in reading.suggestions.items())
+        lines.append(f"What the curve of {len(reading.losses)} steps shows:\n\n{found}")
     return "\n\n".join(lines)
 
 
@@ -143,3 +225,18 @@ def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+
+
+def _count(number: int) -> str:
+    """Return a number of parameters as people say it."""
+    for size, name in ((10**9, "billion"), (10**6, "million")):
+        if number >= size:
+            return f"{number / size:.1f} {name}"
+    return f"{number:,}"
+
+
+def _fenced(text: str) -> str:
+    """Return text in a fence that no fence within it ends."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"

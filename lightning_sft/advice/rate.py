@@ -96,7 +96,23 @@ def judge_rate(rate: float, test: RangeTest, before: float | None = None) -> Rat
             f"The curve speaks for about {suggestion:.2g}, {suggestion / rate:.0f} times as much. At {rate:.2g} the "
             "run will move little.",
         )
-    return reading("sane", f"The loss falls there, and goes on falling up to {turn:.2g}.")
+    return reading("sane", _why_sane(rate, turn, test.suggestions.values()))
+
+
+def _why_sane(rate: float, turn: float, suggestions: dict[str, float]) -> str:
+    """Return why a rate may stay, and what suggestions of other rates have to do with it."""
+    said = f"The loss falls there, and goes on falling up to {turn:.2g}"
+    said += f", {turn / rate:.1f} times as much." if turn > rate else "."
+    cautious = sorted(value for value in suggestions.values() if value < rate)
+    if not cautious:
+        return said
+    lowest, highest = f"{cautious[0]:.2g}", f"{cautious[-1]:.2g}"
+    return (
+        f"{said} The rules below name lower rates ({lowest if lowest == highest else f'{lowest} to {highest}'}) "
+        "because they leave a margin on purpose: a rate that rises from step to step meets the edge late. Go there if "
+        f"the run turns out unstable; they are nothing against {rate:.2g}. Such a test says which rates break, not "
+        "which is best: `lightning compare` finds the best one of each objective."
+    )
 
 
 def _suggestion(found: Suggestions) -> float | None:

@@ -21,13 +21,21 @@ from lightning_sft.metrics.capability_reading import MIDDLE, STRONG, WEAK, Capab
 
 #: rows below which a group's reading says too little; ours
 ENOUGH_ROWS = 20
+#: answers that must be right, and that must be wrong, before a share of right ones says much; ours
+ENOUGH_ANSWERS = 5
+#: special tokens are trained, and none of them ends generation
+NO_END = (
+    "No trained token ends generation, although special tokens are trained: whatever the objective, nothing teaches "
+    "the model to stop. If answers close with a token of the chat template, make it the tokenizer's eos_token; "
+    "`lightning inspect` shows what is trained."
+)
 #: exact match above which there may be nothing left to teach; ours
 ALREADY_KNOWN = 0.95
 
 
 def advise(reading: CapabilityReading) -> Advice:
     """Return which objectives a reading speaks for, which against, why, and what that rests on."""
-    place = reading.all.place
+    place = reading.place
     found = {STRONG: _strong, MIDDLE: _between, WEAK: _weak}[place](reading)
     doubts = _doubts(reading)
     if doubts:
@@ -36,6 +44,8 @@ def advise(reading: CapabilityReading) -> Advice:
         found = _with_sources(found, sources)
     if place != WEAK and (end := _unknown_end(reading)) is not None:
         found = _with_end_token(found, end, reading)
+    elif reading.end is None and reading.special is not None:
+        found = replace(found, trap=NO_END)
     limits = [*found.limits, *doubts, *_general_limits(reading)]
     return replace(found, limits=tuple(limits), evidence=(*found.evidence, evidence.NO_CUT_OFFS))
 
@@ -61,7 +71,7 @@ def _strong(reading: CapabilityReading) -> Advice:
 def _between(reading: CapabilityReading) -> Advice:
     return Advice(
         place=MIDDLE,
-        headline="The model half knows this task: no objective is known to win here. Compare two.",
+        headline="The model half knows this task, and no objective is known to win here: compare them on your data.",
         try_first=(NLL, MINUS_P, HALF_WAY),
         avoid=(),
         pick=NLL,
@@ -119,7 +129,7 @@ def _with_end_token(advice: Advice, end: GroupReading, reading: CapabilityReadin
 
 def _sources(reading: CapabilityReading) -> dict[str, str]:
     """Return the place of each source that was read well enough, if they are not all the same."""
-    places = {n: group.place for n, group in reading.sources.items() if group.rows >= ENOUGH_ROWS}
+    places = {n: reading.judged_of(n).place for n, group in reading.sources.items() if group.rows >= ENOUGH_ROWS}
     return dict(places) if len(set(places.values())) > 1 else {}
 
 
@@ -141,7 +151,7 @@ def _with_sources(advice: Advice, sources: dict[str, str]) -> Advice:
 def _doubts(reading: CapabilityReading) -> list[str]:
     """Return why the place itself is uncertain, sentence by sentence."""
     found = []
-    group, cut_offs = reading.all, reading.cut_offs
+    group, cut_offs = reading.judged, reading.cut_offs
     if group.rows < ENOUGH_ROWS:
         missing = ENOUGH_ROWS - group.rows
         found.append(
@@ -168,6 +178,8 @@ def _general_limits(reading: CapabilityReading) -> list[str]:
                 f"Source {name!r}: {group.rows} rows were read, {ENOUGH_ROWS - group.rows} too few to judge it by "
                 "itself. Read more rows (CapabilityProbe's `rows`), or all."
             )
+    if (few := _few_answers(reading.all)) is not None:
+        limits.append(few)
     if reading.all.exact_match is not None and reading.all.exact_match >= ALREADY_KNOWN:
         limits.append(
             f"{reading.all.exact_match:.1%} of the answers are already the model's own first choice: there may be "
@@ -178,3 +190,18 @@ def _general_limits(reading: CapabilityReading) -> list[str]:
         "rate for all objectives of a task; yours may differ in each. A comparison on your data beats any table."
     )
     return limits
+
+
+def _few_answers(group: GroupReading) -> str | None:
+    """Return in words that a share of right answers rests on a handful of them; None where it does not."""
+    if group.exact_match is None or group.exact_match_interval is None:
+        return None
+    fewer, kind = min((group.exact_answers, "right"), (group.answers - group.exact_answers, "wrong"))
+    if fewer >= ENOUGH_ANSWERS:
+        return None
+    low, high = group.exact_match_interval
+    return (
+        f"Exact match is thin evidence here: {fewer or 'none'} of {group.answers} answers "
+        f"{'is' if fewer < 2 else 'are'} {kind}, so the share of right ones may be anything from {low:.1%} to "
+        f"{high:.1%} (95%, if answers are independent). A change of it will be hard to see: watch the NLL, too."
+    )

@@ -32,17 +32,18 @@ UNREADABLE = (UserError, RuntimeError, TypeError, ValueError, AttributeError, Lo
 class CapabilityProbe(Callback):
     """Read what the model thinks of the supervised tokens of the training data, before the first step and after fit.
 
-    The mean of the targets' probability before training is the place on the capability continuum, which decides which
-    objectives to try first; the log says which, and why. The same tokens are read again after the last step. The pass
-    is made in evaluation mode and draws no random number: a run with the probe follows the run without it.
+    The mean of the targets' probability before training, special tokens left out, is the place on the capability
+    continuum, which decides which objectives to try first; the log says which, and why. The same tokens are read again
+    after the last step. The pass is made in evaluation mode and draws no random number: a run with the probe follows
+    the run without it.
 
     Keys: ``capability/mean_p`` with ``_low`` and ``_high`` (a 95% bootstrap interval over rows), ``capability/nll``,
     ``top1_share``, ``share_unlikely`` (p < 0.1), ``share_known`` (p > 0.55), ``entropy``, ``calibration_error``,
-    ``exact_match``; the same under ``capability/source/<name>/``, ``capability/special/`` (special tokens) and
-    ``capability/end/`` (tokens that end an answer). In TensorBoard the figure ``capability/figure`` and the text
-    ``capability/advice``. All of it, with histograms and quantiles, is in ``capability.json`` beside the run, from
-    which `Thresholded` takes percentiles; a run without a logger has no such file. In
-    ``lightning validate`` the validation rows are read, for the keys alone.
+    ``exact_match``; the same under ``capability/source/<name>/``, ``capability/content/`` (all but special
+    tokens, where there are both), ``capability/special/`` and ``capability/end/`` (tokens that end an answer). In
+    TensorBoard the figure ``capability/figure`` and the text ``capability/advice``. All of it, with histograms and
+    quantiles, is in ``capability.json`` beside the run, from which `Thresholded` takes percentiles; a run without a
+    logger has no such file. In ``lightning validate`` the validation rows are read, for the keys alone.
 
     Rows come from our data module, or from the dataset of the training loader, spread evenly over it.
 
@@ -195,23 +196,23 @@ class CapabilityProbe(Callback):
     def _report(self, trainer: Trainer, pl_module: LightningModule, reading: CapabilityReading | None) -> None:
         if reading is None or self.start is None:
             return
-        step = trainer.global_step
+        step, advice = trainer.global_step, advise(self.start)
+        options = _options(trainer, advice.compare)
         for logger in trainer.loggers:
             logger.log_metrics(_scalars(reading), step=step)
         if can_show(trainer):
             log_figure(trainer, "capability/figure", capability_figure(self.start, self.end), step)
         if self.end is None:
-            options = _options(trainer, advise(self.start).compare)
-            log_text(trainer, "capability/advice", advise(self.start).markdown(options or f"--config {CONFIG}"), step)
-            options = options if _is_news(self.start, pl_module) else None
+            log_text(trainer, "capability/advice", advice.markdown(options or f"--config {CONFIG}"), step)
+            told = options if _is_news(self.start, pl_module) else None
             picked = getattr(getattr(pl_module, "auto", None), "choice", None) is not None
-            self._tell(self.start, "training", options, advises=not picked)  # what was picked has been told, and why
+            self._tell(self.start, "training", told, advises=not picked)  # what was picked has been told, and why
         else:
             rank_zero_info(f"Capability on the same tokens after the fit: {_in_short(self.end)}.")
         folder = run_folder(trainer) if trainer.is_global_zero else None
         if folder is not None:
-            advice = advise(self.start).to_dict()
-            save_reading(folder / FILE, self.start, self.end, advice=advice, step=step)
+            content = advice.to_dict(options or f"--config {CONFIG}")
+            save_reading(folder / FILE, self.start, self.end, advice=content, step=step)
 
     def _tell(self, reading: CapabilityReading, what: str, options: str | None, advises: bool = True) -> None:
         found = f"Capability on {reading.all.rows} {what} rows: {_in_short(reading)}."
@@ -267,7 +268,8 @@ def _is_news(reading: CapabilityReading, pl_module: LightningModule) -> bool:
 
 def _scalars(reading: CapabilityReading) -> dict[str, float]:
     """Return the log keys of a reading."""
-    groups = {"": reading.all, "special/": reading.special, "end/": reading.end}
+    content = reading.content if reading.special is not None else None  # else it would be all of them again
+    groups = {"": reading.all, "content/": content, "special/": reading.special, "end/": reading.end}
     if len(reading.sources) > 1:
         groups |= {f"source/{name}/": group for name, group in reading.sources.items()}
     some = {prefix: group for prefix, group in groups.items() if group is not None}
@@ -275,10 +277,13 @@ def _scalars(reading: CapabilityReading) -> dict[str, float]:
 
 
 def _in_short(reading: CapabilityReading) -> str:
-    group = reading.all
-    bounds = "" if group.mean_p_interval is None else " [{:.3f}, {:.3f}]".format(*group.mean_p_interval)
-    exact = "" if group.exact_match is None else f", exact match {group.exact_match:.1%}"
+    group, judged = reading.all, reading.judged
+    bounds = "" if judged.mean_p_interval is None else " [{:.3f}, {:.3f}]".format(*judged.mean_p_interval)
+    apart = reading.special is not None and reading.content is not None
+    of = f" of the answers' own tokens ({group.mean_p:.3f} with special tokens)" if apart else ""
+    exact = "" if group.exact_match is None else f", {group.exact_answers} of {group.answers} answers exact"
     return (
-        f"mean p {group.mean_p:.3f}{bounds}, NLL {group.nll:.2f}, right first choice {group.top1_share:.1%}{exact}: "
-        f"{group.place} (cut-offs {reading.cut_offs.weak:g} and {reading.cut_offs.strong:g}, which are ours)"
+        f"mean p {judged.mean_p:.3f}{bounds}{of}: {reading.place} (cut-offs {reading.cut_offs.weak:g} and "
+        f"{reading.cut_offs.strong:g}, which are ours). Of all tokens: NLL {group.nll:.2f}, right first choice "
+        f"{group.top1_share:.1%}{exact}"
     )

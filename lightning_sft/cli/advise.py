@@ -14,12 +14,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
-from lightning_sft.advice.cost import measure_cost
+from lightning_sft.advice.cost import StepClock, cost_of_fit, time_steps
 from lightning_sft.advice.page import Survey
 from lightning_sft.advice.rate import judge_rate
+from lightning_sft.advice.setup import read_setup
 from lightning_sft.callbacks import CapabilityProbe, FinalValidation, GenerationMonitor
 from lightning_sft.cli.settings import SettingsCLI, check_place
-from lightning_sft.data.inspect import summaries
+from lightning_sft.data.inspect import show, summaries, training_weights
 from lightning_sft.errors import UserError
 from lightning_sft.files import to_json, write_text
 from lightning_sft.metrics.capability_reading import FILE, save_reading
@@ -28,6 +29,8 @@ from lightning_sft.sweep.session import SweepSettings
 
 PARTS = ("data", "capability", "cost", "rate")
 PAGE = "advice.md"
+#: training rows that the page shows, and how many characters of either end of a long one
+EXAMPLES, SHOWN = 2, 800
 #: options of this verb, which the command to run next does not take
 _OWN = ("--skip", "--output", "--rows", "--steps", "--range_steps", "--range_low", "--range_high")
 
@@ -52,8 +55,8 @@ class _AdviseCLI(SettingsCLI):
         add("--skip", type=str, default="", help=f"parts to leave out, with commas between: {','.join(PARTS)}")
         add("--output", type=str, default="advice", help="folder for advice.md, advice.json and capability.json")
         add("--rows", type=int | None, default=200, help="rows to read the capability from; null: all")
-        add("--steps", type=int, default=4, help="optimizer steps to measure")
-        add("--range_steps", type=int, default=36, help="steps of the range test")
+        add("--steps", type=int, default=4, help="optimizer steps to time where the range test is left out")
+        add("--range_steps", type=int, default=30, help="steps of the range test, which are timed, too")
         add("--range_low", type=float, default=1e-6, help="its first learning rate")
         add("--range_high", type=float, default=1.0, help="its last learning rate")
 
@@ -108,15 +111,21 @@ class _Surveyor(Callback):
         survey.capability = reading
         rate = float(trainer.optimizers[0].param_groups[0].get("initial_lr", 0.0))
         rate = rate or float(trainer.optimizers[0].param_groups[0]["lr"])
-        if "cost" not in self.skipped:
-            rank_zero_info(f"Measuring {self.config.steps} optimizer steps ...")
-            survey.cost = measure_cost(trainer, pl_module, self.config.steps, rate, self._validation_seconds(trainer))
+        survey.setup = read_setup(trainer, pl_module, rate)
+        taken: list[float] = []
         if "rate" not in self.skipped:
+            clock = StepClock()
             low, high = min(self.config.range_low, rate / 10), max(self.config.range_high, rate * 10)
             rank_zero_info(f"Trying {self.config.range_steps} learning rates from {low:.2g} to {high:.2g} ...")
             setting = SweepSettings("range", self.config.range_steps, None)
-            found = range_test(trainer, pl_module, setting, low=low, high=high, smoothing=0.8)
+            found = range_test(trainer, pl_module, setting, low=low, high=high, smoothing=0.8, observers=[clock])
             survey.rate = judge_rate(rate, found, None if reading is None else reading.all.nll)
+            taken = clock.steps()
+        if "cost" not in self.skipped:
+            if len(taken) < self.config.steps:  # as where a range test diverges at once
+                rank_zero_info(f"Timing {self.config.steps} optimizer steps ...")
+                taken = time_steps(trainer, pl_module, self.config.steps, rate)
+            survey.cost = cost_of_fit(trainer, pl_module, taken, self._validation_seconds(trainer))
         raise _Done
 
     def _validation_seconds(self, trainer: Trainer) -> float | None:
@@ -176,6 +185,7 @@ def advise(arguments: list[str]) -> None:
             cli.datamodule.setup("fit")
             survey.data = summaries(cli.datamodule.report)
             survey.counts = {what: report.counts() for what, report in cli.datamodule.report.items()}
+            survey.examples = _examples(cli.datamodule, cli.model.tokenizer)
         if cli.trainer is not None:
             cli.surveyor.survey = survey
             try:
@@ -192,6 +202,17 @@ def advise(arguments: list[str]) -> None:
         save_reading(output / FILE, survey.capability, None)
     print(page)
     print(f"This page is {output / PAGE}; its parts as JSON: {output / 'advice.json'}")
+
+
+def _examples(datamodule: Any, tokenizer: Any) -> list[str]:
+    """Return the first training rows as text, with the trained tokens marked; long ones without their middle."""
+    texts = []
+    for index in range(min(EXAMPLES, len(datamodule.dataset("train")))):
+        row = datamodule.dataset("train")[index]
+        text = show(tokenizer, row.ids, row.trained, False, training_weights(datamodule, row))
+        cut = len(text) - 2 * SHOWN
+        texts.append(f"{text[:SHOWN]}\n[... {cut} characters ...]\n{text[-SHOWN:]}" if cut > 0 else text)
+    return texts
 
 
 def _check_numbers(config: Any) -> None:

@@ -1,7 +1,8 @@
 """The reading of a model's capability on a task: what it thinks of the supervised tokens, as a few numbers.
 
 Its place on the continuum of Li et al. ("Beyond Log Likelihood", arXiv 2510.00526) is the arithmetic mean of p over the
-training set's supervised tokens before training.
+training set's supervised tokens before training. We leave special tokens out of it: in short answers the token that
+ends them is a large share of all, and says nothing about the task.
 """
 
 from __future__ import annotations
@@ -106,6 +107,7 @@ def read_capability(
         )
     cut_offs = cut_offs or CutOffs()
     by_source = {name: tokens.where(tokens.source == i) for i, name in enumerate(sources)}
+    content_by_source = {name: _some(part.where(part.kind == PLAIN), cut_offs) for name, part in by_source.items()}
     return CapabilityReading(
         all=_group(tokens, cut_offs),
         sources={name: _group(part, cut_offs) for name, part in by_source.items() if len(part.logp)},
@@ -113,6 +115,8 @@ def read_capability(
         end=_some(tokens.where(tokens.kind == END), cut_offs),
         cut_offs=cut_offs,
         rows_of_set=rows_of_set,
+        content=_some(tokens.where(tokens.kind == PLAIN), cut_offs),
+        content_of_sources={name: group for name, group in content_by_source.items() if group is not None},
     )
 
 

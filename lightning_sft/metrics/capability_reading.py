@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,6 +105,21 @@ class GroupReading:
     log10_p_histogram: Histogram
     fine_p_histogram: Histogram
 
+    @property
+    def exact_answers(self) -> int:
+        """How many of the complete answers are right."""
+        return round((self.exact_match or 0.0) * self.answers)
+
+    @property
+    def exact_match_interval(self) -> Bounds:
+        """The exact (Clopper-Pearson) 95% interval of exact match, for independent answers; None without any."""
+        if not self.answers:
+            return None
+        from scipy.stats import binomtest  # a second that only a reading needs
+
+        found = binomtest(self.exact_answers, self.answers).proportion_ci(0.95)
+        return float(found.low), float(found.high)
+
     def scalars(self) -> dict[str, float]:
         """Return the numbers worth a curve by their log key's last part."""
         values = {
@@ -126,6 +141,9 @@ class GroupReading:
 class CapabilityReading:
     """The reading of a set: all supervised tokens, those of each source, and some kinds of tokens apart.
 
+    The place on the continuum is that of the answers' own tokens, ``judged``: where answers are short, the token that
+    ends each of them would lift or lower the mean of all tokens, whatever the model knows of the task.
+
     Attributes:
         all: every supervised token.
         sources: by the name of the source.
@@ -133,6 +151,8 @@ class CapabilityReading:
         end: the tokens that end generation; None if none is supervised.
         cut_offs: of the places.
         rows_of_set: rows that the set has, whether read or not; None if unknown.
+        content: the answers' own tokens: all but the special ones; None if there are no others.
+        content_of_sources: the same by the name of the source.
     """
 
     all: GroupReading
@@ -141,18 +161,37 @@ class CapabilityReading:
     end: GroupReading | None
     cut_offs: CutOffs
     rows_of_set: int | None = None
+    content: GroupReading | None = None
+    content_of_sources: dict[str, GroupReading] = field(default_factory=dict)
+
+    @property
+    def judged(self) -> GroupReading:
+        """The group by which the place is judged: the answers' own tokens, or all where there are no others."""
+        return self.content or self.all
+
+    @property
+    def place(self) -> Place:
+        """Where the model stands on the continuum."""
+        return self.judged.place
+
+    def judged_of(self, source: str) -> GroupReading:
+        """Return the group by which the place of a source is judged."""
+        return self.content_of_sources.get(source, self.sources[source])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, as a checkpoint or a JSON file holds it."""
-        return asdict(self)
+        return {**asdict(self), "place": self.place}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> CapabilityReading:
         """Return the reading of what `to_dict` gave, perhaps by way of JSON."""
-        some = {name: content[name] and _group(content[name]) for name in ("special", "end")}
+        # readings of earlier releases do not tell the answers' own tokens apart
+        content = {"content": None, "content_of_sources": {}, **content}
+        some = {name: content[name] and _group(content[name]) for name in ("special", "end", "content")}
         return cls(
             all=_group(content["all"]),
             sources={name: _group(group) for name, group in content["sources"].items()},
+            content_of_sources={n: _group(group) for n, group in content["content_of_sources"].items()},
             cut_offs=CutOffs(**content["cut_offs"]),
             rows_of_set=content["rows_of_set"],
             **some,
@@ -160,7 +199,7 @@ class CapabilityReading:
 
 
 def _group(content: Mapping[str, Any]) -> GroupReading:
-    values = {field.name: content[field.name] for field in fields(GroupReading)}
+    values = {f.name: content[f.name] for f in fields(GroupReading)}
     for name, value in values.items():
         if name.endswith("_interval") and value is not None:
             values[name] = tuple(value)

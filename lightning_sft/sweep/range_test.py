@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -14,7 +15,7 @@ from lightning_sft.sweep.results import RangeTest
 from lightning_sft.sweep.search import find_crossing, geometric_grid
 from lightning_sft.sweep.session import Session, SweepSettings
 from lightning_sft.sweep.suggest import smoothed, suggest
-from lightning_sft.sweep.trial import Values
+from lightning_sft.sweep.trial import Observer, Values
 
 Reads = Literal["train", "val"]
 Choice = Literal["steepest", "minimum_tenth", "valley", "edge"]
@@ -45,6 +46,7 @@ def range_test(
     smoothing: float = 0.9,
     choice: Choice = "valley",
     edge_steps: int = 0,
+    observers: Sequence[Observer] = (),
 ) -> RangeTest:
     """Run a range test and leave no trace of it.
 
@@ -63,10 +65,11 @@ def range_test(
         choice: which suggestion to take.
         edge_steps: 0, or the steps of trials at a constant rate that bisect the edge to 2%. A rising rate crosses the
             edge unnoticed where training has meanwhile flattened what would diverge; trials from the snapshot do not.
+        observers: further ones, read after every step of the rising rate.
     """
     check_range(low, high, setting.steps, reads, choice, smoothing)
     rates = geometric_grid(low, high, setting.steps)
-    observers = [HeldOutObserver(trainer, val_batches)] if reads == "val" else []
+    observers = [*([HeldOutObserver(trainer, val_batches)] if reads == "val" else []), *observers]
     first: list[float] = []
 
     def too_high(values: Values) -> bool:
@@ -75,7 +78,7 @@ def range_test(
         return not math.isfinite(loss) or loss > setting.divergence * abs(first[0])
 
     with Session(trainer, module, setting, observers) as session:
-        trial = session.trial(low, observers, too_high if observers else None, rates)
+        trial = session.trial(low, observers, too_high if reads == "val" else None, rates)
         edge = _edge(session, rates[: trial.steps], edge_steps) if edge_steps else None
     if reads == "val":
         losses = [values[0] for values in trial.readings.get("val_nll", [])]

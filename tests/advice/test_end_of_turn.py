@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from lightning_sft import SFTDataModule, SFTModule
 from lightning_sft.advice.choice import MINUS_P, NLL_ON_SPECIAL, WITH_FLOOR, Choice
 from lightning_sft.advice.rules import advise
-from lightning_sft.callbacks import CapabilityProbe, FinalValidation
+from lightning_sft.callbacks import CapabilityProbe, FinalValidation, GenerationMonitor
 from lightning_sft.metrics.capability_reading import CapabilityReading
 from tests.toys import toy_model, toy_tokenizer
 
@@ -55,7 +55,7 @@ def knows_all_but_the_end(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 
 def trained(toy: Path, rows: Path, choice: Choice) -> tuple[float, CapabilityReading]:
-    """The share of greedy answers that end, after training under an objective, and the reading before."""
+    """``val/stop_share`` of eight greedy answers after training under an objective, and the reading before."""
     torch.manual_seed(0)
     module = SFTModule(
         str(toy), objective=choice.build(), optimizer=lambda p: torch.optim.SGD(p, lr=1.0), lr_scheduler="constant"
@@ -63,16 +63,12 @@ def trained(toy: Path, rows: Path, choice: Choice) -> tuple[float, CapabilityRea
     data = SFTDataModule(train=str(rows), val_split=16, batch_size=16)
     probe = CapabilityProbe(most_share=None)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    given = {"max_steps": 100, "limit_val_batches": 0, "logger": False, "accelerator": "cpu"}
-    Trainer(**given, **quiet, callbacks=[probe, FinalValidation(enabled=False)]).fit(module, data)
-    model = module.scorer.causal_lm.eval()
-    ended = 0
-    prompts = [row.prompt_ids for row in data.generation_rows("val", 8)]
-    for prompt in prompts:
-        answer = model.generate(torch.tensor([prompt]), max_new_tokens=16, do_sample=False, pad_token_id=0)
-        ended += END in answer[0, len(prompt) :].tolist()
+    given = {"max_steps": 100, "check_val_every_n_epoch": 100, "num_sanity_val_steps": 0, "logger": False}
+    callbacks = [probe, FinalValidation(), GenerationMonitor(samples=8, max_new_tokens=16)]
+    trainer = Trainer(**given, **quiet, accelerator="cpu", callbacks=callbacks)
+    trainer.fit(module, data)
     assert probe.start is not None
-    return ended / len(prompts), probe.start
+    return float(trainer.callback_metrics["val/stop_share"]), probe.start
 
 
 def test_minus_p_never_stops_and_what_is_advised_instead_does(knows_all_but_the_end: tuple[Path, Path]) -> None:

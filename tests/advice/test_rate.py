@@ -29,6 +29,14 @@ def test_the_rate_against_the_curve(rate: float, verdict: str) -> None:
     assert reading.suggestion == pytest.approx(0.01)
 
 
+def test_a_sane_rate_above_the_suggestions_says_why_it_may_stay() -> None:
+    why = judge_rate(0.05, FALLS).why
+    assert "falling up to 0.1, 2.0 times as much" in why
+    assert "name lower rates (0.001 to 0.01)" in why
+    assert "nothing against 0.05" in why
+    assert "name lower rates" not in judge_rate(5e-4, FALLS).why
+
+
 def test_a_curve_that_falls_to_its_end_calls_no_rate_too_high() -> None:
     assert judge_rate(1.0, curve([5.0, 4.9, 4.5, 4.0, 3.0, 2.0])).verdict == "sane"
 

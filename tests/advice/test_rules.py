@@ -1,6 +1,6 @@
 """Planted readings give the advice that this table states."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -44,9 +44,9 @@ CASES = {
         False,
         "teach it with NLL",
     ),
-    "between": Case(planted({"a": 0.4}), "intermediate", NLL, (), NLL, True, "Compare two"),
+    "between": Case(planted({"a": 0.4}), "intermediate", NLL, (), NLL, True, "no objective is known to win here"),
     "an interval over the cut-off": Case(
-        planted({"a": 0.68}, noise=0.25), "strong", MINUS_P, (NLL,), NLL, True, "holds the cut-off 0.7"
+        planted({"a": 0.71}, noise=0.25), "strong", MINUS_P, (NLL,), NLL, True, "holds the cut-off 0.7"
     ),
     "few rows": Case(planted({"a": 0.8}, rows=7), "strong", MINUS_P, (NLL,), NLL, True, "13 are missing"),
     "sources that differ": Case(
@@ -57,6 +57,9 @@ CASES = {
     ),
     "an unknown end token, between": Case(
         planted({"a": 0.5}, end=1e-5), "intermediate", NLL, (MINUS_P,), NLL, True, "mean p 1e-05"
+    ),
+    "short answers whose end is known": Case(
+        planted({"a": 0.057}, end=0.9), "weak", NLL, (MINUS_P, LIKELY_ONLY, Choice("DFT")), NLL, False, "teach it"
     ),
     "all known": Case(
         planted({"a": 0.99}, exact=True), "strong", MINUS_P, (NLL,), MINUS_P, False, "little left to teach"
@@ -94,6 +97,23 @@ def test_a_source_with_few_rows_says_how_many_are_missing() -> None:
     limits = "\n".join(advise(reading).limits)
     assert f"Source 'a': 8 rows were read, {ENOUGH_ROWS - 8} too few" in limits
     assert "Source" not in "\n".join(advise(planted({"a": 0.8, "b": 0.8})).limits)
+
+
+def test_few_right_or_wrong_answers_are_called_thin_evidence() -> None:
+    none, every = (advise(planted({"a": 0.4}, exact=exact)).limits for exact in (False, True))
+    assert "none of 60 answers is right" in none[0]
+    assert "0.0% to 6.0%" in none[0]
+    assert "none of 60 answers is wrong" in every[0]
+    assert "thin evidence" not in "".join(advise(planted({"a": 0.4}, end=None)).limits)
+
+
+def test_special_tokens_of_which_none_ends_generation_are_a_trap() -> None:
+    reading = planted({"a": 0.4}, end=None)
+    assert advise(reading).trap is None
+    trap = advise(replace(reading, special=reading.all)).trap
+    assert trap is not None
+    assert "nothing teaches the model to stop" in trap
+    assert "eos_token" in trap
 
 
 @pytest.mark.parametrize("name", CASES)

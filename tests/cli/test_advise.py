@@ -10,13 +10,14 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from lightning_sft.advice.comparison import FIRST_LOOK, Comparison
 from lightning_sft.advice.rules import advise
 from lightning_sft.cli.advise import options_of_run
 from lightning_sft.cli.entry import main
 from lightning_sft.metrics import load_reading
-from tests.advice.readings import planted
+from tests.advice.test_rules import CASES
 from tests.distributed.ranks import two_ranks
-from tests.running import toy_arguments, write_rows
+from tests.running import run_folder, toy_arguments, write_rows
 
 RATE = {"model__optimizer": "AdamW", "model__optimizer.lr": 1e-3, "trainer__max_steps": 50}
 
@@ -47,7 +48,7 @@ def test_the_whole_page(toy_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Trainer, "fit", watched)
     given = arguments(toy_folder, tmp_path)
     page = page_of([*given, "--range_steps=12"], capsys)
-    for title in ("Data", "Where the model stands", "Which objective", "Learning rate", "Cost"):
+    for title in ("The run", "Data", "Where the model stands", "Which objective", "Learning rate", "Cost"):
         assert f"## {title}" in page
     assert "36 rows" in page
     assert "leaks: 0 rows" in page
@@ -55,10 +56,17 @@ def test_the_whole_page(toy_folder, tmp_path, capsys, monkeypatch):
     content = json.loads(Path("advice/advice.json").read_text())
     assert content["data"]["train"]["rows"] == 36
     assert content["cost"]["steps"] == 50
-    assert content["cost"]["measured_steps"] == 4
+    assert content["cost"]["measured_steps"] == 11, "the steps of the range test are those that are timed"
     assert content["cost"]["validations"] == 5  # nine batches an epoch
     assert load_reading("advice/capability.json").all.rows == 36
     assert content["command"] in page
+    assert (content["setup"]["model"], content["setup"]["rows_of_step"]) == (str(toy_folder), 4)
+    assert content["setup"]["epochs"] == pytest.approx(50 * 4 / 36)
+    assert "50, which is 5.56 epochs of 36 rows" in page
+    assert "4 rows (4 a batch)" in page
+    assert [text.count("\u27e6") for text in content["examples"]] == [1, 1]
+    assert all(f"```text\n{text}\n```" in page for text in content["examples"])
+    assert "say 0" in content["examples"][0]
     # nothing but the page, and the weights are the folder's
     assert {p.name for p in tmp_path.iterdir()} == {"rows.jsonl", "advice"}
     from transformers import AutoModelForCausalLM
@@ -142,18 +150,65 @@ def test_the_options_of_the_run_are_told_from_those_of_the_verb():
     assert options_of_run(given) == ["--config", "a.yaml", "--model.lr", "1", "--data.seed=3"]
 
 
-def test_the_command_of_a_thin_advice_is_a_comparison_that_parses():
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.compare])
+def test_the_command_of_a_thin_advice_is_a_comparison_that_parses(name):
     from lightning_sft.cli.compare.arms import objective_arms
     from lightning_sft.cli.compare.verb import parse
 
-    command = advise(planted({"a": 0.4})).command("--config own.yaml")
-    words = shlex.split(command)
+    advice = advise(CASES[name].reading)
+    words = shlex.split(advice.command("--config own.yaml"))
     assert words[:2] == ["lightning", "compare"]
     asked, rest = parse(words[2:])
     arms = objective_arms(asked.objectives)
-    assert len(arms) == 3
+    assert len(arms) == len(advice.arms) == 3
     assert arms[0].name == "NLL"
     assert rest == ["--config", "own.yaml"]
+
+
+def test_what_a_comparison_costs_is_what_it_does_by_default():
+    from lightning_sft.cli.compare.verb import parse
+
+    usual, look = parse([])[0], parse(FIRST_LOOK.split())[0]
+    for asked, counted in ((usual, Comparison.usual(3)), (look, Comparison.first_look(3))):
+        assert counted.trials == (asked.points + 2 * asked.refine) * asked.search_replicates
+        assert counted.replicates == asked.replicates
+        assert counted.fits == 3 * (counted.trials + counted.replicates)
+
+
+FITS = {advise(case.reading).fit(""): name for name, case in CASES.items()}
+
+
+@pytest.mark.parametrize("name", FITS.values(), ids=[command.partition("objective ")[2] for command in FITS])
+def test_the_fit_that_an_advice_ends_with_runs_to_its_end(toy_folder, tmp_path, name):
+    advice = advise(CASES[name].reading)
+    given = arguments(toy_folder, tmp_path, trainer__max_steps=2)
+    words = shlex.split(advice.fit(shlex.join(given)))
+    assert words[:2] == ["lightning", "fit"]
+    main(words[1:])
+    saved = torch.load(run_folder() / "checkpoints/last.ckpt", weights_only=True)
+    assert saved["global_step"] == 2
+    assert saved["lightning_sft"]["objective"] == repr(advice.pick.build())
+
+
+@pytest.mark.parametrize(
+    "more",
+    ["--points 0 --replicates 2", pytest.param(FIRST_LOOK, marks=pytest.mark.slow)],
+    ids=["fast", "the first look of the page"],
+)
+def test_the_comparison_that_a_page_ends_with_runs_to_its_end(toy_folder, tmp_path, capsys, more):
+    between = json.dumps([{"class_path": "CapabilityProbe", "init_args": {"weak": 1e-6, "strong": 0.9}}])
+    given = arguments(toy_folder, tmp_path, trainer__callbacks=between, trainer__max_steps=2)
+    page = page_of([*given, "--skip=rate", "--steps=1"], capsys)
+    content = json.loads(Path("advice/advice.json").read_text())
+    assert content["advice"]["place"] == "intermediate"
+    assert content["command"] == content["advice"]["command"]
+    assert "45 fits like this run, about" in page
+    assert f"append `{FIRST_LOOK}`: 18 fits" in page
+    assert content["fit"] in page
+    main([*shlex.split(content["command"])[1:], *more.split()])
+    printed = capsys.readouterr().out
+    assert all(arm in printed for arm in ("NLL", "PowerFamily(alpha=1.0)", "PowerFamily(alpha=0.5)"))
+    assert list(Path("comparisons/compare").glob("*.md")), sorted(Path("comparisons/compare").iterdir())
 
 
 @pytest.mark.ranks

@@ -96,6 +96,37 @@ def test_places_and_their_cut_offs(mean_p, place):
     assert read_capability(tokens, cut_offs=CutOffs(weak=0.0, strong=1.0)).all.place == "intermediate"
 
 
+def test_the_place_is_that_of_the_answers_own_tokens():
+    tokens = table()
+    p = torch.where(tokens.kind == 0, 0.06, 0.9)  # 80 of 600 are special
+    reading = read_capability(tokens._replace(logp=p.double().log()), ("even", "odd"))
+    assert (reading.all.place, reading.place, reading.content.tokens) == ("intermediate", "weak", 520)
+    assert reading.content.mean_p == pytest.approx(0.06, rel=1e-6)
+    assert [reading.judged_of(name).place for name in reading.sources] == ["weak", "weak"]
+    assert CapabilityReading.from_dict(json.loads(json.dumps(reading.to_dict()))) == reading
+    only = read_capability(tokens.where(tokens.kind != 0))
+    assert only.content is None
+    assert only.judged == only.all
+
+
+def test_a_reading_of_an_earlier_release_is_judged_by_all_tokens():
+    content = read_capability(table(), ("even", "odd")).to_dict()
+    for name in ("content", "content_of_sources", "place"):
+        del content[name]
+    reading = CapabilityReading.from_dict(content)
+    assert reading.judged == reading.all
+    assert reading.judged_of("odd") == reading.sources["odd"]
+
+
+def test_the_interval_of_exact_match_is_exact():
+    tokens = table()
+    reading = read_capability(tokens)
+    assert (reading.all.exact_answers, reading.all.answers) == (10, 40)
+    none = read_capability(tokens._replace(answer=torch.where(tokens.answer == EXACT, WRONG, tokens.answer))).all
+    assert none.exact_match_interval == pytest.approx((0.0, 1 - 0.025 ** (1 / 40)))  # of none right: (1 - p)^n
+    assert read_capability(tokens._replace(answer=torch.zeros(600))).all.exact_match_interval is None
+
+
 @pytest.mark.parametrize("given", [(0.7, 0.1), (-0.1, 0.5), (0.5, 1.5), (0.5, 0.5)])
 def test_cut_offs_out_of_order_are_refused(given):
     with pytest.raises(UserError, match="0 <= weak < strong <= 1"):
