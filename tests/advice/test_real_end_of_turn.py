@@ -31,7 +31,7 @@ def prepare(folder: Path) -> tuple[Path, Path]:
     words.save_pretrained(folder / "words")
     rows = []
     for i in range(104):
-        first, count = 1 + i * 37 % 60, 2 + i % 3
+        first, count = 1 + i * 37 % 60, 3 + i % 4
         asked = f"Count from {first} to {first + count - 1}."
         rows.append({"prompt": asked, "completion": ", ".join(map(str, range(first, first + count)))})
     path = folder / "rows.jsonl"
@@ -51,8 +51,8 @@ def fitted(words: Path, rows: Path, choice: Choice, probe: CapabilityProbe) -> f
         lr_scheduler="constant",
     )
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    callbacks = [probe, FinalValidation(), GenerationMonitor(samples=8, max_new_tokens=20)]
-    given = {"max_steps": 20, "num_sanity_val_steps": 0, "gradient_clip_val": 1.0, "logger": False}
+    callbacks = [probe, FinalValidation(), GenerationMonitor(samples=8, max_new_tokens=24)]
+    given = {"max_steps": 16, "num_sanity_val_steps": 0, "gradient_clip_val": 1.0, "logger": False}
     trainer = Trainer(**given, **quiet, accelerator="cpu", default_root_dir=rows.parent, callbacks=callbacks)
     trainer.fit(module, SFTDataModule(train=str(rows), val_split=8, batch_size=4))
     return float(trainer.callback_metrics["val/stop_share"])

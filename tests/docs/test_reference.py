@@ -38,7 +38,7 @@ BY_NAME = {
     *("val/<set>/...", "test/<set>/...", "train/source/<name>/nll", "train/source/<name>/token_share"),
     *("train/router_loss", "train/adapter_loss"),
     *("val/pass_at_<k>", "test/pass_at_<k>", "val/sampled_pass_at_<k>", "test/sampled_pass_at_<k>"),
-    *("capability/special/...", "capability/end/...", "capability/source/<name>/..."),
+    *("capability/content/...", "capability/special/...", "capability/end/...", "capability/source/<name>/..."),
 }
 
 
@@ -84,8 +84,8 @@ def test_log_keys_are_those_of_a_run(tmp_path: Path) -> None:
     logged = logged_keys(Path(logger.log_dir)) - {"epoch"}
     assert "synonyms/first/rank" in logged
     assert "order/output_phi" in logged
-    apart = {key for key in logged if re.match("capability/(special|end)/", key)}
-    assert {"capability/special/mean_p", "capability/end/nll"} <= apart
+    apart = {key for key in logged if re.match("capability/(content|special|end)/", key)}
+    assert {"capability/content/mean_p", "capability/special/mean_p", "capability/end/nll"} <= apart
     # which shares there are depends on the tokens: none was outranked, or none had a near-synonym before it
     watched = {key for key in logged if key.startswith("silent/")}
     forms = {re.sub("^silent/(train|val)/", "silent/<set>/", key) for key in watched}
