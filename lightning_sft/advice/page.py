@@ -122,8 +122,8 @@ def _comparison(advice: Advice, cost: Cost | None) -> str:
     usual, look = Comparison.usual(len(advice.arms)), Comparison.first_look(len(advice.arms))
 
     def lasts(fits: int) -> str:
-        known = cost is not None and cost.seconds is not None
-        return f", about {_duration(fits * cost.seconds)} on this machine" if known else ""
+        seconds = None if cost is None else cost.seconds
+        return "" if seconds is None else f", about {_duration(fits * seconds)} on this machine"
 
     return (
         f"It compares {usual.arms} objectives. Each searches for its own learning rate with {usual.trials} fits and is "
