@@ -9,7 +9,7 @@ from lightning_sft.sweep.prediction.curve import first_crossing, lag, shortfall
 from lightning_sft.sweep.prediction.estimate import Target, estimate, plan_runs
 
 T = 12
-CONSTANT = Target((1 / T,) * T, float(T), 0.9)
+CONSTANT = Target((1.0,) * T, 0.9)
 
 
 def only(gaps):

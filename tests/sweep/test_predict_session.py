@@ -59,9 +59,9 @@ def test_prediction_and_sweep_of_one_run(toy_folder: Path, tmp_path: Path) -> No
     assert abs(math.log(said.lr / found["upper"])) < 0.03
     assert said.low < found["upper"] < said.high
     assert prediction.steps <= sum(t["steps"] for t in found["trials"]) / 10
-    weights = prediction.inputs["target"]["weights"]
-    assert len(weights) == 12
-    assert weights[0] < weights[2] > weights[-1]
+    shares = prediction.inputs["target"]["shares"]
+    assert len(shares) == 12
+    assert shares[0] < shares[2] > shares[-1]
     assert SHORT_DATA not in prediction.notes
 
 

@@ -58,6 +58,34 @@ def _roots(a: float, b: float, c: float) -> list[float]:
     return [n / d for n, d in ((q, a), (c, q)) if d != 0]
 
 
+def crossing_between(distances: Sequence[float], gaps: Sequence[float]) -> float:
+    """Return at which distance a gap first crosses zero, with readings at any distances.
+
+    Args:
+        distances: of the readings, in rising order, (readings,).
+        gaps: at these, (readings,); the first is negative.
+
+    Returns:
+        A distance; infinity if none is in sight within twice the last.
+
+    >>> crossing_between([0.0, 1.0, 3.0], [-4.0, -3.0, -1.0])
+    4.0
+    """
+    after = next((i for i, gap in enumerate(gaps) if gap > 0), None)
+    start = max(len(gaps) - 3, 0) if after is None else min(max(after - 2, 0), max(len(gaps) - 3, 0))
+    at, own = distances[start : start + 3], gaps[start : start + 3]
+    low, high = (distances[-1], 2 * distances[-1]) if after is None else (distances[after - 1], distances[after])
+    if len(set(at)) < 3:
+        rise = (own[-1] - own[0]) / (at[-1] - at[0]) if at[-1] > at[0] else 0.0
+        roots = [at[0] - own[0] / rise] if rise > 0 else []
+    else:
+        first, second = (own[1] - own[0]) / (at[1] - at[0]), (own[2] - own[1]) / (at[2] - at[1])
+        curve = (second - first) / (at[2] - at[0])
+        roots = [at[0] + root for root in _roots(curve, first - curve * (at[1] - at[0]), own[0])]
+    slack = 1e-9 * distances[-1]
+    return min((min(max(r, low), high) for r in roots if low - slack <= r <= high + slack), default=math.inf)
+
+
 def lag(weights: Sequence[float], beta: float) -> float:
     """Return the mean over a run of what the first moment remembers of a gradient that grows as tau^2.
 

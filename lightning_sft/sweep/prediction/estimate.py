@@ -20,7 +20,7 @@ class GapRunner(Protocol):
         """Take one optimizer step at each rate, from the start.
 
         Args:
-            rates: one for each step; with none, the gaps are only read.
+            rates: one for each step, each for an optimizer whose gain is 1; with none, the gaps are only read.
 
         Returns:
             Gaps in logits, (steps + 1, probes): before the first step, and after each.
@@ -32,7 +32,7 @@ class ShortRun:
     """A short run of equal steps.
 
     Attributes:
-        rate: of each step.
+        rate: progress of each step: its rate times the optimizer's gain.
         gaps: before the first step and after each, (steps + 1, probes).
     """
 
@@ -46,7 +46,7 @@ class ShortRun:
 
     @property
     def total(self) -> float:
-        """Sum of the rates."""
+        """Progress of all steps."""
         return self.rate * self.steps
 
 
@@ -54,15 +54,37 @@ class ShortRun:
 class Target:
     """The run whose critical rate is asked for.
 
+    Progress is rate times gain: what a step moves a weight under a steady gradient (`step_gains`).
+
     Attributes:
-        weights: share of each of its steps in its sum of rates, (steps,).
-        multiplier: its sum of rates at a peak rate of 1; the number of steps under a constant rate.
-        beta: of the optimizer's first moment.
+        shares: each step's rate as a share of the peak rate, (steps,).
+        gains: of the optimizer from its first step on, (steps or more,); empty: 1 in each.
+        beta: decay of the optimizer's first moment.
     """
 
-    weights: tuple[float, ...]
-    multiplier: float
+    shares: tuple[float, ...]
     beta: float
+    gains: tuple[float, ...] = ()
+
+    @property
+    def multiplier(self) -> float:
+        """Its progress at a peak rate of 1: the number of steps under a constant rate and gains of 1."""
+        return sum(self._progress)
+
+    @property
+    def weights(self) -> list[float]:
+        """Share of each step in its progress, (steps,)."""
+        return [part / self.multiplier for part in self._progress]
+
+    @property
+    def way(self) -> list[float]:
+        """Progress at a peak rate of 1 before the first step and after each, (steps + 1,)."""
+        return [0.0, *itertools.accumulate(self._progress)]
+
+    @property
+    def _progress(self) -> list[float]:
+        gains = self.gains or (1.0,) * len(self.shares)
+        return [share * gain for share, gain in zip(self.shares, gains, strict=False)]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from lightning_sft.errors import UserError
 from lightning_sft.models.access import input_embeddings
 from lightning_sft.probes.encode import EncodedProbes
 from lightning_sft.probes.forward import evaluation
+from lightning_sft.sweep.prediction.gains import grows_with_gradient, step_gains
+from lightning_sft.sweep.prediction.replay import Field, Gradients, length
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -68,12 +70,12 @@ class ModelRunner:
         self.steps = 0
         self._before: list[Tensor] = []
         self._gradients: list[Tensor | None] = []
+        self.field = Field()  # gradients along the last run
 
     def __enter__(self) -> Self:
         self._before = [p.detach().clone() for p in self._parameters]
         self._gradients = [p.grad for p in self._parameters]
-        for parameter in self._parameters:
-            parameter.grad = None
+        self._clear()
         return self
 
     def __exit__(
@@ -82,7 +84,7 @@ class ModelRunner:
         self._restore()
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
-        self._before, self._gradients = [], []
+        self._before, self._gradients, self.field = [], [], Field()
 
     @torch.no_grad()
     def _restore(self) -> None:
@@ -94,6 +96,14 @@ class ModelRunner:
         """Decay of the optimizer's first moment."""
         return first_beta(self._make_optimizer(self._parameters))
 
+    def gains(self, steps: int) -> list[float]:
+        """Return what each step of the optimizer moves, per unit of rate; see `step_gains`."""
+        return step_gains(self._make_optimizer(self._parameters), steps)
+
+    def grows_with_gradient(self) -> bool:
+        """Return whether steps of the optimizer grow with the gradient."""
+        return grows_with_gradient(self._make_optimizer(self._parameters))
+
     def describe_optimizer(self) -> dict[str, Any]:
         """Return the optimizer's class and settings as plain data."""
         optimizer = self._make_optimizer(self._parameters)
@@ -102,29 +112,64 @@ class ModelRunner:
 
     def train_on(self, encoded: EncodedProbes) -> None:
         """Train and read other probes from now on."""
+        self.field = Field()
         self.encoded = encoded.to(self.encoded.last.device)
 
     def __call__(self, rates: Sequence[float]) -> list[list[float]]:
-        """Take a step at each rate from the start; see `GapRunner`."""
-        if self.steps:
-            self._restore()
-        gaps = []
-        optimizer = self._make_optimizer(self._parameters)
-        first = float(optimizer.param_groups[0]["lr"])
-        ratios = [float(group["lr"]) / first if first else 1.0 for group in optimizer.param_groups]
+        """Take a step at each rate from the start, and keep the gradients as `field`; see `GapRunner`."""
+        self.begin()
+        found, gaps = Field(), []
+        for rate in rates:
+            read, gradients = self.gradients()
+            gaps.append(read)
+            found.add(self.distance(), gradients)
+            self.move(gradients, rate)
+        if rates:
+            self.field = found
+        return [*gaps, self.gaps()]
+
+    # ------------------------------------------------------------------ step by step: see `Steerable`
+
+    def begin(self) -> None:
+        """Go back to the start, with a new optimizer."""
+        self._restore()
+        self._optimizer = self._make_optimizer(self._parameters)
+        first = float(self._optimizer.param_groups[0]["lr"])
+        self._ratios = [float(group["lr"]) / first if first else 1.0 for group in self._optimizer.param_groups]
+
+    def gradients(self) -> tuple[list[float], Gradients]:
+        """Return gaps and gradients here."""
         with evaluation(self._model), torch.enable_grad():
-            for rate in rates:
-                logits = self._answers()
-                gaps.append(self._gaps(logits.detach()))
-                cross_entropy(logits, self.encoded.correct).backward()
-                for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
-                    group["lr"] = rate * ratio
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                self.steps += 1
-            with torch.no_grad():
-                gaps.append(self._gaps(self._answers()))
-        return gaps
+            logits = self._answers()
+            cross_entropy(logits, self.encoded.correct).backward()
+        self.steps += 1
+        own = [p.grad for p in self._parameters]
+        self._clear()
+        return self._gaps(logits.detach()), own
+
+    def gaps(self) -> list[float]:
+        """Return the gaps here."""
+        with evaluation(self._model), torch.no_grad():
+            return self._gaps(self._answers())
+
+    def move(self, gradients: Gradients, rate: float) -> None:
+        """Take one step of the optimizer on given gradients; parameter groups keep their ratios."""
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            # a copy: an optimizer may write into what it is given
+            parameter.grad = None if gradient is None else gradient.clone()
+        for group, ratio in zip(self._optimizer.param_groups, self._ratios, strict=True):
+            group["lr"] = rate * ratio
+        self._optimizer.step()
+        self._clear()
+
+    @torch.no_grad()
+    def distance(self) -> float:
+        """Return the Euclidean distance of the weights from their start."""
+        return length([p - before for p, before in zip(self._parameters, self._before, strict=True)])
+
+    def _clear(self) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def _answers(self) -> Tensor:
         """Return the logits at the answer positions, (probes, vocab), at least fp32."""

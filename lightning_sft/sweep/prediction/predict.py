@@ -19,6 +19,7 @@ from lightning_sft.probes.files import load_probes
 from lightning_sft.probes.forward import read_probes
 from lightning_sft.probes.probe import Probe
 from lightning_sft.sweep.prediction.estimate import Estimate, GapRunner, Target, estimate, plan_runs
+from lightning_sft.sweep.prediction.gains import rates_of_progress
 from lightning_sft.sweep.prediction.model import ModelRunner, OptimizerFactory, adamw, only
 from lightning_sft.sweep.prediction.record import (
     CriticalLRPrediction,
@@ -28,7 +29,22 @@ from lightning_sft.sweep.prediction.record import (
     versions,
     weights_hash,
 )
+from lightning_sft.sweep.prediction.refine import (
+    OF_REPLAY,
+    OF_TRIAL,
+    REPLAYS,
+    TRIALS,
+    Refined,
+    WholeRun,
+    Width,
+    by_replays,
+    rate_of,
+    refine,
+    refined,
+)
 
+#: steps of the longest of the short runs
+LONGEST_SHORT_RUN = 4
 #: Sum of rates of the first short run, for each logit of D0: a round number of the right size for AdamW on all weights.
 START = 8e-6
 #: The two rules beside a prediction: sums of rates at which probes flip, the median probe's and a logit's of D0. They
@@ -81,21 +97,24 @@ def predict_critical_lr(
         encoded = name_competitors(encoded, read_probes(model, encoded).logits, model, tokenizer)
     names = [p.name for p in encoded.probes]
     with ModelRunner(model, encoded, optimizer) as runner:
-        target = make_target(steps, runner.beta, schedule)
+        target = make_target(steps, runner.beta, schedule, runner.gains(max(steps, LONGEST_SHORT_RUN)))
         inputs = {
             "model": {"class": type(model).__name__, "weights": weights_hash(model)},
             **probes_inputs(encoded, tokenizer),
             **settings_inputs(target, together, quantile, start),
             "optimizer": runner.describe_optimizer(),
         }
+        replays, width = by_replays(runner, target), OF_REPLAY[runner.grows_with_gradient()]
         if together:
-            whole, single = predict_set(runner, names, target, quantile, start)
-            prediction = CriticalLRPrediction(single, whole, inputs)
+            whole, single = predict_set(runner, names, target, quantile, start, replays, width)
+            prediction = CriticalLRPrediction(single, replace(whole, steps=runner.steps), inputs)
         else:
             single = []
             for i, name in enumerate(names):
                 runner.train_on(only(encoded, i))
-                single.append(predict_set(runner, [name], target, quantile, start)[0])
+                before = runner.steps
+                said, _ = predict_set(runner, [name], target, quantile, start, replays, width)
+                single.append(replace(said, steps=runner.steps - before))
             prediction = CriticalLRPrediction(single, None, inputs)
     if path is not None:
         prediction.write(path)
@@ -103,7 +122,13 @@ def predict_critical_lr(
 
 
 def predict_set(
-    run: GapRunner, names: Sequence[str], target: Target, quantile: float = 0.5, start: float = START
+    run: GapRunner,
+    names: Sequence[str],
+    target: Target,
+    quantile: float = 0.5,
+    start: float = START,
+    whole: WholeRun | None = None,
+    width: Width = OF_TRIAL,
 ) -> tuple[ProbePrediction, list[ProbePrediction]]:
     """Predict for probes that are trained together, with any runner.
 
@@ -115,10 +140,13 @@ def predict_set(
         names: of the probes.
         target: the run that is asked about.
         quantile: share of the probes that must have flipped.
-        start: sum of rates of the first short run, for each logit of D0.
+        start: progress of the first short run, for each logit of D0.
+        whole: makes the whole run at a rate; None: short runs alone.
+        width: of the intervals of what whole runs say; that of trials makes one of them enough, mostly.
 
     Returns:
-        The prediction for the set (named after its probe if it has but one), and one for each probe.
+        The prediction for the set (named after its probe if it has but one), and one for each probe. Steps are those of
+        the short runs; whoever counts others adds them.
 
     Raises:
         UserError: a quantile or a start that cannot be.
@@ -139,20 +167,36 @@ def predict_set(
     def of_probe(i: int) -> Callable[[Sequence[float]], float]:
         return lambda gaps: gaps[i]
 
-    runs = plan_runs(run, of_set, start)
-    steps = sum(r.steps for r in runs)
-    single = [_named(name, estimate(runs, of_probe(i), target), target) for i, name in enumerate(names)]
-    whole = _named(names[0] if len(names) == 1 else "all", estimate(runs, of_set, target), target)
-    return replace(whole, steps=steps, seconds=time.perf_counter() - began), single
+    gains = target.gains or (1.0,) * LONGEST_SHORT_RUN
+    runs = plan_runs(lambda progress: run(rates_of_progress(progress, gains)), of_set, start)
+    said, each = estimate(runs, of_set, target), [estimate(runs, of_probe(i), target) for i in range(len(names))]
+    if whole is not None and said.d0 > 0:
+        found = refine(whole, of_set, target, runs, said, *(TRIALS if width is OF_TRIAL else REPLAYS))
+        if found is not None:
+            said = refined(said, found, found.rate, width)
+            each = [_followed(one, found, [row[i] for row in found.last.gaps], width) for i, one in enumerate(each)]
+    single = [_named(name, one, target) for name, one in zip(names, each, strict=True)]
+    one_for_all = _named(names[0] if len(names) == 1 else "all", said, target)
+    spent = sum(r.steps for r in runs)
+    return replace(one_for_all, steps=spent, seconds=time.perf_counter() - began), single
 
 
-def make_target(steps: int, beta: float, schedule: Sequence[float] | None = None) -> Target:
+def _followed(said: Estimate, found: Refined, gaps: Sequence[float], width: Width) -> Estimate:
+    """Return what the last run, made for a set, says of one of its probes."""
+    rate = rate_of(found, gaps) if said.d0 > 0 else None
+    return said if rate is None else refined(said, found, rate, width)
+
+
+def make_target(
+    steps: int, beta: float, schedule: Sequence[float] | None = None, gains: Sequence[float] = ()
+) -> Target:
     """Describe the run whose critical rate is asked for.
 
     Args:
         steps: its optimizer steps.
         beta: of the optimizer's first moment.
         schedule: each step's rate as a share of the peak rate; None is a constant rate.
+        gains: of the optimizer (`step_gains`), for at least as many steps as the run and the short runs have.
 
     Raises:
         UserError: no step, or a schedule that does not fit.
@@ -160,13 +204,12 @@ def make_target(steps: int, beta: float, schedule: Sequence[float] | None = None
     if steps < 1:
         raise UserError(f"steps is {steps}. Allowed: 1 or more optimizer steps.")
     shares = [1.0] * steps if schedule is None else [float(share) for share in schedule]
-    total = sum(shares)
-    if len(shares) != steps or not all(0 <= s < math.inf for s in shares) or not total > 0:
+    if len(shares) != steps or not all(0 <= s < math.inf for s in shares) or not sum(shares) > 0:
         raise UserError(
             f"The schedule has {len(shares)} shares of the peak rate ({min(shares, default=0)} to "
             f"{max(shares, default=0)}) for {steps} steps. Allowed: one for each step, none negative, not all zero."
         )
-    return Target(tuple(share / total for share in shares), total, beta)
+    return Target(tuple(shares), beta, tuple(gains))
 
 
 def settings_inputs(target: Target, together: bool, quantile: float, start: float) -> dict[str, Any]:

@@ -5,23 +5,29 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_sft.sweep.fingerprint import fingerprint
+from lightning_sft.sweep.prediction.checks import check_predictable
+from lightning_sft.sweep.prediction.estimate import Target
+from lightning_sft.sweep.prediction.gains import step_gains
 from lightning_sft.sweep.prediction.model import first_beta
-from lightning_sft.sweep.prediction.predict import START, make_target, predict_set, settings_inputs
+from lightning_sft.sweep.prediction.predict import LONGEST_SHORT_RUN, START, make_target, predict_set, settings_inputs
 from lightning_sft.sweep.prediction.record import CriticalLRPrediction
+from lightning_sft.sweep.prediction.replay import Replay
 from lightning_sft.sweep.rates import peak_rate
 from lightning_sft.sweep.session import Session
 from lightning_sft.sweep.snapshot import Snapshot
 from lightning_sft.sweep.store import FOLDER
 from lightning_sft.sweep.trial import Observer
 
-SHORT_DATA = (
-    "short runs see only the first rows of those that the sweep sees; no interval knows how the later ones differ"
+WHOLE_RUN = (
+    "the rows differ from step to step, so that short runs only say where to look, and the prediction follows one to "
+    "three runs of all steps"
 )
 
 
@@ -40,6 +46,7 @@ def predict_in_session(
         quantile: share of the probes that must have flipped.
     """
     trainer, setting = session.trainer, session.setting
+    check_predictable(trainer)
     start = session.start(observers)["margin"]  # rank 0's for all: the next run is chosen by it
 
     def run(rates: Sequence[float]) -> list[list[float]]:
@@ -51,16 +58,37 @@ def predict_in_session(
         return [start, *seen, *(lost for _ in range(len(rates) - len(seen)))]
 
     shares = schedule_shares(trainer, session.runner.snapshot, setting.steps)
-    target = make_target(setting.steps, first_beta(trainer.optimizers[0]), shares)
-    whole, single = predict_set(run, names, target, quantile)
+    gains = step_gains(trainer.optimizers[0], max(setting.steps, LONGEST_SHORT_RUN), trainer.global_step)
+    target = make_target(setting.steps, first_beta(trainer.optimizers[0]), shares, gains)
+    whole_run = None if _one_batch(session) else _WholeRun(session, observers, start, target)
+    whole, single = predict_set(run, names, target, quantile, START, whole_run)
+    if whole_run is not None:
+        whole = replace(whole, steps=whole.steps + whole_run.steps)
     inputs = {"run": session.digest, "probes": list(names), **settings_inputs(target, True, quantile, START)}
     prediction = CriticalLRPrediction(single, whole, inputs)
-    if not _one_batch(session):
-        prediction.notes.append(SHORT_DATA)
+    if whole_run is not None:
+        prediction.notes.append(WHOLE_RUN)
     if setting.folder is not None and trainer.is_global_zero:
         _write_once(prediction, setting.folder / FOLDER / f"{setting.name}.prediction.{prediction.hash[:12]}.json")
     rank_zero_info(f"Prediction, before the sweep {setting.name}:\n{prediction}\n")
     return prediction
+
+
+class _WholeRun:
+    """Trials of all steps, on the rows and under the schedule of the fit; see `WholeRun`."""
+
+    def __init__(self, session: Session, observers: Sequence[Observer], start: list[float], target: Target) -> None:
+        self._session, self._observers, self._start, self._target = session, observers, start, target
+        self.steps = 0
+
+    def __call__(self, rate: float, way: Sequence[float]) -> Replay:
+        trial = self._session.trial(rate, self._observers)
+        self.steps += trial.steps
+        seen = trial.readings.get("margin", [])
+        if len(seen) < len(self._target.shares):  # it diverged
+            seen = [*seen, [math.nan] * len(self._start)]
+        progress = [rate * part for part in self._target.way[: len(seen) + 1]]
+        return Replay(rate, progress, [self._start, *seen], progress)
 
 
 def schedule_shares(trainer: Trainer, snapshot: Snapshot, steps: int) -> list[float]:

@@ -1,0 +1,295 @@
+"""How well critical rates are predicted over a grid: `python -m tests.benchmarks.predict_grid --part design`.
+
+Seven toy architectures (66k to 161k parameters, 2 layers), optimizers, schedules and lengths of a run. In each cell one
+answer token is trained (fp32, no dropout); the prediction stands beside trials of all steps, which close in on the
+critical rate until it stands in a bracket of 0.05%.
+
+What is kept aside is kept aside whole: three architectures, five optimizers and three schedules. The predictor and its
+intervals were set on `design` alone and committed before a cell of `kept` was run. FILE keeps what was run, a line a
+cell; with the same file the command goes on where it stopped.
+"""
+
+import argparse
+import json
+import math
+import statistics
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from scipy.stats import beta, binomtest
+from torch import optim
+from torch.nn.functional import cross_entropy
+
+from lightning_sft.errors import UserError
+from lightning_sft.probes import Probe, encode_probes
+from lightning_sft.sweep.prediction.model import ModelRunner
+from lightning_sft.sweep.prediction.predict import LONGEST_SHORT_RUN, START, make_target, predict_set
+from lightning_sft.sweep.prediction.refine import OF_REPLAY, by_replays
+from tests import toys
+
+LETTERS = "abcdefghijkl"
+CONTEXTS = ("He saw the", "A b", "The quick brown fox said")
+#: widths that make the toys of tests/toys.py wider, by architecture
+WIDE = {"hidden_size": 64, "intermediate_size": 128}
+SIZES = {
+    "llama": WIDE,
+    "gpt2": {"n_embd": 64},
+    "qwen3": {**WIDE, "head_dim": 16},
+    "olmo2": {**WIDE, "num_key_value_heads": 2},
+    "gpt_neox": WIDE,
+    "gemma2": {**WIDE, "head_dim": 16},
+    "opt": {"hidden_size": 64, "ffn_dim": 128, "word_embed_proj_dim": 64},
+}
+DESIGN, KEPT = ("llama", "gpt2", "qwen3", "olmo2"), ("gpt_neox", "gemma2", "opt")
+LENGTHS = (12, 30)
+RESOLUTION = 0.0005
+
+
+class Lion(optim.Optimizer):
+    """Sign of an interpolated moment (arXiv 2302.06675), which torch does not have."""
+
+    def __init__(self, parameters, lr=1e-4, betas=(0.9, 0.99)):
+        super().__init__(parameters, {"lr": lr, "betas": betas})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """Take a step."""
+        for group in self.param_groups:
+            first, second = group["betas"]
+            for p in (p for p in group["params"] if p.grad is not None):
+                moment = self.state[p].setdefault("moment", torch.zeros_like(p))
+                p.add_((moment * first + p.grad * (1 - first)).sign(), alpha=-group["lr"])
+                moment.mul_(second).add_(p.grad, alpha=1 - second)
+
+
+OPTIMIZERS = {
+    "AdamW": lambda p: optim.AdamW(p, weight_decay=0.0, fused=True),
+    "SGD": lambda p: optim.SGD(p, lr=1.0),
+    "momentum": lambda p: optim.SGD(p, lr=1.0, momentum=0.9),
+    # kept aside
+    "AdamW, decay .1, beta2 .95": lambda p: optim.AdamW(p, weight_decay=0.1, betas=(0.9, 0.95)),
+    "Lion": Lion,
+    "RMSprop": optim.RMSprop,
+    "Adafactor": optim.Adafactor,
+    "NAdam": optim.NAdam,
+}
+DESIGN_OPTIMIZERS = ("AdamW", "SGD", "momentum")
+SCHEDULES = {
+    "constant": lambda t, steps: 1.0,
+    "linear": lambda t, steps: 1 - t / steps,
+    "warm-up, cosine": lambda t, steps: (
+        (t + 1) / (steps // 10 + 1)
+        if t < max(1, steps // 10)
+        else 0.5 * (1 + math.cos(math.pi * (t - max(1, steps // 10)) / (steps - max(1, steps // 10))))
+    ),
+    # kept aside
+    "warm-up over half": lambda t, steps: min(1.0, 2 * (t + 1) / steps),
+    "inverse root": lambda t, steps: 1 / math.sqrt(1 + t),
+    "drop to a tenth": lambda t, steps: 1.0 if t < steps // 2 else 0.1,
+}
+DESIGN_SCHEDULES = ("constant", "linear", "warm-up, cosine")
+#: the five settings that are judged on the kept architectures
+FIVE = (
+    ("AdamW", "constant"), ("SGD", "constant"), ("momentum", "constant"), ("AdamW", "linear"),
+    ("AdamW", "warm-up, cosine"),
+)  # fmt: skip
+
+
+def cells(part):
+    """Return (block, architecture, context, optimizer, schedule, steps) of each cell."""
+    if part == "design":
+        settings = [(o, s) for o in DESIGN_OPTIMIZERS for s in DESIGN_SCHEDULES]
+        return [("design", k, i, *s, n) for i in (0, 1) for n in LENGTHS for s in settings for k in DESIGN]
+    found = [("architectures", k, i, *s, n) for k in KEPT for s in FIVE for n in LENGTHS for i in (0, 1)]
+    new = [(o, "constant") for o in OPTIMIZERS if o not in DESIGN_OPTIMIZERS]
+    found += [("optimizers", k, 2, *s, n) for k in DESIGN for s in new for n in LENGTHS]
+    new = [(o, s) for o in ("AdamW", "momentum") for s in SCHEDULES if s not in DESIGN_SCHEDULES]
+    return found + [("schedules", k, 2, *s, n) for k in DESIGN for s in new for n in LENGTHS]
+
+
+def toy(kind):
+    """Return a wide toy with logits that are far apart."""
+    toys.KINDS.setdefault("olmo2", {})
+    model = toys.toy_model(kind, **SIZES[kind])
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.1)
+    return model.requires_grad_(True).eval()
+
+
+def probe_of(model, tokenizer, context):
+    """Return the probe of a context: the third weakest of twelve letters against the third strongest."""
+    ids = {letter: tokenizer(letter).input_ids[0] for letter in LETTERS}
+    with torch.no_grad():
+        z = model(torch.tensor([tokenizer(context).input_ids])).logits[0, -1]
+    ordered = sorted(LETTERS, key=lambda letter: float(z[ids[letter]]))
+    return Probe(context, ordered[2], ordered[-3], leading_space=False)
+
+
+def furthest(model, encoded, make, rates):
+    """Return the largest gap after any step of an ordinary training run, which ends at a flip."""
+    start = [p.detach().clone() for p in model.parameters()]
+    optimizer, most = make(list(model.parameters())), -math.inf
+    try:
+        for step in range(len(rates) + 1):
+            z = model(encoded.input_ids, use_cache=False).logits[0, -1]
+            gap = float(z[encoded.correct[0]] - z[encoded.competitor[0]])
+            most = max(most, gap) if step else most
+            if step == len(rates) or most > 0 or not math.isfinite(gap):
+                return most if math.isfinite(gap) else -math.inf
+            optimizer.zero_grad()
+            cross_entropy(z[None], encoded.correct).backward()
+            for group in optimizer.param_groups:
+                group["lr"] = rates[step]
+            optimizer.step()
+    finally:
+        with torch.no_grad():
+            for p, before in zip(model.parameters(), start, strict=True):
+                p.copy_(before)
+                p.grad = None
+
+
+def swept(model, encoded, make, shares, guess):
+    """Return the critical rate from a bracket of RESOLUTION, None if there is none within a factor of 100."""
+    below, above, step = None, None, 1.002
+    rate = guess
+    while below is None or above is None or above / below > 1 + RESOLUTION:
+        if furthest(model, encoded, make, [rate * share for share in shares]) > 0:
+            above = rate
+            below = below if below is not None and below < above else None
+        else:
+            below = rate
+        if above is not None and below is not None:
+            rate = math.sqrt(below * above)
+        else:
+            rate = rate * step if above is None else rate / step
+            step = step**2
+        if not guess / 100 < rate < guess * 100:
+            return None
+    return math.sqrt(below * above)
+
+
+def run_cell(cell, known, critical=None):
+    """Return one line of the file: the prediction of a cell, and what trials say, unless that is known."""
+    _, kind, number, optimizer, schedule, steps = cell
+    model, tokenizer = known["models"].setdefault(kind, toy(kind)), known["tokenizer"]
+    encoded = encode_probes([probe_of(model, tokenizer, CONTEXTS[number])], tokenizer)
+    make, shares = OPTIMIZERS[optimizer], [SCHEDULES[schedule](t, steps) for t in range(steps)]
+    found = {"cell": list(cell), "critical": None, "predicted": None}
+    with ModelRunner(model, encoded, make) as runner:
+        try:
+            gains = runner.gains(max(steps, LONGEST_SHORT_RUN))
+        except UserError as error:
+            return {**found, "status": f"refused: {error}"}
+        target, replays = make_target(steps, runner.beta, shares, gains), []
+        whole = by_replays(runner, target)
+        width = OF_REPLAY[runner.grows_with_gradient()]
+        said = predict_set(
+            runner, ["probe"], target, whole=lambda *a: replays.append(whole(*a)) or replays[-1], width=width
+        )
+        estimate, spent = said[0].estimate, runner.steps
+    guess = estimate.lr or START * max(estimate.d0, 0.1) / steps
+    if critical is None and estimate.d0 > 0:
+        critical = swept(model, encoded, make, shares, guess)
+    own = {"predicted": estimate.lr, "low": estimate.low, "high": estimate.high, "uniform": estimate.uniform_lr}
+    own["surprise"] = replays[-1].surprise if replays else None
+    return {**found, "critical": critical, "status": estimate.status, "d0": estimate.d0, "gradients": spent, **own}
+
+
+def error(line):
+    """Return the log ratio of prediction to critical rate, in percent."""
+    return 100 * math.log(line["predicted"] / line["critical"])
+
+
+def score(line, alpha=0.2):
+    """Return the interval score of the log rate, in percent: width, and 2 / alpha times what it misses by."""
+    low, high, true = (100 * math.log(line[k]) for k in ("low", "high", "critical"))
+    return high - low + 2 / alpha * (max(low - true, 0) + max(true - high, 0))
+
+
+def covers(line):
+    """Return whether the interval holds the critical rate."""
+    return line["low"] <= line["critical"] <= line["high"]
+
+
+def coverage(lines):
+    """Return hits, count, and the Clopper-Pearson interval of the share."""
+    hits, count = sum(map(covers, lines)), len(lines)
+    low = float(beta.ppf(0.025, hits, count - hits + 1)) if hits else 0.0
+    high = float(beta.ppf(0.975, hits + 1, count - hits)) if hits < count else 1.0
+    return hits, count, low, high
+
+
+def holm(p_values):
+    """Return Holm's adjusted p values of named ones."""
+    ordered, worst, adjusted = sorted(p_values, key=p_values.get), 0.0, {}
+    for rank, name in enumerate(ordered):
+        worst = max(worst, min(1.0, p_values[name] * (len(ordered) - rank)))
+        adjusted[name] = worst
+    return adjusted
+
+
+def row(name, lines):
+    """Return a row of the table."""
+    crossing = [line for line in lines if line["critical"]]
+    told = [line for line in crossing if line["predicted"]]
+    refused = f"{len(crossing) - len(told)} of {len(crossing)}"
+    if not told:
+        return f"| {name} | {len(lines)} | | | {refused} | | | | |"
+    errors = sorted(abs(error(line)) for line in told)
+    plain = [abs(100 * math.log(line["uniform"] / line["critical"])) for line in told if line["uniform"]]
+    hits, count, low, high = coverage(told)
+    cells = [name, len(lines), f"{statistics.median(errors):.2f}%", f"{errors[-1]:.2f}%", refused,
+             f"{hits} of {count} ({low:.2f} to {high:.2f})", f"{statistics.fmean(map(score, told)):.2f}",
+             f"{statistics.median(plain):.1f}%",
+             f"{statistics.fmean(line['gradients'] for line in told):.1f}"]  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def tables(lines):
+    """Return the page's tables as text."""
+    blocks = defaultdict(list)
+    for line in lines:
+        block, kind, _, optimizer, schedule, steps = line["cell"]
+        name = {"architectures": f"{optimizer}, {schedule}", "optimizers": optimizer, "schedules": schedule}
+        blocks[f"{block}: {name.get(block, f'{optimizer}, {schedule}')}, T = {steps}"].append(line)
+        if block == "architectures":
+            blocks[f"architecture {kind}"].append(line)
+    head = "| cells | n | median | largest | refused | covered (80%) | score | uniform motion | gradients |"
+    text = [head, "|---" * 9 + "|", *(row(name, own) for name, own in blocks.items())]
+    parts = dict.fromkeys(line["cell"][0] for line in lines)
+    text += [row(f"all: {name}", [line for line in lines if line["cell"][0] == name]) for name in parts]
+    text.append(row("all", lines))
+    tested = {name: [x for x in own if x["critical"] and x["predicted"]] for name, own in blocks.items()}
+    raw = {n: binomtest(sum(map(covers, own)), len(own), 0.8).pvalue for n, own in tested.items() if own}
+    rejected = {name: p for name, p in holm(raw).items() if p < 0.05}
+    return "\n".join([*text, "", f"Blocks whose coverage is not .80 at Holm .05: {rejected or 'none'}"])
+
+
+def main():
+    """Run what is missing, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=("design", "kept"), default="design")
+    parser.add_argument("--cells", type=Path, default=Path("predict_grid.jsonl"), help="file of cells")
+    parser.add_argument("--only-known", action="store_true", help="run nothing: print what the file holds")
+    parser.add_argument("--again", type=Path, help="predict anew, with the critical rates that this file holds")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    text = arguments.cells.read_text() if arguments.cells.is_file() else ""
+    done = {tuple(line["cell"]): line for line in map(json.loads, text.splitlines())}
+    again = arguments.again.read_text().splitlines() if arguments.again else []
+    rates = {tuple(line["cell"]): line["critical"] for line in map(json.loads, again)}
+    known = {"models": {}, "tokenizer": toys.toy_tokenizer()}
+    for cell in cells(arguments.part):
+        if cell not in done and not arguments.only_known:
+            done[cell] = run_cell(cell, known, rates.get(cell))
+            with arguments.cells.open("a") as file:
+                file.write(json.dumps(done[cell]) + "\n")
+    print(tables([done[cell] for cell in cells(arguments.part) if cell in done]))
+
+
+if __name__ == "__main__":
+    main()
