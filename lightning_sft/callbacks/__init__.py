@@ -8,6 +8,7 @@ from lightning_sft.callbacks.capability_probe import CapabilityProbe
 from lightning_sft.callbacks.critical_learning_rate import CriticalLearningRateFinder
 from lightning_sft.callbacks.data_report import DataReport
 from lightning_sft.callbacks.drift import DriftMonitor
+from lightning_sft.callbacks.exposure_forecast import ExposureForecast
 from lightning_sft.callbacks.final_validation import FinalValidation
 from lightning_sft.callbacks.generation import GenerationMonitor
 from lightning_sft.callbacks.last_checkpoint import LastCheckpoint
@@ -27,6 +28,7 @@ __all__ = [
     "CriticalLearningRateFinder",
     "DataReport",
     "DriftMonitor",
+    "ExposureForecast",
     "FinalValidation",
     "GenerationMonitor",
     "LastCheckpoint",

@@ -54,6 +54,12 @@ OWN_VERBS: dict[str, Verb] = {
         "before any training: the data, where the model stands, which objective, rate and cost",
         settings=True,
     ),
+    "forecast": Verb(
+        "lightning_sft.cli.forecast",
+        "forecast",
+        "before any training: at which step the right words overtake, or that they will not by the end",
+        settings=True,
+    ),
     "audit": Verb(
         "lightning_sft.cli.audit",
         "main",

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from lightning_sft.callbacks import CriticalLearningRateFinder
 from lightning_sft.errors import UserError
 from lightning_sft.sweep.prediction.record import CriticalLRPrediction
-from lightning_sft.sweep.prediction.session import SHORT_DATA, schedule_shares
+from lightning_sft.sweep.prediction.session import WHOLE_RUN, schedule_shares
 from lightning_sft.sweep.snapshot import Snapshot
 from tests.callbacks.stranger import PROBES, Stranger
 from tests.callbacks.stranger import fit as fit_stranger
@@ -62,7 +62,7 @@ def test_prediction_and_sweep_of_one_run(toy_folder: Path, tmp_path: Path) -> No
     shares = prediction.inputs["target"]["shares"]
     assert len(shares) == 12
     assert shares[0] < shares[2] > shares[-1]
-    assert SHORT_DATA not in prediction.notes
+    assert WHOLE_RUN not in prediction.notes
 
 
 def test_a_prediction_leaves_no_trace(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ Outcome = Literal["flips", "not by the end", "already ahead", "cannot predict th
 MOST_APART = 2.0
 #: half-width of the 80% interval in log steps: root of the sum of squares of a floor and of a share of what the
 #: stretches differ by
-FLOOR = 0.15
-OF_APART = 0.5
+FLOOR = 0.12
+OF_APART = 0.4
 
 
 @dataclass(frozen=True)

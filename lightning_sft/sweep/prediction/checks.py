@@ -40,8 +40,8 @@ def check_predictable(trainer: Trainer) -> None:
         if away:
             raise UserError(
                 f"Cannot predict this: {type(optimizer).__name__} keeps its states on {', '.join(sorted(away))}, "
-                f"its parameters on {parameter.device}. Offloaded states are not put back after trials; keep them beside "
-                "the parameters."
+                f"its parameters on {parameter.device}. Offloaded states are not put back after trials; keep them "
+                "beside the parameters."
             )
     for config in trainer.lr_scheduler_configs:
         if config.reduce_on_plateau or isinstance(config.scheduler, ReduceLROnPlateau):

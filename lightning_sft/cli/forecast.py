@@ -1,0 +1,107 @@
+"""`lightning forecast`: after how many steps of a run each probe flips, before the run is made."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
+from typing_extensions import override
+
+from lightning_sft.callbacks import (
+    CapabilityProbe,
+    ExposureForecast,
+    FinalValidation,
+    GenerationMonitor,
+    SilentFailureMonitor,
+)
+from lightning_sft.cli.settings import SettingsCLI, check_place
+from lightning_sft.files import write_text
+from lightning_sft.sweep.forecast.result import Forecast
+
+
+class _Done(Exception):
+    """Ends a fit before its first step."""
+
+
+class _ForecastCLI(SettingsCLI):
+    """The settings of ``fit`` with a trainer that forecasts and keeps nothing."""
+
+    verb = "forecast"
+
+    def __init__(self, arguments: list[str], folder: str) -> None:
+        self._scratch = folder
+        super().__init__(args=arguments, run=False)
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        add = parser.add_argument
+        add("--probes", type=str, default="library:train", help="the library, or a file such as a run's silent.jsonl")
+        add("--stretch", type=int, default=32, help="optimizer steps of the longest short run")
+        add("--share", type=float, default=0.5, help="share of the probes whose rate is asked for")
+        add("--output", type=str, default="forecast.json", help="a file for all of it as JSON")
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self.config_init
+        self.forecaster = _Forecaster(config.probes, config.stretch, config.share)
+        given = config.trainer.callbacks or []
+        bars = [c for c in (given if isinstance(given, list) else [given]) if isinstance(c, ProgressBar)]
+        off = [
+            CapabilityProbe(enabled=False),
+            GenerationMonitor(samples=0, limit=0),
+            FinalValidation(enabled=False),
+            SilentFailureMonitor(enabled=False),
+        ]
+        keeps_nothing = {
+            "logger": False,
+            "enable_checkpointing": False,
+            "default_root_dir": self._scratch,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            "callbacks": [*off, *bars, self.forecaster],
+        }
+        return LightningCLI.instantiate_trainer(self, **{**kwargs, **keeps_nothing})
+
+
+class _Forecaster(ExposureForecast):
+    """Forecasts before the first step, and ends the fit there."""
+
+    def __init__(self, probes: str, stretch: int, share: float) -> None:
+        super().__init__(probes, stretch, share)
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.result = self.sweep(trainer, pl_module, None)
+        raise _Done
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Say nothing: the end is wanted."""
+
+
+def forecast(arguments: list[str]) -> None:
+    """Print at which step of a run each probe flips, and write it as JSON; the run itself is not made."""
+    # Lightning 2.6 with torch 2.13; nothing that a user could change
+    warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated", FutureWarning)
+    with tempfile.TemporaryDirectory(prefix="lightning_sft_forecast_") as folder:
+        cli = _ForecastCLI(arguments, folder)
+        output = Path(cli.config.output).expanduser()
+        check_place(output)
+        rank_zero_info("Taking short runs ...")
+        try:
+            cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+        except _Done:
+            pass
+        result = cli.forecaster.result
+        if not cli.trainer.is_global_zero or not isinstance(result, Forecast):
+            return
+    write_text(output, result.to_json() + "\n")
+    print(result.text())
+    print(f"\nAll of it as JSON: {output}")

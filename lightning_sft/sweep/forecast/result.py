@@ -1,0 +1,173 @@
+"""A forecast as data and words, before the run and graded by it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from scipy.stats import beta
+from typing_extensions import override
+
+from lightning_sft.sweep.forecast.law import ProbeForecast
+from lightning_sft.sweep.results import SweepResult
+
+
+@dataclass(frozen=True)
+class Forecast(SweepResult):
+    """At which step each probe flips.
+
+    Attributes:
+        ahead: optimizer steps that the run had before it.
+        spent: optimizer steps that the forecast took.
+        rows_per_step: training rows of an optimizer step, over all ranks; None if unknown.
+        share: the share of probes that is wished to flip by the end.
+        rate: the peak rate of the run.
+        rate_for_share: the peak rate at which that share flips by the end, low and high of its interval; None where
+            the forecasts do not say it.
+        probes: a forecast each.
+        seen: after the run, the first step at which each was seen ahead; None: not by the end. Empty before.
+        every: probes are read after so many steps.
+    """
+
+    ahead: int
+    spent: int
+    rows_per_step: int | None
+    share: float
+    rate: float
+    rate_for_share: tuple[float, float, float] | None
+    probes: list[ProbeForecast]
+    every: int
+    seen: list[int | None] = field(default_factory=list)
+
+    @property
+    def end(self) -> int:
+        """The last step of the run."""
+        return self.step + self.ahead
+
+    def graded(self, seen: list[int | None]) -> Forecast:
+        """Return it with what the run has shown."""
+        return replace(self, seen=list(seen))
+
+    @override
+    def chosen(self) -> float | None:
+        return None if self.rate_for_share is None else self.rate_for_share[0]
+
+    @override
+    def rows(self) -> list[dict[str, Any]]:
+        table = []
+        for i, of in enumerate(self.probes):
+            cells = {name: getattr(of, name) for name in ("probe", "start", "outcome", "step", "low", "high", "why")}
+            rows = None
+            if of.step is not None and self.rows_per_step is not None:
+                rows = round((of.step - self.step) * self.rows_per_step)
+            table.append({**cells, "rows": rows, "seen": self.seen[i] if self.seen else None})
+        return table
+
+    @override
+    def scalars(self) -> dict[str, float]:
+        told = [p for p in self.probes if p.outcome != "cannot predict this"]
+        flips = [p for p in told if p.outcome in ("flips", "already ahead")]
+        values = {"told": len(told) / len(self.probes)}
+        if told:
+            values["share"] = len(flips) / len(told)
+        if self.rate_for_share is not None:
+            values["rate"] = self.rate_for_share[0]
+        if self.seen:
+            values["seen_share"] = sum(s is not None for s in self.seen) / len(self.seen)
+            if (error := self.median_error()) is not None:
+                values["median_error"] = error
+            covered, judged = self.coverage()
+            if judged:
+                values["covered"] = covered / judged
+        return values
+
+    # ------------------------------------------------------------------ grading
+
+    def _judged(self) -> list[tuple[ProbeForecast, int | None]]:
+        """Return the probes whose forecast the run can judge: told, and not ahead from the start."""
+        pairs = zip(self.probes, self.seen, strict=True) if self.seen else ()
+        return [(p, s) for p, s in pairs if p.outcome in ("flips", "not by the end")]
+
+    def median_error(self) -> float | None:
+        """Return the median of |log(forecast / seen)| of the steps from the forecast on, of probes that have both."""
+        errors = [
+            abs(math.log(max(p.step - self.step, 1.0) / max(s - self.step, 1)))
+            for p, s in self._judged()
+            if p.step is not None and s is not None
+        ]
+        return statistics.median(errors) if errors else None
+
+    def coverage(self) -> tuple[int, int]:
+        """Return how many of the intervals held, and of how many.
+
+        A flip that was not seen by the end is held by an interval that reaches beyond the end, or by none at all; a
+        flip that was seen must lie within, to the step at which probes are read.
+        """
+        held = 0
+        judged = self._judged()
+        for p, s in judged:
+            if s is None:
+                held += p.high is None or p.high > self.end - self.every
+            else:
+                held += p.low is not None and p.high is not None and p.low <= s and s - self.every < p.high
+        return held, len(judged)
+
+    # ------------------------------------------------------------------ words
+
+    @override
+    def text(self) -> str:
+        graded = bool(self.seen)
+        head = ["probe", "gap now", "flips at step", "80% interval", "rows until then"] + ["seen"] * graded
+        lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+        for i, row in enumerate(self.rows()):
+            lines.append(f"| {' | '.join(self._cells(i, row))} |")
+        return "\n".join([*lines, "", self.sentence()])
+
+    def _cells(self, i: int, row: dict[str, Any]) -> list[str]:
+        of = self.probes[i]
+        when, interval = of.outcome, "-"
+        if of.outcome == "cannot predict this":
+            when = f"{of.outcome}: {of.why}"
+        elif of.step is not None and of.outcome != "already ahead":
+            assert of.low is not None
+            assert of.high is not None
+            when = f"{of.step:.0f}" if of.outcome == "flips" else f"not by the end ({of.step:.0f})"
+            interval = f"{of.low:.0f} to {of.high:.0f}"
+        cells = [of.probe, f"{of.start:+.2f}", when, interval, "-" if row["rows"] is None else str(row["rows"])]
+        return [*cells, ("no" if self.seen[i] is None else str(self.seen[i]))] if self.seen else cells
+
+    def sentence(self) -> str:
+        """Return the answer in words."""
+        told = [p for p in self.probes if p.outcome != "cannot predict this"]
+        ahead = sum(p.outcome == "already ahead" for p in told)
+        flips = sum(p.outcome == "flips" for p in told)
+        parts = [
+            f"Of {len(self.probes)} probes {ahead} are ahead already, {flips} flip by step {self.end}, "
+            f"{len(told) - ahead - flips} do not, and {len(self.probes) - len(told)} cannot be predicted. The forecast "
+            f"took {self.spent} steps, which leave no trace."
+        ]
+        if len(told) < len(self.probes):
+            parts.append("For those that cannot be predicted: sweep, or forecast again later in the run.")
+        if self.rate_for_share is not None:
+            rate, low, high = self.rate_for_share
+            parts.append(
+                f"For {self.share:.0%} of the probes to flip by the end, a peak rate of {rate:.3g} ({low:.3g} to "
+                f"{high:.3g}; now {self.rate:.3g})."
+            )
+        if self.seen:
+            parts.append(self._grade())
+        return " ".join(parts)
+
+    def _grade(self) -> str:
+        error, (held, judged) = self.median_error(), self.coverage()
+        seen = sum(s is not None for s in self.seen)
+        text = f"Seen: {seen} of {len(self.seen)} ahead at some step."
+        if error is not None:
+            text += f" Steps were off by {math.expm1(error):.0%} in the median."
+        if judged:
+            low = float(beta.ppf(0.025, held, judged - held + 1)) if held else 0.0
+            high = float(beta.ppf(0.975, held + 1, judged - held)) if held < judged else 1.0
+            text += f" {held} of {judged} intervals of 80% held (95% for the share: {low:.2f} to {high:.2f})."
+        return text

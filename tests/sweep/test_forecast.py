@@ -1,0 +1,257 @@
+"""Forecasts of the step at which a gap crosses: the arithmetic, the callback, its grade, and what is refused."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import optim
+
+from lightning_sft.callbacks import ExposureForecast
+from lightning_sft.cli.entry import main
+from lightning_sft.errors import UserError
+from lightning_sft.figures.sweeps import sweep_figure
+from lightning_sft.probes import Probe
+from lightning_sft.sweep.forecast.law import ProbeForecast, Stretch, forecast, rate_for_share, step_at
+from lightning_sft.sweep.forecast.result import Forecast
+from tests.callbacks.stranger import PROBES, TEXT, Stranger
+from tests.callbacks.stranger import fit as fit_stranger
+from tests.running import toy_arguments, write_rows
+from tests.toys import toy_tokenizer
+
+WAY = [0.0, 1.0, 3.0, 6.0, 9.0, 11.0, 12.0]  # warm-up and decay
+
+
+def stretches(gap, far=12.0, noise=0.0, losses=(2.0, 1.9)):
+    """Own steps and two stretches of a gap that depends on progress alone; noise bends the coarse one."""
+
+    def made(progress, bend=0.0):
+        return Stretch(list(progress), [[gap(p * (1 + bend))] for p in progress], list(losses))
+
+    return made(WAY[:3]), made([far * i / 4 for i in range(5)], noise), made([far * i / 8 for i in range(9)])
+
+
+@pytest.mark.parametrize("crossing", [2.0, 5.0, 10.5])
+def test_a_gap_that_depends_on_progress_alone_is_forecast_exactly(crossing):
+    said = forecast("a", 0, *stretches(lambda p: p - crossing), WAY, at=10)
+    assert said.outcome == "flips"
+    assert said.step == pytest.approx(10 + step_at(WAY, crossing))
+    assert said.low < said.step < said.high
+    assert said.progress == pytest.approx(crossing / 12)
+
+
+def test_what_will_not_be():
+    late = forecast("a", 0, *stretches(lambda p: p - 18), WAY)
+    assert (late.outcome, late.step) == ("not by the end", pytest.approx(9))
+    assert forecast("a", 0, *stretches(lambda p: -1 - p), WAY) == ProbeForecast("a", -1, "not by the end")
+    ahead = forecast("a", 0, *stretches(lambda p: 1 + p), WAY, at=3)
+    assert (ahead.outcome, ahead.step, ahead.progress) == ("already ahead", 3.0, 0.0)
+
+
+def test_what_cannot_be_said_is_refused_by_name():
+    own, coarse, fine = stretches(lambda p: p - 8, noise=-0.7)
+    assert "disagree" in forecast("a", 0, own, coarse, fine, WAY).why
+    own, coarse, fine = stretches(lambda p: p - 5)
+    broken = Stretch(fine.progress[:3], fine.gaps[:3], fine.losses, complete=False)
+    assert "loss rose" in forecast("a", 0, own, coarse, broken, WAY).why
+    lost = Stretch(own.progress, [[math.nan]] * 3, own.losses)
+    assert "no number" in forecast("a", 0, lost, coarse, fine, WAY).why
+
+
+def test_stretches_that_disagree_widen_the_interval():
+    def half(noise):
+        said = forecast("a", 0, *stretches(lambda p: p - 8, noise=noise), WAY)
+        return math.log(said.high / said.low)
+
+    assert half(-0.3) > half(-0.1) > half(0.0)
+
+
+def test_the_rate_for_a_share():
+    told = [forecast(str(c), 0, *stretches(lambda p, c=c: p - c), WAY) for c in (3.0, 6.0, 18.0)]
+    rate, low, high = rate_for_share(told, 2 / 3, 1e-3)
+    assert rate == pytest.approx(0.5e-3)
+    assert low < rate < high
+    assert rate_for_share(told, 1.0, 1e-3)[0] == pytest.approx(1.5e-3)
+    unknown = ProbeForecast("d", -1, "cannot predict this", why="x")
+    assert rate_for_share([*told, unknown], 1.0, 1e-3) is None
+
+
+def graded(seen):
+    told = [forecast(str(c), 0, *stretches(lambda p, c=c: p - c), WAY) for c in (3.0, 9.0, 18.0)]
+    return Forecast("f", 0, "", 6, 16, 4, 0.5, 1e-3, rate_for_share(told, 0.5, 1e-3), told, 1).graded(seen)
+
+
+def test_the_grade():
+    result = graded([2, 4, None])
+    assert result.coverage() == (3, 3)
+    assert result.median_error() == pytest.approx(0, abs=1e-9)
+    assert graded([4, 4, 5]).coverage() == (1, 3)
+    assert result.scalars()["covered"] == 1
+    assert "3 of 3 intervals of 80% held (95% for the share: 0.29 to 1.00)" in result.text()
+    assert [row["rows"] for row in result.rows()] == [8, 16, 36]
+    assert json.loads(result.to_json())["seen"] == [2, 4, None]
+    assert len(sweep_figure(result).axes[0].lines) > 5
+
+
+class Scheduled(Stranger):
+    """A warm-up from a rate of 0, then decay."""
+
+    def __init__(self, steps: int = 60, make=None, **given: object) -> None:
+        super().__init__(**given)
+        self.steps, self.make = steps, make or (lambda p: optim.AdamW(p, lr=3e-3))
+
+    def configure_optimizers(self):
+        optimizer = self.make(self.parameters())
+
+        def share(step):
+            return min(step / 6, 1.0) * (1 - step / self.steps)
+
+        scheduler = optim.lr_scheduler.LambdaLR(optimizer, share)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def learned(count=8):
+    """Probes of letters that the text of the toy holds, against letters that it does not."""
+    ids = TEXT[:40]
+    places = [i for i in range(8, 40) if ids[i].isalpha()][:count]
+    others = "qvxjkwyu"
+    return [
+        Probe(ids[:i].rstrip(" "), ids[i], others[n % 8], name=f"p{n}", leading_space=False)
+        for n, i in enumerate(places)
+        if not ids[:i].endswith(" ")
+    ]
+
+
+def test_a_run_is_forecast_and_grades_itself(tmp_path: Path) -> None:
+    """Warm-up from a rate of 0, decay, dropout, clipping and accumulation."""
+    torch.manual_seed(0)
+    told = ExposureForecast(learned(), stretch=24, every=1)
+    fit_stranger(
+        Scheduled(40, attention_dropout=0.1), [told], tmp_path, max_steps=40, gradient_clip_val=1.0,
+        accumulate_grad_batches=2, max_epochs=-1,
+    )  # fmt: skip
+    result = told.result
+    assert isinstance(result, Forecast)
+    assert (result.end, result.rows_per_step) == (40, 8)
+    assert len(result.seen) == len(result.probes)
+    flipped = [(p, s) for p, s in zip(result.probes, result.seen, strict=True) if p.step and s]
+    assert len(flipped) >= 3
+    assert result.median_error() < math.log(1.3)
+    assert "intervals of 80% held" in result.text()
+    again = ExposureForecast(learned(), stretch=20, every=1)
+    again.load_state_dict(told.state_dict())
+    assert again.result == result
+
+
+@pytest.mark.parametrize("make", [None, lambda p: optim.SGD(p, lr=0.02, momentum=0.9)], ids=["AdamW", "momentum"])
+def test_a_forecast_leaves_no_trace(tmp_path: Path, make) -> None:
+    def weights(*callbacks: ExposureForecast) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        module = Scheduled(18, make, attention_dropout=0.1)
+        trainer = fit_stranger(module, list(callbacks), tmp_path, max_steps=18)
+        state = trainer.optimizers[0].state_dict()["state"]
+        moments = {f"{i}.{k}": v for i, own in state.items() for k, v in own.items() if isinstance(v, torch.Tensor)}
+        return {**module.state_dict(), **moments, "rng": torch.get_rng_state()}
+
+    told = ExposureForecast(PROBES[:2], stretch=8, at_step=1, every=3)
+    plain, forecast_too = weights(), weights(told)
+    assert told.result is not None
+    assert told.result.spent >= 16
+    assert plain.keys() == forecast_too.keys()
+    assert all(torch.equal(forecast_too[k], v) for k, v in plain.items())
+
+
+def test_probes_that_are_ahead_already_cost_nothing(tmp_path: Path) -> None:
+    module = Stranger()
+    z = module.net.eval()(torch.tensor([toy_tokenizer()("one, ").input_ids])).logits[0, -1]
+    first, second = sorted("abc", key=lambda c: -float(z[toy_tokenizer()(c).input_ids[0]]))[:2]
+    told = ExposureForecast([Probe("one, ", first, second, leading_space=False)], stretch=8)
+    fit_stranger(module.train(), [told], tmp_path, max_steps=16)
+    assert told.result.spent == 0
+    assert told.result.probes[0].outcome == "already ahead"
+
+
+class TwoOptimizers(Stranger):
+    """Manual optimization with two optimizers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def configure_optimizers(self):
+        parameters = list(self.parameters())
+        return optim.SGD(parameters[:1], lr=1e-3), optim.SGD(parameters[1:], lr=1e-3)
+
+    def training_step(self, batch, batch_idx):
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        for optimizer in self.optimizers():
+            optimizer.step()
+
+
+class Silent(Stranger):
+    """Manual optimization whose step returns no loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
+
+
+class Plateau(Stranger):
+    """A schedule that a metric drives."""
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        config = {"scheduler": optim.lr_scheduler.ReduceLROnPlateau(optimizer), "monitor": "train_loss"}
+        return {"optimizer": optimizer, "lr_scheduler": {**config, "interval": "epoch"}}
+
+
+@pytest.mark.parametrize(
+    ("module", "given", "says"),
+    [
+        (TwoOptimizers, {}, "has 2 optimizers"),
+        (Silent, {}, "returns no loss"),
+        (Plateau, {}, "lowers the rate when 'train_loss'"),
+        (Stranger, {"max_steps": -1, "max_epochs": -1}, "how many steps the run has"),
+        (Stranger, {"max_steps": 12}, "12 optimizer steps are left"),
+        (lambda: Scheduled(60, lambda p: optim.SGD(p, lr=0.0)), {}, "learning rate is 0.0"),
+    ],
+)
+def test_runs_that_are_refused_before_the_first_trial(tmp_path: Path, module, given, says: str) -> None:
+    told = ExposureForecast(PROBES[:1], stretch=8)
+    with pytest.raises(UserError, match=says):
+        fit_stranger(module(), [told], tmp_path, **{"max_steps": 60, **given})
+
+
+def test_settings_that_cannot_be() -> None:
+    with pytest.raises(UserError, match="stretch is 2"):
+        ExposureForecast(PROBES, stretch=2)
+    with pytest.raises(UserError, match="share is 0"):
+        ExposureForecast(PROBES, share=0)
+    with pytest.raises(UserError, match="every is 0"):
+        ExposureForecast(PROBES, every=0)
+    with pytest.raises(UserError, match="no probe"):
+        ExposureForecast([])
+
+
+def test_the_verb(toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows, probes = write_rows(tmp_path / "rows.jsonl"), tmp_path / "probes.jsonl"
+    own = [{"context": "say 1", "correct": c, "competitor": s, "leading_space": False} for c, s in ("wq", "qw")]
+    probes.write_text("".join(json.dumps(p) + "\n" for p in own))
+    given = toy_arguments(toy_folder, rows, trainer__max_steps=20, data__val_split=None)
+    main(["forecast", *given, f"--probes={probes}", "--stretch=8", f"--output={tmp_path}/deep/forecast.json"])
+    printed = capsys.readouterr().out
+    assert "| w-q |" in printed
+    assert "leave no trace" in printed
+    made = json.loads((tmp_path / "deep" / "forecast.json").read_text())
+    assert made["ahead"] == 20
+    assert {p["outcome"] for p in made["probes"]} >= {"already ahead"}
+    assert not Path("lightning_logs").exists()

@@ -1,0 +1,190 @@
+"""Optimizers known by what they do: gains, replays, and what is refused by name."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn, optim
+from torch.nn.functional import cross_entropy
+
+from lightning_sft.errors import UserError
+from lightning_sft.probes import encode_probes
+from lightning_sft.sweep.prediction.checks import check_predictable
+from lightning_sft.sweep.prediction.curve import crossing_between
+from lightning_sft.sweep.prediction.gains import grows_with_gradient, step_gains
+from lightning_sft.sweep.prediction.model import ModelRunner
+from lightning_sft.sweep.prediction.predict import predict_critical_lr
+from lightning_sft.sweep.prediction.replay import Field, combined, replay, spread_nodes
+from tests.benchmarks.predict_grid import Lion, probe_of
+from tests.sweep.toys import fit
+from tests.toys import toy_model, toy_tokenizer
+
+STEPS = 16
+MOMENTUM = {"lr": 1.0, "momentum": 0.9}
+
+
+def weights():
+    return [nn.Parameter(torch.ones(2))]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected"),
+    [
+        (optim.SGD(weights(), lr=0.1), [1, 1, 1]),
+        (optim.SGD(weights(), lr=0.1, momentum=0.9, weight_decay=0.5), [1, 1.9, 2.71]),
+        (optim.AdamW(weights(), lr=0.1, weight_decay=0.5, fused=True), [1, 1, 1]),
+        (optim.RMSprop(weights(), lr=0.1), [1 / math.sqrt(1 - 0.99**k) for k in (1, 2, 3)]),
+        (optim.Adagrad(weights(), lr=0.1), [1, 1 / math.sqrt(2), 1 / math.sqrt(3)]),
+        (Lion(weights()), [1, 1, 1]),
+    ],
+)
+def test_gains(optimizer, expected):
+    before = {k: v for g in optimizer.param_groups for k, v in g.items()}
+    assert step_gains(optimizer, 3) == pytest.approx(expected, rel=1e-4)
+    assert {k: v for g in optimizer.param_groups for k, v in g.items()} == before
+    assert torch.equal(optimizer.param_groups[0]["params"][0], torch.ones(2))
+
+
+def test_gains_of_later_steps():
+    assert step_gains(optim.SGD(weights(), **MOMENTUM), 2, done=100) == pytest.approx([10, 10], rel=1e-4)
+    assert grows_with_gradient(optim.SGD(weights(), **MOMENTUM))
+    assert not grows_with_gradient(optim.AdamW(weights()))
+    assert not grows_with_gradient(optim.RMSprop(weights()))
+
+
+def test_an_optimizer_whose_step_a_scheduler_has_wrapped_is_not_stepped():
+    own = weights()
+    optimizer = optim.AdamW(own, lr=0.1)
+    optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    assert "step" in vars(optimizer)
+    own[0].grad = torch.ones(2)
+    assert step_gains(optimizer, 3) == pytest.approx([1, 1, 1], rel=1e-4)
+    assert torch.equal(own[0], torch.ones(2))
+    assert not optimizer.state
+
+
+class Backwards(optim.SGD):
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            p.data.add_(p.grad, alpha=self.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "says"),
+    [(optim.LBFGS(weights()), "LBFGS takes no step of its own"), (Backwards(weights()), "Backwards moves")],
+)
+def test_optimizers_that_are_refused_by_name(optimizer, says):
+    with pytest.raises(UserError, match=f"Cannot predict this.*{says}.*Sweep instead"):
+        step_gains(optimizer, 3)
+
+
+def test_a_field_follows_a_parabola_and_goes_on_straight_after_its_end():
+    field = Field()
+    for x in (0.0, 3.0, 1.0, 2.0):
+        field.add(x, [torch.tensor([x**2]), None])
+    for x in (0.5, 1.7, 2.9, 3.4):
+        found = combined(field.weights(x))
+        assert float(found[0]) == pytest.approx(x**2)
+        assert found[1] is None
+    one = Field([(0.0, [torch.tensor([2.0])])])
+    assert float(combined(one.weights(5.0))[0]) == 2.0
+
+
+def test_crossings_between_uneven_readings():
+    def gap(x):
+        return -1 + 0.2 * x + 0.05 * x**2
+
+    at, zero = [0.0, 0.5, 2.0, 3.5], (-0.2 + math.sqrt(0.24)) / 0.1
+    assert crossing_between(at, [gap(x) for x in at]) == pytest.approx(zero)
+    assert crossing_between(at[:3], [gap(x) for x in at[:3]]) == pytest.approx(zero)  # beyond the last
+    assert math.isinf(crossing_between([0.0, 1.0], [-4.0, -3.9]))
+    assert crossing_between([0.0, 1.0], [-1.0, 1.0]) == 0.5
+    assert math.isinf(crossing_between([0.0, 1.0, 2.0], [-1.0, -2.0, -3.0]))
+
+
+def test_nodes_part_a_way_evenly():
+    assert spread_nodes([0, 6, 7, 8, 9, 10, 11, 12], 4) == {1, 4}  # a quarter and a half lie in the first step
+    assert spread_nodes([0.0, 1.0], 4) == set()
+
+
+@pytest.fixture(scope="module")
+def toy():
+    model, tokenizer = toy_model(initializer_range=0.1).requires_grad_(True), toy_tokenizer()
+    return model, tokenizer, probe_of(model, tokenizer, "He saw the")
+
+
+def flips(model, encoded, make, rates):
+    """Whether an ordinary training run on the one answer has it ahead after any step."""
+    start = [p.detach().clone() for p in model.parameters()]
+    optimizer, ahead = make(model.parameters()), False
+    for rate in rates:
+        optimizer.zero_grad()
+        cross_entropy(model(encoded.input_ids).logits[0, -1][None], encoded.correct).backward()
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        z = model(encoded.input_ids).logits[0, -1].detach()
+        ahead |= bool(z[encoded.correct[0]] > z[encoded.competitor[0]])
+    with torch.no_grad():
+        for p, before in zip(model.parameters(), start, strict=True):
+            p.copy_(before)
+            p.grad = None
+    return ahead
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda p: optim.SGD(p, **MOMENTUM), Lion, optim.RMSprop, lambda p: optim.AdamW(p, weight_decay=0.1)],
+    ids=["momentum", "Lion, which torch does not have", "RMSprop", "AdamW with decay"],
+)
+def test_any_optimizer_under_a_schedule(toy, make):
+    model, tokenizer, probe = toy
+    shares = [min(1.0, (t + 1) / 3) * (1 - t / STEPS) for t in range(STEPS)]
+    made = predict_critical_lr(model, tokenizer, [probe], steps=STEPS, schedule=shares, optimizer=make, start=1e-4)
+    said, encoded = made.probes[0].estimate, encode_probes([probe], tokenizer)
+    assert said.status == "predicted"
+    assert not flips(model, encoded, make, [said.lr / 1.01 * share for share in shares])
+    assert flips(model, encoded, make, [said.lr * 1.01 * share for share in shares])
+    assert made.steps <= 20
+
+
+def test_a_replay_with_every_gradient_is_the_run(toy):
+    model, tokenizer, probe = toy
+    with ModelRunner(model, encode_probes([probe], tokenizer), lambda p: optim.SGD(p, **MOMENTUM)) as runner:
+        rates = [2e-4] * 5
+        plain = runner(rates)
+        known = Field(runner.field.nodes[:1])
+        seen = replay(runner, 2e-4, [1.0] * 5, set(range(5)), known)
+        assert seen.gaps == plain
+        assert seen.way == sorted(seen.way)
+        assert seen.surprise > 0
+
+
+def trainer(*optimizers, schedulers=()):
+    return SimpleNamespace(optimizers=list(optimizers), lr_scheduler_configs=list(schedulers))
+
+
+def test_runs_that_are_refused_before_the_first_trial():
+    sgd, own = optim.SGD(weights(), lr=1.0), weights()
+    check_predictable(trainer(sgd))
+    with pytest.raises(UserError, match=r"2 optimizers \(SGD, AdamW\).*Allowed: one optimizer"):
+        check_predictable(trainer(sgd, optim.AdamW(weights())))
+    with pytest.raises(UserError, match="0 optimizers"):
+        check_predictable(trainer())
+    with pytest.raises(UserError, match=r"object is no torch\.optim\.Optimizer"):
+        check_predictable(trainer(object()))
+    plateau = optim.lr_scheduler.ReduceLROnPlateau(sgd)
+    config = SimpleNamespace(reduce_on_plateau=True, scheduler=plateau, monitor="val/nll")
+    with pytest.raises(UserError, match="ReduceLROnPlateau lowers the rate when 'val/nll'"):
+        check_predictable(trainer(sgd, schedulers=[config]))
+    offloaded = optim.SGD(own, **MOMENTUM)
+    offloaded.state[own[0]]["momentum_buffer"] = torch.zeros(2, device="meta")
+    with pytest.raises(UserError, match=r"keeps its states on meta.*Offloaded"):
+        check_predictable(trainer(offloaded))
+
+
+def test_a_trainer_with_a_plain_optimizer_is_taken(tmp_path):
+    from tests.sweep.toys import Toy, quadratic
+
+    check_predictable(fit(Toy([1.0], quadratic(1.0)), folder=tmp_path))
