@@ -109,8 +109,11 @@ class ExposureForecast(SweepCallback):
         with Session(trainer, module, self.setting(trainer, steps, folder, **facts), [observer]) as session:
             start = session.start([observer])["margin"]
             if all(gap > 0 for gap in start):
-                told = [ProbeForecast(n, g, "already ahead", *[float(trainer.global_step)] * 3, 0.0) for n, g in
-                        zip(names, start, strict=True)]  # fmt: skip
+                now = float(trainer.global_step)
+                told = [
+                    ProbeForecast(name, gap, "already ahead", now, now, now, 0.0)
+                    for name, gap in zip(names, start, strict=True)
+                ]
                 spent, peak = 0, peak_rate(trainer)
             else:
                 made = take_stretches(session, [observer], start, ahead)

@@ -58,7 +58,8 @@ def set_rate_now(optimizer: Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         value = rate * float(group.get("initial_lr", group["lr"])) / base
         _assign(group, "lr", value)
-        group["initial_lr"] = value
+        if rate:  # groups keep their ratios through a step at a rate of 0
+            group["initial_lr"] = value
 
 
 def _scale(table: dict[str, Any], keys: tuple[str, ...], scaled: Callable[[Any], Any]) -> None:

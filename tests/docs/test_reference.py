@@ -39,6 +39,8 @@ BY_NAME = {
     *("train/router_loss", "train/adapter_loss"),
     *("val/pass_at_<k>", "test/pass_at_<k>", "val/sampled_pass_at_<k>", "test/sampled_pass_at_<k>"),
     *("capability/content/...", "capability/special/...", "capability/end/...", "capability/source/<name>/..."),
+    *(f"sweep/<name>/{key}" for key in ("told", "share", "rate")),  # of ExposureForecast: tests/sweep/test_forecast.py
+    *(f"sweep/<name>/{key}" for key in ("seen_share", "median_error", "covered")),
 }
 
 

@@ -88,6 +88,8 @@ def test_the_grade():
     assert result.median_error() == pytest.approx(0, abs=1e-9)
     assert graded([4, 4, 5]).coverage() == (1, 3)
     assert result.scalars()["covered"] == 1
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "log_keys.md").read_text()
+    assert all(f"`sweep/<name>/{key}`" in page for key in result.scalars())
     assert "3 of 3 intervals of 80% held (95% for the share: 0.29 to 1.00)" in result.text()
     assert [row["rows"] for row in result.rows()] == [8, 16, 36]
     assert json.loads(result.to_json())["seen"] == [2, 4, None]
@@ -164,7 +166,8 @@ def test_a_forecast_leaves_no_trace(tmp_path: Path, make) -> None:
 
 def test_probes_that_are_ahead_already_cost_nothing(tmp_path: Path) -> None:
     module = Stranger()
-    z = module.net.eval()(torch.tensor([toy_tokenizer()("one, ").input_ids])).logits[0, -1]
+    with torch.no_grad():
+        z = module.net.eval()(torch.tensor([toy_tokenizer()("one, ").input_ids])).logits[0, -1]
     first, second = sorted("abc", key=lambda c: -float(z[toy_tokenizer()(c).input_ids[0]]))[:2]
     told = ExposureForecast([Probe("one, ", first, second, leading_space=False)], stretch=8)
     fit_stranger(module.train(), [told], tmp_path, max_steps=16)

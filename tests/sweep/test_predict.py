@@ -92,8 +92,8 @@ def test_prediction_against_a_sweep(model, tokenizer, probes):
         assert said.estimate.status == "predicted"
         assert not flips(model, tokenizer, one, said.estimate.low)
         assert flips(model, tokenizer, one, said.estimate.high)
-        assert said.estimate.high / said.estimate.low < 1.06
-        assert said.steps <= 10
+        assert said.estimate.high / said.estimate.low < 1.02
+        assert said.steps <= 16  # short runs take up to ten gradients, a replay three
     assert prediction.steps == sum(p.steps for p in prediction.probes)
     assert prediction.together is None
 
@@ -160,7 +160,7 @@ def test_a_set_trained_together(model, tokenizer, probes):
     assert whole.high / whole.low < 1.06
     rates = sorted(p.estimate.lr for p in prediction.probes)
     assert rates[1] == pytest.approx(whole.lr, rel=0.05)
-    assert prediction.steps == prediction.together.steps <= 10
+    assert prediction.steps == prediction.together.steps <= 16
     with pytest.raises(UserError, match="quantile is 0"):
         predict_critical_lr(model, tokenizer, probes, together=True, quantile=0)
 
