@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
@@ -51,7 +51,7 @@ class ExposureForecast(SweepCallback):
             rises in large steps.
         share: of the probes, whose rate is asked for.
         every: read the probes after so many steps; None: fifty times in the run.
-        apply: set that rate and scale the schedule to it; otherwise only report.
+        apply: set that rate and scale the schedule to it, and grade nothing; otherwise only report.
         at_step: the optimizer step before which to forecast; 0 is the start of the run.
         name: part of the log keys, the files and the state in checkpoints.
         keep_callbacks: class names of the run's callbacks that take part in short runs.
@@ -89,6 +89,7 @@ class ExposureForecast(SweepCallback):
             raise UserError("ExposureForecast got no probe. Give at least one, or a file that holds some.")
         self.stretch, self.share, self.every = stretch, share, every
         self.seen: list[int | None] = []
+        self._every = 1
         self._observer: ProbeObserver | None = None
         self._last = -1  # step after which the probes were read last
         self._model, self._tokenizer = model, tokenizer
@@ -120,12 +121,13 @@ class ExposureForecast(SweepCallback):
                 runs = (made.own, made.coarse, made.fine, made.way, trainer.global_step)
                 told = [forecast(name, i, *runs) for i, name in enumerate(names)]
                 spent, peak = made.steps, made.peak
-        self.every = self.every or max(ahead // 50, 1)
-        self.seen = [trainer.global_step if gap > 0 else None for gap in start]
+        self._every = self.every or max(ahead // 50, 1)
+        # at another rate than the forecast's there is nothing to grade
+        self.seen = [] if self.apply else [trainer.global_step if gap > 0 else None for gap in start]
         self._last = trainer.global_step
         return Forecast(
             self.name, trainer.global_step, session.digest, ahead, spent, _rows_per_step(trainer), self.share, peak,
-            rate_for_share(told, self.share, peak), told, self.every,
+            rate_for_share(told, self.share, peak), told, self._every,
         )  # fmt: skip
 
     def _ahead(self, trainer: Trainer) -> int:
@@ -148,7 +150,7 @@ class ExposureForecast(SweepCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.seen and self.every and trainer.global_step % self.every == 0:
+        if self.seen and trainer.global_step % self._every == 0:
             self._look(trainer, pl_module)
 
     @override
@@ -162,7 +164,6 @@ class ExposureForecast(SweepCallback):
             )
             return
         self.result = self.result.graded(self.seen)
-        rank_zero_info(self.result.text())
         log_dir = trainer.log_dir
         self._report(trainer, self.result, None if log_dir is None else Path(log_dir))
 
@@ -177,7 +178,7 @@ class ExposureForecast(SweepCallback):
     @override
     def state_dict(self) -> dict[str, Any]:
         made = asdict(self.result) if isinstance(self.result, Forecast) else None
-        return {**super().state_dict(), "result": made, "seen": list(self.seen), "every": self.every}
+        return {**super().state_dict(), "result": made, "seen": list(self.seen)}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -187,7 +188,7 @@ class ExposureForecast(SweepCallback):
             rate = made["rate_for_share"]
             probes = [ProbeForecast(**p) for p in made["probes"]]
             self.result = Forecast(**{**made, "probes": probes, "rate_for_share": None if rate is None else (*rate,)})
-            self.seen, self.every = list(state_dict["seen"]), state_dict["every"]
+            self.seen, self._every = list(state_dict["seen"]), self.result.every
 
 
 def _rows_per_step(trainer: Trainer) -> int | None:

@@ -24,6 +24,9 @@ from lightning_sft.cli.settings import SettingsCLI, check_place
 from lightning_sft.files import write_text
 from lightning_sft.sweep.forecast.result import Forecast
 
+#: arguments of `ExposureForecast` that are options; the configuration's own callback gives those that are left out
+_OPTIONS = ("probes", "stretch", "share")
+
 
 class _Done(Exception):
     """Ends a fit before its first step."""
@@ -42,17 +45,20 @@ class _ForecastCLI(SettingsCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         add = parser.add_argument
-        add("--probes", type=str, default="library:train", help="the library, or a file such as a run's silent.jsonl")
-        add("--stretch", type=int, default=32, help="optimizer steps of the longest short run")
-        add("--share", type=float, default=0.5, help="share of the probes whose rate is asked for")
+        add("--probes", type=str | None, default=None, help="the library, or a file such as a run's silent.jsonl")
+        add("--stretch", type=int | None, default=None, help="optimizer steps of the longest short run")
+        add("--share", type=float | None, default=None, help="share of the probes whose rate is asked for")
         add("--output", type=str, default="forecast.json", help="a file for all of it as JSON")
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init
-        self.forecaster = _Forecaster(config.probes, config.stretch, config.share)
         given = config.trainer.callbacks or []
-        bars = [c for c in (given if isinstance(given, list) else [given]) if isinstance(c, ProgressBar)]
+        given = given if isinstance(given, list) else [given]
+        own = next((c for c in given if isinstance(c, ExposureForecast)), None) or ExposureForecast()
+        options = {name: getattr(own, name) if config[name] is None else config[name] for name in _OPTIONS}
+        self.forecaster = _Forecaster(**options, divergence=own.divergence)
+        bars = [c for c in given if isinstance(c, ProgressBar)]
         off = [
             CapabilityProbe(enabled=False),
             GenerationMonitor(samples=0, limit=0),
@@ -72,9 +78,6 @@ class _ForecastCLI(SettingsCLI):
 
 class _Forecaster(ExposureForecast):
     """Forecasts before the first step, and ends the fit there."""
-
-    def __init__(self, probes: str, stretch: int, share: float) -> None:
-        super().__init__(probes, stretch, share)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

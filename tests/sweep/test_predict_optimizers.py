@@ -12,10 +12,12 @@ from lightning_sft.errors import UserError
 from lightning_sft.probes import encode_probes
 from lightning_sft.sweep.prediction.checks import check_predictable
 from lightning_sft.sweep.prediction.curve import crossing_between
+from lightning_sft.sweep.prediction.estimate import Estimate, ShortRun, Target
 from lightning_sft.sweep.prediction.gains import grows_with_gradient, step_gains
 from lightning_sft.sweep.prediction.model import ModelRunner
 from lightning_sft.sweep.prediction.predict import predict_critical_lr
-from lightning_sft.sweep.prediction.replay import Field, combined, replay, spread_nodes
+from lightning_sft.sweep.prediction.refine import REPLAYS, refine
+from lightning_sft.sweep.prediction.replay import Field, Replay, combined, replay, spread_nodes
 from tests.benchmarks.predict_grid import Lion, probe_of
 from tests.sweep.toys import fit
 from tests.toys import toy_model, toy_tokenizer
@@ -159,6 +161,24 @@ def test_a_replay_with_every_gradient_is_the_run(toy):
         assert seen.gaps == plain
         assert seen.way == sorted(seen.way)
         assert seen.surprise > 0
+
+
+@pytest.mark.parametrize("first", [None, 40.0, 90.0, 300.0])
+def test_a_crossing_that_short_runs_did_not_see_is_looked_for(first):
+    """The gap is a cube of the distance, which grows with the rate; beyond a rate of 200 the run diverges."""
+    made = []
+
+    def whole(rate, way):
+        made.append(rate)
+        distances = [rate * i / 8 for i in range(9)]
+        gaps = [[math.nan if rate > 200 else -1 + (x / 80) ** 3] for x in distances]
+        return Replay(rate, distances, gaps, distances)
+
+    said = Estimate("beyond range" if first is None else "predicted", 1.0, lr=first)
+    target = Target((1.0,) * 8, 0.0)
+    found = refine(whole, lambda row: row[0], target, [ShortRun(2.0, [[-1.0], [-1.0], [-0.99]])], said, *REPLAYS)
+    assert found.rate == pytest.approx(80, rel=1e-3)
+    assert len(made) <= 12
 
 
 def trainer(*optimizers, schedulers=()):

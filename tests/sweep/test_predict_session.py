@@ -65,6 +65,24 @@ def test_prediction_and_sweep_of_one_run(toy_folder: Path, tmp_path: Path) -> No
     assert WHOLE_RUN not in prediction.notes
 
 
+def test_rows_that_differ_are_predicted_by_a_trial_of_the_whole_run(toy_folder: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"prompt": "say {i % 3}", "completion": "{"qwe"[i % 3]}"}}\n' for i in range(12)))
+    folder = fit(toy_folder, rows, "swept", predict=True, resolution=0.02)
+    prediction = written(folder)
+    found = json.loads((folder / "sweep" / "critical.json").read_text())
+    assert found["status"] == "found"
+    assert prediction.together is not None
+    said = prediction.together.estimate
+    assert said.lr is not None
+    assert said.low is not None
+    assert said.high is not None
+    assert abs(math.log(said.lr / found["upper"])) < 0.1
+    assert said.low < found["upper"] < said.high * 1.02
+    assert WHOLE_RUN in prediction.notes
+    assert 12 < prediction.steps <= sum(t["steps"] for t in found["trials"]) / 2
+
+
 def test_a_prediction_leaves_no_trace(tmp_path: Path) -> None:
     def weights(*callbacks: CriticalLearningRateFinder) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)

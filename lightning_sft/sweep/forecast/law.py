@@ -157,7 +157,7 @@ def rate_for_share(forecasts: Sequence[ProbeForecast], share: float, peak: float
         Rate, low, high; None if too few of the probes have a forecast, or enough are ahead already.
     """
     needed = math.ceil(share * len(forecasts) - 1e-9)
-    known = sorted((f.progress, f) for f in forecasts if f.progress is not None)
+    known = sorted(((f.progress, f) for f in forecasts if f.progress is not None), key=lambda pair: pair[0])
     if len(known) < needed or known[needed - 1][0] == 0:
         return None
     progress, of = known[needed - 1]

@@ -29,7 +29,7 @@ def check_predictable(trainer: Trainer) -> None:
             f"Cannot predict this: the run has {len(optimizers)} optimizers ({names}), and what each does to the "
             "gap cannot be told apart in a short run. Allowed: one optimizer, with any number of parameter groups."
         )
-    optimizer = optimizers[0]
+    optimizer: object = optimizers[0]
     if not isinstance(optimizer, Optimizer):
         raise UserError(
             f"Cannot predict this: {type(optimizer).__name__} is no torch.optim.Optimizer, so it cannot be tried on a "

@@ -44,7 +44,7 @@ def step_gains(optimizer: Optimizer, steps: int, done: int = 0) -> list[float]:
     5.8, ... for RMSprop, whose average starts at zero. Weight decay is left out: it is no answer to the gradient.
 
     Args:
-        optimizer: of the run; it is not touched.
+        optimizer: of the run; it is not touched. Settings are those of its first parameter group.
         steps: how many gains are wanted.
         done: steps that the run has behind it.
 
@@ -77,7 +77,9 @@ def grows_with_gradient(optimizer: Optimizer) -> bool:
 def _steady(optimizer: Optimizer, steps: int, size: float = 1.0) -> list[float]:
     """Return how far each step of a replica moves a small matrix per unit of rate, under one gradient."""
     own = optimizer.param_groups[0]
-    weight = nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
+    place = own["params"][0].device  # some settings of optimizers work on a GPU alone; float64 does not work on mps
+    device = place if place.type in ("cpu", "cuda") else None
+    weight = nn.Parameter(torch.ones(2, 2, dtype=torch.float64, device=device))
     group = {**{k: copy.deepcopy(v) for k, v in own.items() if k != "params"}, "params": [weight]}
     group.update({k: 0.0 for k in ("weight_decay",) if k in group}, lr=_SMALL)
     twin, moved = replica(optimizer, [group]), []
