@@ -127,7 +127,7 @@ class Forecast(SweepResult):
 
     def _cells(self, i: int, row: dict[str, Any]) -> list[str]:
         of = self.probes[i]
-        when, interval = of.outcome, "-"
+        when, interval = str(of.outcome), "-"
         if of.outcome == "cannot predict this":
             when = f"{of.outcome}: {of.why}"
         elif of.step is not None and of.outcome != "already ahead":

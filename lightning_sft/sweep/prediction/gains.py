@@ -6,7 +6,7 @@ import copy
 import math
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,7 +27,7 @@ def replica(optimizer: Optimizer, groups: Iterable[dict[str, Any]]) -> Optimizer
     put on the object (a scheduler wraps ``step``) stay behind: they would step the optimizer that they come from.
     """
     kind = type(optimizer)
-    twin = cast("Optimizer", object.__new__(kind))
+    twin = object.__new__(kind)
     for name, value in vars(optimizer).items():
         if not (callable(value) and hasattr(kind, name)):
             # hooks belong to the run
