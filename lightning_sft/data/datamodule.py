@@ -23,6 +23,7 @@ from lightning_sft.data.encoding.tokenizer import find_tokenizer, pad_token_id
 from lightning_sft.data.encoding.trace import OnDroppedReasoning
 from lightning_sft.data.encoding.truncate import Truncation
 from lightning_sft.data.encoding.weights import LossWeights
+from lightning_sft.data.launch import reading_once
 from lightning_sft.data.library import SetLibrary
 from lightning_sft.data.named import Sets, read_settings, set_sampler, skipped_sources
 from lightning_sft.data.prompts import Answered, prompts
@@ -151,8 +152,7 @@ class SFTDataModule(LightningDataModule):
         self._encoder: Encoder | None = None
         self._position: State = {}
         self._told_layout = ""
-        if not self.sets.has("val"):
-            # no validation is a hook that is not overridden; for an empty list Lightning would validate nothing
+        if not self.sets.has("val"):  # then Lightning must find no hook: for an empty list it would validate nothing
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
 
     @property
@@ -175,11 +175,12 @@ class SFTDataModule(LightningDataModule):
         if self._tokenizer is None:
             self._tokenizer = find_tokenizer(self._given_tokenizer, self.trainer)
             self._encoder = Encoder(self._tokenizer, *self.encoder_options)
-        for what in STAGES[stage]:
-            if what not in self.sets and self.sets.has(what):
-                assert self._encoder is not None
-                self.report[what] = self.sets.build(what, self._encoder).report
-                list_rejected(self.rejected_file, what, self.report[what].rejected, self.trainer)
+        with reading_once(self.sets, self.trainer):
+            for what in STAGES[stage]:
+                if what not in self.sets and self.sets.has(what):
+                    assert self._encoder is not None
+                    self.report[what] = self.sets.build(what, self._encoder).report
+                    list_rejected(self.rejected_file, what, self.report[what].rejected, self.trainer)
         if stage == "fit" and "train" in self.sets and self.train_batches.items is None:
             self.train_batches.prepare(self.sets["train"].dataset, self.report["train"])
 
@@ -238,8 +239,8 @@ class SFTDataModule(LightningDataModule):
     def state_dict(self) -> State:
         """Return the position in the training data.
 
-        Lightning stores the training loader's own state too, but does not give it back to a loader that it has made to
-        count the steps before it restores a checkpoint, as it does for runs that are measured in epochs.
+        Lightning stores the training loader's own state too, but does not give it back to a loader that it has made
+        before it restores a checkpoint, as it does to count the steps of runs that are measured in epochs.
         """
         loader = self._loader_in_use()
         return {} if loader is None else loader.state_dict()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from typing_extensions import override
 
 from lightning_sft.data.library import SetLibrary
 from lightning_sft.data.reading.sources import DataSource
+from lightning_sft.data.spool import Chosen, Spool
 from lightning_sft.data.types import BadRow, Example
 from lightning_sft.errors import UserError
 
@@ -46,9 +46,12 @@ class Part(DataSource):
         Raises:
             UserError: the source has fewer rows than there are parts.
         """
-        rows = list(self.source.examples(answers))
-        good = [not isinstance(row, BadRow) for row in rows]
-        count = sum(good)
+        rows: Spool[Example | BadRow] = Spool()
+        is_bad = bytearray()
+        for row in self.source.examples(answers):
+            rows.append(row)
+            is_bad.append(isinstance(row, BadRow))
+        count = len(rows) - sum(is_bad)
         if count < self.of:
             raise UserError(
                 f"The source {self.name!r} has {count} rows to judge by, and each of {self.of} replicates needs rows "
@@ -57,8 +60,9 @@ class Part(DataSource):
         order = np.random.default_rng([self.seed, count]).permutation(count)
         mine = np.zeros(count, np.bool_)
         mine[order[self.number :: self.of]] = True
-        dealt = iter(mine.tolist())
-        yield from compress(rows, [next(dealt) if is_good else self.number == 0 for is_good in good])
+        chosen = np.full(len(rows), self.number == 0, np.bool_)
+        chosen[np.frombuffer(is_bad, np.uint8) == 0] = mine
+        yield from Chosen(rows, np.flatnonzero(chosen))
 
     @override
     def identity(self) -> list[Any] | None:

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_sft.data.encoding.build import BuildOptions, build, fingerprint
+from lightning_sft.data.encoding.build import BuildOptions, build
 from lightning_sft.data.encoding.contexts import contexts_identity
 from lightning_sft.data.encoding.encode import Encoder
 from lightning_sft.data.encoding.weights import tell
+from lightning_sft.data.known import ROW, fingerprint, standing_in
 from lightning_sft.data.reading.sources import DataSource
 from lightning_sft.data.sets import RawSet, read, split_off, without_leaks
+from lightning_sft.data.spool import Chosen, spooling_in
 from lightning_sft.data.storage.cache import Cache, Entry
 from lightning_sft.data.storage.dataset import BuiltSet
 from lightning_sft.data.storage.digests import digest, encoding_digest, rows_digest
@@ -29,6 +31,9 @@ EARLIER = {"train": (), "val": ("train",), "test": ("train", "val"), "predict": 
 class SetLibrary:
     """The sets ``train``, ``val``, ``test`` and ``predict``, built on demand and kept.
 
+    Rows are read, encoded and written one by one: a set may be larger than memory. With a cache, one process does so
+    for all, and the others map what it wrote.
+
     Args:
         sources: the sources of each set; a source's index counts through all sets.
         val_split: a fraction or a number of rows that ``val`` takes from ``train``.
@@ -36,6 +41,10 @@ class SetLibrary:
         system: system prompt for conversations that bring none.
         options: how rows become a set.
         cache: where encoded sets are kept; by default nowhere.
+
+    Attributes:
+        launch: a name that the ranks of one run share, so that one of them reads rows that only reading tells, such as
+            those of a stream; None where each process is on its own.
     """
 
     def __init__(
@@ -56,6 +65,7 @@ class SetLibrary:
         self._raw: dict[str, RawSet] = {}
         self._keys: dict[str, NDArray[np.uint8]] = {}
         self._built: dict[str, BuiltSet] = {}
+        self.launch: str | None = None
 
     @property
     def sources(self) -> list[DataSource]:
@@ -88,13 +98,14 @@ class SetLibrary:
         built = self._built[what]
         if len(built.examples):
             return built.examples
-        rows = self._read(what).examples
+        with spooling_in(self.cache.root):
+            raw = self._read(what)
         for name in set(self._built) & set(self._raw):
             del self._raw[name]
-        chosen = [rows[i] for i in built.kept if i < len(rows)]
-        if fingerprint(chosen) != built.fingerprint:
+        kept = built.kept[built.kept < len(raw.examples)]
+        if fingerprint(raw.keys, kept) != built.fingerprint:
             raise UserError(f"The sources of {what} changed while they were read. Start again.")
-        return chosen
+        return Chosen(raw.examples, kept)
 
     def build(self, what: str, encoder: Encoder) -> BuiltSet:
         """Encode a set, or take it from the cache; the examples of ``train`` are let go, only their digests are kept.
@@ -103,7 +114,13 @@ class SetLibrary:
             UserError: see `read`, `split_off` and `build`; or every row also stands in an earlier set.
         """
         key = self._key_of_sources(what, encoder)
-        self._built[what] = self._from_rows(what, encoder) if key is None else self._from_sources(what, encoder, key)
+        with spooling_in(self.cache.root):
+            if key is not None:
+                self._built[what] = self._from_sources(what, encoder, key)
+            elif self.launch is None or self.cache.root is None:
+                self._built[what], _ = self._from_rows(what, encoder)
+            else:
+                self._built[what] = self._read_once(what, encoder, f"{what}-launch-{self.launch}")
         for name in {what, *self._built} & set(self._raw):
             del self._raw[name]
         tell(self._built[what].report, what)
@@ -133,13 +150,11 @@ class SetLibrary:
         self._keys.setdefault(what, entry.arrays["keys"])
         if "train_keys" in entry.arrays:
             self._keys.setdefault("train", entry.arrays["train_keys"])
-        rows, _ = self._known_earlier(what, needed=False)
-        if rows:
-            built.report.leaked = sum(row in rows for row in as_keys(self._keys[what])[0])
+        built.report.leaked = int(standing_in(self._keys[what], self._known_earlier(what, needed=False), ROW).sum())
         return built
 
-    def _from_rows(self, what: str, encoder: Encoder) -> BuiltSet:
-        """Return a set whose rows must be read to be known; the cache is asked for their tokens."""
+    def _from_rows(self, what: str, encoder: Encoder) -> tuple[BuiltSet, str | None]:
+        """Return a set whose rows must be read to be known, and the key under which the cache now has their tokens."""
         raw, leaked, dropped = self._without_leaks(what)
         self._known(what)
 
@@ -152,7 +167,34 @@ class SetLibrary:
         entry = make() if key is None else self.cache.get(key, make, lambda: True)
         built = unpack(entry, *self._origin(what), raw.examples if what != "train" else ())
         built.report.leaked, built.report.leaked_dropped = leaked, dropped
+        return built, key
+
+    def _read_once(self, what: str, encoder: Encoder, name: str) -> BuiltSet:
+        """Return a set that the first rank to come reads; the others wait for it, and find its tokens in the cache."""
+        mine: BuiltSet | None = None
+
+        def make() -> Entry:
+            nonlocal mine
+            mine, key = self._from_rows(what, encoder)
+            # examples that a source may need for scores are not in the cache: each rank reads those of its own
+            counts = [mine.report.leaked, mine.report.leaked_dropped]
+            return Entry({"keys": self._known(what)}, {"key": key if what == "train" else None, "counts": counts})
+
+        found = self.cache.get(name, make, lambda: True)
+        if mine is not None:
+            return mine
+        entry = None if found.meta["key"] is None else self.cache.find(found.meta["key"])
+        if entry is None:
+            return self._from_rows(what, encoder)[0]
+        self._keys.setdefault(what, found.arrays["keys"])
+        built = unpack(entry, *self._origin(what))
+        built.report.leaked, built.report.leaked_dropped = found.meta["counts"]
         return built
+
+    def forget_launch(self) -> None:
+        """Remove what ranks told each other; called on one rank of each machine when all have read it."""
+        for what in self._built:
+            self.cache.remove(f"{what}-launch-{self.launch}")
 
     def _encode(self, what: str, raw: RawSet, encoder: Encoder) -> BuiltSet:
         return build(raw, [source.name for source in self.sources], encoder, self.options, what)
@@ -204,32 +246,22 @@ class SetLibrary:
         """Return the rows of a set, how many of them stand in an earlier set, and how many were dropped for it."""
         raw = self._read(what)
         drops = [source.drop_leaks for source in self.sources]
-        keys, prompts = self._known_earlier(what, needed=any(drops[s] for s in set(raw.sources)))
-        kept, leaked = without_leaks(raw, keys, prompts, drops)
-        if not kept.examples:
+        earlier = self._known_earlier(what, needed=any(drops[s] for s in np.unique(raw.sources)))
+        kept, leaked = without_leaks(raw, earlier, drops)
+        if not len(kept.examples):
             raise UserError(
                 f"All {len(raw.examples)} rows of {what} also stand in {' or '.join(EARLIER[what])} and were dropped. "
                 "Give the tasks different seeds, or make their range larger."
             )
         return kept, leaked, len(raw.examples) - len(kept.examples)
 
-    def _known_earlier(self, what: str, needed: bool) -> tuple[set[bytes], set[bytes]]:
-        """Return the digests of rows and prompts of the sets before ``what``: if needed, of all, else of those read."""
+    def _known_earlier(self, what: str, needed: bool) -> list[NDArray[np.uint8]]:
+        """Return the digests of the sets before ``what``: if needed, of all, else of those read."""
         earlier = [name for name in EARLIER[what] if self.has(name)]
-        known = [as_keys(self._known(name)) for name in earlier if needed or name in self._raw or name in self._keys]
-        rows, prompts = (set(chain.from_iterable(keys[i] for keys in known)) for i in (0, 1))
-        return rows, prompts
+        return [self._known(name) for name in earlier if needed or name in self._raw or name in self._keys]
 
     def _known(self, what: str) -> NDArray[np.uint8]:
         """Return digests of what stands in a set, (rows, 32), kept when its rows are let go: of a row, its prompt."""
         if what not in self._keys:
-            joined = b"".join(example.key + example.prompt_key for example in self._read(what).examples)
-            self._keys[what] = np.frombuffer(joined, np.uint8).reshape(-1, 32)
+            self._keys[what] = self._read(what).keys
         return self._keys[what]
-
-
-def as_keys(known: NDArray[np.uint8]) -> tuple[list[bytes], list[bytes]]:
-    """Return the digests of rows and of their prompts, one by one."""
-    rows, prompts = (known[:, part].tobytes() for part in (slice(16), slice(16, 32)))
-    at = range(0, len(rows), 16)
-    return [rows[i : i + 16] for i in at], [prompts[i : i + 16] for i in at]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,9 +11,12 @@ from typing import Literal
 import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
 
 from lightning_sft.data.codes import NO_MISTAKES
+from lightning_sft.data.known import PROMPT, ROW, standing_in
 from lightning_sft.data.reading.sources import DataSource
+from lightning_sft.data.spool import Chosen, GrowingArray, Spool
 from lightning_sft.data.types import BadRow, Example
 from lightning_sft.errors import UserError
 from lightning_sft.files import append_text
@@ -23,17 +26,35 @@ OnBadRow = Literal["error", "skip"]
 
 @dataclass
 class RawSet:
-    """The rows of one set as examples, each with the index of its source."""
+    """The rows of one set before they are tokens.
 
-    examples: list[Example]
-    sources: list[int]
+    Args:
+        examples: the rows.
+        sources: (rows,) index of each row's source.
+        keys: (rows, 32) digests of each row and of its prompt.
+        rejected: bad rows.
+    """
+
+    examples: Sequence[Example]
+    sources: NDArray[np.int64]
+    keys: NDArray[np.uint8]
     rejected: list[BadRow]
+
+    def chosen(self, rows: NDArray[np.bool_], rejected: list[BadRow]) -> RawSet:
+        """Return some of the rows, in their order.
+
+        Args:
+            rows: (rows,) whether to keep each.
+            rejected: the bad rows of the new set.
+        """
+        at = np.flatnonzero(rows)
+        return RawSet(Chosen(self.examples, at), self.sources[at], self.keys[at], rejected)
 
 
 def read(
     sources: Sequence[DataSource], first: int, on_bad_row: OnBadRow, system: str | None = None, answers: bool = True
 ) -> RawSet:
-    """Read every row of ``sources``.
+    """Read every row of ``sources``; rows that fill more than a little memory are kept in a temporary file.
 
     Args:
         sources: the sources of one set.
@@ -45,24 +66,28 @@ def read(
     Raises:
         UserError: a bad row under ``error``, or a source without rows.
     """
-    raw = RawSet([], [], [])
+    examples: Spool[Example] = Spool()
+    numbers, keys = GrowingArray(np.int64), GrowingArray(np.uint8)
+    rejected: list[BadRow] = []
     for number, source in enumerate(sources, first):
-        before, bad = len(raw.examples), len(raw.rejected)
+        before, bad = len(examples), len(rejected)
         for row in source.examples(answers):
             if isinstance(row, BadRow):
-                reject(row, raw.rejected, on_bad_row)
+                reject(row, rejected, on_bad_row)
             else:
-                raw.examples.append(row.with_system(source.system or system))
-                raw.sources.append(number)
-        if len(raw.examples) == before:
-            skipped = raw.rejected[bad:]
+                example = row.with_system(source.system or system)
+                examples.append(example)
+                numbers.extend(number)
+                keys.extend(np.frombuffer(example.key + example.prompt_key, np.uint8))
+        if len(examples) == before:
+            skipped = rejected[bad:]
             reason = (
                 f"all of its {len(skipped)} rows are bad, the first at {describe(skipped[0])}"
                 if skipped
                 else "it is empty"
             )
             raise UserError(f"The source {source.name!r} has no rows: {reason}. Check its path, format and columns.")
-    return raw
+    return RawSet(examples, numbers.finish(), keys.finish().reshape(-1, 32), rejected)
 
 
 def reject(row: BadRow, rejected: list[BadRow], on_bad_row: OnBadRow) -> None:
@@ -96,33 +121,22 @@ def split_off(raw: RawSet, share: int | float, seed: int) -> tuple[RawSet, RawSe
         )
     held_out = np.zeros(rows, np.bool_)
     held_out[np.random.default_rng([seed, rows]).permutation(rows)[:count]] = True
-    stay, out = RawSet([], [], raw.rejected), RawSet([], [], [])
-    for example, source, is_out in zip(raw.examples, raw.sources, held_out.tolist(), strict=True):
-        part = out if is_out else stay
-        part.examples.append(example)
-        part.sources.append(source)
-    return stay, out
+    return raw.chosen(~held_out, raw.rejected), raw.chosen(held_out, [])
 
 
-def without_leaks(
-    raw: RawSet, keys: Collection[bytes], prompts: Collection[bytes], drops: Sequence[bool]
-) -> tuple[RawSet, int]:
+def without_leaks(raw: RawSet, earlier: Sequence[NDArray[np.uint8]], drops: Sequence[bool]) -> tuple[RawSet, int]:
     """Return a set without the rows that also stand in earlier sets, and how many such rows there were.
 
     Args:
         raw: the rows.
-        keys: digests of the rows of the earlier sets.
-        prompts: digests of their prompts.
+        earlier: (rows, 32) digests of the rows and prompts of each earlier set.
         drops: for each source whether its leaks are dropped; there a known prompt is enough. Others are only counted.
     """
-    kept, leaked = RawSet([], [], raw.rejected), 0
-    for example, source in zip(raw.examples, raw.sources, strict=True):
-        is_leak = example.prompt_key in prompts if drops[source] else example.key in keys
-        leaked += is_leak
-        if not (is_leak and drops[source]):
-            kept.examples.append(example)
-            kept.sources.append(source)
-    return kept, leaked
+    dropping = np.array(drops, np.bool_)[raw.sources]
+    leaks = standing_in(raw.keys, earlier, ROW)
+    if dropping.any():
+        leaks[dropping] = standing_in(raw.keys[dropping], earlier, PROMPT)
+    return raw.chosen(~(leaks & dropping), raw.rejected), int(leaks.sum())
 
 
 def list_rejected(file: str | None, what: str, rows: Sequence[BadRow], trainer: Trainer | None) -> None:

@@ -12,6 +12,9 @@ from typing_extensions import override
 from lightning_sft.data.batches.grouping import group_by_length
 from lightning_sft.data.types import PADDING
 
+PIECE = 1 << 14
+"""Indices that become Python's numbers together: they take four times the memory."""
+
 
 class EpochSampler(DistributedSampler[int]):
     """Deals the rows of an epoch to the ranks.
@@ -83,5 +86,5 @@ class EpochSampler(DistributedSampler[int]):
         """Yield this rank's row indices, from position ``start`` on."""
         order = self.order(self.epoch)
         padded = np.concatenate([order, np.full(self.total_size - len(order), PADDING, np.int64)])
-        mine = padded[self.rank :: self.num_replicas]
-        return iter(mine[self.start :].tolist())
+        mine = padded[self.rank :: self.num_replicas][self.start :].copy()  # the others' rows are let go
+        return (index for start in range(0, len(mine), PIECE) for index in mine[start : start + PIECE].tolist())

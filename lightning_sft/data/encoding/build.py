@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lightning_sft.data.codes import Code
 from lightning_sft.data.encoding.contexts import ContextWeights
 from lightning_sft.data.encoding.encode import Encoder
 from lightning_sft.data.encoding.parallel import encode_rows
 from lightning_sft.data.encoding.truncate import Truncation, truncate
+from lightning_sft.data.known import fingerprint
 from lightning_sft.data.sets import OnBadRow, RawSet, describe, reject
-from lightning_sft.data.storage.dataset import BuiltSet, SetReport, TokenDataset
-from lightning_sft.data.types import BadRow, BadRowError, Encoded, Example
+from lightning_sft.data.spool import Chosen, GrowingArray
+from lightning_sft.data.storage.dataset import BuiltSet, SetReport
+from lightning_sft.data.storage.flat import FlatRows
+from lightning_sft.data.types import BadRow, BadRowError
 from lightning_sft.errors import UserError
 
 
@@ -37,7 +40,7 @@ class BuildOptions:
 
 
 def build(raw: RawSet, names: Sequence[str], encoder: Encoder, options: BuildOptions, what: str) -> BuiltSet:
-    """Encode a set.
+    """Encode a set, row by row; of a large one, the tokens are kept in temporary files.
 
     Args:
         raw: the rows.
@@ -51,10 +54,9 @@ def build(raw: RawSet, names: Sequence[str], encoder: Encoder, options: BuildOpt
             nothing is left.
     """
     report = SetReport(rejected=list(raw.rejected))
-    encoded: list[Encoded] = []
-    kept: list[int] = []
-    full_lengths: list[int] = []
-    too_long: list[tuple[int, str]] = []
+    encoded, kept, full_lengths = FlatRows(), GrowingArray(np.int64), GrowingArray(np.int64)
+    masks, unused = Counter[str](), Counter[str]()
+    longest, too_long = (0, ""), 0
     first, on_bad_row = encoder.tokenizer.bos_token_id, options.on_bad_row
     weigh = ContextWeights(encoder.loss_weights.contexts if what == "train" else {})
     with closing(encode_rows(encoder, raw.examples, options.num_proc, what)) as rows:
@@ -66,7 +68,7 @@ def build(raw: RawSet, names: Sequence[str], encoder: Encoder, options: BuildOpt
                 continue
             if options.max_length is not None and len(row.ids) > options.max_length:
                 if options.truncation == "error":
-                    too_long.append((len(row.ids), example.where))
+                    longest, too_long = max(longest, (len(row.ids), example.where)), too_long + 1
                     continue
                 cut = truncate(row, options.max_length, options.truncation, first)
                 if cut is None:
@@ -80,37 +82,32 @@ def build(raw: RawSet, names: Sequence[str], encoder: Encoder, options: BuildOpt
                 reject(BadRow(example.where, _WEIGHS_NOTHING, code=Code.NOTHING_TRAINED), report.rejected, on_bad_row)
                 continue
             encoded.append(weighed)
-            full_lengths.append(len(row.ids))
-            kept.append(i)
+            full_lengths.extend(len(row.ids))
+            kept.extend(i)
+            masks[weighed.mask.value] += 1
+            unused.update(example.unused)
     if too_long:
         raise UserError(
-            f"{len(too_long)} of {len(raw.examples)} rows of {what} are longer than max_length={options.max_length}; "
-            f"longest: {max(too_long)[0]} tokens ({max(too_long)[1]}). Raise max_length, or set data.truncation: "
+            f"{too_long} of {len(raw.examples)} rows of {what} are longer than max_length={options.max_length}; "
+            f"longest: {longest[0]} tokens ({longest[1]}). Raise max_length, or set data.truncation: "
             "drop, left, right or keep_completion."
         )
-    if not encoded:
+    if not len(encoded):
         raise UserError(
             f"No rows are left in {what}: of {len(raw.examples) + len(raw.rejected)} rows, {len(report.rejected)} were "
             f"bad and {report.dropped} dropped by truncation: {options.truncation} at max_length={options.max_length}."
             + (f" The first bad row: {describe(report.rejected[0])}" if report.rejected else "")
         )
-    sources = [raw.sources[i] for i in kept]
-    report.rows = len(encoded)
-    report.lengths = np.array([len(row.ids) for row in encoded], np.int64)
-    report.full_lengths = np.array(full_lengths, np.int64)
-    report.trained = np.array([int(row.trained.sum()) for row in encoded], np.int64)
-    report.negative = sum(row.weights is not None and bool((row.weights[row.trained] < 0).any()) for row in encoded)
+    at = kept.finish()
+    dataset = encoded.finish(raw.sources[at])
+    report.rows = len(dataset)
+    report.lengths, report.full_lengths, report.trained = dataset.lengths, full_lengths.finish(), encoded.trained_tokens
+    report.negative = encoded.negative
     report.contexts = weigh.found
-    report.masks = dict(Counter(row.mask.value for row in encoded))
-    report.unused = _unused([raw.examples[i] for i in kept], encoder.template.every_source)
-    report.source_rows = {names[s]: sources.count(s) for s in dict.fromkeys(sources)}
-    examples = [raw.examples[i] for i in kept]
-    return BuiltSet(TokenDataset(encoded, sources), examples, report, np.array(kept, np.int64), fingerprint(examples))
-
-
-def fingerprint(examples: Iterable[Example]) -> str:
-    """Return a digest of examples in their order."""
-    return hashlib.blake2b(b"".join(example.key for example in examples), digest_size=16).hexdigest()
+    report.masks = dict(masks)
+    report.unused = _unused(unused, encoder.template.every_source)
+    report.source_rows = {names[s]: rows for s, rows in _in_order(dataset.sources)}
+    return BuiltSet(dataset, Chosen(raw.examples, at), report, at, fingerprint(raw.keys, at))
 
 
 _WEIGHS_NOTHING = (
@@ -119,9 +116,14 @@ _WEIGHS_NOTHING = (
 )
 
 
-def _unused(examples: Sequence[Example], template: str) -> dict[str, int]:
+def _in_order(sources: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Return each source with its rows, in the order in which they come."""
+    numbers, firsts, counts = np.unique(sources, return_index=True, return_counts=True)
+    return [(int(numbers[i]), int(counts[i])) for i in np.argsort(firsts)]
+
+
+def _unused(counts: Counter[str], template: str) -> dict[str, int]:
     """Return in how many rows each column or key stands that nothing reads; a template may read keys of messages."""
-    counts = Counter(name for example in examples for name in example.unused)
     return {
         name: rows
         for name, rows in counts.most_common()

@@ -8,11 +8,13 @@ import signal
 import sys
 import threading
 import warnings
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,8 @@ FEW_ROWS = 2000
 """Below this the start of processes takes longer than it saves."""
 CHUNK = 250
 """Rows of one task."""
+AHEAD = 4
+"""Tasks a process is ahead of who reads the results, which wait in memory."""
 
 Outcome = Encoded | BadRowError | UserError
 
@@ -107,12 +111,15 @@ def _chunks(encoder: Encoder, examples: Sequence[Example], processes: int) -> Ge
     """
     method = "fork" if sys.platform == "linux" else "spawn"
     context = multiprocessing.get_context(method)
-    starts = range(0, len(examples), CHUNK)
+    starts = iter(range(0, len(examples), CHUNK))
     with ProcessPoolExecutor(processes, context, _start, (encoder, examples)) as pool:
         try:
             with _quiet_fork():  # the processes are started here
-                results = pool.map(_encode_chunk, starts)
-            yield from results
+                ahead = deque(pool.submit(_encode_chunk, start) for start in islice(starts, AHEAD * processes))
+            while ahead:
+                chunk = ahead.popleft().result()
+                ahead.extend(pool.submit(_encode_chunk, start) for start in islice(starts, 1))
+                yield chunk
         except BrokenProcessPool as e:
             raise UserError(
                 f"One of the {processes} processes that tokenise was killed, most likely for want of memory. Set "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import re
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple
 from itertools import islice
@@ -19,9 +18,10 @@ from lightning_sft.data.progress import counted, progress
 from lightning_sft.data.reading import formats
 from lightning_sft.data.reading.columns import without_padding
 from lightning_sft.data.reading.conversation import STRICT, OnRepeatedRole, OnUnanswered, Rules
+from lightning_sft.data.reading.detect import detect_format
 from lightning_sft.data.reading.readers import SUFFIXES, read_file, suffix
 from lightning_sft.data.reading.scorers import Score, Scorer, as_scorer, scored
-from lightning_sft.data.types import BadRow, BadRowError, Example, Record, printable
+from lightning_sft.data.types import BadRow, BadRowError, Example, Record
 from lightning_sft.errors import UserError, first_line
 from lightning_sft.files import file_digest
 
@@ -89,7 +89,7 @@ class Source(DataSource):
             both, by value; ``edit_similarity`` (1 - edits / longer length) and ``jaro_winkler``; or a `Scorer` of
             yours. Rows without an answer are not scored.
         max_rows: read at most so many rows.
-        streaming: read a hub dataset as a stream, without downloading it whole; needs ``max_rows``.
+        streaming: read a hub dataset as a stream, without keeping its files; ``max_rows`` ends it early.
         max_row_bytes: longer lines, or rows with more characters, are bad rows.
         on_unanswered: see `Rules`; default is the data module's.
         on_repeated_role: see `Rules`; default is the data module's.
@@ -118,8 +118,6 @@ class Source(DataSource):
             )
         if max_rows is not None and max_rows < 1:
             raise UserError(f"{path}: max_rows is {max_rows}; it must be at least 1.")
-        if streaming and max_rows is None:
-            raise UserError(f"{path}: streaming needs max_rows, since the rows read are kept. Set max_rows.")
         self.path = path
         self.format = format
         self.columns = columns or {}
@@ -244,8 +242,10 @@ class Source(DataSource):
         return found is not None if self.format == "auto" else found == self.format
 
     def _convert(self, table: Iterable[Record | BadRow], answers: bool) -> Iterator[Example | BadRow]:
-        rows = list(islice(table, self.max_rows))
-        form = self.format if self.format != "auto" else self._detect(rows, answers)
+        rows: Iterable[Record | BadRow] = islice(table, self.max_rows)
+        form = str(self.format)
+        if self.format == "auto":
+            form, rows = detect_format(rows, self._mapped, self.columns, answers)
         for row in rows:
             if isinstance(row, BadRow):
                 yield row
@@ -261,25 +261,6 @@ class Source(DataSource):
                 if unmapped := [column for column in self.columns.values() if column not in row.row]:
                     reason = f"missing column {', '.join(unmapped)}; the row has {', '.join(row.row) or 'none'}"
                 yield BadRow(row.where, reason, str(row.row), e.code)
-
-    def _detect(self, rows: list[Record | BadRow], answers: bool) -> str:
-        """Return the format that most rows have."""
-        records = [row for row in rows if isinstance(row, Record)]
-        counts = Counter(formats.detect(self._mapped(row.row), answers) for row in records)
-        counts.pop(None, None)
-        if counts:
-            return str(counts.most_common(1)[0][0])
-        if not records:
-            return "messages"  # no row to convert: every one is reported as bad
-        present = dict.fromkeys(column for row in records[:100] for column in row.row)
-        columns = printable(", ".join(map(str, present)), 400) or "(none)"
-        known = "; ".join(f"{name}: {', '.join(formats.needed(name, answers))}" for name in formats.REQUIRED)
-        mapped = f" under columns={self.columns}" if self.columns else ""
-        raise UserError(
-            f"{records[0].where}: no known format has the columns {columns}{mapped}. "
-            f"Formats and their columns are: {known}. Map the columns, for example "
-            "`columns: {prompt: question, completion: answer}`."
-        )
 
 
 def _is_saved(folder: Path) -> bool:

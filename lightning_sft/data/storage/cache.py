@@ -103,6 +103,18 @@ class Cache:
                 return entry
             return _open(self.root / key) or entry
 
+    def find(self, key: str) -> Entry | None:
+        """Return the entry of ``key`` if it is there and whole."""
+        with suppress(DamagedError):
+            return None if self.root is None else _open(self.root / key)
+        return None
+
+    def remove(self, key: str) -> None:
+        """Remove the entry of ``key`` and its lock, where they are; nobody may want it any more."""
+        if self.root is not None:
+            shutil.rmtree(self.root / key, ignore_errors=True)
+            (self.root / f".{key}.lock").unlink(missing_ok=True)
+
     def _locked(self, key: str) -> AbstractContextManager[Any]:
         """Return the lock of ``key``, held until its context ends; waits for the process that holds it.
 

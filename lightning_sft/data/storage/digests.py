@@ -72,7 +72,7 @@ def rows_digest(examples: Iterable[Example], sources: Iterable[int], rejected: I
     state = hashlib.sha256()
     for example, source in zip(examples, sources, strict=True):
         row = [
-            source,
+            int(source),
             example.where,
             example.messages,
             example.flags,

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from lightning_sft.data.codes import Code
+from lightning_sft.data.spool import Chosen, GrowingArray, pieces
 from lightning_sft.data.storage.cache import Entry
 from lightning_sft.data.storage.dataset import BuiltSet, SetReport, TokenDataset
 from lightning_sft.data.types import BadRow, Example
 
 EXAMPLES = "examples"
+NEWLINE = ord("\n")
 
 
 def pack(built: BuiltSet, names: Sequence[str], first: int, with_examples: bool) -> Entry:
@@ -44,7 +46,7 @@ def pack(built: BuiltSet, names: Sequence[str], first: int, with_examples: bool)
     if dataset.weights is not None:
         arrays["weights"] = dataset.weights
     if with_examples:
-        arrays[EXAMPLES] = np.frombuffer(_to_json(built.examples), np.uint8)
+        arrays[EXAMPLES] = _to_json(built.examples)
     meta = {
         "rejected": [[row.where, row.reason, row.text, row.code.value] for row in report.rejected],
         "dropped": report.dropped,
@@ -92,14 +94,14 @@ def unpack(entry: Entry, names: Sequence[str], first: int, examples: Sequence[Ex
         contexts=meta["contexts"],
         source_rows={names[index]: rows for index, rows in meta["source_rows"]},
     )
-    made_of: Sequence[Example] = [examples[i] for i in kept] if examples else []
+    made_of: Sequence[Example] = Chosen(examples, kept) if len(examples) else []
     if EXAMPLES in arrays:
         made_of = StoredExamples(arrays[EXAMPLES])
     return BuiltSet(dataset, made_of, report, kept, meta["fingerprint"])
 
 
 class StoredExamples(Sequence[Example]):
-    """Examples in JSON lines, read when one of them is first asked for: most runs never do.
+    """Examples in JSON lines, each read when it is asked for.
 
     Args:
         lines: (bytes,) the text.
@@ -109,12 +111,14 @@ class StoredExamples(Sequence[Example]):
         self.lines = lines
 
     @cached_property
-    def _examples(self) -> list[Example]:
-        return [_example(line) for line in self.lines.tobytes().splitlines()]
+    def _ends(self) -> NDArray[np.int64]:
+        """Where each line ends, (rows,)."""
+        at = [np.flatnonzero(self.lines[p] == NEWLINE) + p.start for p in pieces(len(self.lines), 1 << 22)]
+        return np.concatenate(at) if at else np.empty(0, np.int64)
 
     @override
     def __len__(self) -> int:
-        return len(self._examples)
+        return len(self._ends)
 
     @overload
     def __getitem__(self, index: int) -> Example: ...
@@ -122,11 +126,16 @@ class StoredExamples(Sequence[Example]):
     def __getitem__(self, index: slice) -> Sequence[Example]: ...
     @override
     def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
-        return self._examples[index]
+        if isinstance(index, slice):
+            return Chosen(self, np.arange(len(self))[index])
+        number = range(len(self))[index]
+        start = int(self._ends[number - 1]) + 1 if number else 0
+        return _example(self.lines[start : int(self._ends[number])].tobytes())
 
 
-def _to_json(examples: Sequence[Example]) -> bytes:
-    lines = []
+def _to_json(examples: Sequence[Example]) -> NDArray[np.uint8]:
+    """Return examples as JSON lines, (bytes,)."""
+    lines = GrowingArray(np.uint8)
     for example in examples:
         line = json.dumps(
             {
@@ -143,8 +152,8 @@ def _to_json(examples: Sequence[Example]) -> bytes:
         ).encode()
         if _example(line) != example:
             raise TypeError(f"{example.where} does not survive JSON")
-        lines.append(line)
-    return b"\n".join(lines)
+        lines.extend(np.frombuffer(line + b"\n", np.uint8))
+    return lines.finish()
 
 
 def _example(line: bytes) -> Example:

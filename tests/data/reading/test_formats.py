@@ -149,8 +149,8 @@ def test_hub_name(monkeypatch):
     assert [example.messages[0]["content"] for example in rows(source)] == ["0", "1", "2"]
     assert asked == {"path": "openai/gsm8k", "name": "main", "split": "test", "streaming": True}
     assert source.name == "gsm8k"
-    with pytest.raises(UserError, match="streaming needs max_rows"):
-        Source("openai/gsm8k", streaming=True)
+    whole = Source("openai/gsm8k", streaming=True, columns={"prompt": "question", "completion": "answer"})
+    assert len(list(whole.examples())) == 9
 
 
 def test_name_that_is_neither_here_nor_on_the_hub(monkeypatch):
