@@ -16,7 +16,7 @@ from lightning_sft._lightning import callbacks_of
 from lightning_sft._lightning.loops import leave_signals_alone, requeue_signal, validate_again
 from lightning_sft._lightning.saving import save_when_validated, swap_back, watch_swaps
 from lightning_sft.checkpoints.best import keep_best
-from lightning_sft.checkpoints.io import write_safely
+from lightning_sft.checkpoints.io import write_safely, writes_behind
 from lightning_sft.checkpoints.runs import CHECKPOINTS, LAST, LOGS, next_version, run_folder
 from lightning_sft.checkpoints.slurm import requeue, slurm_job
 from lightning_sft.errors import UserError
@@ -32,6 +32,10 @@ class LastCheckpoint(Checkpoint):
     replaces the one before when it is whole on the disk. What the loggers hold is flushed first, so that the curves of
     a killed run reach to its checkpoint.
 
+    Between these occasions, those of ``every_n_train_steps`` do not stop the run: a snapshot is taken in memory, and
+    written while training goes on. Where the write before is not done yet, it is made up for at the first step at which
+    it is. Should a write fail, the run ends at the next step and says why; the checkpoint before stays.
+
     SIGTERM and SIGINT (Ctrl-C): the optimizer step is finished, ``last.ckpt`` is written, and the process ends with
     status 143 or 130; a second signal ends it at once. Under SLURM the requeue signal does the same and asks SLURM to
     requeue the job.
@@ -40,24 +44,29 @@ class LastCheckpoint(Checkpoint):
         every_n_train_steps: optimizer steps between two writes; None leaves the other occasions.
         dirpath: the folder of ``last.ckpt``; by default ``checkpoints`` in the run's folder, which a run without a
             logger gets at ``<default_root_dir>/lightning_logs/version_N``.
+        background: whether writes every so many steps go on behind training, for the memory of one more copy of what a
+            checkpoint holds. Strategies that shard wait for them in any case.
 
     Raises:
         UserError: a number of steps below 1.
     """
 
-    def __init__(self, every_n_train_steps: int | None = None, dirpath: str | None = None) -> None:
+    def __init__(
+        self, every_n_train_steps: int | None = None, dirpath: str | None = None, background: bool = True
+    ) -> None:
         if every_n_train_steps is not None and every_n_train_steps < 1:
             raise UserError(
                 f"LastCheckpoint got every_n_train_steps={every_n_train_steps}. Allowed: 1 or more, or null."
             )
         self.every_n_train_steps = every_n_train_steps
         self.dirpath = dirpath
+        self.background = background
         self._own_folder: str | None = None
         self._loggers: list[dict[str, str]] = []
         self._requeue: int | None = None
         self._owns_watch = False
         self._saved_at = -1
-        self._in_window = self._waiting = False
+        self._in_window = self._waiting = self._late = False
 
     @property
     def path(self) -> Path:
@@ -103,6 +112,8 @@ class LastCheckpoint(Checkpoint):
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if (behind := writes_behind(trainer)) is not None:
+            behind.background.close()
         self._release()
 
     def _release(self) -> None:
@@ -124,6 +135,8 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if (behind := writes_behind(trainer)) is not None:
+            behind.background.check()
         step, every = trainer.global_step, self.every_n_train_steps
         due = every is not None and step > 0 and step % every == 0
         stops = trainer.should_stop and step != self._saved_at  # a time limit, early stopping: perhaps within a step
@@ -133,8 +146,10 @@ class LastCheckpoint(Checkpoint):
         self._in_window = mid and not stops
         signalled = not mid and stop_requested(trainer)
         # Here and not in on_train_epoch_end: a checkpoint from there, resumed, would train the epoch's end again.
-        if due or ends or sweeps or self._waiting or signalled:
+        if ends or sweeps or self._waiting or signalled:
             self._save(trainer)
+        elif due or self._late:
+            self._save_behind(trainer)
         if signalled:
             self._stop(trainer)
 
@@ -154,6 +169,7 @@ class LastCheckpoint(Checkpoint):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         WATCH.deferring = False
+        self._finish(trainer)
         if stop_requested(trainer):
             self._stop(trainer)
 
@@ -165,14 +181,29 @@ class LastCheckpoint(Checkpoint):
             self._saved_at = -1  # the step may be saved, but with a validation that is not to be repeated
             self._save(trainer)
             self._say_and_requeue(trainer)
+        if (behind := writes_behind(trainer)) is not None:
+            behind.background.settle()  # what ends the run is the exception at hand
         self._release()
 
     # ------------------------------------------------------------------ saving
 
+    def _save_behind(self, trainer: Trainer) -> None:
+        """Save without waiting for the disk; while it is still busy with the last one, do so at a later step."""
+        behind = writes_behind(trainer) if self.background else None
+        if behind is None or self._in_window or trainer.global_step == self._saved_at:
+            self._save(trainer)
+            return
+        self._late = bool(trainer.strategy.broadcast(behind.background.busy))
+        if not self._late:
+            with behind.behind():
+                self._save(trainer)
+
     def _save(self, trainer: Trainer) -> None:
+        if trainer.global_step == self._saved_at or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         # In the middle of an optimizer step the gradient gathered so far would be lost: wait for the step's end.
         self._waiting = self._in_window
-        if self._in_window or trainer.global_step == self._saved_at or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self._in_window:
             return
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger | CSVLogger) and trainer.is_global_zero:
@@ -182,7 +213,17 @@ class LastCheckpoint(Checkpoint):
         trainer.save_checkpoint(self.path, weights_only=False)
         self._saved_at = trainer.global_step
 
+    def _finish(self, trainer: Trainer) -> None:
+        """Wait for what is written behind training.
+
+        Raises:
+            OSError: the disk is full, or the folder is gone.
+        """
+        if (behind := writes_behind(trainer)) is not None:
+            behind.background.finish()
+
     def _stop(self, trainer: Trainer) -> None:
+        self._finish(trainer)
         self._say_and_requeue(trainer)
         WATCH.stop("", speak=False)
 

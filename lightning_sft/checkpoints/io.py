@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from typing_extensions import override
 
 from lightning_sft._lightning.saving import around_saving, set_base_checkpoint_io
+from lightning_sft.checkpoints.background import BackgroundWriter
 from lightning_sft.checkpoints.read import read_checkpoint
 from lightning_sft.files import beside, naming, sync, sync_all
 
@@ -25,7 +28,27 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
     Lightning's own stages the file in ``TMPDIR`` and moves it, which on another filesystem is a copy over the old
     checkpoint. Remote paths are left to Lightning.
+
+    Attributes:
+        background: writes what is saved inside `behind`.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.background = BackgroundWriter()
+        self._behind = False
+
+    @contextmanager
+    def behind(self) -> Iterator[None]:
+        """Let what is saved inside this context be a snapshot that is written while the caller goes on.
+
+        ``background.check`` tells later what went wrong.
+        """
+        self._behind = True
+        try:
+            yield
+        finally:
+            self._behind = False
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
@@ -33,15 +56,17 @@ class SafeCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         place = Path(path)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        partial = beside(place)
-        try:
-            with naming(place):
-                with partial.open("wb") as file:  # an open file: with a name, torch does not say why it failed
-                    torch.save(checkpoint, file)
-                _take_place(partial, place)
-        finally:
-            remove(partial)
+        if self._behind:
+            self.background.start(_write, checkpoint, place)
+            return
+        if place == self.background.place:  # an older one must not come after
+            self.background.settle()
+        _write(checkpoint, place)
+
+    @override
+    def teardown(self) -> None:
+        self.background.close()
+        super().teardown()
 
     @override
     def load_checkpoint(
@@ -55,6 +80,32 @@ class SafeCheckpointIO(TorchCheckpointIO):
             if _is_local(path):
                 read_checkpoint(Path(path))  # says what is wrong with it
             raise
+
+
+def _write(checkpoint: dict[str, Any], place: Path) -> None:
+    """Write a checkpoint beside its place, and let it take that.
+
+    Raises:
+        OSError: it cannot be written; the old one stays.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = beside(place)
+    try:
+        with naming(place):
+            with partial.open("wb") as file:  # an open file: with a name, torch does not say why it failed
+                torch.save(checkpoint, file)
+            _take_place(partial, place)
+    finally:
+        remove(partial)
+
+
+def writes_behind(trainer: Trainer) -> SafeCheckpointIO | None:
+    """Return what can write a trainer's checkpoints while training goes on; None where the run has to wait for them.
+
+    Strategies that shard gather or write on all ranks at once.
+    """
+    used = trainer.strategy.checkpoint_io
+    return used if isinstance(used, SafeCheckpointIO) and not isinstance(trainer.strategy, WRITE_FOLDERS) else None
 
 
 def write_safely(trainer: Trainer) -> None:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_sft._lightning import accumulation, callbacks_of, data_parallel_size_and_rank
-from lightning_sft.checkpoints import averaging, shards, state
+from lightning_sft.checkpoints import averaging, elastic, shards, state
 from lightning_sft.checkpoints.read import read_checkpoint
 from lightning_sft.errors import UserError
 from lightning_sft.objectives import Objective
@@ -165,7 +165,10 @@ class ResumeState:
             )
         saved = checkpoint[state.KEY]
         self._facts = {} if saved["facts"] in _WRITTEN.get(trainer, []) else saved["facts"]
-        self._rng = saved["rng"][trainer.global_rank]
+        here = position_facts(trainer)
+        if self._facts and elastic.adapt(checkpoint, self._facts, here, saved.get("open_micro_batches", 0)):
+            self._facts = {**self._facts, **{name: here[name] for name in elastic.SIZES if name in here}}
+        self._rng = state.rng_of_rank(saved["rng"], trainer.global_rank)
         averaging.complete(checkpoint, trainer.lightning_module, callbacks_of(trainer))
         if saved.get("open_micro_batches"):
             rank_zero_warn(

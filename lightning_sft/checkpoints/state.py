@@ -40,6 +40,28 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"].cpu().clone())
 
 
+def rng_of_rank(states: list[dict[str, Any]], rank: int) -> dict[str, Any]:
+    """Return the random streams of a rank; one that the checkpoint's run did not have gets streams of its own.
+
+    Args:
+        states: of the ranks that the checkpoint's run had.
+        rank: of this run.
+    """
+    if rank < len(states):
+        return states[rank]
+    known = states[rank % len(states)]
+    words = known["torch"].to(torch.int64).tolist()
+    seed = int(np.random.SeedSequence([rank, *words]).generate_state(1)[0])
+    before = rng_state()
+    try:
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        return rng_state()
+    finally:
+        set_rng_state(before)
+
+
 def gather_rng_states(world_size: int, all_gather: Callable[[Tensor], Tensor]) -> list[dict[str, Any]]:
     """Return the RNG states of all ranks, on every rank.
 

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from lightning_sft.callbacks import LastCheckpoint
+from lightning_sft.checkpoints.io import writes_behind
 from tests.distributed.fits import assert_equal, fit_arguments, fit_lines, last_checkpoint, last_path
 from tests.running import run, run_folder, scalars, toy_arguments, write_rows
 
@@ -100,6 +101,7 @@ def test_every_checkpoint_of_a_run_resumes_bitwise(
         before = callback._saved_at
         save(callback, trainer)
         if callback._saved_at != before:
+            writes_behind(trainer).background.finish()
             shutil.copy("whole/lightning_logs/version_0/checkpoints/last.ckpt", f"{trainer.global_step}.ckpt")
 
     with monkeypatch.context() as patch:
