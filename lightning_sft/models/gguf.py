@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 from lightning_sft.errors import UserError
 from lightning_sft.files import cache_root, new_folder
@@ -41,7 +42,8 @@ def converted_folder(gguf: Path) -> Path:
     """Return the Hugging Face folder with the dequantised fp32 weights and the tokenizer of a GGUF file.
 
     The folder lies in the cache under the hash of the file's content. It is written beside its place and renamed, so
-    a broken conversion leaves nothing behind and two processes that start at once cannot disturb each other.
+    a broken conversion leaves nothing behind. Of several processes that want it, such as the ranks of a run, one
+    converts under a lock, so that the whole model is in one process's memory, and the others wait.
 
     Raises:
         UserError: transformers cannot read the file.
@@ -49,13 +51,27 @@ def converted_folder(gguf: Path) -> Path:
     folder = cache_root() / "gguf" / f"{gguf.stem}-{_content_hash(gguf)}"
     if folder.is_dir():
         return folder
-    try:
-        with new_folder(folder) as partial:
-            _convert(gguf, partial)
-    except OSError:
-        if not folder.is_dir():  # else another process was first: its folder is the same
-            raise
+    with _alone(folder):
+        if not folder.is_dir():  # nobody was first while this one waited
+            try:
+                with new_folder(folder) as partial:
+                    _convert(gguf, partial)
+            except OSError:
+                if not folder.is_dir():  # else a process on a disk without locks was first: its folder is the same
+                    raise
     return folder
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder to be written; it goes with its process. Where files cannot be locked, go on."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        held: contextlib.AbstractContextManager[object] = FileLock(folder.with_name(f".{folder.name}.lock")).acquire()
+    except OSError:
+        held = contextlib.nullcontext()
+    with held:
+        yield
 
 
 def _content_hash(path: Path) -> str:
@@ -80,8 +96,9 @@ def _convert(gguf: Path, folder: Path) -> None:
         ) from error
     # A model that came out of a GGUF file counts as quantised and refuses to be saved: move the weights to a plain one.
     config = type(loaded.config)(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
-    plain = type(loaded)(config)
-    plain.load_state_dict(loaded.state_dict())
+    with torch.device("meta"):
+        plain = type(loaded)(config)
+    plain.load_state_dict(loaded.state_dict(), assign=True)  # the same memory: there is one copy
     plain.generation_config = loaded.generation_config
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""A run that goes on under another number of ranks: the rows of each step, and the trajectory, of the uninterrupted one."""
+"""A run that goes on under another number of ranks: the rows of each step, and the losses, of the uninterrupted one."""
 
 import json
 import re
@@ -62,10 +62,9 @@ def whole(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("order", ["shuffled", "packed"])
 def test_batch_size_for_accumulation(order: str, whole: Path, toy_folder: Path) -> None:
     """One device reads its 4 rows a step as 2 x 2, as 4 at once, and one by one."""
-    rows, how = whole.parent / "rows.jsonl", {"data__order": order, "data__max_length": 60}
-    expected = whole
+    rows, how, expected = whole.parent / "rows.jsonl", {}, whole
     if order == "packed":
-        expected = Path("packed")
+        how, expected = {"data__order": "packed", "data__max_length": 90}, Path("packed")
         main(line(toy_folder, rows, "packed", STEPS[-1], 1, **how)[:-1])
     for steps, batch_size in zip(STEPS, (2, 4, 1), strict=True):
         sizes = {"data__batch_size": batch_size, "trainer__accumulate_grad_batches": 4 // batch_size}

@@ -80,6 +80,11 @@ def _pretend_conversion(monkeypatch: pytest.MonkeyPatch, fail: bool = False) -> 
     return calls
 
 
+def _folders(root: Path) -> list[str]:
+    """What was converted; locks stay."""
+    return [p.name for p in (root / "cache" / "gguf").iterdir() if p.suffix != ".lock"]
+
+
 def test_conversion_is_cached_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIGHTNING_SFT_CACHE", str(tmp_path / "cache"))
     calls = _pretend_conversion(monkeypatch)
@@ -99,12 +104,12 @@ def test_a_broken_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "model.gguf").write_bytes(b"x")
     with pytest.raises(UserError, match="cut off"):
         gguf.converted_folder(tmp_path / "model.gguf")
-    assert not list((tmp_path / "cache" / "gguf").iterdir())
+    assert not _folders(tmp_path)
 
 
-def test_two_conversions_at_once_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_several_that_want_it_one_converts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIGHTNING_SFT_CACHE", str(tmp_path / "cache"))
-    _pretend_conversion(monkeypatch)
+    calls = _pretend_conversion(monkeypatch)
     (tmp_path / "model.gguf").write_bytes(b"x")
     found: list[Path] = []
     threads = [
@@ -114,8 +119,8 @@ def test_two_conversions_at_once_agree(tmp_path: Path, monkeypatch: pytest.Monke
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(set(found)) == 1
-    assert [p.name for p in (tmp_path / "cache" / "gguf").iterdir()] == [found[0].name]
+    assert len(set(found)) == len(calls) == 1
+    assert _folders(tmp_path) == [found[0].name]
     assert load_causal_lm(str(found[0])).config.vocab_size == 263
 
 
