@@ -70,6 +70,21 @@ def find_checkpoint(which: str, roots: Iterable[Path], extra: Iterable[Path] = (
     return meant
 
 
+def find_below(which: str, folder: Path = Path()) -> Path:
+    """Return the checkpoint that ``--ckpt_path`` means where no configuration says where runs lie.
+
+    Args:
+        which: see `find_checkpoint`.
+        folder: below which runs are looked for.
+
+    Raises:
+        UserError: see `find_checkpoint`.
+    """
+    # runs lie in save_dir/name/version: the default logger's save_dir is the current folder, others name one
+    runs = [found for depth in (2, 3) for found in folder.glob("*/" * depth + CHECKPOINTS)]
+    return find_checkpoint(which, [folder], runs)
+
+
 def _newest_run(roots: Iterable[Path], extra: Iterable[Path]) -> list[Path]:
     """Return the checkpoints of the run that was written to last, the newest first."""
     found = _checkpoints(roots, extra)

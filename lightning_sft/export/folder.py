@@ -17,10 +17,11 @@ from transformers import PreTrainedModel
 
 from lightning_sft.checkpoints import shards
 from lightning_sft.checkpoints.read import read_checkpoint
-from lightning_sft.checkpoints.runs import find_checkpoint
+from lightning_sft.checkpoints.runs import find_below
 from lightning_sft.checkpoints.state import KEY
 from lightning_sft.errors import UserError, first_line
-from lightning_sft.export.model_card import Kind, is_converted, model_card, run_config
+from lightning_sft.export.hub import check_repository, push_to_hub
+from lightning_sft.export.model_card import Kind, is_converted, is_on_hub, model_card, run_config
 from lightning_sft.files import new_folder
 from lightning_sft.models.access import find_causal_lm
 from lightning_sft.models.generation import end_tokens
@@ -43,19 +44,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--merge", action="store_true", help="merge the adapter into its base, which gives a whole model"
     )
+    parser.add_argument("--push_to_hub", metavar="REPO", help="upload the folder to this repository of the hub, too")
+    parser.add_argument("--private", action="store_true", help="make a new repository that its owner alone sees")
     arguments = parser.parse_args(argv)
+    repository = arguments.push_to_hub
     _refuse_existing(arguments.output)  # before minutes of loading
-    # runs lie in save_dir/name/version: the default logger's save_dir is the current folder, others name one
-    runs = [folder for depth in (2, 3) for folder in Path().glob("*/" * depth + "checkpoints")]
-    checkpoint = find_checkpoint(arguments.ckpt_path, [Path()], runs)
+    if repository is not None:
+        check_repository(repository)
+    elif arguments.private:
+        raise UserError("--private is given without --push_to_hub: it is about a repository of the hub.")
+    checkpoint = find_below(arguments.ckpt_path)
     module = load_module(checkpoint)
-    kind = write_folder(module, arguments.output, merge=arguments.merge, checkpoint=checkpoint)
+    kind = write_folder(module, arguments.output, merge=arguments.merge, checkpoint=checkpoint, repository=repository)
     print(f"{checkpoint} -> {arguments.output} ({'full model' if kind == 'full' else kind})")
     if kind == "adapter" and is_converted(module.settings.name):
         print(
             f"The adapter names {resolve(module.settings.name)!r} as its base, the folder that {module.settings.name} "
             "was converted to, which exists on this machine alone. With --merge the export needs no base."
         )
+    if repository is not None:
+        print(f"{arguments.output} -> {push_to_hub(arguments.output, repository, private=arguments.private)}")
 
 
 def load_module(checkpoint: Path) -> SFTModule:
@@ -94,7 +102,12 @@ def load_module(checkpoint: Path) -> SFTModule:
 
 
 def write_folder(
-    module: SFTModule, output: str | Path, *, merge: bool = False, checkpoint: str | Path | None = None
+    module: SFTModule,
+    output: str | Path,
+    *,
+    merge: bool = False,
+    checkpoint: str | Path | None = None,
+    repository: str | None = None,
 ) -> Kind:
     """Write a module's model, tokenizer, chat template and model card as a Hugging Face folder.
 
@@ -105,19 +118,26 @@ def write_folder(
         output: the folder; it must not exist.
         merge: merge the adapter into its base. This changes the module's model for good.
         checkpoint: where the module came from; the card then tells steps, readings and data.
+        repository: of the hub, where the folder will go: stands in the card's example.
 
     Returns:
         What was written: ``"full"``, ``"adapter"`` or ``"merged"``.
 
     Raises:
         UserError: the folder exists or cannot be written, the base is quantised and would have to be merged, or the
-            frozen part of the model is not what it was in training.
+            frozen part of the model is not what it was in training; or an adapter alone is meant for a repository, and
+            its base is not on the hub.
     """
     output = Path(output)
     _refuse_existing(output)
     module.configure_model()
     model = cast("PreTrainedModel | PeftModel", module.scorer.model)
     kind: Kind = "full" if not isinstance(model, PeftModel) else "merged" if merge else "adapter"
+    if repository is not None and kind == "adapter" and not is_on_hub(module.settings.name):
+        raise UserError(
+            f"--push_to_hub is {repository!r}, but the adapter stands on {module.settings.name!r}, which is not on the "
+            "hub: nobody else could load it. Add --merge."
+        )
     saved = None if checkpoint is None else _read(Path(checkpoint))
     if isinstance(model, PeftModel):
         _require_known_base(module, merge)
@@ -126,7 +146,9 @@ def write_folder(
         else:
             _name_base(module, model)
     _for_generation(module)
-    card = model_card(module, kind, output.name, saved, None if checkpoint is None else run_config(Path(checkpoint)))
+    config = None if checkpoint is None else run_config(Path(checkpoint))
+    title = output.name if repository is None else repository.rpartition("/")[2]
+    card = model_card(module, kind, title, saved, config, repository)
     place = next(folder for folder in output.absolute().parents if folder.is_dir())
     try:
         with new_folder(output, place=place) as partial:

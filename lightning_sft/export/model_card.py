@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from lightning_sft.module import SFTModule
 
 Kind = Literal["full", "adapter", "merged"]
+#: stands in the card where nobody knows yet where the folder will be
+PLACE = "path/of/this/folder"
 #: what peft fills in by itself, and what says nothing about the adapter
 UNTOLD = {"auto_mapping", "base_model_name_or_path", "inference_mode", "loftq_config", "peft_type", "peft_version"}
 UNTOLD |= {"revision", "runtime_config", "task_type"}
@@ -39,7 +41,12 @@ SETTINGS += ("config_overrides", "neftune_noise_alpha", "add_special_tokens")
 
 
 def model_card(
-    module: SFTModule, kind: Kind, title: str, checkpoint: dict[str, Any] | None, config: dict[str, Any] | None
+    module: SFTModule,
+    kind: Kind,
+    title: str,
+    checkpoint: dict[str, Any] | None,
+    config: dict[str, Any] | None,
+    repository: str | None = None,
 ) -> str:
     """Return the text of README.md: YAML front matter for the Hugging Face hub, then the description.
 
@@ -50,11 +57,12 @@ def model_card(
         title: the heading.
         checkpoint: the checkpoint, for steps and readings; None leaves them out.
         config: config.yaml of the run, for the data; None leaves it out.
+        repository: of the hub, where the folder goes there.
     """
     sections = [
         f"---\n{_yaml(_front_matter(module, kind))}---\n\n# {title}",
         _summary(module, kind),
-        f"## Use\n\n{_usage(module, kind)}",
+        f"## Use\n\n{_usage(module, kind, repository or PLACE)}",
         f"## Training\n\n{_block(_training(module, checkpoint))}",
     ]
     data = _given((config or {}).get("data"))
@@ -77,14 +85,18 @@ def is_converted(name: str) -> bool:
     return name.startswith(PACKAGE_SCHEME) or name.endswith(".gguf")
 
 
+def is_on_hub(name: str) -> bool:
+    """Return whether a model name means a repository of the hub, so far as can be said without asking it."""
+    return not is_converted(name) and not Path(name).expanduser().exists()
+
+
 def _front_matter(module: SFTModule, kind: Kind) -> dict[str, Any]:
     name = module.settings.name
     # the hub refuses a card whose base_model is no hub name; the text below names every base
-    on_hub = not is_converted(name) and not Path(name).expanduser().exists()
     base = {"base_model": name, "base_model_relation": "adapter" if kind == "adapter" else "finetune"}
     return {
         "library_name": "peft" if kind == "adapter" else "transformers",
-        **(base if on_hub else {}),
+        **(base if is_on_hub(name) else {}),
         "pipeline_tag": "text-generation",
         "tags": ["lightning-sft", "sft"],
     }
@@ -114,7 +126,7 @@ def _summary(module: SFTModule, kind: Kind) -> str:
     return "\n\n".join([text, *notes, made])
 
 
-def _usage(module: SFTModule, kind: Kind) -> str:
+def _usage(module: SFTModule, kind: Kind, place: str) -> str:
     remote = ", trust_remote_code=True" if module.settings.trust_remote_code else ""
     imports = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
     model, options, after = "AutoModelForCausalLM", remote, []
@@ -131,12 +143,27 @@ def _usage(module: SFTModule, kind: Kind) -> str:
     lines = [
         *imports,
         "",
-        'folder = "path/of/this/folder"',
+        f'folder = "{place}"',
         f"model = {model}.from_pretrained(folder{options})",
         *after,
         f"tokenizer = AutoTokenizer.from_pretrained(folder{remote})",
+        "",
+        *_question(module),
+        "answer = model.generate(**inputs, max_new_tokens=64)",
+        'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
     ]
     return "\n".join(["```python", *lines, "```"])
+
+
+def _question(module: SFTModule) -> list[str]:
+    if module.tokenizer.chat_template is None:
+        return ['inputs = tokenizer("Hello", return_tensors="pt")']
+    return [
+        'messages = [{"role": "user", "content": "Hello"}]',
+        "inputs = tokenizer.apply_chat_template(",
+        '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
+        ")",
+    ]
 
 
 def _training(module: SFTModule, checkpoint: dict[str, Any] | None) -> dict[str, Any]:

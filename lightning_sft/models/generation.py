@@ -121,7 +121,7 @@ def answer_prompts(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: dict[int, Answer] = {}
     generator: Any = model  # transformers types `generate` as a tensor
-    with eval_mode(model), _plain_decoding(model):
+    with eval_mode(model), plain_decoding(model):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             ids, mask = _left_padded([prompts[i] for i in chosen], tokenizer, model.device)
@@ -165,7 +165,7 @@ def last_position(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_
 
 
 @contextlib.contextmanager
-def _plain_decoding(model: PreTrainedModel) -> Iterator[None]:
+def plain_decoding(model: PreTrainedModel) -> Iterator[None]:
     """Take everything out of a model's generation config that would change which token is the first choice."""
     own = model.generation_config
     kept = ("bos_token_id", "eos_token_id", "pad_token_id", "cache_implementation")

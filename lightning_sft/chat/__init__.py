@@ -1,0 +1,1 @@
+"""Talk to finished models, one beside the other."""

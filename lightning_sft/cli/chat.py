@@ -1,0 +1,199 @@
+"""``lightning chat``: talk to a finished model, beside what it began as."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lightning_sft.errors import UserError
+
+DESCRIPTION = """Talk to a finished model, beside what it began as.
+
+Prompts are written as the run wrote them: its chat template, system prompt and template variables. Answers are greedy
+unless something is said about sampling.
+
+  lightning chat --ckpt_path best
+  lightning chat --ckpt_path best --prompt "What is 12 + 30?"
+  lightning chat --model my-model --temperature 0.7 --top_p 0.9
+
+/reset begins a new conversation, /exit or Ctrl-D ends; Ctrl-C stops an answer."""
+#: how transformers' `generate` calls what shapes samples
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the verb."""
+    made = argparse.ArgumentParser(
+        "lightning chat",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = made.add_argument
+    add("--ckpt_path", help="a checkpoint, or 'last' or 'best' of the newest run below the current folder")
+    add(
+        "--model", help="instead: a folder or hub name of a model or an adapter, a GGUF file or pkg://package/file.gguf"
+    )
+    add(
+        "--before", help="the model to put beside it, by the same names; default: what it began as, where that is known"
+    )
+    add("--base", help="what an adapter or a checkpoint stands on, in place of what it names")
+    add("--alone", action="store_true", help="put nothing beside it")
+    add("--prompt", help="answer this and end")
+    add("--system", help="system prompt, in place of the run's")
+    add("--chat_template", help="a Jinja template or a file that holds one, in place of the tokenizer's")
+    add("--max_new_tokens", type=int, default=256, help="longest answer (256)")
+    add("--do_sample", action="store_true", help="sample at temperature 1; implied by the settings of samples")
+    add("--temperature", type=float, help="of samples, above 0")
+    add("--top_p", type=float, help="sample from the likeliest tokens that hold this share of the probability")
+    add("--top_k", type=int, help="sample from so many of the likeliest tokens")
+    add("--min_p", type=float, help="leave out tokens below this share of the likeliest one's probability")
+    add("--repetition_penalty", type=float, help="above 1: make what was said before less likely")
+    add("--seed", type=int, default=0, help="of samples (0)")
+    add(
+        "--dtype",
+        default="float32",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="of the weights (float32)",
+    )
+    add("--device", help="where models are put, such as cpu or cuda:0; default: the accelerator, where there is one")
+    add("--trust_remote_code", action="store_true", help="run code that a hub repository brings along")
+    made.error = _refuse  # type: ignore[method-assign]
+    return made
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Talk to a finished model: ``lightning chat``."""
+    asked = parser().parse_args([_underscored(argument) for argument in arguments])
+    options = generation_options(asked)
+    try:
+        with _plain_interrupts():
+            _talk(asked, options)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+def generation_options(asked: argparse.Namespace) -> dict[str, Any]:
+    """Return how answers are generated.
+
+    Raises:
+        UserError: a setting out of range.
+    """
+    allowed = {
+        "max_new_tokens": (1, None),
+        "top_k": (1, None),
+        "top_p": (0.0, 1.0),
+        "min_p": (0.0, 1.0),
+        "repetition_penalty": (0.0, None),
+    }
+    for name, (low, high) in allowed.items():
+        value = getattr(asked, name)
+        least = value is None or (value > low if isinstance(low, float) else value >= low)
+        if not least or (value is not None and high is not None and value > high):
+            bounds = f"above {low:g}" if isinstance(low, float) else f"{low} or more"
+            raise UserError(f"--{name} is {value}. Allowed: {bounds}{'' if high is None else f', up to {high:g}'}.")
+    if asked.temperature is not None and not 0 < asked.temperature < float("inf"):
+        raise UserError(
+            f"--temperature is {asked.temperature}. Allowed: a number above 0; without it answers are greedy."
+        )
+    given = {name: getattr(asked, name) for name in SAMPLING if getattr(asked, name) is not None}
+    samples = asked.do_sample or bool(given.keys() - {"repetition_penalty"})
+    options = {"max_new_tokens": asked.max_new_tokens, "seed": asked.seed, "do_sample": samples, **given}
+    return {**options, "top_k": given.get("top_k", 0)} if samples else options  # transformers' own default is 50
+
+
+def _talk(asked: argparse.Namespace, options: dict[str, Any]) -> None:
+    from transformers.utils import logging as transformers_logging
+
+    from lightning_sft.chat.conversation import HELP, ask, converse
+
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("lightning_sft").setLevel(logging.ERROR)
+    speakers = _speakers(asked)
+    if asked.prompt is not None:
+        ask(speakers, asked.prompt, options, sys.stdout)
+        return
+    if sys.stdin.isatty():
+        how = "Samples" if options["do_sample"] else "Greedy answers; --temperature 0.7 samples"
+        print(f"{how}. {HELP}", file=sys.stderr)
+    converse(speakers, options, sys.stdout)
+
+
+def _speakers(asked: argparse.Namespace) -> list[Any]:
+    from lightning_sft.chat.speakers import find_speakers, switches_off
+    from lightning_sft.checkpoints.runs import find_below
+    from lightning_sft.models.finished import FoundModel, find_finished
+
+    if (asked.ckpt_path is None) == (asked.model is None):
+        what = "both given" if asked.model is not None else "both missing"
+        raise UserError(f"--ckpt_path and --model are {what}. Give one: --ckpt_path best, or --model my-model.")
+
+    def find(name: str, **more: Any) -> FoundModel:
+        how = {"dtype": asked.dtype, "trust_remote_code": asked.trust_remote_code}
+        return find_finished(name, **how, **more)
+
+    name, prompting = asked.model, _prompting(asked, None)
+    if name is None:
+        checkpoint = find_below(asked.ckpt_path)
+        name, prompting = str(checkpoint), _prompting(asked, checkpoint)
+    tuned = find(name, base=asked.base, chat_template=asked.chat_template)
+    before = None
+    if asked.before is not None:
+        before = find(asked.before, chat_template=asked.chat_template)
+    elif tuned.base is not None and tuned.settings.init == "pretrained" and not (asked.alone or switches_off(tuned)):
+        before = find(tuned.base)
+    speakers = find_speakers(tuned, before, prompting, device=asked.device, alone=asked.alone)
+    for speaker in speakers:
+        is_base = speaker.label == "base"
+        named = (asked.before or tuned.base) if is_base else name
+        step = f", step {tuned.step}" if tuned.step is not None and not is_base else ""
+        print(f"{speaker.label}: {named}{step}", file=sys.stderr)
+    return list(speakers)
+
+
+def _prompting(asked: argparse.Namespace, checkpoint: Path | None) -> Any:
+    """Return how prompts are written: as the config.yaml beside a checkpoint says, or plainly."""
+    from lightning_sft.chat.speakers import Prompting
+    from lightning_sft.export.model_card import run_config
+
+    config = {} if checkpoint is None else run_config(checkpoint) or {}
+    data = config.get("data") or {}
+    data = data.get("init_args", data)  # of a data module of one's own
+    return Prompting(
+        system=asked.system if asked.system is not None else data.get("system"),
+        template_kwargs=data.get("template_kwargs"),
+        apply_chat_template=data.get("apply_chat_template") or "auto",
+    )
+
+
+def _underscored(argument: str) -> str:
+    """Return an option as the parser knows it: dashes in names are underscores."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return f"--{name.removeprefix('--').replace('-', '_')}{equals}{value}"
+
+
+@contextmanager
+def _plain_interrupts() -> Iterator[None]:
+    """Let Ctrl-C raise ``KeyboardInterrupt``: there is no step to finish here."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UserError(f"{message}. `lightning chat --help` lists the options.")
