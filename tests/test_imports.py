@@ -55,6 +55,7 @@ FORBIDDEN = {
         "lightning_sft.cli",
     ),
     "scoring": ("lightning.", "lightning_sft.module", "lightning_sft.callbacks", "lightning_sft.cli"),
+    "chat": ("lightning.", "lightning_sft.module", "lightning_sft.callbacks", "lightning_sft.cli"),
     "sweep": ("lightning_sft.module", "lightning_sft.callbacks", "lightning_sft.cli", "lightning_sft.figures"),
     "compare": (
         "lightning.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import signal
 import sys
 import threading
@@ -111,13 +110,10 @@ def generation_options(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def _talk(asked: argparse.Namespace, options: dict[str, Any]) -> None:
-    from transformers.utils import logging as transformers_logging
-
     from lightning_sft.chat.conversation import HELP, ask, converse
 
-    transformers_logging.set_verbosity_error()
-    logging.getLogger("lightning_sft").setLevel(logging.ERROR)
-    speakers = _speakers(asked)
+    with _quiet_transformers():
+        speakers = _speakers(asked)
     if asked.prompt is not None:
         ask(speakers, asked.prompt, options, sys.stdout)
         return
@@ -149,7 +145,7 @@ def _speakers(asked: argparse.Namespace) -> list[Any]:
     if asked.before is not None:
         before = find(asked.before, chat_template=asked.chat_template)
     elif tuned.base is not None and tuned.settings.init == "pretrained" and not (asked.alone or switches_off(tuned)):
-        before = find(tuned.base)
+        before = find(tuned.base, chat_template=asked.chat_template or tuned.tokenizer_settings.chat_template)
     speakers = find_speakers(tuned, before, prompting, device=asked.device, alone=asked.alone)
     for speaker in speakers:
         is_base = speaker.label == "base"
@@ -180,6 +176,19 @@ def _underscored(argument: str) -> str:
         return argument
     name, equals, value = argument.partition("=")
     return f"--{name.removeprefix('--').replace('-', '_')}{equals}{value}"
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep what transformers says about weights while it loads them out of the conversation."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 @contextmanager

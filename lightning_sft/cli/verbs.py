@@ -30,6 +30,7 @@ class Verb(NamedTuple):
 
 
 OWN_VERBS: dict[str, Verb] = {
+    "chat": Verb("lightning_sft.cli.chat", "main", "talk to a finished model, beside what it began as"),
     "compare": Verb(
         "lightning_sft.cli.compare.verb",
         "main",
