@@ -42,7 +42,7 @@ def ask(speakers: list[Speaker], text: str, options: dict[str, Any], output: Tex
 
 
 def converse(
-    speakers: list[Speaker], options: dict[str, Any], output: TextIO, read: Callable[[str], str] = input
+    speakers: list[Speaker], options: dict[str, Any], output: TextIO, read: Callable[[str], str] | None = None
 ) -> None:
     """Talk until the input ends.
 
@@ -50,11 +50,13 @@ def converse(
         speakers: one or two.
         options: of `stream_answer`.
         output: where answers go.
-        read: gives a line of the user's and takes what to show before it; raises ``EOFError`` at the end.
+        read: gives a line of the user's and takes what to show before it; raises ``EOFError`` at the end. None is
+            ``input``.
 
     Raises:
         KeyboardInterrupt: Ctrl-C while nobody answers.
     """
+    read = read or input
     shown = "> " if sys.stdin.isatty() and output.isatty() else ""
     while True:
         try:

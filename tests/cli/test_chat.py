@@ -16,6 +16,7 @@ from lightning_sft.cli.entry import main
 from lightning_sft.errors import UserError
 from lightning_sft.models.finished import find_finished
 from lightning_sft.models.generation import generate
+from lightning_sft.models.positions import PositionLimit
 from tests.running import run, run_folder, toy_arguments, write_rows
 
 LORA = '{"class_path": "peft.LoraConfig", "init_args": {"target_modules": "all-linear", "r": 4}}'
@@ -142,11 +143,13 @@ def test_ctrl_c_ends_with_its_status(toy_folder: Path, monkeypatch: pytest.Monke
     assert signal.getsignal(signal.SIGINT) == before
 
 
-def test_a_conversation_that_grows_too_long_says_so(toy_folder: Path) -> None:
+def test_a_conversation_that_grows_too_long_says_so(toy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, output = speaker(toy_folder), io.StringIO()
-    said = iter(["say " * 3000])
+    hard = PositionLimit(8, is_hard=True)
+    monkeypatch.setattr("lightning_sft.models.generation.row_limit", lambda model, length: hard)
+    said = iter(["say 1"])
     converse([one], GREEDY, output, lambda shown: next(said, "/exit"))
-    assert "error: A prompt has" in output.getvalue()
+    assert "but LlamaForCausalLM has 8 positions" in output.getvalue()
     assert "/reset begins a new conversation" in output.getvalue()
     assert one.messages == []
 

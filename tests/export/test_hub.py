@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from lightning_sft.cli.entry import main
+from lightning_sft.models.finished import find_finished
+from lightning_sft.models.generation import generate
 from tests.running import run, run_folder, toy_arguments, write_rows
 
 pytestmark = [
@@ -87,7 +89,10 @@ def test_the_example_of_the_card_runs(trained: Path) -> None:
     code = code.replace("path/of/this/folder", "adapter").replace("max_new_tokens=64", "max_new_tokens=4")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    model = find_finished("adapter").load()
+    asked = [{"role": "user", "content": "Hello"}]
+    ids = model.tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+    assert done.stdout == generate(model.causal_lm, model.tokenizer, [ids], max_new_tokens=4)[0] + "\n"
 
 
 @pytest.mark.parametrize(
