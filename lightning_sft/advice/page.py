@@ -160,7 +160,7 @@ def _setup(setup: Setup) -> str:
 def _capability(reading: CapabilityReading) -> str:
     of = "" if reading.rows_of_set is None else f" of {reading.rows_of_set}"
     judged, apart = reading.judged, reading.content is not None and reading.special is not None
-    whose = f"the row of the table named {CONTENT}: special tokens are left out" if apart else "all tokens"
+    whose = f'the row "{CONTENT}" of the table (special tokens left out)' if apart else "all tokens"
     lines = [
         f"**{reading.place}**: mean p before training is {_with_bounds(judged)}, judged by {whose}. Weak is up to "
         f"{reading.cut_offs.weak:g}, strong from {reading.cut_offs.strong:g}; the cut-offs are ours. Read from "
@@ -213,7 +213,7 @@ def _cost(cost: Cost) -> str:
     if cost.seconds is None:
         lines.append("- the number of steps is not known, so neither is the time of the fit")
     else:
-        validations = f", {cost.validations} validations" if cost.validations else ""
+        validations = f", {cost.validations} validation{'s' * (cost.validations > 1)}" if cost.validations else ""
         lines.append(
             f"- the whole fit, {cost.steps} steps{validations}: about {_duration(cost.seconds)}, without generated "
             "answers and without saving"

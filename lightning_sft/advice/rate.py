@@ -9,11 +9,14 @@ from typing import Any, Literal
 from lightning_sft.sweep.results import RangeTest
 from lightning_sft.sweep.suggest import Suggestions
 
-Verdict = Literal["sane", "too high", "very low", "unknown", "diverges at once"]
+Verdict = Literal["sane", "at the edge", "too high", "very low", "unknown", "diverges at once"]
 #: steps of a range test in which a curve can show anything
 _FEWEST = 4
 #: a rate this many times below the suggested one is called very low; ours
 _VERY_LOW = 30.0
+#: a rate up to this many times that at which the loss turns is at the edge, and not yet called too high; ours: the test
+#: has no warm-up, each of its steps another batch, and its rates a distance of their own
+_EDGE = 3.0
 #: what the loss must fall by, as a share of its start, before the curve says anything; ours
 _FALL = 0.02
 #: times the loss before, above which a curve has never come back; ours: training has noise and dropout
@@ -85,10 +88,16 @@ def judge_rate(rate: float, test: RangeTest, before: float | None = None) -> Rat
     # smoothing moves the minimum to the right of where the loss itself turned
     turn = min(test.rates[best], test.suggestions.edge or test.rates[best])
     if rate >= turn and (best + 1 < len(finite) or len(finite) < len(test.losses)):
+        turns = f"The loss of the range test falls up to {turn:.2g} and rises beyond"
+        if rate <= max(_EDGE, test.rates[1] / test.rates[0]) * turn:
+            return reading(
+                "at the edge",
+                f"{turns}, which is about where {rate:.2g} is. With warm-up it may well work: such a test has none, "
+                "and a step for each rate. If the run turns out unstable, take a lower one.",
+            )
         return reading(
             "too high",
-            f"The loss of the range test falls up to {turn:.2g} and rises beyond, and {rate:.2g} is beyond. Expect an "
-            "unstable run, or one that diverges.",
+            f"{turns}; {rate:.2g} is {rate / turn:.2g} times that. Expect an unstable run, or one that diverges.",
         )
     if suggestion is not None and rate < suggestion / _VERY_LOW:
         return reading(

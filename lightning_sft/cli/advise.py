@@ -209,7 +209,7 @@ def _examples(datamodule: Any, tokenizer: Any) -> list[str]:
     texts = []
     for index in range(min(EXAMPLES, len(datamodule.dataset("train")))):
         row = datamodule.dataset("train")[index]
-        text = show(tokenizer, row.ids, row.trained, False, training_weights(datamodule, row))
+        text = show(tokenizer, row.ids, row.trained, False, training_weights(datamodule, row)).rstrip("\n")
         cut = len(text) - 2 * SHOWN
         texts.append(f"{text[:SHOWN]}\n[... {cut} characters ...]\n{text[-SHOWN:]}" if cut > 0 else text)
     return texts

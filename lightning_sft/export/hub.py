@@ -18,7 +18,8 @@ def check_repository(name: str) -> None:
         UserError: it is no name of a repository, or nobody is logged in.
     """
     from huggingface_hub import get_token
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, and not in __all__
 
     try:
         validate_repo_id(name)

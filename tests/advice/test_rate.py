@@ -21,7 +21,7 @@ FALLS = curve([5.0, 4.99, 4.97, 4.5, 3.0, 2.0, 8.0])
 
 
 @pytest.mark.parametrize(
-    ("rate", "verdict"), [(1e-5, "very low"), (1e-3, "sane"), (0.05, "sane"), (0.3, "too high"), (3.0, "too high")]
+    ("rate", "verdict"), [(1e-5, "very low"), (1e-3, "sane"), (0.05, "sane"), (0.3, "at the edge"), (3.0, "too high")]
 )
 def test_the_rate_against_the_curve(rate: float, verdict: str) -> None:
     reading = judge_rate(rate, FALLS)
