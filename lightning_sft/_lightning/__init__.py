@@ -100,6 +100,11 @@ def accumulation(trainer: Trainer) -> int | str:
     return str(several[0]) if several else trainer.accumulate_grad_batches
 
 
+def is_told(trainer: Trainer | None) -> bool:
+    """Return whether a callback tells what a run will do, so that others need not."""
+    return trainer is not None and any(getattr(c, "tells_the_run", False) for c in callbacks_of(trainer))
+
+
 def step_is_complete(trainer: Trainer) -> bool:
     """Return whether the micro-batch under way ends an optimizer step of automatic optimization."""
     return not trainer.fit_loop.epoch_loop._should_accumulate()

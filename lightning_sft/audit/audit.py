@@ -37,13 +37,13 @@ from lightning_sft.audit.special import read_special
 from lightning_sft.audit.spool import Spool
 from lightning_sft.audit.tokens import TokenPass, read_tokens
 from lightning_sft.data import SFTDataModule
-from lightning_sft.data.progress import progress
 from lightning_sft.errors import UserError
 from lightning_sft.metrics.silent import read_silent
 from lightning_sft.models.access import input_embeddings
 from lightning_sft.models.finished import FinishedModel, FoundModel
 from lightning_sft.probes.encode import EncodedProbes, encode_probes
 from lightning_sft.probes.files import load_probes
+from lightning_sft.progress import progress
 
 
 @dataclass(frozen=True)

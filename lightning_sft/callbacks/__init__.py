@@ -16,6 +16,8 @@ from lightning_sft.callbacks.learning_rate_sweep import LearningRateSweep
 from lightning_sft.callbacks.objective_sweep import ObjectiveSweep
 from lightning_sft.callbacks.order_parameter import OrderParameterLogger
 from lightning_sft.callbacks.prediction import PredictionWriter
+from lightning_sft.callbacks.run_progress import RunProgress
+from lightning_sft.callbacks.run_story import RunStory
 from lightning_sft.callbacks.silent_failure import SilentFailureMonitor
 from lightning_sft.callbacks.summary import RunSummary
 from lightning_sft.callbacks.synonym_rank import SynonymRankMonitor
@@ -36,6 +38,8 @@ __all__ = [
     "ObjectiveSweep",
     "OrderParameterLogger",
     "PredictionWriter",
+    "RunProgress",
+    "RunStory",
     "RunSummary",
     "SilentFailureMonitor",
     "SynonymRankMonitor",

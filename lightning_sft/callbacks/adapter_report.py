@@ -7,6 +7,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_sft._lightning import is_told
 from lightning_sft.models.reach import Reach, kinds_of, without_gradient
 from lightning_sft.training.strategies import adapter_of
 
@@ -32,7 +33,7 @@ class AdapterReport(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         reach = _reach(pl_module)
         self._is_due = reach is not None
-        if reach is not None and reach.weights:
+        if reach is not None and reach.weights and not is_told(trainer):
             rank_zero_info(str(reach))
 
     @override

@@ -7,7 +7,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
 from typing_extensions import override
+
+from lightning_sft.callbacks.run_facts import name_of
 
 
 class RunSummary(Callback):
@@ -15,7 +18,8 @@ class RunSummary(Callback):
 
     With ``trainer.num_sanity_val_steps: -1`` Lightning's sanity check runs the whole validation before the first
     step; this callback then logs it at step 0, so that curves start where the model started, and the table says what
-    the fit changed. Otherwise the first validation of the run stands in the column ``first``.
+    the fit changed. Otherwise the first validation of the run stands in the first column. Values under two objectives,
+    as after a resume under another one, do not stand in one row.
     """
 
     def __init__(self) -> None:
@@ -23,6 +27,7 @@ class RunSummary(Callback):
         self.after: dict[str, float] = {}
         self.before_step = 0
         self.after_step = 0
+        self.before_objective = self.after_objective = ""
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -31,9 +36,12 @@ class RunSummary(Callback):
         if trainer.state.fn != "fit":
             return
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        objective = getattr(pl_module, "objective", None)
         self.after, self.after_step = values, trainer.global_step
+        self.after_objective = name_of(objective) if isinstance(objective, nn.Module) else ""
         if not self.before:
             self.before, self.before_step = values, trainer.global_step
+            self.before_objective = self.after_objective
             if trainer.sanity_checking:
                 for logger in trainer.loggers:
                     logger.log_metrics(values, step=0)
@@ -46,9 +54,15 @@ class RunSummary(Callback):
         columns = [(f"step {self.after_step}", self.after)]
         if self.before_step != self.after_step:  # one reading stands once
             columns.insert(0, ("before" if self.before_step == 0 else f"step {self.before_step}", self.before))
+        other = bool(self.before_objective) and self.before_objective != self.after_objective
         print(f"\n{'held out':<24}" + "".join(f"{head:>14}" for head, _ in columns))
         for key in sorted(self.after):
-            print(f"{key:<24}" + "".join(f"{values.get(key, math.nan):>14.4f}" for _, values in columns))
+            shown = [values.get(key) for _, values in columns]
+            if other and key.endswith("/loss"):  # in the units of another objective
+                shown[:-1] = [None] * (len(shown) - 1)
+            print(f"{key:<24}" + "".join(f"{'-':>14}" if x is None else f"{x:>14.4f}" for x in shown))
+        if other and len(columns) > 1:
+            print(f"val/loss was {self.before_objective}'s then and is {self.after_objective}'s now: not comparable.")
         if folder and any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
             print(f"\nLook at it: tensorboard --logdir {folder}")
 
@@ -59,9 +73,11 @@ class RunSummary(Callback):
             "before_step": self.before_step,
             "after": self.after,
             "after_step": self.after_step,
+            "before_objective": self.before_objective,
         }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.before, self.before_step = state_dict["before"], state_dict["before_step"]
         self.after, self.after_step = state_dict["after"], state_dict.get("after_step", 0)
+        self.before_objective = state_dict.get("before_objective", "")

@@ -19,6 +19,7 @@ from lightning_sft.advice.page import Survey
 from lightning_sft.advice.rate import judge_rate
 from lightning_sft.advice.setup import read_setup
 from lightning_sft.callbacks import CapabilityProbe, FinalValidation, GenerationMonitor
+from lightning_sft.cli.lightning_cli import missing_bar
 from lightning_sft.cli.settings import SettingsCLI, check_place
 from lightning_sft.data.inspect import show, summaries, training_weights
 from lightning_sft.errors import UserError
@@ -72,7 +73,9 @@ class _AdviseCLI(SettingsCLI):
             if isinstance(callback, CapabilityProbe):
                 probe.cut_offs = callback.cut_offs
         self.surveyor = _Surveyor(skipped, config, probe)
-        bars = [c for c in (given if isinstance(given, list) else [given]) if isinstance(c, ProgressBar)]
+        own = given if isinstance(given, list) else [given]
+        bars: list[Callback] = [c for c in own if isinstance(c, ProgressBar)]
+        bars += missing_bar(config.trainer, bars)
         keeps_nothing = {
             "logger": False,
             "enable_checkpointing": False,

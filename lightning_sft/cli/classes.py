@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from lightning.pytorch import LightningDataModule, LightningModule
 
+from lightning_sft.cli.front.words import is_model_name, spell_out
 from lightning_sft.data import SFTDataModule
 from lightning_sft.errors import UserError
 from lightning_sft.module import SFTModule
@@ -71,7 +73,8 @@ def _config(argument: str, value: str, chosen: Classes) -> str:
     named = [key for key in OURS if isinstance(content.get(key), dict) and "class_path" in content[key]]
     for key in named:
         content[key] = _settings(key, content[key], chosen)
-    return f"--config={yaml.safe_dump(content, sort_keys=False)}" if named else argument
+    changed = spell_out(content) or bool(named)
+    return f"--config={yaml.safe_dump(content, sort_keys=False)}" if changed else argument
 
 
 def _setting(argument: str, name: str, key: str, chosen: Classes) -> str:
@@ -86,11 +89,21 @@ def _setting(argument: str, name: str, key: str, chosen: Classes) -> str:
         return argument
     content = yaml.safe_load(value)
     if isinstance(content, str):
+        if key == "model" and _names_a_model(content):
+            return f"--model.model_name_or_path={content}"
         chosen[key] = _subclass(key, content)
         return ""
     if isinstance(content, dict) and "class_path" in content:
         return f"--{key}={yaml.safe_dump(_settings(key, content, chosen), default_flow_style=True, width=10**6)}"
     return argument
+
+
+def _names_a_model(value: str) -> bool:
+    """Return whether ``--model VALUE`` is a model's name: it is no class, and no module is there to have it."""
+    if is_model_name(value):
+        return True
+    top = value.partition(".")[0]
+    return value != OURS["model"].__name__ and importlib.util.find_spec(top) is None
 
 
 def _settings(key: str, content: dict[str, Any], chosen: Classes) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from lightning_sft.cli.failures import what_happened
+from lightning_sft.cli.front.check import check
+from lightning_sft.cli.front.help import answer, has_help
+from lightning_sft.cli.front.words import tidy
 from lightning_sft.cli.verbs import LIGHTNING_VERBS, OWN_VERBS
 from lightning_sft.errors import UserError
 from lightning_sft.training.signals import WATCH, Stopped
@@ -36,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, os.getcwd())  # a script's path lacks the folder where users keep classes of their own
     try:
+        arguments = [verb, *_in_front(verb, arguments[1:])]
         _verb(verb)(arguments)
         if WATCH.requested is not None:
             WATCH.stop("when everything was done")
@@ -79,6 +83,31 @@ def _verb(verb: str) -> Callable[[list[str]], None]:
     raise UserError(_unknown_verb(verb))
 
 
+def _in_front(verb: str, arguments: list[str]) -> list[str]:
+    """Return a verb's arguments in one spelling; help and mistakes are answered here, before torch is imported.
+
+    Raises:
+        UserError: a mistake.
+    """
+    takes_settings = verb in LIGHTNING_VERBS or (verb in OWN_VERBS and OWN_VERBS[verb].settings)
+    if verb.startswith("-"):
+        return arguments
+    arguments = tidy(arguments, takes_files=takes_settings)
+    asked = next((i for i, word in enumerate(arguments) if word in ("-h", "--help")), None)
+    if asked is not None and has_help(verb):
+        word = next(iter(arguments[asked + 1 :]), "")
+        if word == "all":
+            return ["--help"]
+        print(answer(verb, word.lstrip("-")))
+        sys.exit(0)
+    if takes_settings and asked is None:
+        remarks = check(verb, arguments)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # the first of the ranks that Lightning starts
+            for line in remarks:
+                print(f"note: {line}", file=sys.stderr)
+    return arguments
+
+
 def _run_lightning_cli(arguments: list[str]) -> None:
     if not sys.stderr.isatty():
         for library in ("HUB", "DATASETS"):  # read when they are imported; the former is also transformers' switch
@@ -104,10 +133,10 @@ def _unknown_verb(verb: str) -> str:
 
 
 def _help() -> str:
-    lines = ["usage: lightning VERB [--config FILE ...] [--KEY VALUE ...]", "", "verbs:"]
+    lines = ["usage: lightning VERB [FILE.yaml ...] [--KEY VALUE ...]", "", "verbs:"]
     helps = {**LIGHTNING_VERBS, **{verb: own.help for verb, own in OWN_VERBS.items()}}
     lines += [f"  {verb:<14}{text}" for verb, text in helps.items()]
-    lines += ["", "`lightning VERB --help` lists the settings of a verb, `lightning --version` prints the versions."]
+    lines += ["", "`lightning VERB --help` shows the settings of a verb, `lightning --version` prints the versions."]
     return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -10,7 +11,7 @@ import lightning.pytorch.callbacks
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
+from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning_utilities.core.enums import StrEnum
 from typing_extensions import override
@@ -20,13 +21,16 @@ import lightning_sft.data
 import lightning_sft.objectives  # these rooms are imported so that short class names resolve in configurations
 from lightning_sft._lightning import ConfigurationWins
 from lightning_sft._lightning.loops import launched_ranks
-from lightning_sft.callbacks import LastCheckpoint, PredictionWriter, RunSummary
+from lightning_sft.callbacks import LastCheckpoint, PredictionWriter, RunProgress, RunStory, RunSummary
 from lightning_sft.checkpoints import runs
 from lightning_sft.checkpoints.slurm import slurm_job
 from lightning_sft.cli import run_folders
 from lightning_sft.cli.classes import OURS, Classes, choose_classes, with_classes
 from lightning_sft.cli.duplicates import refuse_duplicates
+from lightning_sft.cli.front.words import expand
+from lightning_sft.cli.next_commands import next_commands
 from lightning_sft.cli.parser_errors import explain
+from lightning_sft.cli.quiet import hold_back
 from lightning_sft.errors import UserError
 from lightning_sft.files import write_text
 from lightning_sft.training.signals import WATCH
@@ -93,8 +97,12 @@ class SFTCLI(ConfigurationWins, LightningCLI):
     """
 
     def __init__(self, args: ArgsType = None, **kwargs: Any) -> None:
+        hold_back()
         self._new_folders: list[Path] = []
         self._verb = args[0] if isinstance(args, list) and args else None
+        self._output: str | None = None
+        if isinstance(args, list):
+            args, self._output = run_folders.take_output(expand(args), self._verb)
         refuse_duplicates(args if isinstance(args, list) else [])
         classes, args = choose_classes(args) if isinstance(args, list) else (OURS, args)
         self._data_is_ours = classes["data"] is OURS["data"]
@@ -139,6 +147,8 @@ class SFTCLI(ConfigurationWins, LightningCLI):
         if self._data_is_ours:
             _refuse_nothing(self.subcommand, config.get("data"))
         trainer = config.trainer
+        if self._output is not None:
+            run_folders.put_into(trainer, self._output)
         which = config.get("ckpt_path") or (self._requeued(trainer) if self.subcommand == "fit" else None)
         if not which:
             if self.subcommand == "fit":
@@ -190,8 +200,16 @@ class SFTCLI(ConfigurationWins, LightningCLI):
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint | LastCheckpoint) and self._folder and callback.dirpath is None:
                 callback.dirpath = str(self._folder / runs.CHECKPOINTS)
+        if not any(isinstance(c, RunStory) for c in callbacks):
+            callbacks.append(RunStory())
+        for callback in callbacks:
+            if isinstance(callback, RunStory):
+                callback.next_commands = next_commands
         if not any(isinstance(c, RunSummary) for c in callbacks):
             callbacks.append(RunSummary())
+        callbacks += missing_bar(config.trainer, callbacks)
+        if config.trainer.enable_model_summary is None:
+            kwargs["enable_model_summary"] = False  # RunStory says what it would
         if self.subcommand == "predict" and not any(isinstance(c, _PREDICTION_WRITERS) for c in callbacks):
             callbacks.append(PredictionWriter())
         trainer = super().instantiate_trainer(**{"callbacks": callbacks, **kwargs})
@@ -199,6 +217,12 @@ class SFTCLI(ConfigurationWins, LightningCLI):
         folders = [Path(logger.log_dir) for logger in trainer.loggers if logger.log_dir]
         self._new_folders = [folder for folder in folders if not folder.exists()]
         return trainer
+
+
+def missing_bar(trainer: Namespace, callbacks: Sequence[Callback]) -> list[Callback]:
+    """Return our progress bar, where none is configured and bars are not turned off."""
+    has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+    return [] if has_bar or trainer.enable_progress_bar is False or trainer.barebones else [RunProgress()]
 
 
 _PREDICTION_WRITERS = (PredictionWriter, BasePredictionWriter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_sft.checkpoints import runs
 from lightning_sft.checkpoints.read import read_checkpoint
+from lightning_sft.cli.front.words import join, split
+from lightning_sft.cli.verbs import LIGHTNING_VERBS
+from lightning_sft.errors import UserError
 
 TENSORBOARD = "lightning.pytorch.loggers.TensorBoardLogger"
 CSV = "lightning.pytorch.loggers.CSVLogger"
@@ -26,6 +30,42 @@ def spell_out_loggers(trainer: Namespace) -> list[Namespace]:
         trainer.logger = Namespace(class_path=TENSORBOARD, init_args=arguments)
     loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
     return [x for x in loggers if isinstance(x, Namespace)]
+
+
+def take_output(arguments: Sequence[str], verb: str | None) -> tuple[list[str], str | None]:
+    """Return arguments without ``--output``, and what it says: the folder in which Lightning's verbs keep runs.
+
+    Raises:
+        UserError: it has no value.
+    """
+    if verb not in LIGHTNING_VERBS:
+        return list(arguments), None
+    found: str | None = None
+    rest = []
+    for name, values, joined in split(arguments):
+        if name != "--output":
+            rest.append((name, values, joined))
+        elif not values:
+            raise UserError("--output has no value. Give the folder to keep runs in.")
+        else:
+            found = values[0]
+    return join(rest), found
+
+
+def put_into(trainer: Namespace, output: str) -> None:
+    """Let a run keep its files in a folder of its own right below ``output``, whatever its loggers were given.
+
+    Args:
+        trainer: its configuration, which is changed.
+        output: the folder in which runs lie side by side.
+    """
+    above, name = str(Path(output).parent), Path(output).name
+    trainer.default_root_dir = output
+    for logger in spell_out_loggers(trainer):
+        if logger.class_path in VERSIONED:
+            logger.init_args.save_dir, logger.init_args.name = above, name
+        elif logger.class_path == WANDB:
+            logger.init_args.save_dir = output
 
 
 def forget_versions(trainer: Namespace) -> None:

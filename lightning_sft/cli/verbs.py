@@ -21,12 +21,14 @@ class Verb(NamedTuple):
         function: takes the arguments after the verb.
         help: what it does, in a line.
         settings: whether it also takes the settings of ``fit``, and so the short words for them.
+        usage: how it is called, for its help.
     """
 
     module: str
     function: str
     help: str
     settings: bool = False
+    usage: str = ""
 
 
 OWN_VERBS: dict[str, Verb] = {
@@ -66,6 +68,7 @@ OWN_VERBS: dict[str, Verb] = {
         "main",
         "say of any two finished models whether the loss fell while the right words stayed outranked",
         settings=True,
+        usage="--after MODEL [--before MODEL] --data FILE [--KEY VALUE ...]",
     ),
     "inspect": Verb(
         "lightning_sft.cli.inspect",
@@ -78,5 +81,6 @@ OWN_VERBS: dict[str, Verb] = {
         "score",
         "write what a model makes of each row: NLL, exact match and more",
         settings=True,
+        usage="[FILE.yaml ...] (--model MODEL | --ckpt_path CHECKPOINT) --output FILE [--KEY VALUE ...]",
     ),
 }

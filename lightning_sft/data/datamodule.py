@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_sft._lightning import data_parallel_size_and_rank
+from lightning_sft._lightning import data_parallel_size_and_rank, is_told
 from lightning_sft.data.batches.batching import TrainingBatches
 from lightning_sft.data.batches.collate import Collator, FlatCollator
 from lightning_sft.data.batches.loader import ResumableDataLoader, State
@@ -200,7 +200,8 @@ class SFTDataModule(LightningDataModule):
         flat, told = is_flat(self.train_batches.settings.layout, module)
         if told and told != self._told_layout:
             self._told_layout = told
-            rank_zero_info(told)
+            if not is_told(self.trainer):
+                rank_zero_info(told)
         return flat
 
     def dataset(self, what: Literal["train", "val", "test", "predict"]) -> TokenDataset:

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lightning_sft._lightning import callbacks_of
+from lightning_sft._lightning import callbacks_of, is_told
 from lightning_sft.errors import UserError
 from lightning_sft.head import HeadOutput
 from lightning_sft.models.build import ModelSettings
@@ -45,7 +45,8 @@ def with_dtype(settings: ModelSettings, trainer: Trainer | None) -> ModelSetting
         dtype, why = fastest(capability(device), settings.has_adapter)
         if trainer is not None:  # ranks may measure differently, and must not differ
             dtype, why = trainer.strategy.broadcast((dtype, why))
-        rank_zero_info(why)
+        if not is_told(trainer):
+            rank_zero_info(why)
         settings = replace(settings, dtype=dtype)
     for asked in {settings.dtype, precision}:
         if "16" in asked and (warning := emulated(capability(device), asked)):

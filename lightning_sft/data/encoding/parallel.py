@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_sft.data.encoding.encode import Encoder
-from lightning_sft.data.progress import progress
 from lightning_sft.data.types import BadRowError, Encoded, Example, MaskFrom
 from lightning_sft.errors import UserError
+from lightning_sft.progress import progress
 
 MOST_PROCESSES = 8
 FEW_ROWS = 2000

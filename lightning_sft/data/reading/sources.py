@@ -14,7 +14,6 @@ from typing import Any
 from typing_extensions import override
 
 from lightning_sft.data.codes import Code
-from lightning_sft.data.progress import counted, progress
 from lightning_sft.data.reading import formats
 from lightning_sft.data.reading.columns import without_padding
 from lightning_sft.data.reading.conversation import STRICT, OnRepeatedRole, OnUnanswered, Rules
@@ -24,6 +23,7 @@ from lightning_sft.data.reading.scorers import Score, Scorer, as_scorer, scored
 from lightning_sft.data.types import BadRow, BadRowError, Example, Record
 from lightning_sft.errors import UserError, first_line
 from lightning_sft.files import file_digest
+from lightning_sft.progress import counted, progress
 
 
 class DataSource(ABC):

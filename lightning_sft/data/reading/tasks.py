@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from typing_extensions import override
 
-from lightning_sft.data.progress import counted, progress
 from lightning_sft.data.reading.scorers import Score, Scorer, as_scorer, scored
 from lightning_sft.data.reading.sources import DataSource
 from lightning_sft.data.types import BadRow, Example
 from lightning_sft.errors import UserError
+from lightning_sft.progress import counted, progress
 
 SEED_STRIDE = 10_000_019
 """reasoning_gym draws item i from seed + i, so that neighbouring seeds give shifted copies of one list."""

@@ -1,0 +1,107 @@
+"""RunStory: what a run is about to do, before its first step, and where everything is, after its last."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from lightning_sft.callbacks.run_facts import facts_of_run
+from lightning_sft.checkpoints.runs import CHECKPOINTS, run_folder
+
+_WIDTH = 11
+
+
+class RunStory(Callback):
+    """Say before the first step what a run will do, and at its end where things are and what to type next.
+
+    The beginning names the model and its size, the objective, what is trained, rows and tokens, the steps, the learning
+    rate and its schedule, the precision and why, how batches are ordered and laid out, the device, and the run's
+    folder. The first of several ranks speaks. The command line brings this callback along; facts that a module of
+    another kind does not have are left out.
+
+    Attributes:
+        next_commands: gives the commands to type next from the run's folder and its best checkpoint; the command line
+            sets it.
+    """
+
+    #: others leave out what this callback says
+    tells_the_run = True
+
+    def __init__(self) -> None:
+        self.next_commands: Callable[[Path, Path], list[str]] | None = None
+        self._told = self._ended = False
+
+    @override
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._tell(trainer, pl_module)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._tell(trainer, pl_module)
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self._tell(trainer, pl_module)
+
+    @override
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._tell(trainer, pl_module)
+
+    @override
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._tell(trainer, pl_module)
+
+    def _tell(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._told or trainer.barebones or not trainer.is_global_zero:
+            return
+        self._told = True
+        lines = [f"{name:<{_WIDTH}}{text}" for name, text in facts_of_run(trainer, module)]
+        print("\n" + "\n".join(lines) + "\n", flush=True)
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._ended = trainer.global_step > 0
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Close the story: after the table, the verdicts and the advice, which other callbacks print at the end."""
+        if stage != "fit" or not self._ended or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        self._ended = False
+        lines = list(self._closing(trainer))
+        if lines:
+            print("\n" + "\n".join(lines), flush=True)
+
+    def _closing(self, trainer: Trainer) -> Iterator[str]:
+        folder = run_folder(trainer)
+        kept = [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
+        saved = [Path(place) for place in kept if place]
+        places = saved or ([] if folder is None else [folder / CHECKPOINTS])
+        found = [path for place in places for path in sorted(place.glob("*.ckpt"))]
+        best = _best(trainer) or next((path for path in found if path.stem == "last"), None)
+        if folder is not None and folder.is_dir():
+            yield f"{'Run':<{_WIDTH}}{_near(folder)}"
+        names = dict.fromkeys(str(_near(path)) for path in found)
+        if names:
+            yield f"{'Saved':<{_WIDTH}}{', '.join(names)}"
+        if best is not None and self.next_commands is not None:
+            place = best.parent.parent if best.parent.name == CHECKPOINTS else best.parent
+            for i, command in enumerate(self.next_commands(_near(place), _near(best))):
+                yield f"{'' if i else 'Next':<{_WIDTH}}{command}"
+
+
+def _best(trainer: Trainer) -> Path | None:
+    """Return the best checkpoint of the run, if one was saved."""
+    named = [str(getattr(c, "best_model_path", "") or "") for c in trainer.checkpoint_callbacks]
+    return next((Path(name) for name in named if name and Path(name).exists()), None)
+
+
+def _near(path: Path) -> Path:
+    """Return a path from the current folder, where it lies below it."""
+    absolute = Path(os.path.abspath(path))
+    return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute

@@ -1,0 +1,164 @@
+"""One screen of help: the settings that people turn, with examples; the rest by a word or ``all``."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Iterable
+
+from lightning_sft.cli.front.listing import Setting, listing
+from lightning_sft.cli.front.say import allowed
+from lightning_sft.cli.front.words import WORDS
+from lightning_sft.cli.verbs import LIGHTNING_VERBS, OWN_VERBS
+
+#: group -> key -> what it is, in a line
+SCREEN: dict[str, dict[str, str]] = {
+    "Model": {
+        "model.model_name_or_path": "hub name, folder, GGUF file, or pkg://package/file.gguf",
+        "model.adapter": "lora, dora, ia3, ... or a class of peft; --adapter.r 16 --adapter.alpha 32",
+        "model.adapter_path": "a trained adapter to go on with",
+        "model.dtype": "of the weights: float32, bfloat16, fastest, auto",
+        "model.quantization": "int8 or nf4 for the frozen base",
+        "model.gradient_checkpointing": "less memory, more time",
+        "model.attn_implementation": "sdpa, eager, flash_attention_2",
+        "model.chat_template": "a Jinja template or its file, in place of the tokenizer's",
+    },
+    "What is learned": {
+        "model.objective": "NLL, PowerFamily, EAFT, ... or auto; --objective.alpha 1 sets an argument",
+        "model.denominator": "what a step's gradient is divided by: all, kept, weights, sequences",
+        "model.reference": "the model that objectives with a reference compare with",
+    },
+    "Optimizer": {
+        "model.optimizer.lr": "learning rate",
+        "model.optimizer": "AdamW, SGD, Muon, ... or a class of your own",
+        "model.lr_scheduler": "linear, cosine, constant, ...",
+        "model.warmup_ratio": "share of all steps that warms up",
+        "model.warmup_steps": "the same as a number of steps",
+        "model.parameter_rules": "rates and weight decay by parameter name",
+        "trainer.gradient_clip_val": "clip the gradient's norm at this",
+    },
+    "Data": {
+        "data.train": "JSON lines, CSV, Parquet, a hub name, or a DataSource",
+        "data.val": "rows to validate on",
+        "data.val_split": "or a share (0.05) or number (200) of the training rows",
+        "data.test": "rows of `lightning test`",
+        "data.predict": "rows of `lightning predict`",
+        "data.batch_size": "rows of a batch on one device",
+        "data.max_length": "the most tokens of a row",
+        "data.truncation": "of longer rows: error, drop, left, right, keep_completion",
+        "data.train_on": "assistant, completion, last_turn, all",
+        "data.order": "shuffled, grouped, packed, sequential",
+        "data.layout": "how a batch lies in memory: auto, flat, padded",
+        "data.system": "system prompt of rows that bring none",
+    },
+    "Run": {
+        "trainer.max_epochs": "passes over the data",
+        "trainer.max_steps": "or optimizer steps",
+        "trainer.accumulate_grad_batches": "batches of one optimizer step",
+        "trainer.val_check_interval": "batches, or a share of the epoch, between validations",
+        "trainer.num_sanity_val_steps": "-1: the whole validation before the first step",
+        "trainer.log_every_n_steps": "steps between points of the curves",
+        "trainer.precision": "32-true, bf16-mixed, bf16-true, 16-mixed",
+        "trainer.devices": "how many devices, or a list",
+        "trainer.strategy": "auto, ddp, fsdp, deepspeed_stage_2, ...",
+        "trainer.logger": "tensorboard, csv, wandb, or a class",
+        "trainer.callbacks": "--trainer.callbacks+=NAME appends one",
+        "ckpt_path": "go on from last, best, or a file",
+        "output": "folder in which runs lie side by side",
+        "seed_everything": "seed of everything random",
+    },
+}
+EXAMPLES = {
+    "fit": """\
+  lightning fit --model HuggingFaceTB/SmolLM2-135M-Instruct --train train.jsonl --data.val_split 0.05 --adapter lora
+  lightning fit mine.yaml --lr 1e-4 --objective PowerFamily --objective.alpha 1
+  lightning fit mine.yaml --ckpt_path last --max_steps 500""",
+    "validate": "  lightning validate mine.yaml --ckpt_path best",
+    "test": "  lightning test mine.yaml --ckpt_path best --data.test test.jsonl",
+    "predict": "  lightning predict mine.yaml --ckpt_path best --data.predict prompts.jsonl",
+}
+
+
+def answer(verb: str, word: str = "") -> str:
+    """Return the help of a verb: a screen, or all settings that have a word in their name.
+
+    Args:
+        verb: Lightning's, or one of ours whose options are in the list.
+        word: what was asked for.
+    """
+    width = max(80, min(shutil.get_terminal_size((120, 40)).columns, 140))
+    if word:
+        return _found(word, width)
+    if verb in OWN_VERBS:
+        return _own(verb, width)
+    lines = [
+        f"usage: lightning {verb} [FILE.yaml ...] [--KEY VALUE ...]",
+        f"  {LIGHTNING_VERBS[verb]}",
+        "",
+        "examples:",
+    ]
+    lines.append(EXAMPLES[verb])
+    for group, keys in SCREEN.items():
+        lines += ["", f"{group}:"]
+        lines += [_line(key, text, width) for key, text in keys.items()]
+    lines += ["", *_more(verb)]
+    return "\n".join(lines)
+
+
+def has_help(verb: str) -> bool:
+    """Return whether the list knows the verb's options."""
+    return verb in LIGHTNING_VERBS or (verb in listing().verbs and OWN_VERBS[verb].settings)
+
+
+def _more(verb: str) -> list[str]:
+    return [
+        "Every setting is a key of a YAML file and an option of the same name; - and _ are the same in options.",
+        f"More: `lightning {verb} --help all` (every setting), `--help WORD` (those with a word in their name),",
+        f"`--print_config` (the whole configuration), `lightning init` (write a file), `lightning {verb} "
+        "--model.adapter.help LoraConfig` (a class).",
+    ]
+
+
+def _short(key: str) -> str:
+    return next((f"--{word}" for word, long in WORDS.items() if long == key), "")
+
+
+def _line(key: str, text: str, width: int) -> str:
+    short = {"model.model_name_or_path": "--model"}.get(key) or _short(key)
+    setting = listing().settings.get(key)
+    default = "" if setting is None or setting.default in ("null", "-1") or "." in setting.default else setting.default
+    name = f"  {short + ', ' if short else ''}--{key}"
+    tail = f" [{default}]" if default and key not in ("config",) else ""
+    return f"{name:<52}{textwrap.shorten(text + tail, width - 52, placeholder='...')}"
+
+
+def _own(verb: str, width: int) -> str:
+    own = OWN_VERBS[verb]
+    usage = own.usage or "[FILE.yaml ...] [--KEY VALUE ...]"
+    lines = [f"usage: lightning {verb} {usage}", f"  {own.help}", "", "options:"]
+    for name, option in listing().verbs[verb].items():
+        lines += _full(name, option, width)
+    lines += [
+        "",
+        "It takes the settings of `lightning fit`, too: --model.KEY, --data.KEY, --trainer.KEY, --config FILE (the",
+        "config.yaml of a run, for one). `lightning fit --help` shows those people turn.",
+    ]
+    return "\n".join(lines)
+
+
+def _found(word: str, width: int) -> str:
+    settings = {k: s for k, s in listing().settings.items() if word.lower().replace("-", "_") in k.lower()}
+    if not settings:
+        return f"No setting has {word!r} in its name. `lightning fit --help all` lists them all."
+    return "\n".join(line for key, setting in settings.items() for line in _full(key, setting, width))
+
+
+def _full(key: str, setting: Setting, width: int) -> Iterable[str]:
+    kinds = allowed(setting) if setting.choices else ""
+    classes = [*listing().of_class(key)]
+    named = f" One of: {', '.join(classes)}." if classes else ""
+    default = "" if setting.required or setting.takes == ("flag",) else f" [{setting.default}]"
+    end = "." if kinds and not setting.help.endswith(".") else ""
+    text = " ".join(f"{setting.help}{end} {kinds}{named}{default}".split())
+    yield f"  --{key}"
+    yield from textwrap.wrap(text, width - 6, initial_indent=" " * 6, subsequent_indent=" " * 6)

@@ -1,0 +1,146 @@
+"""Messages about settings: what was given, what is allowed, what was probably meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import yaml  # type: ignore[import-untyped]
+
+from lightning_sft.cli.front.given import Given
+from lightning_sft.cli.front.listing import KnownClass, Listing, Setting
+from lightning_sft.cli.front.names import CLASSES, OPTIONS, nearest, nearest_setting, plain
+from lightning_sft.cli.front.words import WORDS
+
+_NUMBERS = {"int": "a whole number", "float": "a number", "bool": "true or false", "null": "null", "str": "a text"}
+#: base class -> what it is called, one and many
+KINDS = {
+    "Objective": ("an objective", "Objectives"),
+    "PeftConfig": ("an adapter", "Adapters"),
+    "Optimizer": ("an optimizer", "Optimizers"),
+    "LRScheduler": ("a schedule", "Schedules"),
+    "Callback": ("a callback", "Callbacks"),
+    "Logger": ("a logger", "Loggers"),
+    "DataSource": ("a data source", "Data sources"),
+    "Profiler": ("a profiler", "Profilers"),
+}
+
+
+def allowed(setting: Setting) -> str:
+    """Return what a setting takes, in words."""
+    if setting.choices:
+        also = [_NUMBERS[t] for t in setting.takes if t in ("int", "float", "null")]
+        return f"Allowed: {', '.join([*setting.choices, *also])}."
+    words = [_NUMBERS[t] for t in setting.takes if t in _NUMBERS and not (t == "int" and "float" in setting.takes)]
+    return f"Allowed: {' or '.join(words)}." if words else ""
+
+
+def unknown_setting(one: Given, known: Listing, own: Iterable[str]) -> str:
+    """Say that there is no such setting."""
+    key = one.key.rstrip("+")
+    section = key.rpartition(".")[0]
+    options = [*own] if not section else []
+    meant = nearest(key, options) or nearest_setting(key, known.settings)
+    if meant is None and not section:
+        meant = nearest(key, [*WORDS, "model", "output"])
+    text = f"{one.where}There is no setting {key!r}"
+    if meant is not None:
+        short = "" if one.file else next((f" (in short --{w})" for w, long in WORDS.items() if long == meant), "")
+        return f"{text}; did you mean {meant!r}{short}?"
+    kind = _of_any_kind(key.rpartition(".")[2], known)
+    if kind is not None:
+        return f"{text}; did you mean {kind}?"
+    inside = [k.removeprefix(f"{section}.") for k in known.settings if section and k.startswith(f"{section}.")]
+    if inside:
+        return f"{text}. Settings of {section!r}: {', '.join(inside)}."
+    return f"{text}. `lightning fit --help` shows those people turn, `lightning fit --help all` the rest."
+
+
+def _of_any_kind(word: str, known: Listing) -> str | None:
+    """Return the setting that takes a class of this name, such as ``--nll``."""
+    for key, setting in known.settings.items():
+        found = next((n for n in known.of_class(key) if setting.bases and plain(n) == plain(word)), None)
+        found = found or next((c for c in setting.choices if len(c) > 4 and plain(c) == plain(word)), None)
+        if found is not None:
+            return f"--{next((w for w, long in WORDS.items() if long == key), key)} {found}"
+    return None
+
+
+def wrong_value(one: Given, key: str, text: str, setting: Setting, known: Listing) -> str:
+    """Say that a setting cannot have such a value."""
+    meant = nearest(text, setting.choices, _ELSEWHERE.get(key)) if setting.choices else None
+    if meant is None and plain(text) == "none" and "null" in setting.takes:
+        meant = "null"
+    hint = f"; did you mean {meant!r}?" if meant else "."
+    return f"{one.where}{key} is {text!r}{hint} {allowed(setting)}"
+
+
+_ELSEWHERE: dict[str, Mapping[str, str]] = {
+    "trainer.precision": {"fp16": "16-mixed", "float16": "16-mixed", "bfloat16": "bf16-mixed", "fp32": "32-true"},
+    "model.dtype": {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "float16"},
+    "model.quantization": {"4bit": "nf4", "8bit": "int8", "true": "nf4"},
+    "data.train_on": {"answers": "assistant", "output": "completion", "prompt": "all"},
+}
+
+
+def unknown_class(one: Given, key: str, name: str, setting: Setting, known: Listing) -> str:
+    """Say that a setting takes no class of this name, and which ones it takes."""
+    named, classes = name.rpartition(".")[2], known.of_class(key)
+    one_of, many = KINDS.get(setting.bases[0], (f"a {setting.bases[0]}", "Known"))
+    there = [*setting.choices, *classes]
+    elsewhere = {name.removesuffix("Config").removesuffix("Logger"): name for name in classes}
+    for base in setting.bases:
+        elsewhere |= CLASSES.get(base, {})
+    meant = nearest(named, there, elsewhere)
+    hint = f"; did you mean {meant!r}?" if meant else "."
+    if meant is None or plain(meant) != plain(named):
+        other = next(
+            (k for k, s in known.settings.items() if k != key for n in (*known.of_class(k), *s.choices)
+             if (s.bases or len(n) > 4) and plain(n) == plain(named)),
+            None,
+        )  # fmt: skip
+        if other is not None:
+            hint = f": it is a value of another setting; did you mean --{other} {name}?"
+    return (
+        f"{one.where}{key}: {name!r} is not {one_of}{hint} {many}: {', '.join(there)}. A class of your own works by "
+        "its full path, such as my_module.MyClass."
+    )
+
+
+def no_class_yet(one: Given, key: str, known: Listing) -> str:
+    """Say that an argument came before its class."""
+    kind, many = KINDS.get(known.settings[key].bases[0], ("a class", "Known"))
+    name = next(iter(known.of_class(key)))
+    option = one.key.rpartition(".")[2]
+    takers = [n for n, c in known.of_class(key).items() if option in c.options]
+    fit = f" {option!r} is an argument of {', '.join(takers[:8])}." if takers else f" {many} take no {option!r}."
+    return (
+        f"{one.where}{one.name} is an argument of {kind}, and none is chosen before it.{fit} Give --{key} "
+        f"{takers[0] if takers else name} first."
+    )
+
+
+def unknown_option(one: Given, key: str, option: str, known: KnownClass, listed: Listing) -> str:
+    """Say that a class has no such argument, and which it has."""
+    elsewhere: dict[str, str] = {}
+    for base in listed.settings[key].bases:
+        elsewhere |= OPTIONS.get(base, {})
+    meant = nearest(option, known.options, elsewhere)
+    hint = f"; did you mean {meant!r}?" if meant else "."
+    name = known.path.rpartition(".")[2]
+    takes = ", ".join(sorted(known.options)) or "nothing"
+    return f"{one.where}{key}: there is no option {option!r}{hint} {name} takes: {takes}."
+
+
+def replaced(before: Given, after: Given) -> str:
+    """Remark that a list of a file is replaced by a later one."""
+    names = []
+    for item in before.value.value if isinstance(before.value, yaml.SequenceNode) else ():
+        fields = {k.value: v for k, v in item.value} if isinstance(item, yaml.MappingNode) else {}
+        path = fields.get("class_path", item)
+        names.append(str(path.value).rpartition(".")[2])
+    by = after.file or f"--{after.key}"
+    return (
+        f"{by} replaces the callbacks of {before.file} ({', '.join(names)}). To keep them, write `callbacks+:` in "
+        f"{after.file}." if after.file else
+        f"{by} replaces the callbacks of {before.file} ({', '.join(names)}). To keep them, write --{after.key}+=..."
+    )  # fmt: skip

@@ -1,0 +1,255 @@
+"""Short words of the command line, and the long keys that they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_sft.cli.front.listing import listing
+from lightning_sft.cli.front.names import plain
+from lightning_sft.errors import UserError
+
+#: short word -> the key that it stands for; what follows a dot is kept
+WORDS = {
+    "lr": "model.optimizer.lr",
+    "objective": "model.objective",
+    "adapter": "model.adapter",
+    "train": "data.train",
+    "val": "data.val",
+    "batch_size": "data.batch_size",
+    "max_length": "data.max_length",
+    "max_steps": "trainer.max_steps",
+    "max_epochs": "trainer.max_epochs",
+    "logger": "trainer.logger",
+    "seed": "seed_everything",
+}
+LOGGERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "csv": ("lightning.pytorch.loggers.CSVLogger", {"save_dir": "."}),
+    "tensorboard": ("lightning.pytorch.loggers.TensorBoardLogger", {"save_dir": ".", "default_hp_metric": False}),
+    "wandb": ("lightning.pytorch.loggers.WandbLogger", {}),
+}
+#: what a short adapter starts from; alpha follows r unless it is given
+LORA: dict[str, int | str] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+_YAML = (".yaml", ".yml", ".json")
+#: options whose value stands in a word of its own -> they may have several
+Word = tuple[str, list[str], bool]
+
+
+def is_option(word: str) -> bool:
+    """Return whether a word of the command line names an option."""
+    return word.startswith("--") or word in ("-c", "-h")
+
+
+def is_settings_file(word: str) -> bool:
+    """Return whether a word names a file of settings that exists."""
+    return Path(word).suffix in _YAML and Path(word).is_file()
+
+
+def split(arguments: Sequence[str]) -> Iterator[Word]:
+    """Yield each option with the words that follow it, and whether they were joined to it by ``=``.
+
+    Words before the first option come first, with an empty name.
+    """
+    left = list(arguments)
+    first: list[str] = []
+    while left and not is_option(left[0]):
+        first.append(left.pop(0))
+    if first:
+        yield "", first, False
+    while left:
+        name, equals, value = left.pop(0).partition("=")
+        values = [value] if equals else []
+        while left and not is_option(left[0]):
+            values.append(left.pop(0))
+        yield name, values, bool(equals)
+
+
+def join(words: Sequence[Word]) -> list[str]:
+    """Return the arguments again."""
+    made: list[str] = []
+    for name, values, joined in words:
+        made += [f"{name}={values[0]}", *values[1:]] if joined else [*([name] if name else []), *values]
+    return made
+
+
+def underscored(name: str) -> str:
+    """Return an option's name with underscores, except below settings that hold names of the user's own."""
+    if not name.startswith("--"):
+        return name
+    settings = listing().settings
+    made: list[str] = []
+    for part in name.removeprefix("--").split("."):
+        above = settings.get(".".join(made))
+        own = above is not None and "dict" in above.takes and "class" not in above.takes
+        made.append(part if own else part.replace("-", "_"))
+    return "--" + ".".join(made)
+
+
+def tidy(arguments: Sequence[str], *, takes_files: bool) -> list[str]:
+    """Return arguments in one spelling: underscores in names, and a settings file by itself as ``--config FILE``.
+
+    Args:
+        arguments: after the verb.
+        takes_files: whether the verb takes settings of ``fit``, and so files of them.
+
+    Raises:
+        UserError: a word by itself that is no file of settings.
+    """
+    made: list[Word] = []
+    for name, values, joined in split(arguments):
+        name = underscored(name)
+        one = 1 if name and (joined or not _is_flag(name)) else 0
+        loose = values[one:] if takes_files and name != "--arm" else []
+        if not all(is_settings_file(word) for word in loose):
+            missing = next(word for word in loose if not is_settings_file(word))
+            if not name or Path(missing).suffix in _YAML or _takes_one(name):
+                raise UserError(_no_file(missing))
+            loose = []  # a list of values of an option that we do not know
+        kept = values[:one] if loose else values
+        made += [(name, kept, joined)] if name or kept else []
+        made += [("--config", [word], True) for word in loose]
+    return join(made)
+
+
+def _no_file(word: str) -> str:
+    if Path(word).suffix in _YAML:
+        return f"There is no file {word!r} in {str(Path.cwd())!r}. Give a file of settings that exists."
+    return (
+        f"{word!r} stands by itself and is no file of settings. Allowed: a YAML file, or options such as --model NAME "
+        "--train FILE; an option's name begins with two dashes."
+    )
+
+
+def _is_flag(name: str) -> bool:
+    known, key = listing(), name.removeprefix("--")
+    found = [known.settings.get(key), *(options.get(key) for options in known.verbs.values())]
+    return name in ("-h", "--help") or any(setting is not None and setting.takes == ("flag",) for setting in found)
+
+
+def _takes_one(name: str) -> bool:
+    """Return whether an option is a setting of ``fit``: none of those takes several words."""
+    word, dot, below = name.removeprefix("--").partition(".")
+    return word in WORDS or f"{word}{dot}{below}" in listing().settings
+
+
+def expand(arguments: Sequence[str]) -> list[str]:
+    """Return arguments with long keys in place of short words, files of settings first: the command line beats them.
+
+    ``--model`` is a file of settings where one of that name exists, and stays what it is where it may be a class
+    (`classes` decides, which can import it); all else is the model's name.
+
+    Args:
+        arguments: of the command line; words before the first option are kept, such as the verb.
+
+    Raises:
+        UserError: a short word without its value.
+    """
+    first: list[Word] = []
+    files: list[Word] = []
+    made: list[Word] = []
+    last: list[Word] = []
+    for name, values, joined in split(arguments):
+        word, dot, below = name.removeprefix("--").partition(".")
+        if not name:
+            first.append((name, values, joined))
+        elif name in ("--config", "-c"):
+            files.append((name, values, joined))
+        elif name.startswith("--") and word in WORDS:
+            if not values:
+                raise UserError(f"{name} has no value. It stands for --{WORDS[word]}{dot}{below}: give one.")
+            long = f"--{WORDS[word]}{dot}{below}"
+            if word == "lr":
+                last.append((long, values, joined))
+            else:
+                made += _long(word, dot, below, long, values, joined)
+        elif name == "--trainer.logger" and values:
+            made += _logger(values, joined)
+        elif name == "--model" and values and is_model_name(values[0]):
+            made.append(("--model.model_name_or_path", values, joined))
+        else:
+            made.append((name, values, joined))
+    return join([*first, *files, *made, *_alpha(made), *last])
+
+
+def _long(word: str, dot: str, below: str, long: str, values: list[str], joined: bool) -> list[Word]:
+    if word == "adapter":
+        option = below.removeprefix("init_args.")
+        known = {"alpha": "lora_alpha", "rank": "r", "dropout": "lora_dropout"}
+        return [(f"--model.adapter.{known.get(option, option)}", values, joined)] if dot else _adapter(values, joined)
+    if word == "logger" and not dot:
+        return _logger(values, joined)
+    return [(long, values, joined)]
+
+
+def _adapter(values: list[str], joined: bool) -> list[Word]:
+    """Return the settings of a short adapter: ``lora`` and ``dora`` with usual sizes, others by peft's defaults."""
+    value = values[0]
+    if plain(value) in ("none", "null", "false"):
+        return [("--model.adapter", ["null"], True)]
+    if (Path(value) / "adapter_config.json").is_file():
+        return [("--model.adapter_path", values, joined)]
+    short = {plain(name.removesuffix("Config")): known for name, known in listing().of_class("model.adapter").items()}
+    kind = "lora" if plain(value) in ("lora", "dora") else plain(value)
+    if kind not in short:
+        return [("--model.adapter", values, joined)]
+    made: list[Word] = [("--model.adapter", [short[kind].path], True)]
+    if kind == "lora":
+        made += [(f"--model.adapter.{name}", [str(size)], True) for name, size in LORA.items()]
+        made += [("--model.adapter.use_dora", ["true"], True)] if plain(value) == "dora" else []
+    elif "target_modules" in short[kind].options:
+        made.append(("--model.adapter.target_modules", [str(LORA["target_modules"])], True))
+    return made
+
+
+def _alpha(made: Sequence[Word]) -> list[Word]:
+    """Return alpha as twice r, where a short adapter got another r and no alpha of its own."""
+    given = [(name, values[0]) for name, values, _ in made if name.startswith("--model.adapter.") and values]
+    ranks = [value for name, value in given if name == "--model.adapter.r"]
+    alphas = [value for name, value in given if name == "--model.adapter.lora_alpha"]
+    if len(ranks) == 2 and alphas == [str(LORA["lora_alpha"])] and ranks[0] == str(LORA["r"]) and ranks[1].isdigit():
+        return [("--model.adapter.lora_alpha", [str(2 * int(ranks[1]))], True)]
+    return []
+
+
+def _logger(values: list[str], joined: bool) -> list[Word]:
+    if values[0] not in LOGGERS:
+        return [("--trainer.logger", values, joined)]
+    path, options = LOGGERS[values[0]]
+    made: list[Word] = [("--trainer.logger", [path], True)]
+    return [*made, *((f"--trainer.logger.{name}", [str(value).lower()], True) for name, value in options.items())]
+
+
+def is_model_name(value: str) -> bool:
+    """Return whether ``--model VALUE`` can only be a model's name: no settings, no path of a class."""
+    if not value or is_settings_file(value) or value.lstrip()[0] in "{[" or "\n" in value or value == "null":
+        return False
+    return not may_be_class(value)
+
+
+def may_be_class(value: str) -> bool:
+    """Return whether a word reads like the path of a class, such as ``my_module.MyModule``."""
+    parts = value.split(".")
+    return value == "SFTModule" or (len(parts) > 1 and all(part.isidentifier() for part in parts))
+
+
+def spell_out(content: dict[str, Any]) -> bool:
+    """Spell out the short words that a file may hold, ``logger: csv`` and ``adapter: lora``; say if there were any."""
+    trainer, model = content.get("trainer"), content.get("model")
+    model = model.get("init_args", model) if isinstance(model, dict) else None
+    changed = False
+    if isinstance(trainer, dict) and isinstance(trainer.get("logger"), str) and trainer["logger"] in LOGGERS:
+        path, options = LOGGERS[trainer["logger"]]
+        trainer["logger"] = {"class_path": path, "init_args": dict(options)}
+        changed = True
+    if isinstance(model, dict) and isinstance(model.get("adapter"), str) and "." not in model["adapter"]:
+        words = _adapter([model["adapter"]], False)
+        if len(words) > 1:
+            options = {name.rpartition(".")[2]: values[0] for name, values, _ in words[1:]}
+            known: dict[str, Any] = {"true": True, **{str(v): v for v in LORA.values()}}
+            model["adapter"] = {
+                "class_path": words[0][1][0],
+                "init_args": {name: known.get(value, value) for name, value in options.items()},
+            }
+            changed = True
+    return changed

@@ -1,0 +1,27 @@
+"""Lines of Lightning that say nothing to a user of this program."""
+
+from __future__ import annotations
+
+import logging
+
+from typing_extensions import override
+
+#: an advertisement, and what `RunStory` says itself
+HELD_BACK = ("\N{ELECTRIC LIGHT BULB} Tip: ", "GPU available: ", "TPU available: ", "Seed set to ")
+_LOGGERS = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed")
+
+
+class _HoldBack(logging.Filter):
+    @override
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return not any(text in message for text in HELD_BACK)
+
+
+_FILTER = _HoldBack()
+
+
+def hold_back() -> None:
+    """Keep those lines out of the log of this process."""
+    for name in _LOGGERS:
+        logging.getLogger(name).addFilter(_FILTER)  # once, however often it is called

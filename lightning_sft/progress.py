@@ -1,0 +1,81 @@
+"""Progress of work that takes more than a few seconds: a bar in a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+DELAY = 3.0
+"""Seconds before anything is shown: short work stays silent."""
+EVERY = 15.0
+"""Seconds between two lines of a log."""
+
+
+def is_first_rank() -> bool:
+    """Return whether this process is the one that speaks."""
+    lightning = sys.modules.get("lightning.fabric.utilities.rank_zero")  # not imported: then there are no ranks
+    return lightning is None or getattr(lightning.rank_zero_only, "rank", 0) == 0
+
+
+@contextmanager
+def progress(what: str, total: int | None = None, unit: str = "rows") -> Iterator[Callable[[int], Any]]:
+    """Give a function that is told how many more are done; rank zero shows it.
+
+    Args:
+        what: is done, such as ``Tokenising train``.
+        total: how many there are; None if that is unknown.
+        unit: of what.
+    """
+    if not is_first_rank():
+        yield lambda count: None
+    elif sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(desc=what, total=total, unit=f" {unit}", delay=DELAY, leave=False) as bar:
+            yield bar.update
+    else:
+        yield _Lines(what, total, unit)
+
+
+class _Lines:
+    """Prints how far the work is, every few seconds."""
+
+    def __init__(self, what: str, total: int | None, unit: str) -> None:
+        self.what, self.total, self.unit = what, total, unit
+        self.done = 0
+        self.since = time.monotonic()
+        self.due = self.since + DELAY
+
+    def __call__(self, count: int) -> None:
+        self.done += count
+        now = time.monotonic()
+        if now < self.due:
+            return
+        self.due = now + EVERY
+        if not self.total:
+            print(f"{self.what}: {self.done:,} {self.unit}", file=sys.stderr, flush=True)
+            return
+        left = (now - self.since) / max(self.done, 1) * max(self.total - self.done, 0)
+        share = f"{self.done:,} of {self.total:,} {self.unit} ({self.done / self.total:.0%})"
+        print(f"{self.what}: {share}, {duration(left)} left", file=sys.stderr, flush=True)
+
+
+def counted(rows: Iterable[T], advance: Callable[[int], Any]) -> Iterator[T]:
+    """Yield ``rows`` and report each."""
+    for row in rows:
+        yield row
+        advance(1)
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people, such as ``45 s``, ``3 min 20 s`` or ``2 h 5 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

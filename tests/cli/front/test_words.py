@@ -1,0 +1,92 @@
+"""Short words stand for long keys; the command line beats files."""
+
+from pathlib import Path
+
+import pytest
+
+from lightning_sft.cli.front.words import expand, spell_out, tidy
+from lightning_sft.errors import UserError
+
+LORA = [
+    "--model.adapter=peft.LoraConfig",
+    "--model.adapter.r=16",
+    "--model.adapter.lora_alpha=32",
+    "--model.adapter.target_modules=all-linear",
+]
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (["--lr", "1e-4"], ["--model.optimizer.lr", "1e-4"]),
+        (["--lr=1", "--model.optimizer=SGD"], ["--model.optimizer=SGD", "--model.optimizer.lr=1"]),
+        (["--objective", "Focal", "--objective.gamma=2"], ["--model.objective", "Focal", "--model.objective.gamma=2"]),
+        (["--train", "a.jsonl", "--val=b.jsonl"], ["--data.train", "a.jsonl", "--data.val=b.jsonl"]),
+        (["--model", "org/name"], ["--model.model_name_or_path", "org/name"]),
+        (["--model", "gpt2"], ["--model.model_name_or_path", "gpt2"]),
+        (["--model=pkg://package/a.gguf"], ["--model.model_name_or_path=pkg://package/a.gguf"]),
+        (["--model", "mine.MyModule"], ["--model", "mine.MyModule"]),
+        (["--model={class_path: mine.MyModule}"], ["--model={class_path: mine.MyModule}"]),
+        (["--adapter", "lora"], LORA),
+        (["--adapter=null"], ["--model.adapter=null"]),
+        (["--adapter=peft.VeraConfig"], ["--model.adapter=peft.VeraConfig"]),
+        (
+            ["--adapter=lora", "--adapter.r=8"],
+            [*LORA, "--model.adapter.r=8", "--model.adapter.lora_alpha=16"],
+        ),
+        (
+            ["--adapter=lora", "--adapter.r=8", "--adapter.alpha=8"],
+            [*LORA, "--model.adapter.r=8", "--model.adapter.lora_alpha=8"],
+        ),
+        (["--logger=csv"], ["--trainer.logger=lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir=."]),
+        (["--trainer.logger", "wandb"], ["--trainer.logger=lightning.pytorch.loggers.WandbLogger"]),
+        (["--trainer.logger=false"], ["--trainer.logger=false"]),
+        (["--max_steps=3", "--config=a.yaml"], ["--config=a.yaml", "--trainer.max_steps=3"]),
+        (["fit", "--seed", "1"], ["fit", "--seed_everything", "1"]),
+    ],
+)
+def test_words(given: list[str], meant: list[str]) -> None:
+    assert expand(given) == meant
+    assert expand(meant) == meant, "long keys stay"
+
+
+def test_a_file_of_settings_behind_model_stays_one() -> None:
+    Path("model.yaml").write_text("model_name_or_path: x\n")
+    assert expand(["--model", "model.yaml"]) == ["--model", "model.yaml"]
+    assert expand(["--model", "other.yaml"]) == ["--model", "other.yaml"] or "other.yaml" in expand(
+        ["--model", "other.yaml"]
+    )
+
+
+def test_an_adapter_that_is_a_folder() -> None:
+    Path("tuned").mkdir()
+    Path("tuned/adapter_config.json").write_text("{}")
+    assert expand(["--adapter", "tuned"]) == ["--model.adapter_path", "tuned"]
+
+
+def test_dashes_are_underscores_except_in_names_of_the_users() -> None:
+    given = ["--data.batch-size", "4", "--ckpt-path=a-b.ckpt", "--data.template_kwargs.my-key=1"]
+    meant = ["--data.batch_size", "4", "--ckpt_path=a-b.ckpt", "--data.template_kwargs.my-key=1"]
+    assert tidy(given, takes_files=True) == meant
+
+
+def test_files_by_themselves() -> None:
+    for name in ("a.yaml", "b.yaml"):
+        Path(name).write_text("model: {}\n")
+    assert tidy(["a.yaml", "--lr=1", "b.yaml"], takes_files=True) == ["--config=a.yaml", "--lr=1", "--config=b.yaml"]
+    assert tidy(["--print_config", "a.yaml"], takes_files=True) == ["--print_config", "--config=a.yaml"]
+    assert tidy(["--arm", "x", "a=1", "--isolate", "a.yaml"], takes_files=True)[-1] == "--config=a.yaml"
+    assert tidy(["worker", "--storage", "x"], takes_files=False) == ["worker", "--storage", "x"]
+    with pytest.raises(UserError, match=r"There is no file 'c\.yaml'"):
+        tidy(["c.yaml"], takes_files=True)
+
+
+def test_short_words_in_a_file() -> None:
+    content = {"model": {"adapter": "lora"}, "trainer": {"logger": "csv"}}
+    assert spell_out(content)
+    assert content["model"]["adapter"] == {
+        "class_path": "peft.LoraConfig",
+        "init_args": {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"},
+    }
+    assert content["trainer"]["logger"]["class_path"].endswith("CSVLogger")
+    assert not spell_out({"model": {"adapter": None}, "trainer": {"logger": True}})

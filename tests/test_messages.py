@@ -1,0 +1,204 @@
+"""What a mistake is answered with: what was given, what is allowed, what was meant; before torch is imported."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning_sft.cli.entry import main
+
+MODEL = ["--model", "no/model", "--train", "rows.jsonl"]
+
+#: mistake -> the arguments, and words that its answer has: what was given, what is allowed, what was meant
+MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
+    # settings that are called otherwise
+    "learning_rate": (["--learning_rate=1e-4"], ("'learning_rate'", "model.optimizer.lr", "--lr")),
+    "model.lr": (["--model.lr=1e-4"], ("'model.lr'", "model.optimizer.lr")),
+    "optimizer.lr": (["--optimizer.lr=1e-4"], ("'optimizer.lr'", "model.optimizer.lr")),
+    "a name of transformers": (["--gradient_accumulation_steps", "4"], ("trainer.accumulate_grad_batches",)),
+    "a name of trl": (["--max_seq_length", "512"], ("'max_seq_length'", "data.max_length")),
+    "a name of axolotl": (["--micro_batch_size", "4"], ("'micro_batch_size'", "data.batch_size")),
+    "epochs": (["--trainer.epochs=2"], ("'trainer.epochs'", "trainer.max_epochs")),
+    "gpus": (["--trainer.gpus=2"], ("'trainer.gpus'", "trainer.devices")),
+    "bf16": (["--bf16", "true"], ("'bf16'", "trainer.precision")),
+    "output_dir": (["--output_dir", "runs"], ("'output_dir'", "'output'")),
+    "wandb alone": (["--wandb"], ("'wandb'", "trainer.logger")),
+    "nll alone": (["--nll"], ("'nll'", "--objective NLL")),
+    "cosine alone": (["--cosine"], ("'cosine'", "--model.lr_scheduler cosine")),
+    "lora_r": (["--lora_r=8"], ("'lora_r'", "model.adapter.r")),
+    # typos of settings
+    "a typo in a section": (["--model.objektive=NLL"], ("'model.objektive'", "model.objective")),
+    "a typo in a short word": (["--objektive", "NLL"], ("'objektive'", "model.objective")),
+    "a typo in the section": (["--modle.objective=NLL"], ("'modle.objective'", "model.objective")),
+    "the wrong section": (["--trainer.batch_size=4"], ("'trainer.batch_size'", "data.batch_size")),
+    "wrong case of a setting": (["--trainer.Max_Steps=4"], ("'trainer.Max_Steps'", "trainer.max_steps")),
+    "nothing like a setting": (["--model.zzz=1"], ("'model.zzz'", "Settings of 'model': ", "objective")),
+    # classes, by type
+    "an unknown optimizer": (["--model.optimizer=Adamm"], ("'Adamm'", "'Adam'", "Optimizers: ", "SGD")),
+    "an optimizer in lower case": (["--model.optimizer=adamw"], ("'adamw'", "'AdamW'", "Optimizers: ")),
+    "a schedule for an optimizer": (["--model.optimizer=cosine"], ("'cosine'", "--model.lr_scheduler cosine")),
+    "a schedule in upper case": (["--model.lr_scheduler=Cosine"], ("'Cosine'", "'cosine'", "Schedules: ", "linear")),
+    "an objective in lower case": (["--objective", "nll"], ("'nll'", "'NLL'", "Objectives: ", "PowerFamily")),
+    "an objective's other name": (["--objective", "cross_entropy"], ("'cross_entropy'", "'NLL'", "Objectives: ")),
+    "an objective of our package": (
+        ["--objective=lightning_sft.objectives.PowerFamly"],
+        ("PowerFamly", "'PowerFamily'", "Objectives: "),
+    ),
+    "an unknown logger": (["--logger", "wanb"], ("'wanb'", "'WandbLogger'", "Loggers: ", "CSVLogger")),
+    "an unknown adapter": (["--adapter", "lorra"], ("'lorra'", "'LoraConfig'", "Adapters: ", "IA3Config")),
+    "an unknown callback": (
+        ["--trainer.callbacks+=EarlyStoping"],
+        ("'EarlyStoping'", "'EarlyStopping'", "Callbacks: ", "DriftMonitor"),
+    ),
+    "an unknown data source": (["--data.train.class_path=Sorce"], ("'Sorce'", "'Source'", "Data sources: ")),
+    # arguments of classes
+    "rank": (["--adapter", "lora", "--model.adapter.rank=8"], ("'rank'", "'r'", "LoraConfig takes: ", "lora_alpha")),
+    "a typo in an adapter's argument": (["--adapter=lora", "--adapter.lora_alhpa=8"], ("lora_alhpa", "'lora_alpha'")),
+    "another adapter's argument": (["--adapter=ia3", "--adapter.r=8"], ("no option 'r'", "IA3Config takes: ")),
+    "a typo in an objective's argument": (
+        ["--objective=PowerFamily", "--objective.alhpa=1"],
+        ("'alhpa'", "'alpha'", "PowerFamily takes: alpha, floor"),
+    ),
+    "an argument without a class": (["--objective.alpha=1"], ("none is chosen", "PowerFamily")),
+    "an optimizer's argument": (["--model.optimizer.learning_rate=1"], ("'learning_rate'", "'lr'", "AdamW takes: ")),
+    "a callback's argument": (
+        ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.montor=val/nll"],
+        ("'montor'", "'monitor'", "EarlyStopping takes: "),
+    ),
+    # values
+    "a word for a number": (["--batch_size", "many"], ("data.batch_size is 'many'", "a whole number")),
+    "an unknown choice": (["--data.truncation=lefft"], ("'lefft'", "'left'", "keep_completion")),
+    "fp16": (["--trainer.precision=fp16"], ("'fp16'", "'16-mixed'", "bf16-mixed")),
+    "a dtype": (["--model.dtype=bf16"], ("'bf16'", "'bfloat16'", "float32")),
+    "4bit": (["--model.quantization=4bit"], ("'4bit'", "'nf4'", "int8")),
+    "a Python None": (["--data.val_split=None"], ("'None'", "'null'", "a number")),
+    "no truth value": (["--model.torch_compile=maybe"], ("'maybe'", "true or false")),
+    "no value": (["--lr"], ("--lr has no value", "model.optimizer.lr")),
+    "no value of a long key": (["--data.batch_size"], ("--data.batch_size has no value", "a whole number")),
+    # words by themselves
+    "a word by itself": (["--lr", "1e-4", "train.jsonl"], ("'train.jsonl'", "YAML file", "two dashes")),
+    "a file that is not there": (["mine.yaml"], ("'mine.yaml'", "no file")),
+}
+
+
+def answer(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert "Traceback" not in said
+    return said
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_answered(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, words = MISTAKES[name]
+    loose = [] if arguments[0].startswith("-") else arguments
+    said = answer(["fit", *loose, *MODEL, *([] if loose else arguments)], capsys)
+    for word in words:
+        assert word in said
+
+
+#: content of a file -> words that its answer has
+FILES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "an empty file": ("", ("mine.yaml is empty",)),
+    "a file of comments": ("# model:\n", ("mine.yaml is empty",)),
+    "no YAML": ("model:\n  objective: NLL\n bad: [1\n", ("mine.yaml, line 3", "no YAML")),
+    "a tab": ("model:\n\tobjective: NLL\n", ("mine.yaml, line 2", "no YAML")),
+    "a list": ("- model\n", ("mine.yaml holds a list", "KEY: VALUE")),
+    "a typo": ("model:\n  objective: NLL\n  objektive: NLL\n", ("mine.yaml, line 3", "'model.objektive'")),
+    "a setting elsewhere": ("model:\n  lr: 1.0e-4\n", ("mine.yaml, line 2", "model.optimizer.lr")),
+    "a setting without its section": ("batch_size: 4\n", ("mine.yaml, line 1", "data.batch_size")),
+    "an unknown class": (
+        "model:\n  optimizer:\n    class_path: Adamm\n",
+        ("mine.yaml, line 3", "'Adamm'", "'Adam'", "Optimizers: "),
+    ),
+    "a class's argument": (
+        "model:\n  adapter:\n    class_path: peft.LoraConfig\n    init_args:\n      rank: 8\n",
+        ("mine.yaml, line 5", "'rank'", "'r'"),
+    ),
+    "a callback's argument": (
+        "trainer:\n  callbacks:\n  - class_path: EarlyStopping\n    init_args: {montor: val/nll}\n",
+        ("mine.yaml, line 4", "'montor'", "'monitor'"),
+    ),
+    "a wrong value": ("data:\n  truncation: lefft\n", ("mine.yaml, line 2", "'lefft'", "'left'")),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_mistake_in_a_file_is_answered_with_its_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    content, words = FILES[name]
+    Path("mine.yaml").write_text(content)
+    said = answer(["fit", "mine.yaml", *MODEL], capsys)
+    for word in words:
+        assert word in said
+
+
+def test_a_file_that_is_not_there_has_neighbours(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.yaml").write_text("model: {}\n")
+    said = answer(["fit", "--config", "mien.yaml"], capsys)
+    assert "'mien.yaml'" in said
+    assert "mine.yaml" in said
+
+
+@pytest.mark.parametrize(
+    ("verb", "option", "words"),
+    [
+        ("inspect", "--rowss=3", ("'rowss'", "'rows'")),
+        ("advise", "--stepz=3", ("'stepz'", "'steps'")),
+        ("score", "--outptu=x", ("'outptu'", "'output'")),
+        ("audit", "--befor=x", ("'befor'", "'before'")),
+        ("fitt", "--lr=1", ("no verb 'fitt'", "'fit'", "Verbs: ")),
+    ],
+)
+def test_other_verbs_answer_too(
+    verb: str, option: str, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = answer([verb, *MODEL, option], capsys)
+    for word in words:
+        assert word in said
+
+
+def test_no_model_is_answered(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--model NAME" in answer(["fit", "--train", "rows.jsonl"], capsys)
+
+
+def test_callbacks_that_a_later_file_replaces_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a.yaml").write_text("trainer:\n  callbacks:\n  - class_path: lightning_sft.callbacks.DriftMonitor\n")
+    Path("b.yaml").write_text("trainer:\n  callbacks: [Timer]\nnonsense: 1\n")
+    with pytest.raises(SystemExit):
+        main(["fit", "a.yaml", "b.yaml", *MODEL])
+    capsys.readouterr()
+    Path("b.yaml").write_text("trainer:\n  callbacks: [Timer]\n")
+    from lightning_sft.cli.front.check import check
+
+    (remark,) = check("fit", ["--config=a.yaml", "--config=b.yaml", *MODEL])
+    for word in ("b.yaml replaces", "a.yaml", "DriftMonitor", "callbacks+:"):
+        assert word in remark
+    Path("b.yaml").write_text("trainer:\n  callbacks+: [Timer]\n")
+    assert check("fit", ["--config=a.yaml", "--config=b.yaml", *MODEL]) == []
+
+
+def test_answers_and_help_come_before_torch() -> None:
+    code = """
+import sys
+from lightning_sft.cli.entry import main
+for arguments in (["fit", "--help"], ["fit", "--lrr=1"], ["audit", "--help"], ["fit", "--help", "objective"]):
+    try:
+        main(arguments)
+    except SystemExit:
+        pass
+print([m for m in ("torch", "lightning", "transformers", "numpy") if m in sys.modules])
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip().endswith("[]"), ran.stdout + ran.stderr
+    assert "--model.optimizer.lr" in ran.stdout
+
+
+def test_a_class_of_the_users_own_is_left_to_the_parser() -> None:
+    from lightning_sft.cli.front.check import check
+
+    for own in (["--objective", "mine.Objective"], ["--model", "mine.Module"]):
+        assert check("fit", [*own, "--model.model_name_or_path=x", "--model.my_setting=1", "--logger=Mine"]) == []
