@@ -90,7 +90,8 @@ def from_json(text: str) -> Listing:
     made: dict[str, Any] = json.loads(text)
 
     def setting(fields: dict[str, Any]) -> Setting:
-        return Setting(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return Setting(**known)
 
     return Listing(
         made["versions"],
