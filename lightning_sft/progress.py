@@ -21,6 +21,12 @@ def is_first_rank() -> bool:
     return lightning is None or getattr(lightning.rank_zero_only, "rank", 0) == 0
 
 
+def note(line: str) -> None:
+    """Say a line about work that begins, beside what a program may read from the output."""
+    if is_first_rank():
+        print(line, file=sys.stderr, flush=True)
+
+
 @contextmanager
 def progress(what: str, total: int | None = None, unit: str = "rows") -> Iterator[Callable[[int], Any]]:
     """Give a function that is told how many more are done; rank zero shows it.
@@ -38,11 +44,11 @@ def progress(what: str, total: int | None = None, unit: str = "rows") -> Iterato
         with tqdm(desc=what, total=total, unit=f" {unit}", delay=DELAY, leave=False) as bar:
             yield bar.update
     else:
-        yield _Lines(what, total, unit)
+        yield Lines(what, total, unit)
 
 
-class _Lines:
-    """Prints how far the work is, every few seconds."""
+class Lines:
+    """Prints how far the work is, every few seconds; the arguments are those of `progress`."""
 
     def __init__(self, what: str, total: int | None, unit: str) -> None:
         self.what, self.total, self.unit = what, total, unit
@@ -51,6 +57,7 @@ class _Lines:
         self.due = self.since + DELAY
 
     def __call__(self, count: int) -> None:
+        """Count some more."""
         self.done += count
         now = time.monotonic()
         if now < self.due:

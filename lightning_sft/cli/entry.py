@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -49,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(0 if WATCH.is_started_rank and WATCH.agreed else stopped.code)
     except UserError as error:
         _fail(error)
+    except BrokenPipeError:  # `| head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
         if WATCH.requested is not None and type(error).__name__ == "ProcessExitedException":  # a forked rank ended
             sys.exit(128 + WATCH.requested)

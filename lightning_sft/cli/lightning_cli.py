@@ -26,6 +26,7 @@ from lightning_sft.checkpoints import runs
 from lightning_sft.checkpoints.slurm import slurm_job
 from lightning_sft.cli import run_folders
 from lightning_sft.cli.classes import OURS, Classes, choose_classes, with_classes
+from lightning_sft.cli.devices import check_devices
 from lightning_sft.cli.duplicates import refuse_duplicates
 from lightning_sft.cli.front.words import expand
 from lightning_sft.cli.next_commands import next_commands
@@ -144,6 +145,7 @@ class SFTCLI(ConfigurationWins, LightningCLI):
         if config.trainer.accumulate_grad_batches < 1:
             given = config.trainer.accumulate_grad_batches
             raise UserError(f"trainer.accumulate_grad_batches is {given}. Allowed: 1 or more.")
+        check_devices(config.trainer)
         if self._data_is_ours:
             _refuse_nothing(self.subcommand, config.get("data"))
         trainer = config.trainer

@@ -227,7 +227,9 @@ def _options_of_verbs(settings: Iterable[str]) -> Iterator[tuple[str, dict[str, 
                 parser = LightningArgumentParser(add_help=False)
                 found.add_arguments_to_parser(found.__new__(found), parser)
                 actions = parser._actions
-        options = {a.dest: _setting(a, {}) for a in actions if a.option_strings and _is_setting(a)}
+        options = {
+            name.removeprefix("--"): _setting(a, {}) for a in actions if _is_setting(a) for name in a.option_strings
+        }
         options = {name: option for name, option in options.items() if name not in settings}
         if options:
             yield verb, options

@@ -32,6 +32,13 @@ class Verb(NamedTuple):
 
 
 OWN_VERBS: dict[str, Verb] = {
+    "init": Verb(
+        "lightning_sft.cli.init",
+        "main",
+        "write a commented file of settings from options",
+        settings=True,
+        usage="[FILE.yaml ...] [--KEY VALUE ...] [--output sft.yaml]",
+    ),
     "chat": Verb("lightning_sft.cli.chat", "main", "talk to a finished model, beside what it began as"),
     "compare": Verb(
         "lightning_sft.cli.compare.verb",
@@ -83,4 +90,6 @@ OWN_VERBS: dict[str, Verb] = {
         settings=True,
         usage="[FILE.yaml ...] (--model MODEL | --ckpt_path CHECKPOINT) --output FILE [--KEY VALUE ...]",
     ),
+    "env": Verb("lightning_sft.cli.env", "main", "print versions and devices, for bug reports"),
+    "completion": Verb("lightning_sft.cli.completion", "main", "print the script that completes options in a shell"),
 }

@@ -17,6 +17,7 @@ from lightning_sft.models.answering import answering
 from lightning_sft.models.mode import eval_mode
 from lightning_sft.models.positions import row_limit
 from lightning_sft.models.sampling import Draws, Entropies, Sampling
+from lightning_sft.progress import progress
 from lightning_sft.training.signals import stop_in_generation
 
 
@@ -121,7 +122,7 @@ def answer_prompts(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: dict[int, Answer] = {}
     generator: Any = model  # transformers types `generate` as a tensor
-    with eval_mode(model), plain_decoding(model):
+    with eval_mode(model), plain_decoding(model), progress("Answering", len(prompts), "prompts") as advance:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             ids, mask = _left_padded([prompts[i] for i in chosen], tokenizer, model.device)
@@ -144,6 +145,7 @@ def answer_prompts(
             )
             rows = zip(output[:, ids.shape[1] :].tolist(), entropies.rows(), strict=True)
             answers.update(zip(chosen, (_answer(tokenizer, *row, ends, strings) for row in rows), strict=True))
+            advance(len(chosen))
     return [answers[i] for i in range(len(prompts))]
 
 

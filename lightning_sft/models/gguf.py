@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from filelock import FileLock
 
 from lightning_sft.errors import UserError
 from lightning_sft.files import cache_root, new_folder
+from lightning_sft.progress import note
 
 PACKAGE_SCHEME = "pkg://"
 
@@ -53,6 +55,8 @@ def converted_folder(gguf: Path) -> Path:
         return folder
     with _alone(folder):
         if not folder.is_dir():  # nobody was first while this one waited
+            size = gguf.stat().st_size / 1e6
+            note(f"Converting {gguf.name} ({size:,.0f} MB) to a Hugging Face folder, once; it is kept in {folder}.")
             try:
                 with new_folder(folder) as partial:
                     _convert(gguf, partial)
@@ -86,7 +90,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        with quiet_progress():
+        # transformers counts the tensors, for which a terminal is the place
+        with contextlib.nullcontext() if sys.stderr.isatty() else quiet_progress():
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     except (OSError, ValueError, KeyError, NotImplementedError) as error:

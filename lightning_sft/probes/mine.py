@@ -209,10 +209,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="lightning-sft mine-probes", description=__doc__)
     parser.add_argument("--model", required=True, help="hub name, folder, GGUF file or pkg://package/file.gguf")
     parser.add_argument("--data", required=True, type=Path, help="held-out texts: .txt (paragraphs) or .jsonl")
-    parser.add_argument("--out", required=True, type=Path, help="probe file to write: .yaml, .yml or .jsonl")
+    parser.add_argument(
+        "--output", "--out", dest="out", required=True, type=Path, help="probe file to write: .yaml, .yml or .jsonl"
+    )
     parser.add_argument("--top", type=int, default=50, help="the most probes to keep (default 50)")
-    parser.add_argument("--min-overlap", type=float, default=0.5, help="least embedding cosine (default 0.5)")
-    parser.add_argument("--min-probability", type=float, default=0.01, help="least p of the written word (0.01)")
+    parser.add_argument("--min_overlap", type=float, default=0.5, help="least embedding cosine (default 0.5)")
+    parser.add_argument("--min_probability", type=float, default=0.01, help="least p of the written word (0.01)")
     parser.add_argument(
         "--wordnet", default="auto", help="WordNet's database folder; auto: if installed; none: without"
     )
@@ -234,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not found:
         raise UserError(
             f"No near-synonyms were found in {len(texts)} texts of {str(arguments.data)!r}. Give more text, or lower "
-            "--min-overlap or --min-probability."
+            "--min_overlap or --min_probability."
         )
     path = save_probes(named([m.probe for m in found]), arguments.out)
     print(f"{len(found)} probes in {path}; near-synonyms by {'embeddings' if wordnet is None else f'{wordnet}'}")

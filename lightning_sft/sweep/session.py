@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import Self
 
+from lightning_sft.progress import Lines
 from lightning_sft.sweep.batches import TrialBatches
 from lightning_sft.sweep.digest import digest
 from lightning_sft.sweep.fingerprint import fingerprint
@@ -93,7 +95,10 @@ class Session:
             raise
         bar = self.trainer.progress_bar_callback
         shown = bar is not None and getattr(bar, "is_enabled", True) and self.trainer.is_global_zero
-        self._bar = Tqdm(desc=f"sweep {self.setting.name}", unit="step", disable=not shown, leave=False)
+        terminal = sys.stderr.isatty()
+        what = f"Sweep {self.setting.name}"
+        self._bar = Tqdm(desc=what, unit="step", disable=not (shown and terminal), leave=False)
+        self._lines = Lines(what, None, "steps of trials") if shown and not terminal else None
         return self
 
     def __exit__(
@@ -104,6 +109,11 @@ class Session:
         if isinstance(error, KeyboardInterrupt | Stopped):
             kept = "" if self.setting.folder is None else "; the finished trials are kept, the same command continues"
             rank_zero_info(f"Sweep {self.setting.name}: interrupted, the model is as it was before{kept}.")
+
+    def _stepped(self) -> None:
+        self._bar.update()
+        if self._lines is not None:
+            self._lines(1)
 
     def start(self, observers: Sequence[Observer]) -> Values:
         """Return what the observers read before the first step, the same on every rank."""
@@ -139,7 +149,7 @@ class Session:
         if known is not None:
             return known
         self._bar.set_postfix_str(f"lr {lr:.4g} {variant}")
-        ran = self.runner.run(lr, observers, stop, rates, order, lambda: self._bar.update(), last_only=last_only)
+        ran = self.runner.run(lr, observers, stop, rates, order, self._stepped, last_only=last_only)
         # rank 0's numbers for all: different devices may differ in the last bit, and decisions may not
         trial: Trial = self.trainer.strategy.broadcast(ran)
         self._store.put(key, trial)

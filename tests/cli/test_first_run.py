@@ -113,5 +113,6 @@ def test_the_help_of_a_verb_begins_with_its_own_options(
         main([verb, "--help"])
     assert not stop.value.code
     usage, *lines = capsys.readouterr().out.splitlines()
-    assert usage == f"usage: lightning {verb} [--config FILE ...] [--KEY VALUE ...]"
+    assert usage.startswith(f"usage: lightning {verb} ")
+    assert usage.endswith("[--KEY VALUE ...]")
     assert any(line.strip().startswith(option) for line in lines[:40])

@@ -119,7 +119,7 @@ def test_own_verbs_explain_themselves(verb: str, capsys: pytest.CaptureFixture[s
     assert stop.value.code == 0
     given = {option for _, c in program_commands() if c.split()[0] == verb for option in re.findall(r"--[a-z]\w*", c)}
     printed = capsys.readouterr().out
-    assert given
+    assert given or verb in ("env", "completion")  # which take none
     for option in given:
         assert option in printed
 

@@ -32,7 +32,8 @@ def parser() -> argparse.ArgumentParser:
     add("what", nargs="?", choices=("worker", "status"), help="without it, this text is printed")
     add("--storage", help="journal:FILE, sqlite:///FILE, or a database such as postgresql://user@host/name")
     add("--name", default="compare", help="of the comparison (compare)")
-    add("--folder", type=Path, default=Path("comparisons"), help="where this worker keeps its files (comparisons)")
+    where = "where this worker keeps its files (comparisons)"
+    add("--output", "--folder", dest="folder", type=Path, default=Path("comparisons"), help=where)
     add("--isolate", action="store_true", help="a process of its own for each run")
     add_timing(made)
     return made

@@ -49,7 +49,9 @@ def parser() -> argparse.ArgumentParser:
     add("--search_replicates", type=int, default=1, help="replicates that rates are selected on (1)")
     add("--seed", default="0", help="a text that all seeds follow from")
     add("--name", default="compare", help="of the comparison")
-    add("--folder", type=Path, default=Path("comparisons"), help="where comparisons are kept")
+    add(
+        "--output", "--folder", dest="folder", type=Path, default=Path("comparisons"), help="where comparisons are kept"
+    )
     add("--storage", help="a shared queue for several workers: journal:FILE, sqlite:///FILE, postgresql://...")
     add("--retry_failed", action="store_true", help="try runs again that ended with an error")
     add("--isolate", action="store_true", help="a process of its own for each run")

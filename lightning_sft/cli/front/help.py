@@ -107,7 +107,7 @@ def answer(verb: str, word: str = "") -> str:
 
 def has_help(verb: str) -> bool:
     """Return whether the list knows the verb's options."""
-    return verb in LIGHTNING_VERBS or (verb in listing().verbs and OWN_VERBS[verb].settings)
+    return verb in LIGHTNING_VERBS or (verb in OWN_VERBS and bool(OWN_VERBS[verb].usage or verb in listing().verbs))
 
 
 def _more(verb: str) -> list[str]:
@@ -136,7 +136,7 @@ def _own(verb: str, width: int) -> str:
     own = OWN_VERBS[verb]
     usage = own.usage or "[FILE.yaml ...] [--KEY VALUE ...]"
     lines = [f"usage: lightning {verb} {usage}", f"  {own.help}", "", "options:"]
-    for name, option in listing().verbs[verb].items():
+    for name, option in listing().verbs.get(verb, {}).items():
         lines += _full(name, option, width)
     lines += [
         "",
