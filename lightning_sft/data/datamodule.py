@@ -198,10 +198,9 @@ class SFTDataModule(LightningDataModule):
         """Return whether batches are flat, and log why once."""
         module = None if self.trainer is None else self.trainer.lightning_module
         flat, told = is_flat(self.train_batches.settings.layout, module)
-        if told and told != self._told_layout:
+        if told and told != self._told_layout and not is_told(self.trainer):
             self._told_layout = told
-            if not is_told(self.trainer):
-                rank_zero_info(told)
+            rank_zero_info(told)
         return flat
 
     def dataset(self, what: Literal["train", "val", "test", "predict"]) -> TokenDataset:
