@@ -81,15 +81,25 @@ $(VENV)/.peers: | $(VENV)/.test
 # DATA: JSON lines with question and answer, such as GSM8K's; without it the rows are made up with its lengths
 benchmark: $(VENV)/.peers
 	$(BIN)/python -m tests.benchmarks.head
-	$(BIN)/python -m tests.benchmarks.step $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m tests.benchmarks.step --precisions bf16-mixed bf16 $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m tests.benchmarks.step --precisions bf16 --lora $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m tests.benchmarks.step --precisions fp32 --simulate avx2 $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m tests.benchmarks.step --precisions fp32 --simulate avx2 --lora $(if $(DATA),--data $(DATA))
 	$(BIN)/python -m tests.benchmarks.data_path $(if $(DATA),--data $(DATA))
 	$(BIN)/python -m tests.benchmarks.validation
 
-# needs a GPU; has not been run on one yet
+# needs a GPU; has not been run on one yet. MODELS: what the whole steps are measured with
+MODELS = random:smollm2-135m random:llama-1b
+ON = cuda
 benchmark-gpu: $(VENV)/.peers
 	$(BIN)/python -m pytest -m gpu
-	$(BIN)/python -m tests.benchmarks.step --accelerator cuda --precisions bf16-mixed bf16 $(if $(DATA),--data $(DATA))
-	$(BIN)/python -m tests.benchmarks.step --accelerator cuda --precisions bf16 --lora $(if $(DATA),--data $(DATA))
+	$(BIN)/python -m tests.benchmarks.head --accelerator $(ON) --dtypes bf16 --what time memory $(HEAD)
+	for model in $(MODELS); do for lora in "" --lora; do \
+		$(BIN)/python -m tests.benchmarks.step --accelerator $(ON) --precisions bf16 $$lora --model $$model $(STEP) \
+			$(if $(DATA),--data $(DATA)) && \
+		$(BIN)/python -m tests.benchmarks.waits --accelerator $(ON) $$lora --model $$model $(WAITS) \
+			$(if $(DATA),--data $(DATA)) || exit 1; \
+	done; done
 
 # SMALL=1: one stored cell once more, beside what is stored of it
 study-continuum: $(VENV)/.demo

@@ -68,7 +68,8 @@ class SFTModule(TakesExtraLoss, ResumableModule, EvaluatedModule):
             those that the objective keeps; ``"weights"``: by the sum of the tokens' absolute weights; ``"sequences"``:
             every row of the data counts the same.
         head: ``"auto"``: the chunked head if its logits equal the model's own, else the model's own logits with a
-            warning; ``"fused"``: the chunked head or an error; ``"reference"``: the model's own logits.
+            warning; ``"fused"``: the chunked head or an error; ``"reference"``: the model's own logits;
+            ``"cut_cross_entropy"``: that package's kernels on a GPU, without ``train/token_accuracy``.
         init: ``"pretrained"``, or ``"random"`` weights from the model's configuration.
         dtype: dtype of the weights (adapters stay in fp32); ``"auto"``: the checkpoint's; ``"fastest"``: the device's.
         config_overrides: fields of the model's configuration to change, such as ``{"attention_dropout": 0.1}``.

@@ -67,9 +67,9 @@ class _FusedHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, run: HeadRun) -> tuple[Tensor, Tensor]:
         losses = _PASSES[run.objective.reads](run)
+        run.workspace.clear()  # the gradients, which wait for backward, know it too
         if run.gradients is not None:
             run.gradients.finish(run.inputs.targets)
-        run.workspace.clear()  # the gradients, which wait for backward, know it too
         ctx.gradients, run.gradients = run.gradients, None
         ctx.dtypes = tuple(None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias))
         ctx.mark_non_differentiable(losses)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_sft.head.tiles import Projection
 from lightning_sft.head.workspace import Workspace
@@ -12,15 +12,15 @@ from lightning_sft.head.workspace import Workspace
 class Gradients:
     """Gradients on the hidden states, the unembedding and its bias; each is None where it is not needed.
 
-    Sums are kept in fp32 (float64 for float64 inputs): added up in bf16, the products of several chunks can lose more
-    than the plain head does (docs/performance.md). The targets' part, large and often of many tokens on one row, is
-    apart from the products and exact until ``finish``.
+    Sums are kept in fp32 (float64 for float64 inputs): added up in bf16, the products of many chunks can lose more than
+    the plain head does (docs/performance.md). Those of a few chunks do not, and need no second copy of the gradient.
+    The targets' part, large and often of many tokens on one row, is apart from the products and exact until ``finish``.
 
     Args:
         projection: the unembedding.
         hidden: (tokens, dim).
         need: whether hidden, weight and bias need a gradient.
-        single: whether each entry of the unembedding's gradient gets one product, so that no sum is needed.
+        few: whether so few products are added to each entry of the unembedding's gradient that bf16 can sum them.
         workspace: memory to work in.
         tile: candidates whose products with the hidden states are made at once.
     """
@@ -30,7 +30,7 @@ class Gradients:
         projection: Projection,
         hidden: Tensor,
         need: tuple[bool, ...],
-        single: bool,
+        few: bool,
         workspace: Workspace,
         tile: int,
     ) -> None:
@@ -41,7 +41,7 @@ class Gradients:
         self._source = hidden.to(projection.weight.dtype)
         self._grad_logp = torch.zeros(len(hidden), dtype=accumulation_dtype, device=hidden.device)
         # fp16 cannot hold a gradient that the loss scale has not met yet; bf16 has the range of fp32
-        kept = torch.bfloat16 if single and given.weight.dtype == torch.bfloat16 else accumulation_dtype
+        kept = torch.bfloat16 if few and given.weight.dtype == torch.bfloat16 else accumulation_dtype
         self.hidden = torch.zeros_like(hidden, dtype=accumulation_dtype) if need[0] else None
         self.weight = torch.zeros_like(given.weight, dtype=kept) if need[1] else None
         self.bias = (
@@ -117,8 +117,8 @@ class Gradients:
             self.weight.index_add_(0, targets, parts)
             return
         # equal targets side by side; how many differ is not asked, as that would wait for the device
-        targets, order = targets.sort()
-        which = torch.nn.functional.pad(targets.diff() != 0, (1, 0)).cumsum(0)
-        sums = torch.zeros_like(parts).index_add_(0, which, parts[order])
-        rows = self.weight[targets].to(parts.dtype) + sums[which]
+        ordered, order = targets.sort()
+        which = torch.empty_like(order).scatter_(0, order, nn.functional.pad(ordered.diff() != 0, (1, 0)).cumsum(0))
+        rows = torch.zeros_like(parts).index_add_(0, which, parts)[which]
+        rows += self.weight[targets]
         self.weight[targets] = rows.to(self.weight.dtype)  # what is written twice is the same

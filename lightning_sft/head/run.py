@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_sft.head.gradients import Gradients
-from lightning_sft.head.sizes import Sizes, pick_sizes
+from lightning_sft.head.sizes import IN_PLACE, Sizes, pick_sizes, sizes_in_place
 from lightning_sft.head.tiles import Chunk, Projection, score_chunk
 from lightning_sft.head.types import HeadInput, Unembedding
 from lightning_sft.head.workspace import Workspace
@@ -54,9 +54,15 @@ class HeadRun:
         self.reference = None
         if inputs.reference_hidden is not None:
             self.reference = _project(inputs.reference or unembedding, dtype, self.accumulation_dtype)
-        self.sizes = sizes or pick_sizes(self.hidden.device, self.projection.vocab, dtype.itemsize)
-        self.workspace = Workspace(self.hidden.device)
         tokens = len(inputs.targets)
+        # autograd's rows are rounded once more than exponentials are, which leaves no room for sums in bf16
+        in_place = objective.reads == "logp" and unembedding.weight.dtype == torch.bfloat16
+        if sizes is None:
+            sizes = pick_sizes(self.hidden.device, self.projection.vocab, dtype.itemsize)
+            if in_place and need[1]:
+                sizes = sizes_in_place(sizes, tokens, self.hidden.shape[1])
+        self.sizes = sizes
+        self.workspace = Workspace(self.hidden.device)
         self.logp = self.hidden.new_empty(tokens, dtype=self.accumulation_dtype)
         self.is_top1 = self.hidden.new_empty(tokens, dtype=torch.bool)
         self.reference_logp = torch.empty_like(self.logp) if self.reference else None
@@ -66,8 +72,9 @@ class HeadRun:
         self.chunk = math.ceil(tokens / chunks)  # equal chunks, no small last one
         self.gradients = None
         if any(need):
-            single = chunks == 1 or objective.reads == "batch"  # the latter sums each tile in fp32 by itself
-            self.gradients = Gradients(self.projection, self.hidden, need, single, self.workspace, self.sizes.tile)
+            # objectives of the whole batch sum each tile in fp32 by itself
+            few = chunks <= (IN_PLACE if in_place else 1) or objective.reads == "batch"
+            self.gradients = Gradients(self.projection, self.hidden, need, few, self.workspace, self.sizes.tile)
 
     def spans(self) -> Iterator[slice]:
         """Yield the chunks."""

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from lightning_sft.errors import UserError
+from lightning_sft.head.delegated import load_kernels
 from lightning_sft.head.reference import plain_logits
 from lightning_sft.head.types import Unembedding
 
-HeadKind = Literal["auto", "fused", "reference"]
+HeadKind = Literal["auto", "fused", "reference", "cut_cross_entropy"]
 
 # root mean square of the difference over that of the logits. Rounding alone stays three times below each (fp32: with
 # TF32 products); a forgotten factor, bias or soft-capping that matters is far above.
@@ -22,31 +23,36 @@ _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-3, tor
 
 def choose_head(
     kind: HeadKind, own_logits: Callable[[], Tensor], parts: Callable[[], tuple[Tensor, Unembedding]]
-) -> Literal["fused", "reference"]:
+) -> Literal["fused", "reference", "cut_cross_entropy"]:
     """Decide, once at start and on a tiny batch, which head a model gets.
 
     Args:
         kind: ``fused`` must be possible, ``reference`` asks for the model's own logits, ``auto`` takes ``fused`` where
-            it is possible and warns where it is not.
+            it is possible and warns where it is not; ``cut_cross_entropy`` is ``fused``, but with the kernels of that
+            package where they can do it.
         own_logits: returns the model's own logits of a tiny batch, (..., vocab).
         parts: returns the hidden states of the same batch, (..., dim), and the unembedding; may raise UserError for
             a model that has no such parts.
 
     Returns:
-        ``fused``, or ``reference``: score the model's own logits with ``reference_from_logits``.
+        ``fused`` or ``cut_cross_entropy``, or ``reference``: score the model's own logits with
+        ``reference_from_logits``.
 
     Raises:
-        UserError: ``kind`` is unknown, or is ``fused`` and the model's logits are something else.
+        UserError: ``kind`` is unknown, or is no ``auto`` and the model's logits are something else, or the package is
+            not installed.
     """
-    if kind not in ("auto", "fused", "reference"):
-        raise UserError(f"head={kind!r} is unknown. Allowed: auto, fused, reference.")
+    if kind not in ("auto", "fused", "reference", "cut_cross_entropy"):
+        raise UserError(f"head={kind!r} is unknown. Allowed: auto, fused, reference, cut_cross_entropy.")
     if kind == "reference":
         return "reference"
+    if kind == "cut_cross_entropy":
+        load_kernels()
     reason = _mismatch(own_logits, parts)
     if reason is None:
-        return "fused"
-    if kind == "fused":
-        raise UserError(f"head=fused cannot serve this model: {reason} Use head=auto or head=reference.")
+        return "fused" if kind == "auto" else kind
+    if kind != "auto":
+        raise UserError(f"head={kind} cannot serve this model: {reason} Use head=auto or head=reference.")
     warnings.warn(
         f"The fused head cannot serve this model: {reason} Falling back to the model's own logits, which is correct "
         "but needs more time and memory; head=reference says that this is wanted.",

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 
 _ALIGN = 128  # tokens; products of other heights leave part of the units idle
+
+#: How many chunks a bf16 gradient of the unembedding may sum in place. Each rounds it once more; eight are far less
+#: than what the products themselves round, sixteen begin to show (docs/performance.md).
+IN_PLACE = 8
 
 
 @dataclass(frozen=True)
@@ -55,3 +60,21 @@ def sizes_for_memory(total: int, vocab: int, itemsize: int) -> Sizes:
     chunk = total // 64 // (vocab * itemsize) // _ALIGN * _ALIGN
     chunk = min(max(chunk, _ALIGN), 4096)
     return Sizes(chunk=chunk, tile=16384, block=chunk, rows=min(max(total // 512, 4 << 20), 256 << 20))
+
+
+def sizes_in_place(sizes: Sizes, tokens: int, dim: int) -> Sizes:
+    """Return sizes with chunks so few that a bf16 gradient of the unembedding can sum them in place.
+
+    Chunks grow where there are more than ``IN_PLACE``, as long as the buffer grows by less than what an fp32 sum of the
+    gradient would need; tiles shrink with them, so that a tile's logits stay in the cache.
+
+    Args:
+        sizes: for any number of tokens.
+        tokens: of this call.
+        dim: of the hidden states.
+    """
+    chunk = math.ceil(tokens / IN_PLACE)
+    growth = (chunk - sizes.chunk) * torch.bfloat16.itemsize  # bytes a candidate, as is the sum's
+    if growth <= 0 or growth >= dim * torch.float32.itemsize:
+        return sizes
+    return replace(sizes, chunk=chunk, tile=max(sizes.tile * sizes.chunk // chunk, 256))

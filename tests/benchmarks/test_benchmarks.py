@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_sft import SFTModule
 from lightning_sft.data import SFTDataModule
-from tests.benchmarks import corpus, data_path, head, silent, step, validation
+from tests.benchmarks import corpus, data_path, head, silent, step, utilisation, validation, waits
 from tests.benchmarks.turns import count
 from tests.running import write_rows
 from tests.toys import save_toy
@@ -27,7 +28,7 @@ def rows_of(table: str) -> dict[str, list[str]]:
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_head_times(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dtype: str):
     monkeypatch.setattr(head, "SIZES", TINY)
-    monkeypatch.setattr(head, "peers", dict)
+    monkeypatch.setattr(head, "peers", lambda device: {})
     head.timing("toy", dtype, rounds=1, skip=["GEM"])
     rows = rows_of(capsys.readouterr().out)
     assert {"plain", "bare products", "fused NLL", "fused cross-token"} <= set(rows)
@@ -51,6 +52,40 @@ def test_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     rows = rows_of(capsys.readouterr().out)
     assert set(names) <= set(rows)
     assert all(float(cells[1]) > 0 for cells in (rows[name] for name in names))
+
+
+def test_waits(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """On a CPU nothing waits; every call that would is in the table."""
+    model, data = save_toy(tmp_path / "toy"), write_rows(tmp_path / "rows.jsonl", 30)
+    sizes = ["--batch-size", "2", "--warm", "1", "--steps", "2"]
+    waits.main(["--model", str(model), "--data", str(data), "--lora", *sizes])
+    assert rows_of(capsys.readouterr().out).items() >= {name: ["0.0"] for name in waits.WAITS}.items()
+    assert waits.count(["aten::mm", "cudaStreamSynchronize", "cudaMemcpy", "cudaStreamSynchronize"]) == {
+        "cudaStreamSynchronize": 2,
+        "cudaMemcpy": 1,
+    }
+
+
+def test_model_flops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Tied embeddings multiply, in the head; others are looked up. A GPU that is known has a peak."""
+    for tied in (True, False):
+        path = save_toy(tmp_path / str(tied), tie_word_embeddings=tied)
+        model = LlamaForCausalLM.from_pretrained(path)
+        multiplied = sum(p.numel() for n, p in model.named_parameters() if "embed_tokens" not in n or tied)
+        assert utilisation.model_flops(str(path), 10, lora=False) == 60 * multiplied
+        assert utilisation.model_flops(str(path), 10, lora=True) == 40 * multiplied
+    assert utilisation.utilisation(2e12, 4.0, "cpu") == "0.5"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    assert utilisation.utilisation(989e12, 2.0, "cuda") == "494 (50%)"
+
+
+def test_random_weights_of_a_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    toy = save_toy(tmp_path / "toy")
+    monkeypatch.setattr(step, "MODEL", str(toy))
+    shape = LlamaConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, vocab_size=40)
+    monkeypatch.setitem(step.SHAPES, "tiny", shape)
+    made = LlamaForCausalLM.from_pretrained(step.save_model("random:tiny", tmp_path / "made"))
+    assert made.config.hidden_size == 16
 
 
 def test_data_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -24,7 +24,7 @@ def ours(settings: Settings, gate: Gate) -> None:
             gate.wait()
             gate.note(batch)
 
-    module, data = _ours(settings)
+    module, data = module_and_data(settings)
     trainer = Trainer(
         accelerator=settings["accelerator"],
         devices=1,
@@ -41,7 +41,7 @@ def ours(settings: Settings, gate: Gate) -> None:
     trainer.fit(module, data)
 
 
-def _ours(settings: Settings) -> tuple[Any, Any]:
+def module_and_data(settings: Settings) -> tuple[Any, Any]:
     """Return our module and data module."""
     from peft import LoraConfig
 
@@ -65,7 +65,7 @@ def _parts(settings: Settings) -> tuple[Any, Any, list[Any]]:
     from lightning_sft.models.build import build_scorer
     from lightning_sft.objectives import NLL
 
-    module, data = _ours(settings)
+    module, data = module_and_data(settings)
     flat = settings["data"].get("layout") != "padded"
     scorer = build_scorer(module.settings, NLL(), len(module.tokenizer), flat=flat).to(settings["accelerator"])
     data.setup("fit")

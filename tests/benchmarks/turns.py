@@ -124,12 +124,14 @@ class Contender:
         command: what to run.
         threads: how many threads it may use.
         log: where its output goes.
+        environment: variables of its own.
     """
 
     name: str
     command: Sequence[str]
     threads: int
     log: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -137,6 +139,7 @@ class Contender:
         read, write = os.pipe()
         environment = {
             **os.environ,
+            **self.environment,
             REPLIES: str(write),
             "OMP_NUM_THREADS": str(self.threads),
             "HF_HUB_OFFLINE": "1",

@@ -1,17 +1,34 @@
 """The fused head equals the plain one: losses, scores and all gradients."""
 
+import re
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from lightning_sft.head import HeadInput, Unembedding, fused_head, reference_head
-from lightning_sft.head.sizes import Sizes, pick_sizes, sizes_for_memory
+from lightning_sft.head.run import HeadRun
+from lightning_sft.head.sizes import IN_PLACE, Sizes, pick_sizes, sizes_for_memory, sizes_in_place
 from lightning_sft.head.workspace import Workspace
 from lightning_sft.objectives import NLL, Objective, PowerFamily
-from tests.head.cases import KL, OBJECTIVES, SMALL, Case, Kept, Largest, LogRatio, Smoothed, make
+from tests.head.cases import KL, OBJECTIVES, SMALL, Case, Centred, Kept, Largest, LogRatio, Smoothed, make
+
+
+class Operations(TorchDispatchMode):
+    """Notes the operations that run, with the dtype of what comes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: dict[str, str] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.names[func.overloadpacket.__name__] = str(getattr(result, "dtype", ""))
+        return result
+
 
 small_head = partial(fused_head, sizes=SMALL)
 
@@ -284,3 +301,41 @@ def test_sizes_follow_memory():
     assert tight.chunk < roomy.chunk <= 4096
     assert tight.chunk * 151936 * 2 <= (16 << 30) // 32
     assert sizes_for_memory(0, 151936, 2).chunk == 128
+
+
+def test_sizes_in_place_follow_the_tokens_as_long_as_it_saves_memory():
+    few, many = sizes_in_place(Sizes(), 2048, 576), sizes_in_place(Sizes(), 4096, 576)
+    assert few == Sizes()
+    assert (many.chunk, many.tile) == (512, 1024)
+    assert sizes_in_place(Sizes(), 100_000, 576) == Sizes()
+
+
+@pytest.mark.parametrize(
+    ("objective", "kept"), [(NLL(), torch.bfloat16), (Centred(), torch.bfloat16), (Smoothed(), torch.float32)]
+)
+def test_what_a_bf16_gradient_is_summed_in(objective: Objective, kept: torch.dtype):
+    """In its own dtype over a few chunks of exponentials, so that no second copy of it is held; else in fp32."""
+    case = make(tokens=8 * IN_PLACE, dtype=torch.bfloat16)
+    inputs, need = HeadInput(case.hidden, case.targets), (True, True, False)
+    for chunk, dtype in ((8, kept), (7, torch.float32 if objective.reads != "batch" else kept)):
+        sizes = Sizes(chunk=chunk, tile=10, block=8, rows=600)
+        run = HeadRun(inputs, case.unembedding(), objective, torch.bfloat16, need, sizes)
+        assert run.gradients is not None
+        assert run.gradients.weight is not None
+        assert run.gradients.weight.dtype == dtype
+
+
+@pytest.mark.parametrize("name", ["nll", "kept", "smoothed", "centred"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_deterministic_algorithms_are_at_hand_for_every_operation(name: str, dtype: torch.dtype):
+    """`Trainer(deterministic=True)` asks torch for them, and torch refuses operations that have none on a GPU.
+
+    Which these are is read from torch's own documentation; sums in floating point along a dimension are among them.
+    """
+    text = torch.use_deterministic_algorithms.__doc__ or ""
+    refused = set(re.findall(r"(?:torch|Tensor|functional)\.(\w+)`", text.split("will throw")[-1]))
+    assert {"histc", "bincount", "cumsum"} <= refused
+    with Operations() as seen:
+        make(dtype=dtype, bias=True, softcap=3.0).run(small_head, OBJECTIVES[name])
+    assert "index_add_" in seen.names  # has one, as torch says in the first part
+    assert not {f"{n}: {kind}" for n, kind in seen.names.items() if n.rstrip("_") in refused and "int" not in kind}

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 
 from lightning_sft.head import HeadInput, HeadOutput, fused_head, reference_head
-from lightning_sft.head.sizes import Sizes
+from lightning_sft.head.sizes import IN_PLACE, Sizes
 from lightning_sft.objectives import NLL, PowerFamily
 from tests.head.cases import OBJECTIVES, Case, make
 
 many_chunks = partial(fused_head, sizes=Sizes(chunk=16, tile=100, block=32, rows=8 * 400 * 4))
+
+# as many as a bf16 gradient of the unembedding sums in place
+eight_chunks = partial(fused_head, sizes=Sizes(chunk=512 // IN_PLACE, tile=100, block=64, rows=8 * 400 * 4))
 
 one_chunk = partial(fused_head, sizes=Sizes(chunk=512, tile=100, block=64, rows=8 * 400 * 4))
 
@@ -30,7 +33,7 @@ def error(got: Tensor, exact: Tensor) -> float:
     return float((got.double() - exact.double()).norm() / exact.double().norm())
 
 
-@pytest.mark.parametrize("head", [many_chunks, one_chunk], ids=["many", "one"])
+@pytest.mark.parametrize("head", [many_chunks, eight_chunks, one_chunk], ids=["many", "eight", "one"])
 @pytest.mark.parametrize("softcap", [None, 8.0])
 @pytest.mark.parametrize("name", ["nll", "power", "smoothed", "weighed", "centred"])
 def test_bf16_error_is_not_above_that_of_plain(

@@ -146,12 +146,15 @@ class Source(DataSource):
 
     @override
     def identity(self) -> list[Any] | None:
-        """Return the settings that shape the rows, and the content of the files; None for hub names and subclasses."""
+        """Return the settings that shape the rows, and the content of the files or the fingerprint of a hub dataset.
+
+        None for subclasses and streams, whose rows only reading tells.
+        """
         if type(self) is not Source:
             return None
         folder = Path(self.path)
         files = sorted(p for p in folder.rglob("*") if p.is_file()) if _is_saved(folder) else self._files()
-        if not files:
+        if not files and self.streaming:
             return None
         shape = [
             self.format,
@@ -162,6 +165,8 @@ class Source(DataSource):
             self.max_row_bytes,
             *astuple(self.rules),
         ]
+        if not files:  # `datasets` makes it of name, configuration, revision and split, and keeps the rows on disk
+            return [self.path, *shape, self.subset, str(self._hub_table()._fingerprint)]
         try:
             return [self.path, *shape, [[str(path), file_digest(path)] for path in files]]
         except OSError:
@@ -205,16 +210,20 @@ class Source(DataSource):
             raise UserError(f"There is no file {self.path} (in {Path.cwd()}).{near} Check the path.")
         return []
 
-    def _hub(self) -> Iterator[Record]:
+    def _hub_table(self) -> Any:
+        """Return the hub's dataset, or a stream of it; its rows lie on disk."""
         import datasets
 
         try:
-            table = datasets.load_dataset(self.path, self.subset, split=self.split, streaming=self.streaming)
+            return datasets.load_dataset(self.path, self.subset, split=self.split, streaming=self.streaming)
         except Exception as e:  # datasets raises errors of many libraries here
             raise UserError(
                 f"{self.path!r} is neither a file or folder here ({Path.cwd()}) nor a dataset that loads from the "
                 f"Hugging Face hub: {first_line(e)}. Check the path, split={self.split!r} and subset={self.subset!r}."
             ) from e
+
+    def _hub(self) -> Iterator[Record]:
+        table = self._hub_table()
         plain = without_padding(getattr(table, "features", None))
         for i, row in enumerate(table):
             yield Record(f"{self.path}[{i}]", plain(dict(row)))

@@ -6,6 +6,7 @@ import os
 import pickle
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from lightning_sft.data import DataSource, Example, ReasoningGymTask, Source
 from lightning_sft.data.encoding.encode import Encoder
 from lightning_sft.data.inspect import inspect
+from lightning_sft.data.reading import sources
+from lightning_sft.data.reading.fields import Record
 from lightning_sft.errors import UserError
 from lightning_sft.files import encoded_rows_root
 from tests.data import kept as shared
@@ -289,6 +292,35 @@ def test_own_sources_that_say_what_they_are_are_not_even_read(root):
     fresh, kept, again = both(root, **options)
     assert fresh == kept == again
     assert options["train"].read == 2
+
+
+def test_hub_data_are_known_by_the_fingerprint_that_datasets_gives_them(root, tmp_path, monkeypatch):
+    """No row is read at a further start; another revision, or other settings, are other rows."""
+    load_from_files, numbers, read = datasets.load_dataset, list(range(6)), []
+
+    def load(path, name, split, streaming):
+        """Load as from the hub: the fingerprint is that of the files' own builder, and rows are counted."""
+        assert (path, streaming) == ("someone/sums", False)
+        write_jsonl(tmp_path / "hub.jsonl", [chat(i) for i in numbers])
+        return load_from_files("json", data_files=str(tmp_path / "hub.jsonl"), split=split, cache_dir=tmp_path / "hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(sources, "Record", lambda *row: read.append(row[0]) or Record(*row))
+
+    def start(**options):
+        read.clear()
+        return facts(built(cache_dir=str(root), train=Source("someone/sums", **options)))
+
+    first = start()
+    assert len(read) == 6
+    assert start() == first
+    assert not read
+    assert start(max_rows=4) != first
+    assert read
+    os.utime(tmp_path / "hub.jsonl", (1, 1))
+    numbers.append(6)
+    assert start() != first
+    assert len(read) == 7
 
 
 def test_tasks_drop_their_leaks_as_without_a_cache(root):
