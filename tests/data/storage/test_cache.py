@@ -18,7 +18,7 @@ from lightning_sft.data import DataSource, Example, ReasoningGymTask, Source
 from lightning_sft.data.encoding.encode import Encoder
 from lightning_sft.data.inspect import inspect
 from lightning_sft.data.reading import sources
-from lightning_sft.data.reading.fields import Record
+from lightning_sft.data.types import Record
 from lightning_sft.errors import UserError
 from lightning_sft.files import encoded_rows_root
 from tests.data import kept as shared
