@@ -74,7 +74,7 @@ def delegated_head(
     """
     check_call(inputs, unembedding, objective)
     if inputs.targets.numel() == 0:
-        output = fused_head(inputs, unembedding, objective, strict=strict)
+        output: HeadOutput = fused_head(inputs, unembedding, objective, strict=strict)
         return replace(output, scores=replace(output.scores, is_top1=None))
     dtype = _dtype(inputs.hidden)
     reference_logp = None
