@@ -11,6 +11,7 @@ from typing import Any
 from lightning_sft.advice.advice import JUDGED, Advice
 from lightning_sft.advice.comparison import FIRST_LOOK, Comparison
 from lightning_sft.advice.cost import Cost
+from lightning_sft.advice.options import without
 from lightning_sft.advice.rate import RateReading
 from lightning_sft.advice.rules import advise
 from lightning_sft.advice.setup import Setup
@@ -59,6 +60,12 @@ class Survey:
         """What the reading speaks for."""
         return None if self.capability is None else advise(self.capability)
 
+    @property
+    def corrected(self) -> RateReading | None:
+        """The reading of a rate in whose place a fit should take the suggested one; None where the rate may stay."""
+        wrong = self.rate is not None and self.rate.verdict in ("too high", "very low")
+        return self.rate if wrong and self.rate is not None and self.rate.suggestion is not None else None
+
     def command(self) -> str:
         """Return the one command to run next."""
         advice = self.advice
@@ -69,9 +76,10 @@ class Survey:
 
     def fit(self) -> str:
         """Return the command of one fit, at a rate that the range test does not speak against."""
-        options, rate, advice = shlex.join(self.options), self.rate, self.advice
-        if rate is not None and rate.suggestion is not None and rate.verdict in ("too high", "very low"):
-            options += f" {self.optimizer}={rate.suggestion:.2g}"
+        options, rate, advice = shlex.join(self.options), self.corrected, self.advice
+        if rate is not None:
+            kept = without(self.options, (self.optimizer.split()[-1], "--lr"))
+            options = f"{shlex.join(kept)} {self.optimizer}={rate.suggestion:.2g}"
         return f"lightning fit {options}" if advice is None else advice.fit(options)
 
     def _validates(self) -> bool:
@@ -87,6 +95,11 @@ class Survey:
         advice = self.advice
         if advice is not None and advice.compare:
             blocks += [_comparison(advice, self.cost), f"```sh\n{self.fit()}\n```"]
+        if (rate := self.corrected) is not None:
+            blocks += [
+                f"**The fit takes another learning rate than the configuration: {rate.rate:.2g} is {rate.verdict}, see "
+                "below.**"
+            ]
         if self.setup is not None:
             blocks += ["## The run", _setup(self.setup)]
         if self.data is not None:

@@ -97,13 +97,13 @@ def judge_rate(rate: float, test: RangeTest, before: float | None = None) -> Rat
             )
         return reading(
             "too high",
-            f"{turns}; {rate:.2g} is {rate / turn:.2g} times that. Expect an unstable run, or one that diverges.",
+            f"{turns}; {rate:.2g} is {_times(rate / turn)} times that. Expect an unstable run, or one that diverges.",
         )
     if suggestion is not None and rate < suggestion / _VERY_LOW:
         return reading(
             "very low",
-            f"The curve speaks for about {suggestion:.2g}, {suggestion / rate:.0f} times as much. At {rate:.2g} the "
-            "run will move little.",
+            f"The curve speaks for about {suggestion:.2g}, {_times(suggestion / rate)} times as much. At {rate:.2g} "
+            "the run will move little.",
         )
     return reading("sane", _why_sane(rate, turn, test.suggestions.values()))
 
@@ -111,7 +111,7 @@ def judge_rate(rate: float, test: RangeTest, before: float | None = None) -> Rat
 def _why_sane(rate: float, turn: float, suggestions: dict[str, float]) -> str:
     """Return why a rate may stay, and what suggestions of other rates have to do with it."""
     said = f"The loss falls there, and goes on falling up to {turn:.2g}"
-    said += f", {turn / rate:.1f} times as much." if turn > rate else "."
+    said += f", {_times(turn / rate)} times as much." if turn > rate else "."
     cautious = sorted(value for value in suggestions.values() if value < rate)
     if not cautious:
         return said
@@ -122,6 +122,11 @@ def _why_sane(rate: float, turn: float, suggestions: dict[str, float]) -> str:
         f"the run turns out unstable; they are nothing against {rate:.2g}. Such a test says which rates break, not "
         "which is best: `lightning compare` finds the best one of each objective."
     )
+
+
+def _times(factor: float) -> str:
+    """Return a factor in two digits, as people write it."""
+    return f"{factor:.1f}" if factor < 9.95 else f"{float(f'{factor:.2g}'):,.0f}"
 
 
 def _suggestion(found: Suggestions) -> float | None:

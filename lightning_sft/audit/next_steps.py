@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_sft.advice.options import without
 from lightning_sft.audit.headline import is_almost_unchanged
 from lightning_sft.audit.render import Block, Command
 from lightning_sft.audit.result import Audit
@@ -88,19 +89,6 @@ def _again(audit: Audit, replaced: Sequence[str], by: str) -> list[Block]:
     if audit.asked is None:
         return [Command(f"lightning audit ... {by}")]
     return [Command(f"lightning audit {shlex.join(without(audit.asked.arguments, replaced))} {by}")]
-
-
-def without(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Return arguments without some options, written ``--name value`` or ``--name=value``."""
-    left, kept = list(arguments), []
-    while left:
-        argument = left.pop(0)
-        name, equals, _ = argument.partition("=")
-        if name not in names:
-            kept.append(argument)
-        elif not equals and left:
-            left.pop(0)
-    return kept
 
 
 def _fit(audit: Audit) -> str:

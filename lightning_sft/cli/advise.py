@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from lightning_sft.advice.cost import StepClock, cost_of_fit, time_steps
+from lightning_sft.advice.options import without
 from lightning_sft.advice.page import Survey
 from lightning_sft.advice.rate import judge_rate
 from lightning_sft.advice.setup import read_setup
@@ -155,18 +156,7 @@ def check_skip(skip: str) -> set[str]:
 
 def options_of_run(arguments: Sequence[str]) -> list[str]:
     """Return the arguments without the options of this verb."""
-    kept: list[str] = []
-    own = False
-    for argument in arguments:
-        if argument.startswith("--"):
-            name, equals, _ = argument.partition("=")
-            own = name in _OWN
-            if own and equals:
-                own = False
-                continue
-        if not own:
-            kept.append(argument)
-    return kept
+    return without(arguments, _OWN)
 
 
 def advise(arguments: list[str]) -> None:

@@ -10,9 +10,10 @@ from typing import Any, Literal
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
+from lightning_sft.advice.options import without
 from lightning_sft.audit.audit import AuditSettings, audit
 from lightning_sft.audit.headline import headline
-from lightning_sft.audit.next_steps import next_steps, without
+from lightning_sft.audit.next_steps import next_steps
 from lightning_sft.audit.render import Command
 from lightning_sft.audit.report import PAGE, new_place, write_report
 from lightning_sft.audit.result import Asked, Trained

@@ -97,8 +97,10 @@ def test_a_wrong_rate_is_corrected_in_the_command(toy_folder, tmp_path, capsys):
     given = arguments(toy_folder, tmp_path, **{"model__optimizer.lr": 20.0})
     page = page_of([*given, "--skip=capability,cost,data"], capsys)
     assert "20 is too high" in page
+    assert "takes another learning rate than the configuration: 20 is too high" in page.partition("## ")[0]
     command = json.loads(Path("advice/advice.json").read_text())["command"]
     assert 1e-4 < float(command.rpartition("--model.optimizer.lr=")[2]) < 1
+    assert command.count("--model.optimizer.lr") == 1, "the wrong rate is not in it any more"
     _parses(command, capsys)
 
 
