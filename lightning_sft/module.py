@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lightning_sft._lightning import attached_trainer, made_by_cli
+from lightning_sft._lightning.steps import log_at_optimizer_steps
 from lightning_sft.advice.auto import AutoObjective
 from lightning_sft.checkpoints import hparams
 from lightning_sft.checkpoints.io import write_safely
@@ -194,6 +195,7 @@ class SFTModule(TakesExtraLoss, ResumableModule, EvaluatedModule):
         from lightning_sft.callbacks.defaults import default_callbacks
 
         write_safely(self.trainer)
+        log_at_optimizer_steps(self.trainer, lambda: self.loaded_step)
         start.before_callbacks(self)  # no hook comes earlier
         return default_callbacks(self.trainer)
 

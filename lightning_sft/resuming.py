@@ -36,6 +36,7 @@ class ResumableModule(LightningModule):
         auto: the objective that the run picks by itself, if it is to.
         resume_state: what the checkpoint said.
         validations: complete validations of the fit so far.
+        loaded_step: optimizer steps behind the checkpoint that was loaded; 0 without one.
     """
 
     settings: ModelSettings
@@ -45,6 +46,7 @@ class ResumableModule(LightningModule):
     auto: AutoObjective
     resume_state: ResumeState
     validations: int
+    loaded_step: int = 0
 
     @abstractmethod
     def use_objective(self, objective: Objective) -> None:
@@ -88,6 +90,7 @@ class ResumableModule(LightningModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.loaded_step = int(checkpoint.get("global_step", 0))
         self._keep_objective(checkpoint)
         self.resume_state.accept_weights(checkpoint, self, self.objective)
         if (trainer := attached_trainer(self)) and trainer.state.fn == "fit" and state.KEY in checkpoint:

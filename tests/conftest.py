@@ -16,6 +16,9 @@ from tests.toys import save_toy
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault(
+    "LIGHTNING_SFT_RUN_NAMES", "numbers"
+)  # a folder that a test can name; test_run_names.py has others
 # tests run side by side: more threads would only wait for each other, here and in the processes that tests start
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

@@ -20,7 +20,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 #: declared and never imported: what it is for
 USED_BY_OTHERS = {
     "gguf": "transformers reads GGUF files with it",
-    "tensorboard": "Lightning's TensorBoardLogger writes with it",
     "bitsandbytes": "transformers and peft load quantised weights with it",
     "deepspeed": "Lightning's DeepSpeedStrategy runs it",
 }

@@ -40,6 +40,11 @@ FORBIDDEN = {
     "data/batches": ("lightning.", *(f"lightning_sft.data.{room}" for room in ("reading", "encoding"))),
     "probes": ("lightning_sft.module", "lightning_sft.callbacks", "lightning_sft.cli", "lightning_sft.sweep"),
     "advice": ("lightning_sft.module", "lightning_sft.callbacks", "lightning_sft.cli", "lightning_sft.figures"),
+    "report": (
+        "torch",
+        "lightning.",
+        *(f"lightning_sft.{room}" for room in ("module", "callbacks", "cli", "sweep", "metrics", "advice", "figures")),
+    ),
     "figures": ("lightning_sft.module", "lightning_sft.callbacks", "lightning_sft.cli"),
     "callbacks": ("lightning_sft.module", "lightning_sft.cli", *TRIALS),
     "training": (

@@ -10,6 +10,7 @@ from lightning_sft.callbacks.data_report import DataReport
 from lightning_sft.callbacks.drift import DriftMonitor
 from lightning_sft.callbacks.exposure_forecast import ExposureForecast
 from lightning_sft.callbacks.final_validation import FinalValidation
+from lightning_sft.callbacks.first_screen import FirstScreen
 from lightning_sft.callbacks.generation import GenerationMonitor
 from lightning_sft.callbacks.last_checkpoint import LastCheckpoint
 from lightning_sft.callbacks.learning_rate_sweep import LearningRateSweep
@@ -17,6 +18,7 @@ from lightning_sft.callbacks.objective_sweep import ObjectiveSweep
 from lightning_sft.callbacks.order_parameter import OrderParameterLogger
 from lightning_sft.callbacks.prediction import PredictionWriter
 from lightning_sft.callbacks.run_progress import RunProgress
+from lightning_sft.callbacks.run_report import RunReport
 from lightning_sft.callbacks.run_story import RunStory
 from lightning_sft.callbacks.silent_failure import SilentFailureMonitor
 from lightning_sft.callbacks.summary import RunSummary
@@ -32,6 +34,7 @@ __all__ = [
     "DriftMonitor",
     "ExposureForecast",
     "FinalValidation",
+    "FirstScreen",
     "GenerationMonitor",
     "LastCheckpoint",
     "LearningRateSweep",
@@ -39,6 +42,7 @@ __all__ = [
     "OrderParameterLogger",
     "PredictionWriter",
     "RunProgress",
+    "RunReport",
     "RunStory",
     "RunSummary",
     "SilentFailureMonitor",

@@ -16,7 +16,8 @@ class DataReport(Callback):
 
     For each set: a text table of rows used, rejected, dropped, truncated and leaked with the share of trained tokens
     (``data/report``), the scalars ``data/<set>_trained_share`` and ``data/<set>_rows``, and, in TensorBoard, the
-    histograms ``data/<set>_row_tokens`` and ``data/<set>_trained_tokens``. It needs a data module with ``report``,
+    histograms ``zz_data/<set>_row_tokens`` and ``zz_data/<set>_trained_tokens``, whose names put them behind the curves
+    that people look at. It needs a data module with ``report``,
     such as [`SFTDataModule`][lightning_sft.data.SFTDataModule]; with others it does nothing.
     """
 
@@ -37,5 +38,5 @@ class DataReport(Callback):
             logger.log_metrics(scalars, step=step)
             if isinstance(logger, TensorBoardLogger):
                 for name, report in reports.items():
-                    logger.experiment.add_histogram(f"data/{name}_row_tokens", report.lengths, step)
-                    logger.experiment.add_histogram(f"data/{name}_trained_tokens", report.trained, step)
+                    logger.experiment.add_histogram(f"zz_data/{name}_row_tokens", report.lengths, step)
+                    logger.experiment.add_histogram(f"zz_data/{name}_trained_tokens", report.trained, step)

@@ -9,6 +9,7 @@ from lightning_sft.callbacks.adapter_report import AdapterReport
 from lightning_sft.callbacks.capability_probe import CapabilityProbe
 from lightning_sft.callbacks.data_report import DataReport
 from lightning_sft.callbacks.final_validation import FinalValidation
+from lightning_sft.callbacks.first_screen import FirstScreen
 from lightning_sft.callbacks.generation import GenerationMonitor
 from lightning_sft.callbacks.silent_failure import SilentFailureMonitor
 from lightning_sft.callbacks.training_metrics import TrainingMetrics
@@ -29,5 +30,6 @@ def default_callbacks(trainer: Trainer) -> list[Callback]:
         GenerationMonitor(),
         FinalValidation(),
         silent,
+        FirstScreen(),  # last: it sums up what the others found
     ]
     return [callback for callback in defaults if not any(isinstance(g, type(callback)) for g in given)]

@@ -45,7 +45,8 @@ class OrderParameterLogger(ProbeCallback):
         probes: ``"library"``, ``"library:train"``, ``"library:test"``, a YAML or JSON-lines file, or probes.
         every_n_steps: optimizer steps between readings.
         name: distinguishes two instances: part of their log keys, their files and their state in checkpoints.
-        log_per_probe: log the scalars of every probe, beside the aggregated ones.
+        log_per_probe: log the scalars of every probe, beside the aggregated ones. Those that a callback or a schedule
+            monitors are logged in any case.
         matrix: whose rows the overlaps are of: ``"input"`` or ``"output"`` embeddings; ``"auto"``: the input's, and
             the output's too where they are not tied. Verdicts rest on the first.
         center: subtract the mean row first.
@@ -65,7 +66,7 @@ class OrderParameterLogger(ProbeCallback):
         probes: str | Sequence[Probe] = "library",
         every_n_steps: int = 10,
         name: str = "",
-        log_per_probe: bool = True,
+        log_per_probe: bool = False,
         matrix: Matrix = "auto",
         center: bool = False,
         with_purity: bool = False,

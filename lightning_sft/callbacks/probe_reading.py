@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
+from lightning_sft.callbacks.monitors import monitored_keys
 from lightning_sft.errors import UserError
 from lightning_sft.models.access import input_embeddings
 from lightning_sft.models.instruments import model_to_read, tokenizer_to_use
@@ -34,8 +35,9 @@ class ProbeCallback(Callback):
 
     The forward pass runs on every rank, in evaluation mode, without gradient, in the run's own precision; training
     modes and random states are restored, so a run with the callback follows the same trajectory as one without.
-    Aggregated values are logged through the module (for checkpoint and early-stopping monitors) and, like those of
-    single probes, straight to the loggers at every reading, whatever ``log_every_n_steps`` says.
+    Aggregated values, and those of single probes that something monitors, are logged through the module (for checkpoint
+    and early-stopping monitors) and straight to the loggers at every reading, whatever ``log_every_n_steps`` says;
+    with ``log_per_probe`` the loggers get every probe's.
 
     A history holds at most 2048 readings; beyond that every second one is dropped.
 
@@ -43,7 +45,8 @@ class ProbeCallback(Callback):
         probes: ``"library"``, ``"library:train"``, ``"library:test"``, a YAML or JSON-lines file, or probes.
         every_n_steps: optimizer steps between readings.
         name: distinguishes two instances: part of their log keys, their files and their state in checkpoints.
-        log_per_probe: log the scalars of every probe, beside the aggregated ones.
+        log_per_probe: log the scalars of every probe, beside the aggregated ones. Those that a callback or a schedule
+            monitors are logged in any case.
         model: the module that holds the language model; None looks for it in the LightningModule.
         tokenizer: the tokenizer; None looks for an attribute ``tokenizer`` of the LightningModule or its data module.
     """
@@ -55,7 +58,7 @@ class ProbeCallback(Callback):
         probes: str | Sequence[Probe] = "library",
         every_n_steps: int = 10,
         name: str = "",
-        log_per_probe: bool = True,
+        log_per_probe: bool = False,
         model: nn.Module | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
@@ -167,6 +170,7 @@ class ProbeCallback(Callback):
         prefix = "/".join(filter(None, (self.area, self.name)))
         values = {f"{prefix}/{key}": value for key, value in self.aggregate(table).items()}
         single = {f"{prefix}/{p.name}/{k}": v[i] for i, p in enumerate(self.probes) for k, v in table.items()}
+        values |= {key: single[key] for key in monitored_keys(trainer) & single.keys()}
         for logger in trainer.loggers:
             logger.log_metrics(values | (single if self.log_per_probe else {}), step=step)
         return values

@@ -33,7 +33,8 @@ class SynonymRankMonitor(ProbeCallback):
         probes: ``"library"``, ``"library:train"``, ``"library:test"``, a YAML or JSON-lines file, or probes.
         every_n_steps: optimizer steps between readings.
         name: distinguishes two instances: part of their log keys and their state in checkpoints.
-        log_per_probe: log the scalars of every probe, beside the aggregated ones.
+        log_per_probe: log the scalars of every probe, beside the aggregated ones. Those that a callback or a schedule
+            monitors are logged in any case.
         figures: draw the heat map.
         model: the module that holds the language model; None looks for it in the LightningModule.
         tokenizer: the tokenizer; None looks for an attribute ``tokenizer`` of the LightningModule or its data module.
@@ -46,7 +47,7 @@ class SynonymRankMonitor(ProbeCallback):
         probes: str | Sequence[Probe] = "library",
         every_n_steps: int = 10,
         name: str = "",
-        log_per_probe: bool = True,
+        log_per_probe: bool = False,
         figures: bool = True,
         model: nn.Module | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,

@@ -21,7 +21,7 @@ import lightning_sft.data
 import lightning_sft.objectives  # these rooms are imported so that short class names resolve in configurations
 from lightning_sft._lightning import ConfigurationWins
 from lightning_sft._lightning.loops import launched_ranks
-from lightning_sft.callbacks import LastCheckpoint, PredictionWriter, RunProgress, RunStory, RunSummary
+from lightning_sft.callbacks import LastCheckpoint, PredictionWriter, RunProgress, RunReport, RunStory, RunSummary
 from lightning_sft.checkpoints import runs
 from lightning_sft.checkpoints.slurm import slurm_job
 from lightning_sft.cli import run_folders
@@ -32,12 +32,17 @@ from lightning_sft.cli.front.words import expand
 from lightning_sft.cli.next_commands import next_commands
 from lightning_sft.cli.parser_errors import explain
 from lightning_sft.cli.quiet import hold_back
+from lightning_sft.cli.run_names import run_name
 from lightning_sft.errors import UserError
 from lightning_sft.files import write_text
 from lightning_sft.training.signals import WATCH
 
 # Defaults such as Timer's interval are names in an enumeration, which YAML would not write.
 yaml.SafeDumper.add_multi_representer(StrEnum, lambda dumper, value: dumper.represent_str(str(value.value)))
+
+
+#: option of fit that adds `RunReport`
+REPORT = "--report"
 
 
 class Parser(LightningArgumentParser):
@@ -101,6 +106,8 @@ class SFTCLI(ConfigurationWins, LightningCLI):
         hold_back()
         self._new_folders: list[Path] = []
         self._verb = args[0] if isinstance(args, list) and args else None
+        self._reports = self._verb == "fit" and isinstance(args, list) and REPORT in args
+        args = [arg for arg in args if arg != REPORT] if self._reports and isinstance(args, list) else args
         self._output: str | None = None
         if isinstance(args, list):
             args, self._output = run_folders.take_output(expand(args), self._verb)
@@ -154,7 +161,7 @@ class SFTCLI(ConfigurationWins, LightningCLI):
         which = config.get("ckpt_path") or (self._requeued(trainer) if self.subcommand == "fit" else None)
         if not which:
             if self.subcommand == "fit":
-                self._folder = run_folders.start(trainer)
+                self._folder = run_folders.start(trainer, run_name(config, run_folders.roots(trainer)))
             return
         found = runs.find_checkpoint(str(which), run_folders.roots(trainer), run_folders.checkpoint_folders(trainer))
         config.ckpt_path = str(found)
@@ -170,7 +177,7 @@ class SFTCLI(ConfigurationWins, LightningCLI):
         # The run goes on in its own folder, which naturally holds its checkpoints.
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
-        self._folder = run_folders.go_on(trainer, found, fit=self.subcommand == "fit")
+        self._folder = run_folders.go_on(trainer, found, self.subcommand)
 
     def _requeued(self, trainer: Namespace) -> Path | None:
         """Return the checkpoint that this SLURM job wrote before it was requeued."""
@@ -212,6 +219,8 @@ class SFTCLI(ConfigurationWins, LightningCLI):
         callbacks += missing_bar(config.trainer, callbacks)
         if config.trainer.enable_model_summary is None:
             kwargs["enable_model_summary"] = False  # RunStory says what it would
+        if self._reports and not any(isinstance(c, RunReport) for c in callbacks):
+            callbacks.append(RunReport())
         if self.subcommand == "predict" and not any(isinstance(c, _PREDICTION_WRITERS) for c in callbacks):
             callbacks.append(PredictionWriter())
         trainer = super().instantiate_trainer(**{"callbacks": callbacks, **kwargs})

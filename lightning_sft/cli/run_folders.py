@@ -90,11 +90,12 @@ def checkpoint_folders(trainer: Namespace) -> list[Path]:
     return [Path(a.dirpath) for a in arguments if a.get("dirpath")] + [older]
 
 
-def start(trainer: Namespace) -> Path | None:
-    """Give a new run its folders: the same version for all loggers, so that each is found again.
+def start(trainer: Namespace, name: str | None = None) -> Path | None:
+    """Give a new run its folders: the same name for all loggers, so that each is found again.
 
     Args:
         trainer: its configuration, which is changed.
+        name: of the run; None numbers it as ``version_N``.
 
     Returns:
         The run's folder if it has no logger, else None.
@@ -102,23 +103,23 @@ def start(trainer: Namespace) -> Path | None:
     loggers = spell_out_loggers(trainer)
     if not loggers and not trainer.fast_dev_run:
         root = roots(trainer)[0]
-        return root / f"version_{runs.next_version([root])}"
+        return root / (name or f"version_{runs.next_version([root])}")
     versioned = [logger for logger in loggers if logger.class_path in VERSIONED]
-    if len(versioned) > 1:
-        number = runs.next_version([_root(trainer, logger) for logger in versioned])
+    if name is not None or len(versioned) > 1:
+        version = name or runs.next_version([_root(trainer, logger) for logger in versioned])
         for logger in versioned:
             if logger.init_args.version is None:
-                logger.init_args.version = number
+                logger.init_args.version = version
     return None
 
 
-def go_on(trainer: Namespace, checkpoint: Path, *, fit: bool) -> Path | None:
+def go_on(trainer: Namespace, checkpoint: Path, verb: str) -> Path | None:
     """Let a run go on in the folders of the run that a checkpoint belongs to.
 
     Args:
         trainer: its configuration, which is changed.
         checkpoint: to go on from.
-        fit: it is trained on; otherwise only loggers that add to what is there write there.
+        verb: ``fit`` adds to the run's curves; what other verbs read goes into a folder of that name within the run.
 
     Returns:
         The run's folder if it has no logger, else None.
@@ -141,11 +142,11 @@ def go_on(trainer: Namespace, checkpoint: Path, *, fit: bool) -> Path | None:
             or logger.init_args.get("id")
         ):
             continue
-        if not fit and logger.class_path != TENSORBOARD:
+        if verb != "fit" and logger.class_path != TENSORBOARD:
             continue
         folder = _own_folder(trainer, logger, own, run)
         if folder is not None:
-            logger.init_args.version = folder.name
+            logger.init_args.version = folder.name if verb == "fit" else f"{folder.name}/{verb}"
             rank_zero_only(runs.keep_metrics)(folder)
     return None
 

@@ -92,4 +92,5 @@ OWN_VERBS: dict[str, Verb] = {
     ),
     "env": Verb("lightning_sft.cli.env", "main", "print versions and devices, for bug reports"),
     "completion": Verb("lightning_sft.cli.completion", "main", "print the script that completes options in a shell"),
+    "report": Verb("lightning_sft.cli.report", "main", "write one HTML page about runs, from what they logged"),
 }

@@ -2,10 +2,12 @@ import json
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
+from lightning_sft.callbacks.best_checkpoint import BestCheckpoint
+from lightning_sft.callbacks.monitors import monitored_keys
 from lightning_sft.callbacks.order_parameter import OrderParameterLogger
 from lightning_sft.callbacks.synonym_rank import SynonymRankMonitor
 from lightning_sft.errors import UserError
@@ -16,6 +18,10 @@ from tests.toys import toy_tokenizer
 
 def both(n=1, **options):
     return [SynonymRankMonitor(PROBES, n, **options), OrderParameterLogger(PROBES, n, **options)]
+
+
+def every_probe(n, **options):
+    return OrderParameterLogger(PROBES, n, log_per_probe=True, **options)
 
 
 class Recorder(CSVLogger):
@@ -50,7 +56,7 @@ def test_values_equal_the_definitions_before_and_after(tmp_path, kind):
     module = Stranger(kind)
     first = {p.name: by_definition(module.net, p) for p in PROBES}
     logger = Recorder(tmp_path)
-    fit(module, both(), tmp_path, logger=logger)
+    fit(module, both(log_per_probe=True), tmp_path, logger=logger)
     last = {p.name: by_definition(module.net, p) for p in PROBES}
     for step, expected in ((0, first), (6, last)):
         seen = logger.seen[step]
@@ -76,6 +82,30 @@ def test_aggregates_reach_monitors_and_single_probes_only_loggers(tmp_path):
     keys = set(trainer.callback_metrics)
     assert {"synonyms/flip", "synonyms/rank", "order/phi", "order/jump", "order/control/phi"} <= keys
     assert not any("first" in key for key in keys)
+
+
+class Follower(Callback):
+    monitor = "order/first/phi"
+
+
+def test_single_probes_are_logged_where_something_follows_them_or_when_asked(tmp_path):
+    def logged(callbacks):
+        logger = Recorder(tmp_path)
+        trainer = fit(Stranger(), callbacks, tmp_path, logger=logger, max_steps=2)
+        return set(trainer.callback_metrics), {key for values in logger.seen.values() for key in values}
+
+    def single(keys):
+        return {key for key in keys if "/first/" in key or "/last/" in key}
+
+    monitors, curves = logged(both())
+    assert not single(monitors | curves), "six probes made 221 charts"
+    monitors, curves = logged([*both(), Follower()])
+    assert single(monitors) == single(curves) == {"order/first/phi"}
+    bounded = BestCheckpoint("order/phi", {"synonyms/last/rank": 3.0})
+    assert monitored_keys(Trainer(logger=False, callbacks=[bounded])) >= {"order/phi", "synonyms/last/rank"}
+    monitors, curves = logged(both(log_per_probe=True))
+    assert not single(monitors)
+    assert {"order/first/phi", "synonyms/last/rank"} <= single(curves)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +139,7 @@ def test_two_callbacks_share_one_forward_and_frozen_overlaps_are_computed_once(t
 
 
 def test_frozen_embeddings_make_the_geometry_part_exactly_zero(tmp_path):
-    module, logger, order = Stranger(freeze_embeddings=True), Recorder(tmp_path), OrderParameterLogger(PROBES, 1)
+    module, logger, order = Stranger(freeze_embeddings=True), Recorder(tmp_path), every_probe(1)
     before = module.net.get_input_embeddings().weight.clone()
     fit(module, [order], tmp_path, logger=logger)
     assert torch.equal(before, module.net.get_input_embeddings().weight)
@@ -248,7 +278,7 @@ def test_untied_embeddings_are_reported_on_both_sides(tmp_path):
     module = Stranger(tie_word_embeddings=False)
     module.net.get_input_embeddings().requires_grad_(False)
     logger = Recorder(tmp_path)
-    fit(module, [OrderParameterLogger(PROBES, 1)], tmp_path, logger=logger)
+    fit(module, [every_probe(1)], tmp_path, logger=logger)
     seen = logger.seen[6]
     assert seen["order/first/geometry"] == 0.0
     assert seen["order/first/output_geometry"] != 0.0
@@ -259,7 +289,7 @@ def test_untied_embeddings_are_reported_on_both_sides(tmp_path):
 
 def _keys(folder, matrix="auto", **overrides):
     logger = Recorder(folder)
-    fit(Stranger(**overrides), [OrderParameterLogger(PROBES, 3, matrix=matrix)], folder, logger=logger)
+    fit(Stranger(**overrides), [every_probe(3, matrix=matrix)], folder, logger=logger)
     return set(logger.seen[6])
 
 
@@ -270,7 +300,7 @@ def test_adapters_inside_modules_work_and_prompt_adapters_are_refused(tmp_path):
         module.net, LoraConfig(target_modules=["q_proj", "embed_tokens"], task_type="CAUSAL_LM")
     )
     logger = Recorder(tmp_path)
-    fit(module, both(), tmp_path, logger=logger)
+    fit(module, both(log_per_probe=True), tmp_path, logger=logger)
     assert logger.seen[6]["order/first/geometry"] != 0.0
     assert logger.seen[6]["order/first/output_geometry"] == 0.0
     module = Stranger()
@@ -283,7 +313,7 @@ def test_adapters_inside_modules_work_and_prompt_adapters_are_refused(tmp_path):
 def test_low_precision_runs_are_read_in_fp32(tmp_path, precision):
     """The hidden state is bf16; logits, softmax and overlaps are those of its exact numbers, not rounded again."""
     module, logger = Stranger(), Recorder(tmp_path)
-    fit(module, both(), tmp_path, precision=precision, logger=logger)
+    fit(module, both(log_per_probe=True), tmp_path, precision=precision, logger=logger)
     net, probe = module.net.eval(), PROBES[0]
     ids = torch.tensor([toy_tokenizer()(probe.context).input_ids])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
@@ -301,14 +331,14 @@ def test_low_precision_runs_are_read_in_fp32(tmp_path, precision):
 def test_purity_is_logged_when_asked_for(tmp_path):
     assert "order/first/purity" not in _keys(tmp_path)
     logger = Recorder(tmp_path)
-    fit(Stranger(), [OrderParameterLogger(PROBES, 3, with_purity=True)], tmp_path, logger=logger)
+    fit(Stranger(), [every_probe(3, with_purity=True)], tmp_path, logger=logger)
     assert 0 < logger.seen[6]["order/first/purity"] <= 1
 
 
 def test_figures_go_to_tensorboard_and_nowhere_else(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    trainer = fit(Stranger(), both(), tmp_path, logger=TensorBoardLogger(tmp_path))
+    trainer = fit(Stranger(), both(log_per_probe=True), tmp_path, logger=TensorBoardLogger(tmp_path))
     events = EventAccumulator(trainer.log_dir).Reload()
     assert set(events.Tags()["images"]) == {"order/curves", "synonyms/ranks"}
     assert len(events.Scalars("order/first/phi")) == 7

@@ -135,6 +135,6 @@ def test_the_data_report_stands_in_tensorboard(toy_folder: Path, tmp_path: Path)
     assert logged["data/train_rows"] == [(0, 20.0)]
     assert logged["data/val_rows"] == [(0, 4.0)]
     assert 0 < logged["data/train_trained_share"][0][1] < 1
-    (histogram,) = events.Histograms("data/train_row_tokens")
+    (histogram,) = events.Histograms("zz_data/train_row_tokens")
     assert histogram.histogram_value.num == 20
     assert "data/report/text_summary" in events.Tags()["tensors"]

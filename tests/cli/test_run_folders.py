@@ -147,7 +147,7 @@ def test_a_run_is_found_below_any_of_its_loggers(tmp_path: Path) -> None:
     torch.save(state, folder / "last.ckpt")
     found = runs.find_checkpoint("last", run_folders.roots(trainer))
     assert found == folder / "last.ckpt"
-    run_folders.go_on(trainer, found, fit=True)
+    run_folders.go_on(trainer, found, "fit")
     assert (wandb.init_args.version, csv.init_args.version) == ("x1y2", "version_4")
     run_folders.forget_versions(trainer)
     assert (wandb.init_args.version, csv.init_args.version) == (None, None)

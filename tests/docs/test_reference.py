@@ -49,7 +49,8 @@ def logged_keys(folder: Path) -> set[str]:
     events = EventAccumulator(str(folder))
     events.Reload()
     tags = events.Tags()
-    return {tag.removesuffix("/text_summary") for kind in ("scalars", "images", "tensors") for tag in tags[kind]}
+    found = {tag.removesuffix("/text_summary") for kind in ("scalars", "images", "tensors") for tag in tags[kind]}
+    return {tag for tag in found if not tag.startswith(("custom_scalars__", "_hparams_/"))}
 
 
 def test_log_keys_are_those_of_a_run(tmp_path: Path) -> None:
@@ -68,8 +69,8 @@ def test_log_keys_are_those_of_a_run(tmp_path: Path) -> None:
         callbacks=[
             GenerationMonitor(limit=2, test_limit=2, max_new_tokens=2),
             DriftMonitor({"own": ["a text"]}),
-            SynonymRankMonitor(PROBES, every_n_steps=1),
-            OrderParameterLogger(PROBES, every_n_steps=1, with_purity=True),
+            SynonymRankMonitor(PROBES, every_n_steps=1, log_per_probe=True),
+            OrderParameterLogger(PROBES, every_n_steps=1, with_purity=True, log_per_probe=True),
             LearningRateSweep(low=1e-4, high=100.0, steps=12),
             CriticalLearningRateFinder(
                 criterion="val_nll", target=5.5, low=1e-6, high=0.1, points=3, steps=3, resolution=9.0

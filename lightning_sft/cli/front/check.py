@@ -73,7 +73,7 @@ class Checker:
         """Raise if one of those given cannot be right."""
         key = one.key.rstrip("+")
         setting = self.known.settings.get(key) or self.own.get(key)
-        if key == "output" and self.verb in LIGHTNING_VERBS:
+        if (key == "output" and self.verb in LIGHTNING_VERBS) or (key == "report" and self.verb == "fit"):
             return
         if setting is not None:
             self._value(one, key, setting)

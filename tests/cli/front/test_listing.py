@@ -50,7 +50,7 @@ def test_the_screen_shows_settings() -> None:
     assert len(shown) == len(set(shown))
     assert 40 <= len(shown) <= 50
     for key in shown:
-        assert key in listing().settings or key in ("output", "model.optimizer.lr"), key
+        assert key in listing().settings or key in ("output", "report", "model.optimizer.lr"), key
 
 
 def test_another_version_of_a_library_is_not_judged() -> None:

@@ -1,0 +1,1 @@
+"""One page about finished or running fits, made of what they logged: no model is loaded."""

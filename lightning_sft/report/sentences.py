@@ -1,0 +1,92 @@
+"""What a person asks first of a run, answered in three sentences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_sft.report.run import Run, class_name
+
+
+def in_short(run: Run) -> list[str]:
+    """Return: what was trained and whether it learned; where the model stood before; whether it failed silently."""
+    return [_learned(run), _stood(run), _silent(run)]
+
+
+def _learned(run: Run) -> str:
+    model = run.setting("model.model_name_or_path")
+    what = f"{model} was trained" if model else "A model was trained"
+    adapter = run.setting("model.adapter")
+    rank = run.setting("model.adapter.init_args.r")
+    if adapter:
+        name = str(adapter.get("class_path", "")).rpartition(".")[2].removesuffix("Config") or "an adapter"
+        what += f" by {name}" + (f" of rank {rank}" if rank else "")
+    steps = f"{run.steps} of {run.planned}" if run.planned and run.steps < run.planned else f"{run.steps}"
+    rate = run.learning_rate
+    what += f" under {run.objective} for {steps} steps" + ("" if rate is None else f" at a learning rate of {rate:g}")
+    if run.is_under_way:
+        what += " so far, and is under way"
+    elif not run.is_complete:
+        what += " and stopped early"
+    changes = [words for words in (
+        _moved(run, "val/nll", "held-out NLL", "nats per token"),
+        _moved(run, "val/exact_match", "answers that are exactly right", share=True),
+        _moved(run, "val/task_accuracy", "generated answers that are right", share=True),
+    ) if words]  # fmt: skip
+    if not changes:
+        changes = [words for words in (_moved(run, "train/nll", "training NLL", "nats per token"),) if words]
+    return f"{what}: {'; '.join(changes)}." if changes else f"{what}; nothing was logged that says whether it learned."
+
+
+def _moved(run: Run, key: str, name: str, unit: str = "", share: bool = False) -> str | None:
+    curve = run.logs.curve(key)
+    first, last = run.logs.first_value(key), run.logs.last_value(key)
+    if first is None or last is None:
+        return None
+
+    def shown(value: float) -> str:
+        return f"{value:.1%}" if share else f"{value:.3g}"
+
+    if len(curve) < 2:
+        return f"{name} {shown(last)}{f' {unit}' if unit else ''}"
+    if shown(first) == shown(last):
+        return f"{name} stayed at {shown(last)}"
+    verb = "fell" if last < first else "rose"
+    return f"{name} {verb} from {shown(first)} to {shown(last)}{f' {unit}' if unit else ''}"
+
+
+def _stood(run: Run) -> str:
+    start = (run.capability.get("start") or {}).get("all")
+    if not start:
+        return "Where the model stood before training was not read (callback CapabilityProbe)."
+    low, high = start.get("mean_p_interval") or (None, None)
+    bounds = "" if low is None else f" (95% interval {low:.2g} to {high:.2g})"
+    headline = (run.capability.get("advice") or {}).get("headline", "")
+    return (
+        f"Before training the right tokens had a mean probability of {start['mean_p']:.2g}{bounds}. {headline}".strip()
+    )
+
+
+def _silent(run: Run) -> str:
+    verdict = run.logs.text("silent/verdict")
+    if verdict is not None:
+        return verdict.splitlines()[0]
+    share = run.logs.last_value("silent/train/share")
+    if share is not None:
+        return (
+            f"So far {share:.1%} of the trained tokens that were outranked at the start have a lower loss and are "
+            "still behind the same competitor; the verdict comes at the end of the fit."
+        )
+    return "Whether it failed silently was not watched (callback SilentFailureMonitor)."
+
+
+def advice_of(run: Run) -> dict[str, Any]:
+    """Return the advice before training: headline, what to try and avoid, why, trap and command; empty without."""
+    advice = run.capability.get("advice") or {}
+    if not advice:
+        return {}
+    return {
+        **advice,
+        "try_first": [class_name(choice) for choice in advice.get("try_first", ())],
+        "avoid": [class_name(choice) for choice in advice.get("avoid", ())],
+        "command": str(advice.get("command", "")).replace("CONFIG", str(run.folder / "config.yaml")),
+    }

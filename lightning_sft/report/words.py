@@ -1,0 +1,35 @@
+"""Log keys in words, and their values as people write them."""
+
+from __future__ import annotations
+
+#: log key -> words, in the order of the table before and after
+WORDS = {
+    "val/nll": "NLL, nats per token",
+    "val/exact_match": "answers exactly right",
+    "val/task_accuracy": "generated answers right",
+    "val/token_accuracy": "right first choices",
+    "val/mean_p": "mean p of the right token",
+    "val/perplexity": "perplexity",
+    "val/stop_share": "answers that end by themselves",
+    "val/answer_tokens": "tokens of an answer",
+    "val/repetition": "repetition within answers",
+    "val/loss": "loss under the objective",
+}
+SHARES = {"val/exact_match", "val/task_accuracy", "val/token_accuracy", "val/stop_share", "val/repetition"}
+
+
+def duration(seconds: float) -> str:
+    """Return a time in hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def number(value: float, key: str) -> str:
+    """Return a value of a log key: shares in per cent."""
+    return f"{value:.1%}" if key in SHARES else f"{value:.4g}"
+
+
+def signed(value: float, key: str) -> str:
+    """Return a change of a log key: shares in percentage points."""
+    return f"{100 * value:+.1f} points" if key in SHARES else f"{value:+.4g}"

@@ -1,0 +1,269 @@
+"""The page about runs: what it says, what it leaves out, and that it needs nothing but itself."""
+
+import json
+import math
+import re
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from torch.utils.tensorboard import SummaryWriter
+
+from lightning_sft.cli.entry import main
+from lightning_sft.errors import UserError
+from lightning_sft.report import page
+from lightning_sft.report.charts import MOST_POINTS, Series, curves, thinned
+from lightning_sft.report.events import read_logs
+from lightning_sft.report.page import drawing_script, render
+from lightning_sft.report.run import open_runs
+from lightning_sft.report.sentences import in_short
+from lightning_sft.report.tables import one_line, rows_of, without_what_all_share, word
+from tests.running import run, run_folder, toy_arguments, write_rows
+
+CONFIG = """
+model:
+  model_name_or_path: a/model
+  objective: {class_path: lightning_sft.objectives.%s, init_args: {}}
+  optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 0.001}}
+trainer: {max_steps: 10, logger: {class_path: x, init_args: {version: %s}}}
+"""
+GROUP = {
+    "mean_p": 0.2, "mean_p_interval": [0.15, 0.25],
+    "p_histogram": {"edges": [0.0, 0.5, 1.0], "counts": [3, 1]},
+}  # fmt: skip
+NASTY = "a | b <script>alert(1)</script> \\ c\nnext"
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the script that draws, which takes seconds to make."""
+    monkeypatch.setattr(page, "drawing_script", lambda: "")
+
+
+def make_run(folder: Path, objective: str = "NLL", last: int = 10, parts: bool = True) -> Path:
+    """A run's folder, written by hand."""
+    writer = SummaryWriter(str(folder))
+    for step in range(1, last + 1):
+        writer.add_scalar("train/nll", 3 / step, step)
+    for step, nll in ((0, 3.0), (last, 0.5)):
+        writer.add_scalar("val/nll", nll, step)
+        writer.add_scalar("val/exact_match", step / 20, step)
+    (folder / "config.yaml").write_text(CONFIG % (objective, folder.name))
+    if parts:
+        escaped = NASTY.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", "<br>")
+        table = f"| prompt | reference | answer | score |\n| --- | --- | --- | --- |\n| {escaped} | 4 | %s | 1.00 |"
+        writer.add_text("val/samples", table % "three", 0)
+        writer.add_text("val/samples", table % "four", last)
+        writer.add_text("silent/verdict", "Silent failure: of 9 tokens.\nNext: lightning fit --config c.yaml", last)
+        writer.add_scalar("drift/general/kl", 0.1, last)
+        context = {"context": NASTY, "correct": " right", "competitor": "\n", "p_correct": 0.1, "p_competitor": 0.6,
+                   "nll_start": 5.0, "nll": 2.3, "set": "train", "source": None, "row": 3}  # fmt: skip
+        (folder / "silent.jsonl").write_text(json.dumps(context) + "\n")
+        cut_offs = {"weak": 0.1, "strong": 0.7}
+        start = {"all": GROUP, "cut_offs": cut_offs}
+        advice = {"headline": "It half knows it.", "why": ["Because."], "command": "lightning fit --config CONFIG",
+                  "try_first": [{"class_path": "x.PowerFamily", "init_args": {"alpha": 0.5}}], "avoid": []}  # fmt: skip
+        (folder / "capability.json").write_text(json.dumps({"start": start, "end": start, "advice": advice}))
+        (folder / "sweep").mkdir()
+        result = {"reads": "training loss", "rates": [1e-4, 1e-3, 1e-2], "losses": [3.0, None, 9.0], "choice": "valley",
+                  "smoothed": [3.0, 2.0, 9.0], "text": "`valley` is taken.",
+                  "suggestions": {"steepest": 1e-3, "minimum_tenth": 2e-3, "valley": 5e-4, "edge": None}}  # fmt: skip
+        (folder / "sweep/rate.json").write_text(json.dumps(result))
+        trial = {"lr": 0.1, "share": 1.0, "crossed": True}
+        found = {"status": "found", "criterion": "rank flip", "steps_allowed": 5, "lower": 0.05, "upper": 0.1,
+                 "trials": [trial], "text": "Critical rate 0.1."}  # fmt: skip
+        (folder / "sweep/critical.json").write_text(json.dumps(found))
+        estimate = {"lr": 0.08, "low": 0.07, "high": 0.09}
+        (folder / "sweep/critical.prediction.1a.json").write_text(json.dumps({"together": {"estimate": estimate}}))
+        (folder / "sweep/critical.trials.json").write_text("[]")
+    writer.close()
+    return folder
+
+
+class Texts(HTMLParser):
+    """Visible text, titles of sections, and everything that a browser would fetch."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.text, self.headings, self.fetched = "", [], []
+        self._tag = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._tag = tag
+        self.fetched += [v for k, v in attrs if k in ("src", "href", "data", "action") and not str(v).startswith("#")]
+
+    def handle_data(self, data: str) -> None:
+        if self._tag not in ("script", "style"):
+            self.text += data
+        if self._tag == "h2" and data.strip():
+            self.headings.append(data)
+
+
+def specs(html: str) -> list[dict]:
+    return json.loads(re.search(r'id="specs">(.*?)</script>', html)[1])
+
+
+def test_a_whole_run(tmp_path: Path, fast: None) -> None:
+    html = render(open_runs([str(make_run(tmp_path / "run"))]))
+    seen = Texts(html)
+    assert seen.headings == ["In short", "Before and after", "Capability", "Silent failure", "Drift", "Learning rate",
+                             "Samples", "Speed and memory", "Settings"]  # fmt: skip
+    for said in (
+        "a/model was trained under NLL for 10 steps at a learning rate of 0.001: held-out NLL fell from 3 to 0.5 nats",
+        "answers that are exactly right rose from 0.0% to 50.0%",
+        "mean probability of 0.2 (95% interval 0.15 to 0.25). It half knows it.",
+        "Silent failure: of 9 tokens.",
+        "PowerFamily(alpha=0.5)",
+        "three (score 1.00)",
+        "four (score 1.00)",
+        "a | b <script>alert(1)</script> \\ c \u21b5 next",  # as text, and not as a script
+        "\u2423right",
+        "Critical rate 0.1.",
+    ):
+        assert said in seen.text, said
+    assert "<script>alert" not in html
+    assert "lightning fit --config run/config.yaml" in seen.text, "the command names the run's own settings"
+    drawn = specs(html)
+    assert len(drawn) == html.count("<figure>")
+    critical = json.dumps(drawn)
+    assert '{"a": 0.05, "b": 0.1}' in critical, "the bracket"
+    assert '{"a": 0.07, "b": 0.09}' in critical, "the prediction with its interval"
+    assert '{"a": 0.0005, "b": 0.002}' in critical, "the recommended band"
+
+
+def test_it_opens_without_a_network_and_is_small(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    with SummaryWriter(str(tmp_path / "run")) as writer:
+        for step in range(20_000):
+            writer.add_scalar("train/lr", step, step)
+    main(["report", str(tmp_path / "run")])
+    file = tmp_path / "run/report.html"
+    assert 500_000 < file.stat().st_size < 5_000_000
+    html = file.read_text()
+    assert Texts(html).fetched == []
+    assert "default-src 'none'" in html
+    assert "connect-src" not in html
+    assert not re.search(r"@import|url\(|importScripts|import\(", html.split("<script")[0])
+    assert html.count("</script>") == 2, "the script that draws ends no tag"
+    assert "vegaEmbed" in drawing_script()
+
+
+def test_runs_side_by_side(tmp_path: Path, fast: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("NLL_lr0.001_2026-03-01_12-30-00", "DFT_lr0.001_2026-03-01_12-31-00"):
+        make_run(tmp_path / name, name[:3])
+    html = render(open_runs(["NLL_lr0.001_2026-03-01_12-30-00", "DFT_lr0.001_2026-03-01_12-31-00/config.yaml"]))
+    seen = Texts(html)
+    assert "What differs between the runs" in seen.headings
+    assert re.search(
+        r"model.objective.class_path\s*lightning_sft.objectives.NLL\s*lightning_sft.objectives.DFT", seen.text
+    )
+    assert "trainer.logger" not in seen.text, "where a run writes is no difference"
+    first = specs(html)[0]
+    assert {row["s"] for row in first["data"]["values"]} == {
+        f"{name}_lr0.001, {what}" for name in ("NLL", "DFT") for what in ("held out", "training")
+    }
+    hues = first["encoding"]["color"]["scale"]
+    assert len(set(hues["range"])) == 2, "a colour a run"
+    with pytest.raises(UserError, match="twice"):
+        open_runs(["NLL_lr0.001_2026-03-01_12-30-00"] * 2)
+
+
+def test_missing_parts_are_left_out(tmp_path: Path, fast: None) -> None:
+    folder = make_run(tmp_path / "run", parts=False)
+    seen = Texts(render(open_runs([str(folder)])))
+    assert seen.headings == ["In short", "Before and after", "Speed and memory", "Settings"]
+    assert "was not read (callback CapabilityProbe)" in seen.text
+    assert "was not watched (callback SilentFailureMonitor)" in seen.text
+    for file in folder.glob("events*"):
+        file.unlink()
+    seen = Texts(render(open_runs([str(folder)])))
+    assert "nothing was logged that says whether it learned" in seen.text
+    (folder / "config.yaml").write_text("model: [unclosed")
+    (folder / "capability.json").write_text('{"start": ')
+    seen = Texts(render(open_runs([str(folder)])))
+    assert "config.yaml cannot be read" in seen.text
+    assert "capability.json cannot be read" in seen.text
+    (folder / "capability.json").write_text('{"start": {"all": {"mean_p": 0.5}}, "end": null}')
+    seen = Texts(render(open_runs([str(folder)])))
+    assert "The part 'capability' is left out" in seen.text, "of another version"
+
+
+def test_a_run_under_way_and_one_that_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (going,) = open_runs([str(make_run(tmp_path / "run", last=6, parts=False))])
+    assert "for 6 of 10 steps at a learning rate of 0.001 so far, and is under way" in in_short(going)[0]
+    later = time.time() + 3600
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert "6 of 10 steps at a learning rate of 0.001 and stopped early" in in_short(going)[0]
+
+
+@pytest.mark.parametrize("cut", [1, 40, 300])
+def test_an_event_file_that_is_cut_off_is_read_up_to_there(tmp_path: Path, cut: int, fast: None) -> None:
+    folder = make_run(tmp_path / "run", parts=False)
+    (file,) = folder.glob("events*")
+    whole = read_logs(folder).curve("train/nll")
+    file.write_bytes(file.read_bytes()[:-cut])
+    (one,) = open_runs([str(folder)])
+    left = one.logs.curve("train/nll")
+    assert left == whole[: len(left)]
+    assert left, "what stands before the cut is there"
+    assert any("ends within an entry" in problem for problem in one.problems)
+    assert "ends within an entry" in Texts(render([one])).text
+
+
+def test_damage_in_the_middle_is_said(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", parts=False)
+    (file,) = folder.glob("events*")
+    content = bytearray(file.read_bytes())
+    place = content.index(b"train/nll", len(content) // 2)
+    content[place : place + 8] = b"\xff" * 8
+    file.write_bytes(content)
+    (one,) = open_runs([str(folder)])
+    assert 0 < len(one.logs.curve("train/nll")) < 10
+    assert any(re.search(r"damaged: \d+ of its \d+ entries", problem) for problem in one.problems)
+    assert not open_runs([str(make_run(tmp_path / "sound", parts=False))])[0].problems
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs/a/one", parts=False)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no run, but holds 1\. Give them: .*runs/a/one"):
+        open_runs([str(tmp_path / "runs")])
+    with pytest.raises(UserError, match="no event file of TensorBoard"):
+        open_runs([str(tmp_path / "empty")])
+    with pytest.raises(UserError, match="does not exist"):
+        open_runs([str(tmp_path / "nowhere")])
+
+
+def test_a_csv_logger_and_a_resumed_run(tmp_path: Path) -> None:
+    (tmp_path / "metrics_before_resume_0.csv").write_text("step,val/nll,train/nll\n1,,3.0\n2,2.5,2.0\n3,,9.0\n")
+    (tmp_path / "metrics.csv").write_text("step,val/nll,train/nll\n3,,1.5\n4,1.0,\n5,half")
+    logs = read_logs(tmp_path)
+    assert logs.curve("train/nll") == [(1, 3.0), (2, 2.0), (3, 1.5)], "what was read again counts"
+    assert logs.curve("val/nll") == [(2, 2.5), (4, 1.0)]
+
+
+def test_small_things() -> None:
+    long = thinned([(x, float(x)) for x in range(10_000)])
+    assert len(long) == MOST_POINTS
+    assert (long[0], long[-1]) == ((0, 0.0), (9999, 9999.0))
+    assert thinned([(1, math.nan), (2, math.inf), (3, 1.0)]) == [(3, 1.0)]
+    assert curves("t", "y", [Series("a", [(1, math.nan)])]) is None
+    assert rows_of("text\n| a | b |\n|---|:--:|\n| x \\| y \\\\ | |\n") == [["a", "b"], ["x | y \\", ""]]
+    assert without_what_all_share(["system prompt here, say 1 thing now", "system prompt here, say 22 thing now"]) == [
+        "...1 thing now", "...22 thing now"
+    ]  # fmt: skip
+    assert without_what_all_share(["same", "same"]) == ["same", "same"]
+    assert one_line("\n a\n\n\nb") == " a \u21b5 b"
+    assert [word(t) for t in (" a", "a ", "  ", "\n")] == ["\u2423a", "a\u2423", "\u2423\u2423", "\u21b5"]
+
+
+def test_fit_writes_it_when_asked(toy_folder: Path, tmp_path: Path, fast: None) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl")
+    run("fit", ["--report", *toy_arguments(toy_folder, rows, trainer__max_steps=2)])
+    seen = Texts((run_folder() / "report.html").read_text())
+    assert "under NLL for 2 steps" in seen.text
+    assert {"Before and after", "Capability", "Silent failure", "Data"} <= set(seen.headings)
+    assert "report" not in (run_folder() / "config.yaml").read_text().lower()
