@@ -75,7 +75,9 @@ def thinned(points: Points, most: int = MOST_POINTS) -> list[tuple[float, float]
 def curves(title: str, y: str, series: Iterable[Series], *, note: str = "", share: bool = False) -> Chart | None:
     """Return curves over the optimizer steps; None without a point."""
     rows: list[dict[str, Any]] = []
-    labels, dashes, hues = [], [], []
+    labels: list[str] = []
+    dashes: list[list[int]] = []
+    hues: list[str] = []
     for one in series:
         points = thinned(one.points)
         if not points:
@@ -233,7 +235,7 @@ def _band(low: float, high: float, colour: str = BAND) -> Spec:
 
 
 def _rules(marks: Mapping[str, float]) -> list[Spec]:
-    rows = [{"x": x, "n": f"{name} {x:.2g}", "i": i} for i, (name, x) in enumerate(marks.items())]
+    rows: list[Spec] = [{"x": x, "n": f"{name} {x:.2g}", "i": i} for i, (name, x) in enumerate(marks.items())]
     if not rows:
         return []
     data = {"values": rows}

@@ -201,7 +201,7 @@ def _sweeps(run: Run) -> Part:
     part = Part()
     for name, sweep in run.sweeps.items():
         if "smoothed" in sweep:
-            part.charts.append(_range_test(name, sweep))
+            part.charts.append(_range_test(sweep))
         elif "trials" in sweep and "status" in sweep:
             bracket = (sweep["lower"], sweep["upper"]) if sweep.get("lower") and sweep.get("upper") else None
             together = (run.predictions.get(name) or {}).get("together") or {}
@@ -216,13 +216,15 @@ def _sweeps(run: Run) -> Part:
     return part
 
 
-def _range_test(name: str, sweep: dict[str, Any]) -> Chart:
+def _range_test(sweep: dict[str, Any]) -> Chart:
     suggested = {k.replace("_", " "): v for k, v in sweep["suggestions"].items() if v is not None}
     good = [v for k, v in suggested.items() if k != "edge"]
     band = (min(good), max(good)) if len(good) > 1 else None
-    raw, smooth = (list(zip(sweep["rates"], sweep[key], strict=False)) for key in ("losses", "smoothed"))
-    finite = [[(x, y) for x, y in points if y is not None] for points in (raw, smooth)]
-    return charts.rate_curve(f"Range test: {sweep['reads']}", "nats per token", *finite, suggested, band)
+    raw, smooth = (
+        [(x, y) for x, y in zip(sweep["rates"], sweep[key], strict=False) if y is not None]
+        for key in ("losses", "smoothed")
+    )
+    return charts.rate_curve(f"Range test: {sweep['reads']}", "nats per token", raw, smooth, suggested, band)
 
 
 def _samples(run: Run) -> Part:
