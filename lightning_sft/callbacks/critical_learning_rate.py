@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lightning.pytorch import LightningModule, Trainer
@@ -47,6 +48,9 @@ class CriticalLearningRateFinder(SweepCallback):
         predict: before the sweep, predict its outcome from a few short runs and write that, with a hash of its inputs,
             to ``<run folder>/sweep/<name>.prediction.<hash>.json``; only with ``"rank_flip"``.
         apply: set the critical rate and scale the schedule to it; otherwise only report.
+        storage: an Optuna storage that several workers share (``journal:FILE``, ``sqlite:///FILE``, a database): the
+            same run, started any number of times with it, shares the trials; see docs/sweeps.md.
+        workers: how many share them: a bracket is split into one part more, so that each has a trial to run at once.
         at_step: the optimizer step before which to sweep; 0 is the start of the run.
         name: part of the log keys, the files and the state in checkpoints.
         keep_callbacks: class names of the run's callbacks that take part in trials.
@@ -72,6 +76,8 @@ class CriticalLearningRateFinder(SweepCallback):
         val_batches: int | None = None,
         predict: bool = False,
         apply: bool = False,
+        storage: str | None = None,
+        workers: int = 1,
         at_step: int = 0,
         name: str = "critical",
         keep_callbacks: Sequence[str] = (),
@@ -105,8 +111,23 @@ class CriticalLearningRateFinder(SweepCallback):
         self.target = target
         self.val_batches = val_batches
         self.predict = predict
+        self.share(storage, workers)
         self._model = model
         self._tokenizer = tokenizer
+
+    def share(self, storage: str | None, workers: int) -> None:
+        """Share the trials with other workers; arguments as of the class.
+
+        Raises:
+            UserError: no worker, or several without a storage.
+        """
+        if workers < 1 or (workers > 1 and storage is None):
+            raise UserError(
+                f"workers is {workers} and storage is {storage!r}. Allowed: 1 or more, and above 1 a storage that they "
+                "share, such as journal:shared/critical.log."
+            )
+        self.storage = storage
+        self.workers = workers
 
     @override
     def sweep(self, trainer: Trainer, module: LightningModule, folder: Path | None) -> SweepResult:
@@ -130,7 +151,7 @@ class CriticalLearningRateFinder(SweepCallback):
         return find_critical_rate(
             trainer,
             module,
-            self.setting(trainer, self.steps, folder, **facts),
+            replace(self.setting(trainer, self.steps, folder, **facts), storage=self.storage),
             [observer],
             [p.name for p in self.probes] or ["validation"],
             low=self.low,
@@ -141,4 +162,5 @@ class CriticalLearningRateFinder(SweepCallback):
             quantile=self.quantile,
             target=self.target,
             predict=self.predict,
+            workers=self.workers,
         )

@@ -1,4 +1,4 @@
-"""FinalValidation: a run that ends before its first validation gets one at its end."""
+"""FinalValidation: a run that ends before its first validation, or after its last one, gets one at its end."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ class FinalValidation(Callback):
 
     Args:
         enabled: False turns it off where it would be brought along.
+        always: validate after the last step, too, where the last validation that was due is some steps ago.
     """
 
-    def __init__(self, enabled: bool = True) -> None:
+    def __init__(self, enabled: bool = True, always: bool = False) -> None:
         self.enabled = enabled
+        self.always = always
         self._validated = self._added = False
         self._at = -1  # the step of the validation that was added
 
@@ -33,13 +35,14 @@ class FinalValidation(Callback):
     def _is_due(self, trainer: Trainer, resumed: bool) -> bool:
         if resumed:
             return self._at == trainer.global_step
-        self._added = self.enabled and not self._validated and _ends(trainer)
+        self._added = self.enabled and (self.always or not self._validated) and _ends(trainer)
         return self._added
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._added:
-            rank_zero_info("No validation was due before the end of this fit: one is run now.")
+            if not self._validated:
+                rank_zero_info("No validation was due before the end of this fit: one is run now.")
             self._added, self._at = False, trainer.global_step
 
     @override

@@ -23,6 +23,10 @@ from lightning_sft.sweep.search import check_divergence
 from lightning_sft.sweep.session import SweepSettings
 
 
+class SweepEnded(Exception):
+    """The sweep is done, and the run was only started for it."""
+
+
 class SweepCallback(Callback):
     """Sweeps once in a run, between two optimizer steps, and leaves no trace of its trials.
 
@@ -36,7 +40,12 @@ class SweepCallback(Callback):
         keep_callbacks: class names of the run's callbacks that take part in trials, such as those that change
             gradients; all others neither see nor log a trial.
         divergence: a trial ends once its loss is above this multiple of its first loss.
+
+    Attributes:
+        only: the run ends with the sweep, by `SweepEnded`.
     """
+
+    only = False
 
     def __init__(
         self, name: str, at_step: int, apply: bool, keep_callbacks: Sequence[str] = (), divergence: float = 4.0
@@ -82,6 +91,8 @@ class SweepCallback(Callback):
             if isinstance(callback, TrainingMetrics):
                 callback.restart_clock()
         self._report(trainer, self.result, folder)
+        if self.only:
+            raise SweepEnded
         if self.apply:
             self._apply(trainer, self.result)
 

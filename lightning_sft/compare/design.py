@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from lightning_sft.compare.keys import is_validated
 from lightning_sft.compare.rates import RateSearch
 from lightning_sft.errors import UserError
 from lightning_sft.files import to_json
@@ -117,12 +118,17 @@ class Design:
     def digest_of(self, spec: RunSpec) -> str:
         """Return the digest of everything that decides a run; equal digests mean equal runs, whatever they are for."""
         arm = self.arm(spec.arm)
-        return _digest([arm.config, dict(arm.facts), spec.rate, asdict(self.draw(spec))])
+        only = ["validation alone"] if self.needs_validation_alone(spec) else []
+        return short_digest([arm.config, dict(arm.facts), spec.rate, asdict(self.draw(spec)), *only])
+
+    def needs_validation_alone(self, spec: RunSpec) -> bool:
+        """Return whether all that is wanted of a run is what a validation itself reads, and no callback beside it."""
+        return spec.kind == "search" and (self.select == "auto" or is_validated(self.select))
 
     @property
     def digest(self) -> str:
         """The digest of the whole comparison."""
-        return _digest(self.plain())
+        return short_digest(self.plain())
 
     def plain(self) -> dict[str, Any]:
         """Return the design as plain data."""
@@ -139,5 +145,6 @@ def _number(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little") >> 1
 
 
-def _digest(value: object) -> str:
+def short_digest(value: object) -> str:
+    """Return a digest of plain data."""
     return hashlib.sha256(to_json(value).encode()).hexdigest()[:24]

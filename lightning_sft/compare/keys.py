@@ -15,6 +15,8 @@ _MORE = re.compile(
 )
 #: likewise where less is better
 _LESS = re.compile(r"(calibration_error|changed)")
+#: what a validation of `SFTModule` reads by itself
+_VALIDATED = re.compile(r"val/(loss|nll|perplexity|mean_p|token_accuracy|exact_match|pass_at_\d+)")
 #: columns of the table, in their order, as far as runs have them: pattern of the key, heading
 COLUMNS = (
     (re.compile(r"val/exact_match"), "exact match"),
@@ -89,6 +91,15 @@ def score_of(select: str) -> Score:
     if said and (said == "max") != score.higher:
         score = Score(key, said == "max", None, score.share)
     return score
+
+
+def is_validated(select: str) -> bool:
+    """Return whether a log key is read by every validation, without a callback of its own.
+
+    >>> is_validated("val/nll"), is_validated("drift/general/kl")
+    (True, False)
+    """
+    return _VALIDATED.fullmatch(score_of(select).key) is not None
 
 
 def heading_of(key: str) -> str:

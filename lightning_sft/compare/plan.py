@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lightning_sft.compare.design import Design, RunSpec
+from lightning_sft.compare.design import Design, Kind, RunSpec
 from lightning_sft.compare.keys import Score, score_of
 from lightning_sft.compare.rates import Progress, search
 from lightning_sft.compare.result import RunResult
@@ -43,8 +43,8 @@ class Plan:
         rates: arm -> its own rate, once they are found; None is that of its configuration.
         search: of rates, as it stands; empty without one.
         failed: arm -> why, of arms that failed in every run so far; they are left out.
+        left: runs that are left of each kind, as far as can be said now.
         finished: runs of this comparison that are done.
-        expected: runs in all, as far as can be said now.
     """
 
     jobs: tuple[Job, ...]
@@ -52,8 +52,13 @@ class Plan:
     rates: dict[str, float | None]
     search: Progress
     failed: dict[str, str]
+    left: dict[Kind, int]
     finished: int
-    expected: int
+
+    @property
+    def expected(self) -> int:
+        """Runs in all, as far as can be said now."""
+        return self.finished + sum(self.left.values())
 
 
 def make_plan(design: Design, results: Results) -> Plan:
@@ -82,17 +87,19 @@ def make_plan(design: Design, results: Results) -> Plan:
         ]
         missing = [run for run in runs if design.digest_of(run) not in results]
         trials = len(progress.grid) + 2 * design.search.refine
-        total = len(left) * (trials * design.search_replicates + design.replicates)
+        done = searched + len(runs) - len(missing)
+        more = max(len(left) * trials * design.search_replicates - done, len(missing))
         jobs = tuple(Job(run.key, (run,)) for run in missing)
-        return Plan(jobs, score, {}, progress, failed, searched + len(runs) - len(missing), total)
+        to_do: dict[Kind, int] = {"search": more, "judged": len(left) * design.replicates}
+        return Plan(jobs, score, {}, progress, failed, to_do, done)
     judged, done = [], 0
     for replicate in range(design.replicates):
         specs = tuple(RunSpec("judged", replicate, name, rates[name]) for name in left)
         missing = [spec for spec in specs if design.digest_of(spec) not in results]
         done += len(specs) - len(missing)
         judged += [Job(f"judged {replicate}", specs)] if missing else []
-    total = searched + len(left) * design.replicates
-    return Plan(tuple(judged), score, rates, progress, failed, searched + done, total)
+    rest: dict[Kind, int] = {"search": 0, "judged": len(left) * design.replicates - done}
+    return Plan(tuple(judged), score, rates, progress, failed, rest, searched + done)
 
 
 def decide_score(design: Design, results: Results) -> Score:

@@ -46,6 +46,7 @@ class RunResult:
         answer_tokens: mean number of supervised tokens of a judged row.
         rows: digests of the rows that it trained on and was judged by.
         device: that it ran on.
+        depends_on: what decides it, by name, so that a later comparison can say why it does not take it.
     """
 
     digest: str
@@ -60,6 +61,7 @@ class RunResult:
     answer_tokens: float | None = None
     rows: dict[str, str] = field(default_factory=dict)
     device: str = ""
+    depends_on: dict[str, str] = field(default_factory=dict)
 
     @property
     def readings(self) -> dict[str, float]:

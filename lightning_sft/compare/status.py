@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections import Counter
 from typing import Any
 
 from lightning_sft.compare.design import Design
 from lightning_sft.compare.plan import make_plan
+from lightning_sft.compare.queue import DESIGN, JOB, RESULT, SEARCH, WORKER
 from lightning_sft.compare.result import RunResult
-from lightning_sft.compare.shared import DESIGN, JOB, RESULT, WORKER
-from lightning_sft.compare.storage import open_storage, retried, shown
-from lightning_sft.compare.work import duration
+from lightning_sft.compare.storage import open_storage, require_storage, retried, shown
+from lightning_sft.compare.work import duration, time_left
 
 
 def status(url: str, patience: float = 10.0) -> str:
@@ -23,9 +22,11 @@ def status(url: str, patience: float = 10.0) -> str:
         patience: seconds to try again where it cannot be reached.
 
     Raises:
-        UserError: it cannot be reached.
+        UserError: it does not exist, or cannot be reached.
     """
     import optuna
+
+    require_storage(url)
 
     def read() -> list[tuple[str, dict[str, Any], list[Any]]]:
         storage = open_storage(url, beat=15.0)
@@ -34,7 +35,19 @@ def status(url: str, patience: float = 10.0) -> str:
 
     found = retried(read, url, patience, "each worker's folder")
     parts = [_of_one(name, attributes, trials) for name, attributes, trials in found if DESIGN in attributes]
-    return "\n\n".join(parts) or f"There is no comparison in {shown(url)}."
+    parts += [_of_search(name, trials) for name, attributes, trials in found if SEARCH in attributes]
+    return "\n\n".join(parts) or f"There is no comparison and no search in {shown(url)}."
+
+
+def _of_search(name: str, trials: list[Any]) -> str:
+    done = {key for trial in trials for key in trial.user_attrs if key.startswith(RESULT)}
+    running = [trial for trial in trials if trial.state.name == "RUNNING"]
+    lines = [f"{name}: a search for a learning rate; {len(done)} trials are done."]
+    lines += [
+        f"  running: {trial.user_attrs[JOB].split()[0]}, by {trial.user_attrs.get(WORKER, '?')}" for trial in running
+    ]
+    workers = Counter(t.user_attrs.get(WORKER, "?") for t in trials for key in t.user_attrs if key.startswith(RESULT))
+    return "\n".join([*lines, *(f"  {worker}: {count} trials" for worker, count in sorted(workers.items()))])
 
 
 def _of_one(name: str, attributes: dict[str, Any], trials: list[Any]) -> str:
@@ -50,9 +63,8 @@ def _of_one(name: str, attributes: dict[str, Any], trials: list[Any]) -> str:
     running = [trial for trial in trials if trial.state.name == "RUNNING"]
     lines = [f"{name}: {plan.finished} of {plan.expected} runs are done."]
     if plan.jobs and results:
-        each = statistics.fmean(result.wall_seconds for result in results.values())
-        left = (plan.expected - plan.finished) * each / max(len(running), 1)
-        lines[0] += f" {duration(left)} left for {len(running) or 'one'} worker{'s' * (len(running) > 1)}."
+        left = time_left(plan, list(results.values()), len(running))
+        lines[0] += f" About {duration(left)} left for {len(running) or 'one'} worker{'s' * (len(running) > 1)}."
     for trial in running:
         lines.append(f"  running: {trial.user_attrs[JOB]}, by {trial.user_attrs.get(WORKER, '?')}")
     lines += [f"  {worker}: {count} runs" for worker, count in sorted(workers.items())]

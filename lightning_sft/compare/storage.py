@@ -6,6 +6,7 @@ user attributes, so that optuna-dashboard shows them.
 
 from __future__ import annotations
 
+import difflib
 import re
 import threading
 import time
@@ -69,6 +70,34 @@ def open_storage(url: str, beat: float) -> Any:
             raise UserError(
                 f"--storage is {shown(url)!r}, which is no address of a database: {_cause(error)}."
             ) from error
+
+
+def require_storage(url: str) -> None:
+    """Raise where a storage is a file that does not exist, which opening it would create.
+
+    Raises:
+        UserError: names the file, and what lies beside it.
+    """
+    path = _file_of(url)
+    if path is None or path.exists():
+        return
+    near = sorted(p.name for p in path.parent.glob("*") if p.is_file() and not p.name.startswith("."))
+    close = difflib.get_close_matches(path.name, near, n=1, cutoff=0.5)
+    there = f"did you mean {close[0]!r}?" if close else f"{path.parent} holds no file of a like name."
+    if not path.parent.is_dir():
+        there = f"the folder {path.parent} does not exist, either."
+    raise UserError(
+        f"--storage is {shown(url)!r}, and {str(path)!r} does not exist; {there} `lightning compare ... --storage` "
+        "begins a comparison there."
+    )
+
+
+def _file_of(url: str) -> Path | None:
+    """Return the file that a storage is; None for a server or memory."""
+    if url.startswith(JOURNAL):
+        return Path(url.removeprefix(JOURNAL)).expanduser()
+    kind, _, path = url.partition(":///")
+    return Path(path) if kind.partition("+")[0] == "sqlite" and path not in ("", ":memory:") else None
 
 
 def shown(url: str) -> str:

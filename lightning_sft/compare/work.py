@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from lightning_sft.compare.design import Design, RunSpec
 from lightning_sft.compare.ledger import Ledger
@@ -26,11 +27,13 @@ def work(design: Design, ledger: Ledger, run: Runner, say: Callable[[str], None]
     Raises:
         UserError: its runs do not read what they are judged by.
     """
-    began, before = time.monotonic(), None
+    began, before = time.monotonic(), ledger.results()
+    first = make_plan(design, before)
+    if first.jobs:
+        say(opening(design, first))
     while True:
         results = ledger.results()
         plan = make_plan(design, results)
-        before = plan.finished if before is None else before
         if not plan.jobs:
             return plan
         job = ledger.claim(plan.jobs)
@@ -44,9 +47,12 @@ def work(design: Design, ledger: Ledger, run: Runner, say: Callable[[str], None]
                     continue
                 result = run(spec)
                 ledger.keep(result)
-                now = make_plan(design, ledger.results())
+                results = ledger.results()
+                now = make_plan(design, results)
                 require_key(now, result)
-                say(progress_line(result, now, time.monotonic() - began, now.finished - before))
+                fresh = [r for digest, r in results.items() if digest not in before]
+                pace = sum(r.wall_seconds for r in fresh) / max(time.monotonic() - began, 1e-3)
+                say(progress_line(design, spec, result, now, time_left(now, fresh, pace)))
         except BaseException:
             ledger.leave(job)
             raise
@@ -67,20 +73,46 @@ def require_key(plan: Plan, result: RunResult) -> None:
         )
 
 
-def progress_line(result: RunResult, plan: Plan, seconds: float, fresh: int) -> str:
-    """Return a line about a finished run: what it gave, how far the comparison is, and the time left at this pace.
+def opening(design: Design, plan: Plan) -> str:
+    """Return a line about what is going to be run."""
+    search = design.search
+    what = [f"{len(design.arms)} arms"]
+    if search.points:
+        grid = f"{search.points} to {search.points + 2 * search.grow}" if search.grow else f"{search.points}"
+        refined = f" and {2 * search.refine} beside the best" if search.refine else ""
+        what.append(f"{grid} learning rates each{refined}, then {design.replicates} replicates at each arm's own rate")
+    else:
+        what.append(f"{design.replicates} replicates at the rates of the configuration")
+    done = f"; {plan.finished} are done" if plan.finished else ""
+    return f"{design.name}: {', '.join(what)}: {plan.expected} runs or more{done}."
+
+
+def time_left(plan: Plan, finished: Sequence[RunResult], workers: float) -> float:
+    """Return the seconds that a comparison still takes, judged runs and runs of the search taken apart.
 
     Args:
-        result: of the run.
-        plan: where the comparison stands with it.
-        seconds: that this worker has been at work.
-        fresh: runs that all workers have finished meanwhile.
+        plan: where it stands.
+        finished: runs to go by.
+        workers: how many are at work, a fraction where one waits at times.
     """
+    mean = {k: [r.wall_seconds for r in finished if r.key.startswith(k)] for k in ("search", "judged")}
+    known = [seconds for own in mean.values() for seconds in own]
+    each = {k: statistics.fmean(own or known) for k, own in mean.items()} if known else {}
+    return sum(count * each.get(kind, 0.0) for kind, count in plan.left.items()) / max(workers, 1.0)
+
+
+def progress_line(design: Design, spec: RunSpec, result: RunResult, plan: Plan, left: float) -> str:
+    """Return a line about a finished run: what it gave, how far the comparison is, and the seconds that are left."""
+    if spec.kind == "search":
+        several = f", search replicate {spec.replicate + 1}" if design.search_replicates > 1 else ""
+        what = f"search: {spec.arm} at {spec.rate:.3g}{several}"
+    else:
+        what = f"replicate {spec.replicate + 1} of {design.replicates}: {spec.arm}"
     reading = result.readings.get(plan.score.key)
     gave = result.outcome if reading is None else f"{plan.score.words} {plan.score.show(reading)}"
-    left = max(plan.expected - plan.finished, 0) * seconds / max(fresh, 1)
     error = f" ({result.error})" if result.error else ""
-    return f"[{plan.finished}/{plan.expected}] {result.key}: {gave}{error}; {duration(left)} left"
+    end = f"; about {duration(left)} left" if plan.jobs else ""
+    return f"[{plan.finished}/{plan.expected}] {what}: {gave}{error}{end}"
 
 
 def duration(seconds: float) -> str:

@@ -7,7 +7,7 @@ is reconstructed from the abstract of arXiv 2606.07559.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 from lightning.pytorch import LightningModule, Trainer
@@ -99,11 +99,12 @@ def find_critical_rate(
     quantile: float = 0.5,
     target: float | None = None,
     predict: bool = False,
+    workers: int = 1,
 ) -> CriticalRate:
     """Search the critical rate and leave no trace of it.
 
     A trial ends as soon as enough probes have crossed. Every point of the grid is tried, so that rates above the
-    crossing at which the probes do not cross (or the loss diverges) are seen; then the bracket is bisected.
+    crossing at which the probes do not cross (or the loss diverges) are seen; then the bracket is split.
 
     Args:
         trainer: in a fit.
@@ -119,6 +120,8 @@ def find_critical_rate(
         quantile: share of the probes that must cross; 0.5 is the median probe.
         target: the validation NLL to reach, under ``val_nll``.
         predict: predict it first, from a few short runs, and write that down; only under ``rank_flip``.
+        workers: that share the trials, where ``setting`` names a storage: they split a bracket into one part more than
+            they are. One bisects.
     """
     check_critical(criterion, low, high, points, setting.steps, resolution, quantile)
     trials: dict[float, Trial] = {}
@@ -127,20 +130,24 @@ def find_critical_rate(
         if predict:
             predict_in_session(session, observers, names, quantile)
 
-        def passes(lr: float) -> bool:
+        def make_stop() -> Callable[[Values], bool]:
             seen: list[list[float]] = []
 
             def stop(values: Values) -> bool:
                 seen.append(values[judge.key])
                 return judge.enough(judge.steps(seen))
 
-            trials[lr] = session.trial(lr, observers, stop)
-            return judge.enough(judge.steps(trials[lr].readings.get(judge.key, [])))
+            return stop
+
+        def passes(rates: Sequence[float]) -> dict[float, bool]:
+            ran = session.trials(rates, observers, make_stop)
+            trials.update(ran)
+            return {lr: judge.enough(judge.steps(trial.readings.get(judge.key, []))) for lr, trial in ran.items()}
 
         if judge.enough(judge.steps([])):
             found = Crossing("already", None, None, {})
         else:
-            found = find_crossing(passes, geometric_grid(low, high, points), resolution)
+            found = find_crossing(passes, geometric_grid(low, high, points), resolution, workers)
     ordered = dict(sorted(trials.items()))
     return CriticalRate(
         name=setting.name,

@@ -18,8 +18,9 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_sft.checkpoints.state import rng_state
-from lightning_sft.files import code_digest, file_digest
+from lightning_sft.files import file_digest
 from lightning_sft.sweep.batches import TrialBatches
+from lightning_sft.sweep.code import PACKAGE, code_of
 from lightning_sft.sweep.fingerprint import Fingerprint
 
 _LIBRARIES = ("lightning", "torch", "transformers", "peft", "tokenizers", "bitsandbytes")
@@ -35,12 +36,25 @@ def digest(
     objects: Iterable[object] = (),
     steps: int = 32,
 ) -> str:
-    """Return a hexadecimal digest, the same on every rank.
+    """Return a hexadecimal digest, the same on every rank; arguments as of `digests`."""
+    parts = digests(trainer, module, trial_batches, settings, objects, steps)
+    return over_ranks(trainer, parts, module.device)
+
+
+def digests(
+    trainer: Trainer,
+    module: LightningModule,
+    trial_batches: TrialBatches,
+    settings: dict[str, Any],
+    objects: Iterable[object] = (),
+    steps: int = 32,
+) -> dict[str, str]:
+    """Return what trials depend on on this rank: a hexadecimal digest of each part, by name.
 
     It covers the module with everything that hangs on it (weights, buffers, modes, configurations, attributes, code),
     optimizers, schedulers and loss scaler, the batches by content, the random streams, the trainer's settings, device,
-    numerical switches, versions, and the given settings and objects. Two runs that differ in one of them have two
-    digests.
+    numerical switches, versions, and the given settings and objects. Two runs that differ in one of them have another
+    digest there.
 
     Args:
         trainer: in a fit.
@@ -52,23 +66,20 @@ def digest(
     """
     reader = Fingerprint()
     scaler = getattr(trainer.precision_plugin, "scaler", None)
-    parts = [
-        module,
-        [batch.batch for batch in trial_batches.batches],
-        [batch.is_last for batch in trial_batches.batches],
-        [_optimizer(o, module) for o in trainer.optimizers],
-        [_scheduler_config(c, steps) for c in trainer.lr_scheduler_configs],
-        None if scaler is None else scaler.state_dict(),
-        rng_state(),
-        _trainer_facts(trainer),
-        _machine_facts(module),
-        settings,
-        list(objects),
-    ]
-    own = hashlib.sha256()
-    for part in parts:
-        own.update(reader.of(part))
-    return _over_ranks(trainer, own.digest(), module.device)
+    batches = trial_batches.batches
+    parts: dict[str, object] = {
+        "model": module,
+        "rows": [[batch.batch for batch in batches], [batch.is_last for batch in batches]],
+        "optimizer": [_optimizer(o, module) for o in trainer.optimizers],
+        "schedule": [_scheduler_config(c, steps) for c in trainer.lr_scheduler_configs],
+        "loss scaler": None if scaler is None else scaler.state_dict(),
+        "random streams": rng_state(),
+        "trainer's settings": _trainer_facts(trainer),
+        **_machine_facts(module),
+        "settings of the search": settings,
+        "observers": list(objects),
+    }
+    return {name: hashlib.sha256(reader.of(part)).hexdigest()[:16] for name, part in parts.items()}
 
 
 def _optimizer(optimizer: Any, module: nn.Module) -> list[object]:
@@ -112,7 +123,7 @@ def _machine_facts(module: LightningModule) -> dict[str, Any]:
     cuda = module.device.type == "cuda"
     return {
         "device": [module.device.type, torch.cuda.get_device_name(module.device) if cuda else platform.machine()],
-        "switches": [
+        "numerical switches": [
             torch.get_default_dtype(),
             torch.get_float32_matmul_precision(),
             torch.are_deterministic_algorithms_enabled(),
@@ -120,8 +131,8 @@ def _machine_facts(module: LightningModule) -> dict[str, Any]:
             torch.backends.cudnn.allow_tf32,
         ],
         "versions": [platform.python_version(), np.__version__, *map(_version, _LIBRARIES)],
-        "package": _package_digest(),
-        "code": _own_code(),
+        "package code": _package_digest(),
+        "own code": _own_code(),
     }
 
 
@@ -133,8 +144,9 @@ def _version(library: str) -> str:
 
 
 @cache
-def _package_digest() -> str:
-    return code_digest(Path(__file__).parents[1])
+def _package_digest() -> dict[str, str]:
+    """Return the digests of what trains and reads; other rooms of this package decide no outcome."""
+    return code_of(f"{PACKAGE}.{name}" for name in ("callbacks", "data", "module", "objectives", "sweep.critical"))
 
 
 def _own_code() -> dict[str, str]:
@@ -153,8 +165,10 @@ def _own_code() -> dict[str, str]:
     return found
 
 
-def _over_ranks(trainer: Trainer, own: bytes, device: torch.device) -> str:
-    words = torch.tensor(list(own), dtype=torch.int64, device=device) * (trainer.global_rank + 1)
+def over_ranks(trainer: Trainer, parts: dict[str, str], device: torch.device) -> str:
+    """Return one digest of the parts of all ranks, the same on every rank."""
+    own = hashlib.sha256("\n".join(parts.values()).encode())
+    words = torch.tensor(list(own.digest()), dtype=torch.int64, device=device) * (trainer.global_rank + 1)
     total = trainer.strategy.reduce(words, reduce_op="sum")
     assert isinstance(total, Tensor)
     return hashlib.sha256(repr(total.tolist()).encode()).hexdigest()

@@ -100,5 +100,6 @@ def _edge(session: Session, rates: list[float], steps: int) -> float | None:
         trial = session.trial(lr, rates=[lr] * steps, variant="constant")
         return trial.outcome == "diverged" or trial.losses[-1] > trial.losses[0]
 
-    found = find_crossing(diverges, geometric_grid(rates[0], rates[-1], EDGE_POINTS), EDGE_RESOLUTION)
+    grid = geometric_grid(rates[0], rates[-1], EDGE_POINTS)
+    found = find_crossing(lambda some: {rate: diverges(rate) for rate in some}, grid, EDGE_RESOLUTION)
     return found.upper if found.status == "found" else None

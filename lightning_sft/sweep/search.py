@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -77,29 +77,51 @@ def crossing(outcomes: Mapping[float, bool]) -> Crossing:
     return Crossing("found" if below else "below", max(below, default=None), upper, ordered)
 
 
-def find_crossing(passes: Callable[[float], bool], grid: list[float], resolution: float) -> Crossing:
-    """Find the smallest rate at which ``passes``: every point of the grid, then bisection of the logarithm.
+def find_crossing(
+    passes: Callable[[Sequence[float]], Mapping[float, bool]], grid: list[float], resolution: float, workers: int = 1
+) -> Crossing:
+    """Find the smallest rate at which a trial passes: every point of the grid, then a bracket that is split.
 
     Args:
-        passes: runs a trial at a rate and returns whether it passed.
+        passes: runs a trial at each of some rates, which do not depend on each other, and returns which of them passed.
         grid: rates to try first, all of them, so that relapses above the crossing are seen.
         resolution: the bracket's upper / lower - 1 to reach.
+        workers: that share the trials: they split a bracket into one part more than they are. One bisects.
 
     Raises:
         UserError: a resolution that is not positive.
     """
     check_resolution(resolution)
-    outcomes = {rate: passes(rate) for rate in grid}
+    outcomes: dict[float, bool] = {}
+    while rates := rates_to_try(outcomes, grid, resolution, workers):
+        outcomes |= passes(rates)
+    return crossing(outcomes)
+
+
+def rates_to_try(outcomes: Mapping[float, bool], grid: list[float], resolution: float, workers: int = 1) -> list[float]:
+    """Return the rates that a search tries next, independent of each other; none when it is done.
+
+    Parts of a bracket are equal on a log scale, and no more than the resolution needs.
+
+    Args:
+        outcomes: rate -> whether it passed.
+        grid: rates to try first.
+        resolution: the bracket's upper / lower - 1 to reach.
+        workers: see `find_crossing`.
+
+    >>> rates_to_try({1.0: False, 16.0: True}, [1.0, 16.0], 0.02, workers=3)
+    [2.0, 4.0, 8.0]
+    """
+    missing = [rate for rate in grid if rate not in outcomes]
+    if missing:
+        return missing
     found = crossing(outcomes)
-    while found.resolution is not None and found.resolution > resolution:
-        assert found.lower is not None
-        assert found.upper is not None
-        middle = float(f"{math.sqrt(found.lower * found.upper):.12g}")
-        if not found.lower < middle < found.upper:
-            break
-        outcomes[middle] = passes(middle)
-        found = crossing(outcomes)
-    return found
+    if found.lower is None or found.upper is None or found.upper / found.lower - 1 <= resolution:
+        return []
+    width = math.log(found.upper / found.lower)
+    parts = max(2, min(workers + 1, math.ceil(width / math.log1p(resolution) - 1e-9)))
+    between = (float(f"{found.lower * math.exp(width * i / parts):.12g}") for i in range(1, parts))
+    return sorted({rate for rate in between if found.lower < rate < found.upper})
 
 
 def check_resolution(resolution: float) -> None:

@@ -12,15 +12,16 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import Self
 
 from lightning_sft.progress import Lines
 from lightning_sft.sweep.batches import TrialBatches
-from lightning_sft.sweep.digest import digest
+from lightning_sft.sweep.digest import digests, over_ranks
 from lightning_sft.sweep.fingerprint import fingerprint
 from lightning_sft.sweep.store import TrialStore
 from lightning_sft.sweep.trial import Observer, Trial, TrialRunner, Values
-from lightning_sft.training.signals import Stopped
+from lightning_sft.training.signals import WATCH, Stopped, stop_requested
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class SweepSettings:
         divergence: a trial ends once its loss is above this multiple of its first loss.
         facts: further settings that outcomes depend on, as plain data.
         trial_batches: what trials are trained on; None: what the fit sees next.
+        storage: that workers share, see `open_storage`; None: this process runs every trial.
+        beat: seconds between two signs of life of a worker.
     """
 
     name: str
@@ -44,6 +47,8 @@ class SweepSettings:
     divergence: float = 4.0
     facts: dict[str, Any] | None = None
     trial_batches: TrialBatches | None = None
+    storage: str | None = None
+    beat: float = 15.0
 
 
 class Session:
@@ -81,7 +86,7 @@ class Session:
         try:
             facts = {"steps": self.setting.steps, "divergence": self.setting.divergence, **(self.setting.facts or {})}
             facts["callbacks"] = [type(c).__name__ for c in self.setting.callbacks]
-            self.digest = digest(
+            parts = digests(
                 self.trainer,
                 self.module,
                 self.runner.trial_batches(),
@@ -89,7 +94,8 @@ class Session:
                 objects=[*map(vars, self.setting.callbacks), *self._observers],
                 steps=self.setting.steps,
             )
-            self._store = TrialStore(self.trainer, self.setting.folder, self.setting.name, self.digest)
+            self.digest = over_ranks(self.trainer, parts, self.module.device)
+            self._store = self._open_store(parts)
         except BaseException as error:
             self.runner.__exit__(type(error), error, error.__traceback__)
             raise
@@ -100,6 +106,14 @@ class Session:
         self._bar = Tqdm(desc=what, unit="step", disable=not (shown and terminal), leave=False)
         self._lines = Lines(what, None, "steps of trials") if shown and not terminal else None
         return self
+
+    def _open_store(self, parts: dict[str, str]) -> TrialStore:
+        own = (self.trainer, self.setting.folder, self.setting.name, self.digest)
+        if self.setting.storage is None:
+            return TrialStore(*own)
+        from lightning_sft.sweep.shared_store import SharedTrialStore
+
+        return SharedTrialStore(*own, parts, self.setting.storage, self.setting.beat)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -144,7 +158,7 @@ class Session:
             depends: what else this trial depends on, of any kind, such as the objective itself.
             last_only: observers are read after the last step alone.
         """
-        key = " ".join(filter(None, [repr(lr), str(order), variant, self._rest(rates, order, depends)]))
+        key = _key(lr, order, variant, self._rest(rates, order, depends))
         known = self._store.get(key)
         if known is not None:
             return known
@@ -156,6 +170,44 @@ class Session:
         self.fresh += 1
         return trial
 
+    def trials(
+        self,
+        rates: Sequence[float],
+        observers: Sequence[Observer] = (),
+        make_stop: Callable[[], Callable[[Values], bool] | None] = lambda: None,
+    ) -> dict[float, Trial]:
+        """Return a trial at each of some rates, which do not depend on each other: other workers may run some of them.
+
+        Args:
+            rates: peak rates.
+            observers: read after every step.
+            make_stop: gives what ends a trial early, anew for each.
+        """
+        keys = {_key(rate): rate for rate in rates}
+        while True:
+            self._store.refresh()
+            found = {key: trial for key in keys if (trial := self._store.get(key)) is not None}
+            if len(found) == len(keys):
+                return {rate: found[key] for key, rate in keys.items()}
+            key = self._store.claim([key for key in keys if key not in found])
+            if key is None:
+                self._wait()
+                continue
+            try:
+                self.trial(keys[key], observers, make_stop())
+            except BaseException:
+                self._store.leave(key)
+                raise
+
+    def _wait(self) -> None:
+        """Wait for other workers; a signal ends the run meanwhile, too."""
+        self._bar.set_postfix_str("waits for other workers")
+        self._store.wait()
+        if self.trainer.received_sigterm:
+            raise SIGTERMException
+        if stop_requested(self.trainer):
+            WATCH.stop("in a sweep", speak=self.trainer.is_global_zero)
+
     def _rest(self, rates: Sequence[float] | None, order: int, depends: object) -> str:
         """Return a digest of what a trial depends on beyond the session, empty where that is nothing.
 
@@ -166,3 +218,7 @@ class Session:
             return ""
         own: str = self.trainer.strategy.broadcast(fingerprint(rates and list(rates), rows, depends)[:16])
         return own
+
+
+def _key(lr: float, order: int = 0, variant: str = "", rest: str = "") -> str:
+    return " ".join(filter(None, [repr(lr), str(order), variant, rest]))

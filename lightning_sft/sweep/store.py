@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,6 +34,7 @@ class TrialStore:
     def __init__(self, trainer: Trainer, folder: Path | None, name: str, digest: str) -> None:
         self._trainer = trainer
         self._digest = digest
+        self._name = name
         self._path = None if folder is None else folder / FOLDER / f"{name}.trials.json"
         found = self._find() if trainer.is_global_zero else None
         trials: dict[str, Trial] = trainer.strategy.broadcast(found or {})
@@ -50,6 +52,19 @@ class TrialStore:
         if self._path is not None and self._trainer.is_global_zero:
             content = {"digest": self._digest, "trials": {k: asdict(t) for k, t in self._trials.items()}}
             write_text(self._path, json.dumps(content))
+
+    def refresh(self) -> None:
+        """Learn what others have finished: there are none."""
+
+    def claim(self, keys: Sequence[str]) -> str | None:
+        """Take one of some trials that are not finished, the same on every rank; None where others have them all."""
+        return keys[0] if keys else None
+
+    def leave(self, key: str) -> None:
+        """Give a claimed trial back, since it is not finished here."""
+
+    def wait(self) -> None:
+        """Wait until others may have news."""
 
     def _find(self) -> dict[str, Trial]:
         if self._path is None:

@@ -124,7 +124,7 @@ def cost_of_sweep(critical):
         steps += max(1, math.ceil(STEPS * critical / rate)) if flips else STEPS
         return flips
 
-    find_crossing(passes, geometric_grid(1e-7, 1e-4, 7), RESOLUTION)
+    find_crossing(lambda rates: {r: passes(r) for r in rates}, geometric_grid(1e-7, 1e-4, 7), RESOLUTION)
     return steps
 
 

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import lightning_sft
 from lightning_sft.callbacks import TrainingMetrics
-from lightning_sft.cli.compare import trial
+from lightning_sft.cli.compare import identity, trial
 from lightning_sft.cli.compare.arms import objective_arms, setting_arm
 from lightning_sft.cli.compare.identity import model_digest
 from lightning_sft.cli.compare.prepare import make_design, starts_ranks
 from lightning_sft.cli.compare.verb import parse
 from lightning_sft.compare.design import Design, RunSpec
 from lightning_sft.errors import UserError
+from lightning_sft.sweep import code
 from tests.running import QUIET, run, write_rows
 
+ROOT = Path(lightning_sft.__file__).parent
 SMALL = ["--points=3", "--refine=0", "--grow=0", "--low=1e-4", "--high=1e-2", "--replicates=2"]
 
 
@@ -74,18 +77,23 @@ def test_a_comparison_from_settings_to_files(toy_folder: Path, rows: Path, capsy
     assert (folder / "forest.png").read_bytes().startswith(b"\x89PNG")
     runs = sorted((folder / "runs").glob("*.json"))
     assert len(runs) == 2 * 3 + 2 * 2
-    assert "[10/10] judged 1 PowerFamily(1)" in printed.err
+    assert "search: NLL at 0.0001: NLL " in printed.err
+    assert "[10/10] replicate 2 of 2: PowerFamily(1): NLL " in printed.err
     assert not list(folder.rglob("*.ckpt")), "runs that are done keep no checkpoint"
     for name in ("0_NLL", "1_PowerFamily_1_"):
         events = EventAccumulator(str(folder / "tensorboard" / name))
         events.Reload()
         assert "compare/val/nll" in events.Tags()["scalars"]
 
+    searched = [found for found in map(json.loads, map(Path.read_text, runs)) if found["key"].startswith("search")]
+    assert [[point["step"] for point in found["curve"]] for found in searched] == [[2]] * 6, "read once, at the end"
+    assert "compare: 2 arms, 3 learning rates each, then 2 replicates at each arm's own rate: 10 runs" in printed.err
+
     before = {path: path.stat().st_mtime_ns for path in runs}
     run("compare", command)
     again = capsys.readouterr()
     assert again.out == printed.out
-    assert "judged" not in again.err
+    assert "replicate" not in again.err
     assert {path: path.stat().st_mtime_ns for path in (folder / "runs").glob("*.json")} == before
 
 
@@ -108,7 +116,7 @@ def test_arms_differ_in_anything_and_a_failing_one_is_named(
 
 def one_run(command: list[str], folder: Path, rate: float = 1e-3) -> Any:
     design = designed([*command, "--objectives", "NLL,PowerFamily(1)"])
-    return trial.run_here(design, RunSpec("search", 0, "NLL", rate), folder)
+    return trial.run_here(design, RunSpec("judged", 0, "NLL", rate), folder)
 
 
 def same(result: Any) -> Any:
@@ -135,6 +143,50 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
     assert list((tmp_path / "cut").rglob("last.ckpt"))
     assert same(one_run(command, tmp_path / "cut")) == same(whole)
     assert same(one_run(command, tmp_path / "other", rate=1e-2)) != same(whole)
+
+
+def test_runs_of_other_code_are_named_and_done_again(
+    toy_folder: Path, rows: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [*settings(toy_folder, rows, steps=1), "--points=0", "--replicates=2", "--objectives", "NLL,EAFT"]
+    run("compare", command)
+    first = capsys.readouterr()
+    assert "stored" not in first.err
+    of_file = code._digest
+
+    def changed(*parts: str) -> Any:
+        of_runs = [f"{name}.py" for name in identity._ALONE]
+        told = lambda file: set(parts) & set(file.relative_to(ROOT).parts) and file.name not in of_runs  # noqa: E731
+        return lambda file: f"{of_file(file)} changed" if told(file) else of_file(file)
+
+    monkeypatch.setattr(code, "_digest", changed("audit", "cli", "compare", "export", "figures", "scoring", "page.py"))
+    run("compare", command)
+    assert capsys.readouterr() == (first.out, ""), "nothing is run again for code that decides no run"
+    monkeypatch.setattr(code, "_digest", changed("eaft.py", "head"))
+    run("compare", command)
+    said = capsys.readouterr().err
+    assert "2 stored runs are not used: written by another version of package code (head)." in said
+    assert "2 stored runs are not used: written by another version of package code (head, objectives)." in said
+    assert "[4/4]" in said
+
+
+def test_a_search_reads_what_selects_and_trains_the_same(toy_folder: Path, rows: Path, tmp_path: Path) -> None:
+    more = {"trainer.val_check_interval": 4, "trainer.check_val_every_n_epoch": "null"}
+    drift = [f"--trainer.callbacks={name}" for name in ("DriftMonitor", "LearningRateMonitor")]
+    command = [*settings(toy_folder, rows, steps=6, **more), *SMALL, *drift, "--objectives", "NLL,EAFT"]
+    spec = RunSpec("search", 0, "NLL", 1e-3)
+    by_nll, by_drift = designed(command), designed([*command, "--select=drift/general/kl"])
+    lean, read = (trial.run_here(of, spec, tmp_path / of.select[:3]) for of in (by_nll, by_drift))
+    assert [point.step for point in lean.curve] == [6]
+    assert not [key for key in lean.readings if not key.startswith("val/")]
+    assert "drift/general/kl" in read.readings
+    judged = replace(by_nll, arms=by_nll.arms)
+    object.__setattr__(judged, "draw", lambda _: by_nll.draw(spec))
+    whole = trial.run_here(judged, RunSpec("judged", 0, "NLL", 1e-3), tmp_path / "whole")
+    assert [point.step for point in whole.curve] == [0, 4, 6], "judged by the end of the run, whenever else it is read"
+    for key, value in lean.readings.items():
+        assert whole.readings[key] == read.readings[key] == value
+    assert by_nll.digest_of(spec) != by_drift.digest_of(spec)
 
 
 def test_a_run_that_diverges_is_a_result(toy_folder: Path, rows: Path, tmp_path: Path) -> None:
@@ -222,11 +274,20 @@ def test_a_shared_comparison_begins_goes_on_and_refuses_others(
     assert "cannot take part: of the arm NLL, data is " in message
     assert " in the comparison" in message
     run("sweep", [])
-    assert "lightning sweep status" in capsys.readouterr().out
-    for bad, expected in ((["worker"], "needs --storage"), (["wrk"], "lightning sweep --help")):
+    printed = capsys.readouterr().out
+    assert "lightning sweep worker" in printed
+    assert "lightning sweep status" in printed
+    typo = "--storage=journal:shared/compar.log"
+    for bad, expected in (
+        (["worker"], "needs --storage"),
+        (["wrk"], "lightning sweep --help"),
+        (["status", typo], "did you mean 'compare.log'?"),
+        (["worker", typo], "did you mean 'compare.log'?"),
+    ):
         with pytest.raises(SystemExit):
             run("sweep", bad)
         assert expected in capsys.readouterr().err
+    assert not list(Path("shared").glob("compar.*"))
 
 
 @pytest.mark.slow  # two workers import everything
@@ -244,6 +305,35 @@ def test_the_loop_of_the_page_starts_workers(toy_folder: Path, rows: Path) -> No
     assert {r["outcome"] for r in (json.loads(p.read_text()) for p in Path().glob("work?/*/runs/*.json"))} == {
         "finished"
     }
+
+
+def test_workers_of_a_search_print_the_same_bracket(
+    toy_folder: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("optuna", reason="the extra sweep")
+    finder = {"criterion": "val_nll", "target": 5.6, "low": 1e-3, "high": 1e-1, "points": 2, "steps": 1}
+    search = ["--trainer.callbacks=CriticalLearningRateFinder", "--trainer.callbacks.resolution=2.0"]
+    search += [f"--trainer.callbacks.{key}={value}" for key, value in finder.items()]
+    more = {"trainer.num_sanity_val_steps": 0, "trainer.logger": "false"}
+    command = ["critical", "--storage=journal:shared/search.log", "--workers=2", *settings(toy_folder, rows, **more)]
+    storage = Path("shared/search.log")
+
+    def found() -> Any:
+        run("sweep", [*command, *search])
+        result = json.loads(Path("sweep/critical.json").read_text())
+        Path("sweep/critical.trials.json").unlink()  # as on another machine
+        return {key: value for key, value in result.items() if key != "trials"}
+
+    first = found()
+    assert first["lower"] < first["upper"] <= 3 * first["lower"]
+    handed_in = storage.read_text().count('"result ')
+    assert handed_in == 2 + 2 + 1, "the grid, three parts, then as many as the resolution needs"
+    assert found() == first
+    assert storage.read_text().count('"result ') == handed_in, "nothing is run again"
+    assert not list(Path().rglob("*.ckpt"))
+    with pytest.raises(SystemExit):
+        run("sweep", command)
+    assert "has 0 CriticalLearningRateFinder among trainer.callbacks" in capsys.readouterr().err
 
 
 def test_power_runs_nothing(toy_folder: Path, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:

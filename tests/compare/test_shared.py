@@ -28,7 +28,8 @@ from tests.compare.worlds import Memory, design, world
 
 optuna = pytest.importorskip("optuna", reason="the extra sweep")
 
-from lightning_sft.compare.shared import JOB, RESULT, SharedLedger  # noqa: E402
+from lightning_sft.compare.queue import JOB, RESULT  # noqa: E402
+from lightning_sft.compare.shared import SharedLedger  # noqa: E402
 from lightning_sft.compare.status import status  # noqa: E402
 from lightning_sft.compare.storage import Leases, retried, shown  # noqa: E402
 
@@ -227,7 +228,10 @@ def test_another_comparison_of_the_same_name_is_refused(tmp_path: Path) -> None:
     for change, named in (
         ({"replicates": 5}, "replicates"),
         ({"arms": (of.arms[0], replace(of.arms[1], config="other"))}, "settings of B"),
-        ({"arms": (of.arms[0], replace(of.arms[1], facts={"model": "2"}))}, r"model of B \(None there, 2 here\)"),
+        (
+            {"arms": (of.arms[0], replace(of.arms[1], facts={"model": "2"}))},
+            r"the arm B \(model is 2 here and none there\)",
+        ),
         ({"arms": (*of.arms, replace(of.arms[0], name="C"))}, "the arm C"),
         ({"arms": of.arms[::-1]}, "the order of its arms"),
     ):
@@ -246,7 +250,19 @@ def test_addresses(tmp_path: Path) -> None:
         ledger("elephant://host/name", tmp_path)
     with pytest.raises(UserError, match="could not be reached for 0 s"):
         ledger(f"sqlite:///{tmp_path}/no/such/folder.db", tmp_path, patience=0.3)
-    assert "There is no comparison" in status(KINDS[1].format(tmp_path))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["journal", "sqlite"])
+def test_a_mistyped_storage_does_not_come_into_being(kind: str, tmp_path: Path) -> None:
+    right, wrong = kind.format(tmp_path), kind.format(tmp_path).replace("compare.", "compar.")
+    ledger(right, tmp_path / "work")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=r"does not exist; did you mean 'compare\.(log|db)'\?"):
+        status(wrong)
+    with pytest.raises(UserError, match=r"the folder .*elsewhere does not exist, either"):
+        status(wrong.replace("compar.", "elsewhere/compare."))
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "There is no comparison and no search in" in status(right)
 
 
 def test_defects_are_not_tried_again() -> None:
@@ -280,7 +296,7 @@ def test_status_names_what_runs_and_what_failed(tmp_path: Path) -> None:
     spec = job.runs[0]
     own.keep(RunResult(of.digest_of(spec), spec.key, "failed", "UserError: no", wall_seconds=60.0))
     said = status(url)
-    assert "toy: 1 of 18 runs are done. 17 minutes left for 1 worker." in said
+    assert "toy: 1 of 18 runs are done. About 17 minutes left for 1 worker." in said
     assert f"running: {job.key}, by " in said
     assert "failed: 1 runs" in said
     own.leave(job)

@@ -1,6 +1,7 @@
 """Searches on functions with known answers."""
 
 import math
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_sft.errors import UserError
-from lightning_sft.sweep.search import crossing, find_crossing, geometric_grid
+from lightning_sft.sweep.search import crossing, find_crossing, geometric_grid, rates_to_try
 from lightning_sft.sweep.suggest import smoothed, suggest
 
 
@@ -24,6 +25,10 @@ def test_bad_bounds_are_named(low: float, high: float) -> None:
         geometric_grid(low, high, 5)
 
 
+def one_by_one(passes: Callable[[float], bool]) -> Callable[[Sequence[float]], dict[float, bool]]:
+    return lambda rates: {rate: passes(rate) for rate in rates}
+
+
 @given(st.floats(2e-6, 0.9), st.floats(1e-5, 0.5), st.integers(2, 9))
 def test_bisection_reaches_its_resolution(edge: float, resolution: float, points: int) -> None:
     tried: list[float] = []
@@ -32,7 +37,7 @@ def test_bisection_reaches_its_resolution(edge: float, resolution: float, points
         tried.append(rate)
         return rate >= edge
 
-    found = find_crossing(passes, geometric_grid(1e-6, 1.0, points), resolution)
+    found = find_crossing(one_by_one(passes), geometric_grid(1e-6, 1.0, points), resolution)
     assert found.status == "found"
     assert found.lower < edge <= found.upper <= found.lower * (1 + resolution)
     assert not found.relapses
@@ -41,15 +46,39 @@ def test_bisection_reaches_its_resolution(edge: float, resolution: float, points
     assert len(tried) <= points + max(0, math.ceil(halvings)) + 1
 
 
+@given(st.floats(2e-6, 0.9), st.floats(1e-4, 0.5), st.integers(1, 8))
+def test_workers_split_a_bracket_into_one_part_more_than_they_are(edge: float, resolution: float, workers: int) -> None:
+    grid, rounds = [1e-6, 1.0], []
+
+    def passes(rates: Sequence[float]) -> dict[float, bool]:
+        rounds.append(list(rates))
+        return {rate: rate >= edge for rate in rates}
+
+    found = find_crossing(passes, grid, resolution, workers)
+    assert found.lower < edge <= found.upper <= found.lower * (1 + resolution)
+    assert all(len(rates) <= workers for rates in rounds[1:]), "nobody has two trials while another has none"
+    needed = math.log(math.log(1e6) / math.log1p(resolution)) / math.log(workers + 1)
+    assert len(rounds) - 1 <= math.ceil(needed - 1e-6) + 1, "the bracket shrinks by workers + 1 in each round"
+
+
+def test_parts_are_equal_and_no_more_than_the_resolution_needs() -> None:
+    outcomes = {1.0: False, 1000.0: True}
+    assert rates_to_try(outcomes, [1.0, 1000.0], 0.02, workers=2) == [10.0, 100.0]
+    assert rates_to_try(outcomes, [1.0, 30.0, 1000.0], 0.02, workers=2) == [30.0], "the grid comes first"
+    assert len(rates_to_try({1.0: False, 1.05: True}, [1.0, 1.05], 0.02, workers=8)) == 2
+    assert rates_to_try({1.0: False, 1.01: True}, [1.0, 1.01], 0.02, workers=8) == []
+    assert rates_to_try({1.0: True, 2.0: True}, [1.0, 2.0], 0.02, workers=3) == []
+
+
 def test_never_and_always_are_answers() -> None:
     grid = geometric_grid(1e-3, 1.0, 4)
-    never, always = (find_crossing(lambda _, o=outcome: o, grid, 0.02) for outcome in (False, True))
+    never, always = (find_crossing(one_by_one(lambda _, o=outcome: o), grid, 0.02) for outcome in (False, True))
     assert (never.status, never.lower, never.upper) == ("never", 1.0, None)
     assert (always.status, always.lower, always.upper) == ("below", None, 1e-3)
 
 
 def test_the_smallest_crossing_is_taken_and_relapses_are_told() -> None:
-    found = find_crossing(lambda rate: 0.02 < rate < 0.2 or rate > 0.9, geometric_grid(1e-3, 1.0, 7), 0.01)
+    found = find_crossing(one_by_one(lambda rate: 0.02 < rate < 0.2 or rate > 0.9), geometric_grid(1e-3, 1.0, 7), 0.01)
     assert found.lower <= 0.02 < found.upper <= found.lower * 1.01
     assert found.relapses
     assert all(0.2 <= rate <= 0.9 for rate in found.relapses)

@@ -26,6 +26,8 @@ def quiet() -> Iterator[None]:
         logger.setLevel(logging.WARNING)
     # Lightning 2.6 with torch 2.13; nothing that a user could change
     warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated", FutureWarning)
+    # of each run, where nothing but the last readings is kept
+    warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the logging interval")
     try:
         yield
     finally:

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml  # type: ignore[import-untyped]
 from transformers.utils.hub import cached_file
 
-import lightning_sft
+from lightning_sft.compare.facts import differences
 from lightning_sft.data.reading.sources import DataSource, Source
 from lightning_sft.errors import UserError
-from lightning_sft.files import code_digest, file_digest, to_json
+from lightning_sft.files import file_digest, to_json
 from lightning_sft.models.capability import capability, fastest
 from lightning_sft.models.gguf import PACKAGE_SCHEME, package_file
 from lightning_sft.models.loading import resolve
+from lightning_sft.sweep.code import PACKAGE, code_of
 
+#: what every run is made of, whatever its configuration
+_RUN = ("module.SFTModule", "data.SFTDataModule", "data.draws", "sweep.rates")
+#: what does a run and reads it; what else they import starts runs, and decides nothing
+_ALONE = ("readings", "reading_less", "trial")
 _LIBRARIES = ("torch", "lightning", "transformers", "peft", "tokenizers", "numpy")
 #: of files above so many bytes, blocks are read in place of the whole
 _WHOLE = 1 << 26
@@ -35,25 +42,55 @@ def device_of(accelerator: str) -> torch.device:
     return torch.device("cpu")
 
 
-def common_facts(device: torch.device) -> dict[str, str]:
-    """Return what every run of this process depends on."""
+def common_facts(device: torch.device, config: str | None = None) -> dict[str, str]:
+    """Return what every run of this process depends on.
+
+    Args:
+        device: that it runs on.
+        config: of the run, YAML: of objectives, callbacks and sources, only the code of those that it names counts;
+            None: of all.
+    """
     versions = [f"{name} {metadata.version(name)}" for name in _LIBRARIES]
     kind = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
+    ours, own = run_code(None if config is None else yaml.safe_load(config))
     return {
         "package version": metadata.version("lightning-sft"),
-        "package code": _package_code(),
-        "libraries": ", ".join(versions),
+        "package code": ours,
+        **({"own code": own} if own else {}),
+        "libraries": ", ".join([f"python {platform.python_version()}", *versions]),
         "device": f"{device.type} {kind}",
     }
 
 
-def _package_code() -> str:
-    """Return the digest of the code that decides what a run gives; how runs are compared and drawn is no part of it."""
-    package = Path(lightning_sft.__file__).parent
-    others = {"cli", "compare", "export", "figures", "sweep"}
-    rooms = sorted(p for p in package.iterdir() if p.is_dir() and p.name not in others)
-    files = [[path.name, file_digest(path)] for path in sorted(package.glob("*.py"))]
-    return _short([files, [[room.name, code_digest(room)] for room in rooms]])
+def run_code(config: Mapping[str, Any] | None) -> tuple[str, str]:
+    """Return the digests of the code that decides what a run gives: of this package by room, and of the user's own."""
+    names = [f"{PACKAGE}.{name}" for name in _RUN]
+    if config is None:
+        names += [f"{PACKAGE}.{room}" for room in ("objectives", "callbacks", "data")]
+    else:
+        names += [value for key, value in _strings(config) if key == "class_path" or _names_code(value)]
+        names += [f"{PACKAGE}.advice.auto"] if config["model"].get("objective") == "auto" else []
+    code = code_of(names, alone=(f"{PACKAGE}.cli.compare.{name}" for name in _ALONE))
+    ours = {room: digest for room, digest in code.items() if room.partition(".")[0] == PACKAGE}
+    parts = [f"{room.removeprefix(PACKAGE + '.')} {digest}" for room, digest in ours.items()]
+    return ", ".join(parts), ", ".join(f"{name} {digest}" for name, digest in code.items() if name not in ours)
+
+
+def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every text in plain data, with the key that it stands under."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _strings(inner, str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner, key)
+
+
+def _names_code(value: str) -> bool:
+    """Return whether a setting may name a function or class of a module, as ``my_rewards.score`` does."""
+    return re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", value) is not None and not Path(value).exists()
 
 
 def arm_facts(settings: Any, sources: Mapping[str, list[DataSource]], device: torch.device) -> dict[str, str]:
@@ -127,7 +164,7 @@ def require_same(own: Mapping[str, str], of_study: Mapping[str, str], arm: str) 
     Raises:
         UserError: says what differs, with both values.
     """
-    different = [f"{k} is {own.get(k)} here and {v} in the comparison" for k, v in of_study.items() if own.get(k) != v]
+    different = differences(of_study, own, there_is="in the comparison")
     if different:
         raise UserError(
             f"This worker cannot take part: of the arm {arm}, {'; '.join(different)}. Runs of both would stand in one "

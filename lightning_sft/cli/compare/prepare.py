@@ -83,19 +83,19 @@ def _read(name: str, arguments: list[str]) -> tuple[Arm, bool]:
             "one of a checkpoint."
         )
     device = device_of(str(trainer.accelerator))
-    facts = {**common_facts(device), **arm_facts(cli.model.settings, cli.datamodule.sets.sources_of, device)}
     trainer.logger = False  # its readings are kept by the comparison
     trainer.enable_model_summary = False
     trainer.enable_progress_bar = bool(trainer.enable_progress_bar)
+    own_facts = arm_facts(cli.model.settings, cli.datamodule.sets.sources_of, device)
     if "dtype" in config.model:  # what is fastest here may not be elsewhere
-        config.model.dtype = facts["dtype"]
+        config.model.dtype = own_facts["dtype"]
     classes, _ = choose_classes(["fit", *arguments])
     content = yaml.safe_load(with_classes(cli.parser.dump(config, skip_none=False), classes))
     for key in ("seed_everything", "ckpt_path", "weights_only"):
         content.pop(key, None)
     content["trainer"].pop("default_root_dir", None)
     text = str(yaml.safe_dump(content, sort_keys=False))
-    return Arm(name, text, facts), needs_parts(cli.datamodule.sets)
+    return Arm(name, text, {**common_facts(device, text), **own_facts}), needs_parts(cli.datamodule.sets)
 
 
 def starts_ranks(design: Design) -> bool:

@@ -12,12 +12,15 @@ from lightning_sft.compare.design import Design
 from lightning_sft.compare.work import work
 from lightning_sft.errors import UserError
 
-DESCRIPTION = """Take part in a comparison that several workers share, or see how far it is.
+DESCRIPTION = """Take part in a comparison or a search that several workers share, or see how far it is.
 
   lightning sweep worker --storage journal:/shared/compare.log     run what is missing, beside other workers
   lightning sweep status --storage journal:/shared/compare.log     what is done, by whom, and the time left
+  lightning sweep critical --storage journal:/shared/lr.log --workers 3 --config critical_lr.yaml
+                                                                   one of 3 that bracket a critical rate
 
-`lightning compare ... --storage URL` begins such a comparison, and is a worker of it itself."""
+`lightning compare ... --storage URL` begins a comparison, and is a worker of it itself. `lightning sweep critical`
+takes the settings of `lightning fit`, and ends when the CriticalLearningRateFinder among its callbacks is done."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -29,12 +32,13 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the verb."""
     made = _Parser("lightning sweep", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = made.add_argument
-    add("what", nargs="?", choices=("worker", "status"), help="without it, this text is printed")
+    add("what", nargs="?", choices=("worker", "status", "critical"), help="without it, this text is printed")
     add("--storage", help="journal:FILE, sqlite:///FILE, or a database such as postgresql://user@host/name")
     add("--name", default="compare", help="of the comparison (compare)")
     where = "where this worker keeps its files (comparisons)"
     add("--output", "--folder", dest="folder", type=Path, default=Path("comparisons"), help=where)
     add("--isolate", action="store_true", help="a process of its own for each run")
+    add("--workers", type=int, help="of critical: how many share the search; a bracket is split into one part more")
     add_timing(made)
     return made
 
@@ -52,9 +56,17 @@ def add_timing(made: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Run a worker, or print the status."""
+    """Run a worker or a search, or print the status."""
     made = parser()
-    asked = made.parse_args(arguments)
+    made.allow_abbrev = False
+    asked, rest = made.parse_known_args(arguments)
+    if asked.what == "critical":
+        from lightning_sft.cli.compare.critical import search
+
+        search(rest, asked.storage, asked.workers)
+        return
+    if rest:
+        made.error(f"unrecognized arguments: {' '.join(rest)}")
     if asked.what is None:
         made.print_help()
         return
@@ -79,7 +91,10 @@ def work_on(asked: argparse.Namespace, design: Design | None) -> None:
     from lightning_sft.cli.compare.prepare import starts_ranks
     from lightning_sft.cli.compare.trial import runner
     from lightning_sft.compare.shared import SharedLedger
+    from lightning_sft.compare.storage import require_storage
 
+    if design is None:
+        require_storage(asked.storage)
     folder = asked.folder / asked.name
     ledger = SharedLedger(
         asked.storage, asked.name, folder, beat=asked.beat, poll=min(5.0, asked.beat), patience=asked.patience

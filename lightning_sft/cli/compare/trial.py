@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
-from lightning_sft.callbacks import RunSummary
+from lightning_sft.callbacks import FinalValidation, RunSummary
 from lightning_sft.checkpoints.runs import LAST
+from lightning_sft.cli.compare.reading_less import reading_less
 from lightning_sft.cli.compare.readings import Readings, Recorder
 from lightning_sft.cli.failures import what_happened
 from lightning_sft.cli.lightning_cli import SFTCLI
 from lightning_sft.compare.design import Design, Draw, RunSpec
+from lightning_sft.compare.facts import depends_on
 from lightning_sft.compare.result import Outcome, RunResult
 from lightning_sft.compare.work import Runner
 from lightning_sft.data import SFTDataModule
@@ -67,16 +70,18 @@ class _TrialCLI(SFTCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
         # what is judged is the run's end: the best checkpoint on the way would be chosen by the rows that judge
-        dropped = (ModelCheckpoint, RunSummary)
+        dropped = (ModelCheckpoint, RunSummary, FinalValidation)
         kept = [c for c in trainer.callbacks if type(c) not in dropped]  # type: ignore[attr-defined]
-        trainer.callbacks = [self._readings, *kept]  # type: ignore[attr-defined]
+        trainer.callbacks = [self._readings, *kept, FinalValidation(always=True)]  # type: ignore[attr-defined]
         trainer.loggers = [Recorder(str(self._trial_folder), self._readings.take)]
         return trainer
 
 
-def run_settings(config: str, seed: int, folder: Path) -> str:
-    """Return an arm's configuration with what a run sets: seeds and folder."""
-    content = yaml.safe_load(config)
+def run_settings(design: Design, spec: RunSpec, folder: Path) -> str:
+    """Return an arm's configuration with what a run sets: seeds, folder, and what it reads."""
+    content, seed = yaml.safe_load(design.arm(spec.arm).config), design.draw(spec).seed
+    if spec.kind == "search":
+        content = reading_less(content, instruments=not design.needs_validation_alone(spec))
     content["seed_everything"] = seed
     data = content.setdefault("data", {})
     data = data["init_args"] if "class_path" in data else data
@@ -101,7 +106,7 @@ def run_here(design: Design, spec: RunSpec, folder: Path) -> RunResult:
         OSError: the disk cannot be written.
     """
     since, draw = time.perf_counter(), design.draw(spec)
-    write_text(folder / CONFIG, run_settings(design.arm(spec.arm).config, draw.seed, folder))
+    write_text(folder / CONFIG, run_settings(design, spec, folder))
     readings, data, error = Readings(spec.rate), None, None
     outcome: Outcome = "finished"
     lasts = sorted(folder.rglob(LAST))
@@ -161,7 +166,8 @@ def runner(design: Design, folder: Path, *, apart: bool) -> Runner:
     one = run_apart if apart else run_here
 
     def run(spec: RunSpec) -> RunResult:
-        return one(design, spec, folder / design.digest_of(spec))
+        result = one(design, spec, folder / design.digest_of(spec))
+        return replace(result, depends_on=depends_on(design, spec))
 
     return run
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from lightning_sft.cli.compare.finish import finish, quiet, say
 from lightning_sft.cli.compare.sweep import add_timing, work_on
 from lightning_sft.compare.design import Design, RunSpec
+from lightning_sft.compare.facts import why_unused
 from lightning_sft.compare.ledger import RUNS, FolderLedger, read_results
 from lightning_sft.compare.plan import Plan, Results, make_plan
 from lightning_sft.compare.power import Resolution
@@ -94,6 +95,8 @@ def main(arguments: list[str]) -> None:
         work_on(asked, design)
         return
     with FolderLedger(folder, retry_failed=asked.retry_failed).opened() as ledger:
+        for line in why_unused(design, ledger.results()):
+            say(line)
         run = runner(design, folder / "work", apart=asked.isolate or starts_ranks(design))
         plan = work(design, ledger, run, say)
         finish(design, plan, ledger.results(), folder, asked.wish)

@@ -1,0 +1,151 @@
+"""The code that decides what a run gives: the files that its classes import, and what these import in turn.
+
+Comments, docstrings and layout are no part of it, nor are rooms that only show, write or start something.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import sys
+import sysconfig
+from collections.abc import Iterable
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+PACKAGE = "lightning_sft"
+#: rooms and files from which a run takes no number, unless a class that it names stands in the same room
+_SHOWN = ("audit", "cli", "compare", "export", "figures", "scoring", "advice.advice", "advice.choice", "advice.rules")
+
+
+def code_of(names: Iterable[str], alone: Iterable[str] = ()) -> dict[str, str]:
+    """Return the digests of the code that some classes are made of, by room; see `room_of` and `modules_of`."""
+    rooms: dict[str, list[str]] = {}
+    for module in modules_of(names, alone):
+        file = _file(module)
+        if file is not None:
+            rooms.setdefault(room_of(module), []).append(f"{module} {_digest(file)}")
+    return {room: hashlib.sha256("\n".join(files).encode()).hexdigest()[:8] for room, files in sorted(rooms.items())}
+
+
+def modules_of(names: Iterable[str], alone: Iterable[str] = ()) -> list[str]:
+    """Return the modules that some classes stand in, and those that these import, sorted.
+
+    Args:
+        names: dotted names of classes, functions or modules, of this package or of the user's project. Those of
+            installed libraries are passed over: their versions tell.
+        alone: modules that count without what they import.
+    """
+    found = set(alone)
+    waiting = [module for name in names for module in _homes(name)]
+    named = {room_of(module) for module in waiting}
+    shown = tuple(f"{PACKAGE}.{part}." for part in _SHOWN if room_of(f"{PACKAGE}.{part}") not in named)
+    while waiting:
+        module = waiting.pop()
+        if module not in found:
+            found.add(module)
+            homes = [home for name in _imports(module) for home in _homes(name)]
+            waiting += [home for home in homes if not f"{home}.".startswith(shown)]
+    return sorted(found)
+
+
+def room_of(module: str) -> str:
+    """Return what a module's code is called: its room in this package, or its own name elsewhere.
+
+    >>> room_of("lightning_sft.data.batches.loader"), room_of("my_project.losses")
+    ('lightning_sft.data', 'my_project.losses')
+    """
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == PACKAGE else module
+
+
+def _homes(name: str) -> list[str]:
+    """Return the module that a dotted name stands for or in; of one that a package hands on, the file it is from."""
+    module, rest = name, ""
+    while module and _file(module) is None:
+        module, _, last = module.rpartition(".")
+        rest = last
+    if not module:
+        return []
+    file = _file(module)
+    if rest and file is not None and file.name == "__init__.py":
+        handed_on = _handed_on(file).get(rest)
+        if handed_on is not None:
+            return _homes(handed_on)
+    return [module]
+
+
+def _imports(module: str) -> list[str]:
+    """Return the dotted names that a module imports, inside functions too, but not for type checking alone."""
+    file = _file(module)
+    return [] if file is None else [name for name, _ in _imported(file, module)]
+
+
+def _handed_on(file: Path) -> dict[str, str]:
+    return {own: name for name, own in _imported(file, "")}
+
+
+@cache
+def _imported(file: Path, module: str) -> tuple[tuple[str, str], ...]:
+    """Return pairs of a dotted name and what it is called in the file."""
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    found: list[tuple[str, str]] = []
+    waiting: list[ast.AST] = [_tree(file)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            waiting += node.orelse
+        elif isinstance(node, ast.Import):
+            found += [(alias.name, alias.asname or alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            home = ".".join([*above, *filter(None, [node.module])])
+            found += [(f"{home}.{alias.name}", alias.asname or alias.name) for alias in node.names]
+        else:
+            waiting += ast.iter_child_nodes(node)
+    return tuple(found)
+
+
+@cache
+def _file(module: str) -> Path | None:
+    """Return the file of a module of this package or of the user's project; None for all others."""
+    top, *inner = module.split(".")
+    try:
+        spec = find_spec(top)  # which imports nothing
+    except (ImportError, ValueError):  # no name, or __main__
+        return None
+    if spec is None or spec.origin is None:
+        return None
+    origin = Path(spec.origin)
+    if origin.suffix != ".py" or (top != PACKAGE and _is_library(origin)):
+        return None
+    if not inner:
+        return origin
+    place = origin.parent.joinpath(*inner)
+    files = (place.with_suffix(".py"), place / "__init__.py") if origin.name == "__init__.py" else ()
+    return next((file for file in files if file.is_file()), None)
+
+
+def _is_library(file: Path) -> bool:
+    kinds = ("stdlib", "platstdlib", "purelib", "platlib")
+    libraries = {str(Path(sysconfig.get_path(kind)).resolve()) for kind in kinds} | {sys.base_prefix}
+    place = str(file.resolve())
+    return "site-packages" in file.parts or any(place.startswith(f"{library}/") for library in libraries)
+
+
+@cache
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+@cache
+def _digest(file: Path) -> str:
+    """Return the digest of what a file does."""
+    tree = _tree(file)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                node.body = node.body[1:]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
