@@ -10,7 +10,7 @@ from lightning_sft.compare.design import Design, RunSpec, short_digest
 from lightning_sft.compare.result import RunResult
 
 #: facts that name several things with a digest each
-_PARTS = ("package code", "own code")
+_PARTS = ("package code", "named classes", "own code")
 
 
 def differences(there: Mapping[str, str], here: Mapping[str, str], there_is: str = "there") -> list[str]:
@@ -34,7 +34,7 @@ def differences(there: Mapping[str, str], here: Mapping[str, str], there_is: str
 def _changed(old: str, new: str) -> list[str]:
     """Return the names of what two lists of names with digests differ in."""
     one, other = (set(text.split(", ")) for text in (old, new))
-    return sorted({part.partition(" ")[0] for part in one ^ other})
+    return sorted({part.partition(" ")[0] for part in one ^ other} - {"none"})
 
 
 def depends_on(design: Design, spec: RunSpec) -> dict[str, str]:
@@ -74,7 +74,7 @@ def _reason(design: Design, result: RunResult) -> str | None:
     for key in changed:
         old, new = made.get(key, "none"), wanted.get(key, "none")
         if key in _PARTS:
-            said.append(f"written by another version of {key} ({', '.join(_changed(old, new))})")
+            said.append(f"written by another version of the {key} ({', '.join(_changed(old, new))})")
         elif key == "settings":
             said.append(f"the settings of {arm.name} were others")
         elif key == "seed and rows":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import sys
 import sysconfig
 from collections.abc import Iterable
 from functools import cache
@@ -19,10 +18,10 @@ PACKAGE = "lightning_sft"
 _SHOWN = ("audit", "cli", "compare", "export", "figures", "scoring", "advice.advice", "advice.choice", "advice.rules")
 
 
-def code_of(names: Iterable[str], alone: Iterable[str] = ()) -> dict[str, str]:
-    """Return the digests of the code that some classes are made of, by room; see `room_of` and `modules_of`."""
+def code_of(modules: Iterable[str]) -> dict[str, str]:
+    """Return the digests of the code of some modules, by room; see `room_of` and `modules_of`."""
     rooms: dict[str, list[str]] = {}
-    for module in modules_of(names, alone):
+    for module in modules:
         file = _file(module)
         if file is not None:
             rooms.setdefault(room_of(module), []).append(f"{module} {_digest(file)}")
@@ -118,7 +117,7 @@ def _file(module: str) -> Path | None:
     if spec is None or spec.origin is None:
         return None
     origin = Path(spec.origin)
-    if origin.suffix != ".py" or (top != PACKAGE and _is_library(origin)):
+    if origin.suffix != ".py" or (top != PACKAGE and is_library(origin, top)):
         return None
     if not inner:
         return origin
@@ -127,11 +126,24 @@ def _file(module: str) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def _is_library(file: Path) -> bool:
+def is_library(file: Path, module: str) -> bool:
+    """Return whether a module's file is part of Python or of an installed package, wherever that was installed to."""
+    if "site-packages" in file.parts or str(file.resolve()).startswith(_libraries()):
+        return True
+    inside = module.count(".") + (file.name == "__init__.py")
+    return _holds_packages(file.parents[min(inside, len(file.parents) - 1)])
+
+
+@cache
+def _libraries() -> tuple[str, ...]:
     kinds = ("stdlib", "platstdlib", "purelib", "platlib")
-    libraries = {str(Path(sysconfig.get_path(kind)).resolve()) for kind in kinds} | {sys.base_prefix}
-    place = str(file.resolve())
-    return "site-packages" in file.parts or any(place.startswith(f"{library}/") for library in libraries)
+    return tuple({f"{Path(sysconfig.get_path(kind)).resolve()}/" for kind in kinds})
+
+
+@cache
+def _holds_packages(folder: Path) -> bool:
+    """Return whether packages were installed to a folder, as by ``pip install --target``."""
+    return any(folder.glob("*.dist-info"))
 
 
 @cache

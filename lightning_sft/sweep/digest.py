@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import platform
 import sys
-import sysconfig
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from lightning_sft.checkpoints.state import rng_state
 from lightning_sft.files import file_digest
 from lightning_sft.sweep.batches import TrialBatches
-from lightning_sft.sweep.code import PACKAGE, code_of
+from lightning_sft.sweep.code import PACKAGE, code_of, is_library, modules_of
 from lightning_sft.sweep.fingerprint import Fingerprint
 
 _LIBRARIES = ("lightning", "torch", "transformers", "peft", "tokenizers", "bitsandbytes")
@@ -146,21 +145,19 @@ def _version(library: str) -> str:
 @cache
 def _package_digest() -> dict[str, str]:
     """Return the digests of what trains and reads; other rooms of this package decide no outcome."""
-    return code_of(f"{PACKAGE}.{name}" for name in ("callbacks", "data", "module", "objectives", "sweep.critical"))
+    rooms = ("callbacks", "data", "module", "objectives", "sweep.critical")
+    return code_of(modules_of(f"{PACKAGE}.{room}" for room in rooms))
 
 
 def _own_code() -> dict[str, str]:
     """Return the digests of all loaded Python files that are no part of an installed library: the user's project."""
-    libraries = tuple(
-        {str(Path(sysconfig.get_path(kind)).resolve()) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
-    )
     found = {}
     for name, loaded in sorted(sys.modules.items()):
         file = getattr(loaded, "__file__", None)
         if not isinstance(file, str) or not file.endswith(".py") or name.partition(".")[0] == "lightning_sft":
             continue
         path = Path(file).resolve()
-        if path.is_file() and not str(path).startswith(libraries) and "site-packages" not in path.parts:
+        if path.is_file() and not is_library(path, name):
             found[name] = file_digest(path)
     return found
 

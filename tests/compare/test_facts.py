@@ -35,8 +35,12 @@ def test_runs_of_the_same_comparison_are_used() -> None:
 @pytest.mark.parametrize(
     ("fact", "value", "said"),
     [
-        ("package code", "data 9, head 2, models 1", r"written by another version of package code \(data, models\)"),
-        ("own code", "mine 1", r"written by another version of own code \(mine, none\)"),
+        (
+            "package code",
+            "data 9, head 2, models 1",
+            r"written by another version of the package code \(data, models\)",
+        ),
+        ("own code", "mine 1", r"written by another version of the own code \(mine\)"),
         ("model", "b", "model was a and is b"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 
 from lightning_sft.sweep import code
 
-CACHED = ("_file", "_tree", "_imported", "_digest")
+CACHED = ("_file", "_tree", "_imported", "_digest", "_holds_packages")
 
 
 @pytest.fixture
@@ -42,7 +42,12 @@ def test_a_class_is_its_file_and_what_that_imports(project: Path) -> None:
     assert code.modules_of(["project_of_mine.Mine"]) == mine, "a package that hands a name on is not its other files"
     assert "project_of_mine.other" in code.modules_of(["project_of_mine"])
     assert code.modules_of(["torch.optim.AdamW", "no.such.module", "1e-3", "__main__"]) == []
-    assert set(code.code_of(["project_of_mine.Mine", "torch.nn.Linear"])) == set(mine)
+    (project.parent / "project_of_mine-1.0.dist-info").mkdir()
+    forget()
+    assert code.modules_of(["project_of_mine.losses.Mine"]) == [], "it is installed: its version tells"
+    (project.parent / "project_of_mine-1.0.dist-info").rmdir()
+    forget()
+    assert set(code.code_of(code.modules_of(["project_of_mine.Mine", "torch.nn.Linear"]))) == set(mine)
 
 
 @pytest.mark.parametrize(
@@ -57,11 +62,11 @@ def test_a_class_is_its_file_and_what_that_imports(project: Path) -> None:
     ids=["a number", "a docstring", "a comment", "layout", "a type"],
 )
 def test_a_change_tells_where_it_does_something(old: str, new: str, tells: bool, project: Path) -> None:
-    before = code.code_of(["project_of_mine.Mine"])
+    before = code.code_of(code.modules_of(["project_of_mine.Mine"]))
     file = project / "helper.py"
     file.write_text(file.read_text().replace(old, new))
     forget()
-    after = code.code_of(["project_of_mine.Mine"])
+    after = code.code_of(code.modules_of(["project_of_mine.Mine"]))
     # a name that is imported for type checking alone is part of the file's text, and of nothing else
     tells = tells or "types" in old
     assert {name for name in before if before[name] != after[name]} == ({"project_of_mine.helper"} if tells else set())

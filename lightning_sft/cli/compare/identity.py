@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from lightning_sft.files import file_digest, to_json
 from lightning_sft.models.capability import capability, fastest
 from lightning_sft.models.gguf import PACKAGE_SCHEME, package_file
 from lightning_sft.models.loading import resolve
-from lightning_sft.sweep.code import PACKAGE, code_of
+from lightning_sft.sweep.code import PACKAGE, code_of, modules_of
 
 #: what every run is made of, whatever its configuration
 _RUN = ("module.SFTModule", "data.SFTDataModule", "data.draws", "sweep.rates")
@@ -47,33 +47,40 @@ def common_facts(device: torch.device, config: str | None = None) -> dict[str, s
 
     Args:
         device: that it runs on.
-        config: of the run, YAML: of objectives, callbacks and sources, only the code of those that it names counts;
-            None: of all.
+        config: of the run, YAML, whose classes and functions are code that decides it, too; None leaves them out.
     """
     versions = [f"{name} {metadata.version(name)}" for name in _LIBRARIES]
     kind = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
-    ours, own = run_code(None if config is None else yaml.safe_load(config))
     return {
         "package version": metadata.version("lightning-sft"),
-        "package code": ours,
-        **({"own code": own} if own else {}),
+        **run_code({} if config is None else yaml.safe_load(config)),
         "libraries": ", ".join([f"python {platform.python_version()}", *versions]),
         "device": f"{device.type} {kind}",
     }
 
 
-def run_code(config: Mapping[str, Any] | None) -> tuple[str, str]:
-    """Return the digests of the code that decides what a run gives: of this package by room, and of the user's own."""
-    names = [f"{PACKAGE}.{name}" for name in _RUN]
-    if config is None:
-        names += [f"{PACKAGE}.{room}" for room in ("objectives", "callbacks", "data")]
-    else:
-        names += [value for key, value in _strings(config) if key == "class_path" or _names_code(value)]
-        names += [f"{PACKAGE}.advice.auto"] if config["model"].get("objective") == "auto" else []
-    code = code_of(names, alone=(f"{PACKAGE}.cli.compare.{name}" for name in _ALONE))
-    ours = {room: digest for room, digest in code.items() if room.partition(".")[0] == PACKAGE}
-    parts = [f"{room.removeprefix(PACKAGE + '.')} {digest}" for room, digest in ours.items()]
-    return ", ".join(parts), ", ".join(f"{name} {digest}" for name, digest in code.items() if name not in ours)
+def run_code(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digests of the code that decides what a run gives, by room.
+
+    Args:
+        config: of the run; what it names by class path counts, with what that imports.
+
+    Returns:
+        ``package code``, of every run; ``named classes``, of this package; and ``own code``, of the user's project.
+    """
+    alone = [f"{PACKAGE}.cli.compare.{name}" for name in _ALONE]
+    base = [f"{PACKAGE}.{name}" for name in _RUN]
+    named = [value for key, value in _strings(config) if key == "class_path" or _names_code(value)]
+    named += [f"{PACKAGE}.advice.auto"] if config.get("model", {}).get("objective") == "auto" else []
+    every = modules_of(base, alone)
+    more = [module for module in modules_of([*base, *named], alone) if module not in every]
+    ours = [module for module in more if module.startswith(f"{PACKAGE}.")]
+    groups = {"package code": every, "named classes": ours, "own code": [m for m in more if m not in ours]}
+    return {what: _by_room(modules) for what, modules in groups.items() if modules}
+
+
+def _by_room(modules: Iterable[str]) -> str:
+    return ", ".join(f"{room.removeprefix(f'{PACKAGE}.')} {digest}" for room, digest in code_of(modules).items())
 
 
 def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
