@@ -70,15 +70,16 @@ def _reason(design: Design, result: RunResult) -> str | None:
     changed = [key for key in dict.fromkeys([*made, *wanted]) if made.get(key) != wanted.get(key)]
     if not changed:
         return None
-    said = []
+    said, parts = [], []
     for key in changed:
         old, new = made.get(key, "none"), wanted.get(key, "none")
         if key in _PARTS:
-            said.append(f"written by another version of the {key} ({', '.join(_changed(old, new))})")
+            parts.append(f"the {key} ({', '.join(_changed(old, new))})")
         elif key == "settings":
             said.append(f"the settings of {arm.name} were others")
         elif key == "seed and rows":
             said.append("their seeds or rows were others")
         else:
             said.append(f"{key} was {old} and is {new}")
-    return "; ".join(said)
+    code = [f"written by another version of {' and of '.join(parts)}"] if parts else []
+    return "; ".join([*code, *said])

@@ -84,7 +84,8 @@ def opening(design: Design, plan: Plan) -> str:
     else:
         what.append(f"{design.replicates} replicates at the rates of the configuration")
     done = f"; {plan.finished} are done" if plan.finished else ""
-    return f"{design.name}: {', '.join(what)}: {plan.expected} runs or more{done}."
+    more = " or more" if search.points and search.grow else ""
+    return f"{design.name}: {', '.join(what)}: {plan.expected} runs{more}{done}."
 
 
 def time_left(plan: Plan, finished: Sequence[RunResult], workers: float) -> float:

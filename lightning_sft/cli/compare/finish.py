@@ -42,7 +42,8 @@ def say(line: str) -> None:
 
 def finish(design: Design, plan: Plan, results: Results, folder: Path, wish: float | None) -> Report:
     """Write and print what a comparison has found."""
-    notes = [_selected_by_nll()] if design.select == "auto" and plan.score.key == "val/nll" else []
+    favours = design.select == "auto" and plan.score.key == "val/nll"
+    notes = [_favours_nll(searched=bool(design.search.points))] if favours else []
     report = make_report(design, plan, results, notes)
     width = width_note(report, wish)
     report = replace(report, notes=[*report.notes, *([width] if width else [])])
@@ -51,8 +52,9 @@ def finish(design: Design, plan: Plan, results: Results, folder: Path, wish: flo
     return report
 
 
-def _selected_by_nll() -> str:
+def _favours_nll(*, searched: bool) -> str:
+    what = "Rates were selected and arms are judged" if searched else "Arms are judged"
     return (
-        "Rates were selected by val/nll, NLL's own objective, which favours NLL: answers are long, or no run "
-        "gets one right. Give --select to decide by what you want from the model."
+        f"{what} by val/nll, NLL's own objective, which favours NLL: answers are long, or no run gets one right. Give "
+        "--select to decide by what you want from the model."
     )
