@@ -314,19 +314,39 @@ def test_the_loop_of_the_page_starts_workers(toy_folder: Path, rows: Path) -> No
     }
 
 
-def test_workers_of_a_search_print_the_same_bracket(
-    toy_folder: Path, rows: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("optuna", reason="the extra sweep")
+def search_settings(model: Path, rows: Path) -> list[str]:
+    """Settings of a fit that searches the rate which lowers the validation NLL to 5.6 in one step."""
     finder = {"criterion": "val_nll", "target": 5.6, "low": 1e-3, "high": 1e-1, "points": 2, "steps": 1}
     search = ["--trainer.callbacks=CriticalLearningRateFinder", "--trainer.callbacks.resolution=2.0"]
     search += [f"--trainer.callbacks.{key}={value}" for key, value in finder.items()]
     more = {"trainer.num_sanity_val_steps": 0, "trainer.logger": "false"}
-    command = ["critical", "--storage=journal:shared/search.log", "--workers=2", *settings(toy_folder, rows, **more)]
+    return [*settings(model, rows, **more), *search]
+
+
+@pytest.mark.slow  # three workers import everything
+def test_the_loop_of_the_page_of_sweeps_brackets_together(toy_folder: Path, rows: Path) -> None:
+    pytest.importorskip("optuna", reason="the extra sweep")
+    page = Path(lightning_sft.__file__).parents[1] / "docs" / "sweeps.md"
+    (loop,) = re.findall(r"<!-- test: workers -->\n```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    loop = loop.replace("lightning sweep", f"{sys.executable} -m lightning_sft sweep")
+    loop = loop.replace("--config critical_lr.yaml", shlex.join(search_settings(toy_folder, rows)))
+    assert str(toy_folder) in loop
+    subprocess.run(["bash", "-c", loop], check=True)
+    found = json.loads(Path("sweep/critical.json").read_text())
+    keys = re.findall(r'"result ([^"]*)"', Path("shared/critical.log").read_text())
+    assert sorted(float(key.split()[0]) for key in keys) == [trial["lr"] for trial in found["trials"]]
+    assert len(keys) == 2 + 3 + 1, "the grid, four parts, then two"
+
+
+def test_workers_of_a_search_print_the_same_bracket(
+    toy_folder: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("optuna", reason="the extra sweep")
+    command = ["critical", "--storage=journal:shared/search.log", "--workers=2"]
     storage = Path("shared/search.log")
 
     def found() -> Any:
-        run("sweep", [*command, *search])
+        run("sweep", [*command, *search_settings(toy_folder, rows)])
         result = json.loads(Path("sweep/critical.json").read_text())
         Path("sweep/critical.trials.json").unlink()  # as on another machine
         return {key: value for key, value in result.items() if key != "trials"}
@@ -339,7 +359,7 @@ def test_workers_of_a_search_print_the_same_bracket(
     assert storage.read_text().count('"result ') == handed_in, "nothing is run again"
     assert not list(Path().rglob("*.ckpt"))
     with pytest.raises(SystemExit):
-        run("sweep", command)
+        run("sweep", [*command, *settings(toy_folder, rows)])
     assert "has 0 CriticalLearningRateFinder among trainer.callbacks" in capsys.readouterr().err
 
 
