@@ -41,7 +41,9 @@ def depends_on(design: Design, spec: RunSpec) -> dict[str, str]:
     """Return what a run depends on, by name, so that a later comparison can say why it does not take it."""
     arm, draw = design.arm(spec.arm), asdict(design.draw(spec))
     rows = ", ".join(f"{name} {value}" for name, value in draw.items())
-    return {**arm.facts, "arm": arm.name, "settings": short_digest(arm.config), "seed and rows": rows}
+    reads = "the validation alone" if design.needs_validation_alone(spec) else "all that is configured"
+    settings = short_digest(arm.config)
+    return {**arm.facts, "arm": arm.name, "settings": settings, "seed and rows": rows, "what was read": reads}
 
 
 def why_unused(design: Design, results: Mapping[str, RunResult]) -> list[str]:

@@ -316,7 +316,7 @@ def test_the_loop_of_the_page_starts_workers(toy_folder: Path, rows: Path) -> No
 
 def search_settings(model: Path, rows: Path) -> list[str]:
     """Settings of a fit that searches the rate which lowers the validation NLL to 5.6 in one step."""
-    finder = {"criterion": "val_nll", "target": 5.6, "low": 1e-3, "high": 1e-1, "points": 2, "steps": 1}
+    finder = {"criterion": "val_nll", "target": 5.6, "low": 1e-8, "high": 1e-2, "points": 2, "steps": 1}
     search = ["--trainer.callbacks=CriticalLearningRateFinder", "--trainer.callbacks.resolution=2.0"]
     search += [f"--trainer.callbacks.{key}={value}" for key, value in finder.items()]
     more = {"trainer.num_sanity_val_steps": 0, "trainer.logger": "false"}
@@ -335,7 +335,7 @@ def test_the_loop_of_the_page_of_sweeps_brackets_together(toy_folder: Path, rows
     found = json.loads(Path("sweep/critical.json").read_text())
     keys = re.findall(r'"result ([^"]*)"', Path("shared/critical.log").read_text())
     assert sorted(float(key.split()[0]) for key in keys) == [trial["lr"] for trial in found["trials"]]
-    assert len(keys) == 2 + 3 + 1, "the grid, four parts, then two"
+    assert len(keys) == 2 + 3 + 3, "the grid, four parts, and four again"
 
 
 def test_workers_of_a_search_print_the_same_bracket(
@@ -354,7 +354,7 @@ def test_workers_of_a_search_print_the_same_bracket(
     first = found()
     assert first["lower"] < first["upper"] <= 3 * first["lower"]
     handed_in = storage.read_text().count('"result ')
-    assert handed_in == 2 + 2 + 1, "the grid, three parts, then as many as the resolution needs"
+    assert handed_in == 2 + 2 + 2 + 1, "the grid, three parts twice, then as many as the resolution needs"
     assert found() == first
     assert storage.read_text().count('"result ') == handed_in, "nothing is run again"
     assert not list(Path().rglob("*.ckpt"))

@@ -58,6 +58,8 @@ def test_settings_seeds_and_old_files_are_reasons() -> None:
     assert why_unused(other, stored(of)) == ["1 stored run is not used: the settings of B were others."]
     assert "their seeds or rows were others" in why_unused(replace(of, seed="7"), stored(of))[0]
     assert "their seeds or rows were others" in why_unused(replace(of, parts=True), stored(of))[0]
+    drift = why_unused(replace(of, select="drift/general/kl"), stored(of))
+    assert drift == ["1 stored run is not used: what was read was the validation alone and is all that is configured."]
     old = {digest: replace(result, depends_on={}) for digest, result in stored(of).items()}
     assert "did not say what its runs depend on" in why_unused(of, old)[0]
 
