@@ -348,7 +348,7 @@ def test_workers_of_a_search_print_the_same_bracket(
     def found() -> Any:
         run("sweep", [*command, *search_settings(toy_folder, rows)])
         result = json.loads(Path("sweep/critical.json").read_text())
-        Path("sweep/critical.trials.json").unlink()  # as on another machine
+        Path("sweep/critical.trials.json").unlink(missing_ok=True)  # as on another machine
         return {key: value for key, value in result.items() if key != "trials"}
 
     first = found()
