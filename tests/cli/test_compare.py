@@ -179,7 +179,7 @@ def test_runs_of_other_code_are_named_and_not_used(
 
 def test_a_search_reads_what_selects_and_trains_the_same(toy_folder: Path, rows: Path, tmp_path: Path) -> None:
     more = {"trainer.val_check_interval": 4, "trainer.check_val_every_n_epoch": "null"}
-    drift = [f"--trainer.callbacks={name}" for name in ("DriftMonitor", "LearningRateMonitor")]
+    drift = [f"--trainer.callbacks+={name}" for name in ("DriftMonitor", "LearningRateMonitor")]
     command = [*settings(toy_folder, rows, steps=6, **more), *SMALL, *drift, "--objectives", "NLL,EAFT"]
     spec = RunSpec("search", 0, "NLL", 1e-3)
     by_nll, by_drift = designed(command), designed([*command, "--select=drift/general/kl"])
