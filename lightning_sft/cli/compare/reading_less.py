@@ -25,8 +25,8 @@ _INSTRUMENTS = {
 _IDLE = frozenset(
     [
         *_INSTRUMENTS,
-        *(f"{_OURS}{n}" for n in ("AdapterReport", "DataReport", "FinalValidation", "LastCheckpoint", "RunSummary")),
-        f"{_OURS}TrainingMetrics",
+        *(f"{_OURS}{name}" for name in ("AdapterReport", "DataReport", "FinalValidation", "LastCheckpoint")),
+        *(f"{_OURS}{name}" for name in ("RunProgress", "RunStory", "RunSummary", "TrainingMetrics")),
         *(
             f"lightning.pytorch.callbacks.{name}"
             for name in (

@@ -25,7 +25,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
-from lightning_sft.callbacks import FinalValidation, RunSummary
+from lightning_sft.callbacks import FinalValidation, RunStory, RunSummary
 from lightning_sft.checkpoints.runs import LAST
 from lightning_sft.cli.compare.reading_less import reading_less
 from lightning_sft.cli.compare.readings import Readings, Recorder
@@ -70,7 +70,7 @@ class _TrialCLI(SFTCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
         # what is judged is the run's end: the best checkpoint on the way would be chosen by the rows that judge
-        dropped = (ModelCheckpoint, RunSummary, FinalValidation)
+        dropped = (ModelCheckpoint, RunStory, RunSummary, FinalValidation)
         kept = [c for c in trainer.callbacks if type(c) not in dropped]  # type: ignore[attr-defined]
         trainer.callbacks = [self._readings, *kept, FinalValidation(always=True)]  # type: ignore[attr-defined]
         trainer.loggers = [Recorder(str(self._trial_folder), self._readings.take)]
