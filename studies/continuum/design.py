@@ -248,4 +248,7 @@ REGISTERED = {
 }
 MARGIN = 0.03
 #: the code that makes numbers of cells, and that says what is run
-SCRIPTS = tuple(f"studies/continuum/{name}.py" for name in ("analysis", "design", "rows", "temperature", "levels"))
+SCRIPTS = (
+    *(f"studies/continuum/{name}.py" for name in ("analysis", "design", "rows", "temperature", "levels")),
+    "studies/findings.py",
+)

@@ -9,11 +9,10 @@ from lightning_sft.files import replacing
 from studies.cells import Cell
 from studies.continuum.analysis import block_row, mean_p
 from studies.continuum.design import FIRST, SECOND, Stage
+from studies.themes import THEMES
 
-THEMES = {
-    "light": {"text": "#2b333b", "line": "#9aa3ad", "noisy": "#b5452c", "clean": "#1b7f5c"},
-    "dark": {"text": "#d5dbe1", "line": "#5b6673", "noisy": "#f08a6c", "clean": "#5cc79f"},
-}
+#: kind of rows -> colour of a theme
+COLOURS = {"noisy": "second", "clean": "first"}
 
 
 def points(cells: Sequence[Cell], stage: Stage, task: str, noisy: bool) -> list[tuple[float, float, float, float]]:
@@ -59,8 +58,8 @@ def draw(cells: Sequence[Cell], stage: Stage, task: str, folder: Path) -> list[P
             x, mean, low, high = zip(*curve, strict=True)
             shift = 0.004 if name == "noisy" else -0.004
             x = tuple(v + shift for v in x)
-            axes.vlines(x, low, high, color=colours[name], linewidth=1.6)
-            axes.plot(x, mean, "o-", color=colours[name], linewidth=1.0, markersize=6, label=f"{name} rows")
+            axes.vlines(x, low, high, color=colours[COLOURS[name]], linewidth=1.6)
+            axes.plot(x, mean, "o-", color=colours[COLOURS[name]], linewidth=1.0, markersize=6, label=f"{name} rows")
         axes.set_xlabel("mean p of the checkpoint on the task", color=colours["text"])
         axes.set_ylabel(f"exact match, points:\n{SECOND} minus {FIRST}", color=colours["text"])
         axes.tick_params(colors=colours["text"], labelsize=8)

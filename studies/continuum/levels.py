@@ -9,22 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml  # type: ignore[import-untyped]
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_sft.cli.compare.identity import common_facts, model_digest
-from lightning_sft.cli.lightning_cli import SFTCLI
-from lightning_sft.compare.result import Point, RunResult
+from lightning_sft.compare.result import Point
 from lightning_sft.errors import UserError
 from lightning_sft.export.folder import write_folder
-from lightning_sft.files import write_text
-from studies.cells import Cell, processor
+from studies.cells import Cell
+from studies.checkpoints import fit, level_cell
 from studies.continuum.design import BOTTOM, FIRST, LEVELS, STUDY, common, source
 
-STAGE, SEED = "levels", 1
+SEED = 1
 #: optimizer steps between two looks at the mean p, and the most steps until the level is reached
 LOOK, MOST = 2, 2000
 #: rows that the mean p is read from
@@ -93,26 +89,6 @@ class _Way(Callback):
         self.points.append(Point(trainer.global_step, 0, 0.0, read))
 
 
-class _LevelCLI(SFTCLI):
-    """A fit without checkpoints on its way: the model is written at its end.
-
-    Args:
-        args: of the command line.
-        way: is told of every validation.
-    """
-
-    def __init__(self, args: list[str], way: _Way) -> None:
-        self.way = way
-        super().__init__(args)
-
-    @override
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        trainer = super().instantiate_trainer(**kwargs)
-        kept = [c for c in trainer.callbacks if not isinstance(c, Checkpoint)]  # type: ignore[attr-defined]
-        trainer.callbacks = [self.way, *kept]  # type: ignore[attr-defined]
-        return trainer
-
-
 def make_level(
     task: str, level: str, start: str, folder: Path, commit: str | None, small: Mapping[str, Any] | None = None
 ) -> Cell:
@@ -131,11 +107,8 @@ def make_level(
     """
     target, since = {**LEVELS, **(small or {}).get("targets", {})}[level], time.perf_counter()
     content = settings(task, target, start, small)
-    work = folder.with_name(f"{folder.name} under way")
-    content["trainer"]["default_root_dir"] = str(work)
-    write_text(work / "config.yaml", str(yaml.safe_dump(content, sort_keys=False)))
     way = _Way(target, f"{task}, {level}")
-    cli = _LevelCLI(["fit", f"--config={work / 'config.yaml'}"], way)
+    cli = fit(content, folder.with_name(f"{folder.name} under way"), way)
     trainer, module = cli.trainer, cli.model
     mean_p = float(trainer.callback_metrics["val/mean_p"])
     if mean_p < target:
@@ -143,25 +116,8 @@ def make_level(
     bottom = float(_probabilities(module, trainer).quantile(BOTTOM / 100))
     last = way.points[-1]
     write_folder(module, folder)
-    wall = time.perf_counter() - since
-    device = str(trainer.strategy.root_device)
-    facts = {**common_facts(torch.device("cpu")), "model": model_digest(str(folder), None), "start": start_name(start)}
-    end = replace(last, values={**last.values, f"p at {BOTTOM}%": bottom})
-    curve = (*way.points[:-1], end)
-    named = f"level {task} {level}"
-    result = RunResult("", named, "finished", curve=curve, steps=trainer.global_step, wall_seconds=wall, device=device)
-    content["model"]["model_name_or_path"] = start_name(start)
-    content["trainer"].pop("default_root_dir")
-    rate = float(content["model"]["optimizer"]["init_args"]["lr"])
-    block = f"{task}, {level}"
-    return Cell(
-        STUDY, STAGE, block, "level", 0, FIRST, rate, SEED, None, commit, content, facts, processor(), result.plain()
-    )
-
-
-def start_name(start: str) -> str:
-    """Return a start without where on this machine it lies."""
-    return start if "://" in start else Path(start).name
+    curve = (*way.points[:-1], replace(last, values={**last.values, f"p at {BOTTOM}%": bottom}))
+    return level_cell(STUDY, f"{task}, {level}", FIRST, content, curve, trainer, folder, start, commit, since)
 
 
 @torch.no_grad()

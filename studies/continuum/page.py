@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_sft.files import write_text
-from lightning_sft.sweep.intervals import Interval
 from studies.cells import Cell, require_one_version
 from studies.continuum import analysis
 from studies.continuum.design import FIRST, HYPOTHESES, JUDGED, MARGIN, REGISTERED, RULES, SECOND, STAGES, STEPS
 from studies.continuum.figure import draw
+from studies.findings import judged
 from studies.registration import Registration
+from studies.tables import NOT_RUN, cell_text, points, table
 
-NOT_RUN = "not run"
 HEAD = "<!-- written by `python -m studies.continuum page` from the cells in data/continuum; edit nothing here -->"
 
 
@@ -69,29 +69,12 @@ def sentences(cells: Sequence[Cell]) -> list[str]:
             f"Of {total} paired comparisons that answer this, {done} have been run, so nothing is said here yet.",
             "Hypotheses, outcome and decision rule stand below.",
         ]
-    one = ", ".join(f"{name} is {v.verdict} ({_points(v.finding.difference)})" for name, v in verdicts.items())
+    one = ", ".join(f"{name} is {v.verdict} ({points(v.finding.difference)})" for name, v in verdicts.items())
     cross = analysis.block_crossing(cells, STAGES["confirmatory"], "sums", True)
     third = "Where the sign changes is not fitted: fewer than two levels are complete."
     if cross is not None:
         third = f"Under noise, the sign of the difference changes at mean p {_place(cross)}."
     return [asked, f"{one[0].upper()}{one[1:]}.", third]
-
-
-def _points(difference: Interval | None, *, percent: bool = True) -> str:
-    if difference is None:
-        return NOT_RUN
-    scale = 100 if percent else 1
-    text = f"{scale * difference.mean:+.1f}"
-    if difference.low is None or difference.high is None:
-        return text
-    return f"{text} [{scale * difference.low:+.1f}, {scale * difference.high:+.1f}]"
-
-
-def _cell(one: analysis.Finding) -> str:
-    """Return a finding for a table; of an incomplete one, how much of it has run."""
-    if one.complete:
-        return _points(one.difference)
-    return NOT_RUN if not one.values else f"{len(one.values)} of {one.expected} run"
 
 
 def _place(cross: analysis.Crossing) -> str:
@@ -100,22 +83,17 @@ def _place(cross: analysis.Crossing) -> str:
     return f"{cross.at:.2f} [{cross.low:.2f}, {cross.high:.2f}]"
 
 
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heading, ["---"] * len(heading), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _hypotheses(cells: Sequence[Cell]) -> str:
     verdicts = analysis.hypotheses(cells, STAGES["confirmatory"])
     rows = [
-        [v.name, HYPOTHESES[v.name], _cell(v.finding), "-" if v.p_holm is None else f"{v.p_holm:.4f}", v.verdict]
+        [v.name, HYPOTHESES[v.name], cell_text(v.finding), "-" if v.p_holm is None else f"{v.p_holm:.4f}", v.verdict]
         for v in verdicts
     ]
     again = analysis.repeated(cells, STAGES["second_task"])
     p = "-" if again.p_holm is None else f"{again.p_holm:.4f}, alone"
-    rows.append(["H1 again", "the same on another task (sorting)", _cell(again.finding), p, again.verdict])
+    rows.append(["H1 again", "the same on another task (sorting)", cell_text(again.finding), p, again.verdict])
     told = f"D is the exact match of {SECOND} minus that of {FIRST}, in points, with 95% t-intervals over replicates."
-    return f"## Hypotheses\n\n{told}\n\n{_table(['', 'hypothesis', 'difference', 'p (Holm)', 'verdict'], rows)}"
+    return f"## Hypotheses\n\n{told}\n\n{table(['', 'hypothesis', 'difference', 'p (Holm)', 'verdict'], rows)}"
 
 
 def _blocks(cells: Sequence[Cell]) -> str:
@@ -129,8 +107,8 @@ def _blocks(cells: Sequence[Cell]) -> str:
             diverged = sum(row.diverged.values())
             rows.append(
                 [
-                    name, row.block, "-" if place is None else f"{place:.3f}", *means, _cell(row.exact),
-                    _cell(row.sampled), _cell(row.controlled), str(diverged) if whole else "-",
+                    name, row.block, "-" if place is None else f"{place:.3f}", *means, cell_text(row.exact),
+                    cell_text(row.sampled), cell_text(row.controlled), str(diverged) if whole else "-",
                 ]
             )  # fmt: skip
     told = (
@@ -139,7 +117,7 @@ def _blocks(cells: Sequence[Cell]) -> str:
         "Pilot rows are no evidence."
     )
     heading = ["stage", "block", "mean p", FIRST, SECOND, "D", "D of pass@1", f"the same, {FIRST} tempered", "diverged"]
-    return f"## Both arms\n\n{told}\n\n{_table(heading, rows)}"
+    return f"## Both arms\n\n{told}\n\n{table(heading, rows)}"
 
 
 def _crossings(cells: Sequence[Cell]) -> str:
@@ -148,7 +126,7 @@ def _crossings(cells: Sequence[Cell]) -> str:
         cross = analysis.block_crossing(cells, STAGES["confirmatory"], "sums", noisy)
         rows.append(["noisy" if noisy else "clean", NOT_RUN if cross is None else _place(cross)])
     told = "Mean p at which a line through D over the levels crosses 0, with Fieller's 95% interval over replicates."
-    return f"## Where the sign changes\n\n{told}\n\n{_table(['rows', 'crossing'], rows)}"
+    return f"## Where the sign changes\n\n{told}\n\n{table(['rows', 'crossing'], rows)}"
 
 
 def _exploratory(cells: Sequence[Cell]) -> str:
@@ -161,29 +139,29 @@ def _exploratory(cells: Sequence[Cell]) -> str:
         for row in arms:
             p = "-" if row.p_holm is None else f"{row.p_holm:.4f}"
             mean = f"{100 * row.mean:.1f}" if row.mean is not None and row.finding.complete else "-"
-            rows.append([block.name, row.arm, mean, _cell(row.finding), p])
+            rows.append([block.name, row.arm, mean, cell_text(row.finding), p])
     heading = ["block", "arm", "exact match", f"minus {FIRST}", "p (Holm in the block)"]
     told = "Exploratory: no hypothesis was registered for these arms."
-    return f"## Other exponents, thresholds and objectives\n\n{told}\n\n{_table(heading, rows)}"
+    return f"## Other exponents, thresholds and objectives\n\n{told}\n\n{table(heading, rows)}"
 
 
 def _rules(cells: Sequence[Cell]) -> str:
     rows = []
     for one in analysis.regrets(cells, STAGES["rules"], RULES):
         passes = NOT_RUN if one.passes is None else "within the margin" if one.passes else "not shown to be"
-        rows.append([one.rule, f"always {one.constant}", _cell(one.finding), passes])
+        rows.append([one.rule, f"always {one.constant}", cell_text(one.finding), passes])
     told = (
         f"Exact match of always taking one objective minus the rule's, mean over {len(STAGES['rules'].blocks)} unseen "
         "pairs of task and checkpoint; the rule is not inferior where the upper end is below "
         f"{100 * MARGIN:.0f} points."
     )
-    return f"## Rules that choose by themselves\n\n{told}\n\n{_table(['rule', 'against', 'regret', 'verdict'], rows)}"
+    return f"## Rules that choose by themselves\n\n{told}\n\n{table(['rule', 'against', 'regret', 'verdict'], rows)}"
 
 
 def _costs(cells: Sequence[Cell]) -> str:
     stage, rows = STAGES["confirmatory"], []
     for block in stage.blocks:
-        runs = analysis.judged(cells, stage.name, block.name)
+        runs = judged(cells, stage.name, block.name)
         for arm in stage.arms:
             done = runs.get(arm, {})
             if len(done) < stage.replicates:
@@ -201,7 +179,7 @@ def _costs(cells: Sequence[Cell]) -> str:
     )
     if machines:
         told += f" Cells by processor: {', '.join(f'{name}: {count}' for name, count in machines.items())}."
-    return f"## What it costs\n\n{told}\n\n{_table(heading, rows)}"
+    return f"## What it costs\n\n{told}\n\n{table(heading, rows)}"
 
 
 def _design(cells: Sequence[Cell], registration: Registration | None, root: Path) -> str:
@@ -240,10 +218,10 @@ def _not_done(cells: Sequence[Cell]) -> str:
     lines = []
     for verdict in analysis.hypotheses(cells, STAGES["confirmatory"]):
         if verdict.verdict in ("undecided", "contradicted"):
-            lines.append(f"- {verdict.name} is {verdict.verdict}: {_points(verdict.finding.difference)} points.")
+            lines.append(f"- {verdict.name} is {verdict.verdict}: {points(verdict.finding.difference)} points.")
     again = analysis.repeated(cells, STAGES["second_task"])
     if again.verdict in ("undecided", "contradicted"):
-        lines.append(f"- H1 on the second task is {again.verdict}: {_points(again.finding.difference)} points.")
+        lines.append(f"- H1 on the second task is {again.verdict}: {points(again.finding.difference)} points.")
     for one in analysis.regrets(cells, STAGES["rules"], RULES):
         if one.passes is False:
             lines.append(f"- {one.rule} is not shown to be within the margin of always {one.constant}.")

@@ -6,15 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_sft.cli.compare.trial import run_apart
 from lightning_sft.compare.design import RunSpec
-from lightning_sft.compare.result import RunResult
 from lightning_sft.files import remove_leftovers
-from lightning_sft.sweep.intervals import interval
-from studies.cells import Cell, processor, read_cells
-from studies.continuum.analysis import judged, scores
+from studies.again import compared
+from studies.cells import Cell, read_cells
 from studies.continuum.design import FIRST, MODEL, SAMPLED, SCORE, STAGES, Block
 from studies.continuum.runs import Study
+from studies.findings import judged, scores
 from studies.side_by_side import prepare_processes
 
 #: the cell, by its block; of the confirmatory runs, or of the pilot while there are none
@@ -65,39 +63,8 @@ def run_small(
     design = study.design(stage, BLOCK, cell.registered)
     kind: Any = cell.kind
     spec = RunSpec(kind, cell.replicate, cell.arm, cell.rate)
-    result = run_apart(design, spec, work / "runs" / design.digest_of(spec))
-    there = scores(judged(stored, cell.stage, BLOCK.name), FIRST)
-    lines, same = compared(cell, result, list(there.values()))
+    result = study.run(design, spec)
+    there = scores(judged(stored, cell.stage, BLOCK.name), FIRST, SCORE)
+    lines, same = compared(cell, result, list(there.values()), (SCORE, SAMPLED))
     say("\n".join(lines))
     return same
-
-
-def compared(cell: Cell, result: RunResult, replicates: Sequence[float]) -> tuple[list[str], bool]:
-    """Return lines that set a run beside its stored cell, and whether it was reproduced.
-
-    On the same processor the readings must agree to the digits that are printed. On another one the exact match must
-    lie within the interval for one more run of the arm's replicates, which is as far as rounding may take a run.
-
-    Args:
-        cell: as it is stored.
-        result: of the same run on this machine.
-        replicates: exact match of the arm in all replicates that are there.
-    """
-    lines = [f"{cell.file}, stored from {cell.processor} ({cell.version}):"]
-    agree = True
-    for key in (SCORE, SAMPLED):
-        a, b = (f"{r.score(key):.4f}" for r in (cell.run, result))
-        lines.append(f"  {key}: stored {a}, here {b}")
-        agree &= a == b
-    if processor() == cell.processor or len(replicates) < 2:
-        lines.append(f"  {'reproduced' if agree else 'NOT reproduced'} to the digits printed")
-        return lines, agree
-    wide = interval(replicates)
-    assert wide.high is not None
-    half = (wide.high - wide.mean) * (len(replicates) + 1) ** 0.5  # of one more run, not of the mean
-    inside = abs(result.score(SCORE) - wide.mean) <= half
-    lines.append(
-        f"  on another processor ({processor()}): {'within' if inside else 'NOT within'} "
-        f"{wide.mean:.4f} ± {half:.4f}, the interval for one more replicate"
-    )
-    return lines, inside

@@ -7,7 +7,8 @@ import pytest
 
 from lightning_sft.errors import UserError
 from studies.continuum import analysis
-from studies.continuum.design import FIRST, RULES, SECOND, STAGES, Block
+from studies.continuum.design import FIRST, RULES, SCORE, SECOND, STAGES, Block
+from studies.findings import differences, judged
 from tests.studies.worlds import cell, level_cells, result, simulated
 
 MAIN = STAGES["confirmatory"]
@@ -74,7 +75,7 @@ def test_a_diverged_run_counts_as_nothing_right() -> None:
     block = MAIN.blocks[0]
     cells = [cell(MAIN.name, block.name, FIRST, 0, 0.5)]
     cells.append(cell(MAIN.name, block.name, SECOND, 0, 0.0, result=result(0.9, "diverged").plain()))
-    assert analysis.differences(analysis.judged(cells, MAIN.name, block.name)) == {0: -0.5}
+    assert differences(judged(cells, MAIN.name, block.name), SCORE, SECOND, FIRST) == {0: -0.5}
     assert analysis.block_row(cells, MAIN, block).diverged == {FIRST: 0, SECOND: 1}
 
 
@@ -90,7 +91,7 @@ def test_one_arm_judged_at_two_rates_is_refused() -> None:
     block = MAIN.blocks[0].name
     cells = [cell(MAIN.name, block, FIRST, 0, 0.5), cell(MAIN.name, block, FIRST, 1, 0.5, rate=3e-5)]
     with pytest.raises(UserError, match=r"judge one arm at two rates"):
-        analysis.judged(cells, MAIN.name, block)
+        judged(cells, MAIN.name, block)
 
 
 def test_the_crossing_is_where_the_planted_line_is_zero() -> None:

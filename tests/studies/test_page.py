@@ -8,10 +8,12 @@ import pytest
 
 from lightning_sft.errors import UserError
 from studies.cells import read_cells, write_cell
-from studies.continuum.__main__ import least_runs, main
+from studies.command import least_runs
+from studies.continuum.__main__ import PROGRAM
 from studies.continuum.design import FIRST, SECOND, STAGES
-from studies.continuum.page import NOT_RUN, sentences, write_page
+from studies.continuum.page import sentences, write_page
 from studies.registration import FILE, Registration, has_history, registered
+from studies.tables import NOT_RUN
 from tests.studies.test_analysis import planted
 from tests.studies.worlds import cell, simulated
 
@@ -115,14 +117,14 @@ def test_the_program_says_what_to_mend(tmp_path: Path, capsys: pytest.CaptureFix
     path = write_cell(tmp_path / "cells", cell("pilot", "b", FIRST, 0, 0.25))
     path.write_text(path.read_text().replace('"seed": 7', '"seed": 8'))
     with pytest.raises(SystemExit) as stop:
-        main(["page", f"--cells={tmp_path / 'cells'}", f"--page={tmp_path / 'docs/studies/page.md'}"])
+        PROGRAM.main(["page", f"--cells={tmp_path / 'cells'}", f"--page={tmp_path / 'docs/studies/page.md'}"])
     assert stop.value.code == 2
     assert "was edited" in capsys.readouterr().err
 
 
 def test_status_says_what_is_left_and_how_long_it_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_cell(tmp_path, cell("pilot", "b", FIRST, 0, 0.25))
-    main(["status", f"--cells={tmp_path}"])
+    PROGRAM.main(["status", f"--cells={tmp_path}"])
     printed = capsys.readouterr().out
     assert "registered: nothing" in printed
     assert "pilot: 1 cells, at least 56 in all, 0.1 hours for the rest" in printed
@@ -132,14 +134,14 @@ def test_status_says_what_is_left_and_how_long_it_takes(tmp_path: Path, capsys: 
 def test_registered_stages_do_not_run_by_scripts_that_changed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from studies.continuum import __main__ as program
+    from studies import command
     from studies.continuum.runs import Study
 
     monkeypatch.setattr(Study, "run_stage", lambda self, stage, commit: print(f"runs {stage.name}"))
     scripts = {"studies/continuum/design.py": "another digest"}
-    monkeypatch.setattr(program, "registered", lambda *_: Registration("c0ffee", {"scripts": scripts}))
+    monkeypatch.setattr(command, "registered", lambda *_: Registration("c0ffee", {"scripts": scripts}))
     with pytest.raises(SystemExit):
-        main(["run", f"--cells={tmp_path / 'cells'}", f"--page={tmp_path / 'docs/studies/page.md'}"])
+        PROGRAM.main(["run", f"--cells={tmp_path / 'cells'}", f"--page={tmp_path / 'docs/studies/page.md'}"])
     printed = capsys.readouterr()
     assert printed.out == "runs pilot\n"
     assert "studies/continuum/design.py changed after they were registered" in printed.err
@@ -152,7 +154,7 @@ def test_waiting_stages_are_named_and_start_nothing(
     from studies.continuum.runs import Study
 
     monkeypatch.setattr(Study, "run_stage", lambda self, stage, commit: print(f"runs {stage.name}"))
-    main(["run", f"--cells={tmp_path / 'cells'}", f"--page={tmp_path / 'docs/studies/page.md'}"])
+    PROGRAM.main(["run", f"--cells={tmp_path / 'cells'}", f"--page={tmp_path / 'docs/studies/page.md'}"])
     printed = capsys.readouterr().out
     assert "runs pilot" in printed
     assert "runs confirmatory" not in printed

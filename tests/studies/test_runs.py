@@ -16,13 +16,16 @@ from lightning_sft.compare.rates import RateSearch
 from lightning_sft.compare.result import RunResult
 from lightning_sft.errors import UserError
 from lightning_sft.files import write_text
-from studies.cells import read_cells, write_cell
-from studies.continuum import runs, small
-from studies.continuum.design import FIRST, SCORE, SECOND, STAGES, Block
+from studies import study as study_module
+from studies.again import compared
+from studies.cells import processor, read_cells, write_cell
+from studies.continuum import small
+from studies.continuum.design import FIRST, SAMPLED, SCORE, SECOND, STAGES, Block
 from studies.continuum.runs import Study
 from studies.side_by_side import run_missing
 from tests.studies.worlds import result
 
+KEYS = (SCORE, SAMPLED)
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"steps": 4, "look": 2, "rows": 4, "judged": 20, "curve": 8, "levels": 64, "most": 200, "probe": 20,
          "rate": 3e-3, "targets": {"weak": 0.05, "strong": 0.1}}  # fmt: skip
@@ -47,8 +50,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
         asked.append(spec)
         return at_rate(design, spec)
 
-    monkeypatch.setattr(runs, "run_apart", run)
-    monkeypatch.setattr(small, "run_apart", run)
+    monkeypatch.setattr(study_module, "run_apart", run)
     return asked
 
 
@@ -134,13 +136,13 @@ def test_a_run_again_that_differs_is_said() -> None:
     from tests.studies.worlds import cell
 
     stored = cell("pilot", small.BLOCK.name, FIRST, 0, 0.5)
-    lines, same = small.compared(replace(stored, processor=small.processor()), result(0.5001), [0.5, 0.6])
+    lines, same = compared(replace(stored, processor=processor()), result(0.5001), [0.5, 0.6], KEYS)
     assert not same
     assert "NOT reproduced" in lines[-1]
-    lines, same = small.compared(stored, result(0.56), [0.5, 0.6])
+    lines, same = compared(stored, result(0.56), [0.5, 0.6], KEYS)
     assert same
     assert "on another processor" in lines[-1]
-    assert not small.compared(stored, result(0.0), [0.5, 0.501, 0.502])[1]
+    assert not compared(stored, result(0.0), [0.5, 0.501, 0.502], KEYS)[1]
 
 
 def test_no_cell_to_run_again(study: Study) -> None:

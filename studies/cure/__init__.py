@@ -1,0 +1,1 @@
+"""The cure study: what makes a rare word overtake its near-synonym at equal collateral."""

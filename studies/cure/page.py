@@ -1,0 +1,219 @@
+"""The page of the study, written from its cells alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_sft.files import write_text
+from studies.cells import Cell, require_one_version
+from studies.cure import adapted, analysis
+from studies.cure.design import (
+    ADAPT_STEPS,
+    ARMS,
+    CONTROL,
+    CURE,
+    FIRST,
+    HYPOTHESES,
+    MARGIN,
+    REGISTERED,
+    ROWS,
+    STAGES,
+    WEIGHT,
+    Block,
+)
+from studies.cure.figure import draw
+from studies.findings import judged
+from studies.registration import Registration
+from studies.tables import NOT_RUN, cell_text, points, table
+
+HEAD = "<!-- written by `python -m studies.cure page` from the cells in data/cure; edit nothing here -->"
+MAIN = STAGES["confirmatory"]
+
+
+def write_page(page: Path, figures: Path, cells: Sequence[Cell], registration: Registration | None, root: Path) -> None:
+    """Write page and figures.
+
+    Args:
+        page: its file.
+        figures: folder of figures.
+        cells: of the study.
+        registration: what is registered; None before it is.
+        root: of the checkout, to see whether registered scripts were changed.
+
+    Raises:
+        UserError: cells of two versions of the package in one stage.
+    """
+    require_one_version(cells)
+    files = draw(cells, MAIN, figures)
+    shown = [
+        f"![Unseen sentences with the right word ahead, by arm]({Path('..') / f.relative_to(page.parent.parent)}"
+        f"#only-{f.stem})"
+        for f in files
+    ]
+    parts = [
+        f"{HEAD}\n\n# What makes a rare word overtake its near-synonym?",
+        " ".join(sentences(cells)),
+        "\n".join(shown) or "There is no figure yet: no density of the confirmatory runs is complete.",
+        _hypotheses(cells),
+        *(_arms(cells, name, block) for name, stage in STAGES.items() for block in stage.blocks),
+        _costs(cells),
+        _design(cells, registration, root),
+        _not_done(cells),
+    ]
+    write_text(page, "\n\n".join(parts) + "\n")
+
+
+def sentences(cells: Sequence[Cell]) -> list[str]:
+    """Return three sentences for someone in a hurry; of what is not complete they say only that."""
+    asked = (
+        "A house style asks for a rarer word where the model prefers its near-synonym, and few tokens of the training "
+        "text say so: which change of the objective lets the right word overtake, at equal collateral on other text?"
+    )
+    claims = {block.name: analysis.claim(analysis.hypotheses(cells, MAIN, block)) for block in MAIN.blocks}
+    if all(claim.startswith("nothing yet") for claim in claims.values()):
+        want = len(MAIN.blocks) * len(MAIN.arms) * MAIN.replicates
+        have = len([c for c in cells if c.stage == MAIN.name and c.kind == "judged"])
+        return [
+            asked,
+            f"Of {want} judged runs that answer this, {have} are there, so nothing is said here yet.",
+            "Hypotheses, outcome and decision rule stand below.",
+        ]
+    told = "; ".join(f"{name}: {claim}" for name, claim in claims.items())
+    differences = [
+        f"{v.name} {v.verdict}, {points(v.finding.difference)} points ({block.name})"
+        for block in MAIN.blocks
+        for v in analysis.hypotheses(cells, MAIN, block)
+        if v.verdict != "not complete"
+    ]
+    return [asked, f"{told[0].upper()}{told[1:]}.", f"Share of unseen sentences, {CURE}: {'; '.join(differences)}."]
+
+
+def _hypotheses(cells: Sequence[Cell]) -> str:
+    rows = []
+    for block in MAIN.blocks:
+        for v in analysis.hypotheses(cells, MAIN, block):
+            p = "-" if v.p_holm is None else f"{v.p_holm:.4f}"
+            verdict = f"{v.verdict} ({v.why})" if v.why else v.verdict
+            rows.append([block.name, v.name, f"{CURE} minus {v.against}", cell_text(v.finding), p, verdict])
+    told = (
+        "Share of unseen sentences with the right word ahead, differences in points with 95% t-intervals over "
+        "replicates."
+    )
+    heading = ["density", "", "difference", "points", "p (Holm)", "verdict"]
+    return f"## Hypotheses\n\n{told}\n\n{table(heading, rows)}"
+
+
+def _arms(cells: Sequence[Cell], name: str, block: Block) -> str:
+    stage, rows = STAGES[name], []
+    for arm in ARMS:
+        row = analysis.arm_row(cells, stage, block, arm)
+        if not row.readings:
+            done = len(row.minus_first.values)
+            rows.append([arm, "-", f"{done} of {stage.replicates} run" if done else NOT_RUN, *["-"] * 7])
+            continue
+        values = row.readings
+        equal = {True: "yes", False: "no", None: "-"}[row.at_equal_collateral]
+        shares = [f"{100 * values[key]:.1f}" for key in ("style/first", "style/flipped", "style/untouched_ahead")]
+        rows.append(
+            [
+                arm, f"{row.rate:.3g}", f"{100 * values[analysis.AHEAD]:.1f}",
+                "-" if arm == FIRST else cell_text(row.minus_first), *shares, f"{values['style/margin']:+.2f}",
+                "-" if arm == CONTROL else cell_text(row.collateral), equal if arm != CONTROL else "-",
+            ]
+        )  # fmt: skip
+    heading = [
+        "arm", "rate", "ahead, %", f"minus {FIRST}", "first of all, %", "flipped, %", "untouched pairs ahead, %",
+        "margin, nats", "collateral, %", "equal",
+    ]  # fmt: skip
+    word = "Pilot, which is no evidence" if name == "pilot" else "Confirmatory"
+    return f"## {word}: {block.density}\n\n{table(heading, rows)}"
+
+
+def _costs(cells: Sequence[Cell]) -> str:
+    rows = []
+    for block in MAIN.blocks:
+        runs = judged(cells, MAIN.name, block.name)
+        for arm in MAIN.arms:
+            done = runs.get(arm, {})
+            if len(done) < MAIN.replicates:
+                rows.append([block.name, arm, NOT_RUN, "-", "-"])
+                continue
+            seconds = statistics.fmean(r.seconds for r in done.values())
+            tokens = statistics.fmean(r.tokens for r in done.values())
+            drift = statistics.fmean(r.readings.get("drift/general/kl", float("nan")) for r in done.values())
+            rows.append([block.name, arm, f"{seconds:.0f}", f"{tokens:.0f}", f"{drift:.4f}"])
+    machines = Counter(cell.processor for cell in cells)
+    told = (
+        "Seconds are those of training steps, two runs side by side with one thread each; drift is the KL divergence "
+        "from the start on general sentences, nats per token."
+    )
+    if machines:
+        told += f" Cells by processor: {', '.join(f'{name}: {count}' for name, count in machines.items())}."
+    return f"## What it costs\n\n{told}\n\n{table(['density', 'arm', 'seconds', 'tokens', 'drift'], rows)}"
+
+
+def _design(cells: Sequence[Cell], registration: Registration | None, root: Path) -> str:
+    if registration is None:
+        registered = "Nothing is registered yet, and no confirmatory run can start."
+    else:
+        registered = f"Registered by the commit `{registration.commit}`, from whose hash confirmatory seeds follow."
+        if changed := registration.changed(root):
+            registered += f" **Changed since then: {', '.join(f'`{name}`' for name in changed)}.**"
+    level = next((c for c in cells if c.kind == "level" and c.block == adapted.BLOCK), None)
+    start = "The checkpoint is not made yet."
+    if level is not None:
+        read = level.run.readings
+        start = (
+            f"It starts with the right word ahead in {100 * read[adapted.AHEAD]:.1f}% of sentences of design pairs; "
+            f"the weight that gives NLL the margin's gradient is {read[adapted.MATCHED]:.2f}."
+        )
+    blocks = "; ".join(
+        f"{block.name}: {block.contexts} sentences of each of 60 pairs among {block.steps * ROWS} rows, {block.steps} "
+        "steps"
+        for block in MAIN.blocks
+    )
+    versions = sorted({f"{cell.stage}: {cell.version}" for cell in cells})
+    return "\n\n".join(
+        [
+            "## Design",
+            registered,
+            "One model (SmolLM2-135M-Instruct, all weights trained, float32), example sentences of WordNet 3.0. In "
+            "each sentence that is made contested, a word is replaced by a rarer near-synonym that shares a synset, "
+            "so the rarer word is right by construction; all other rows have no word of any pair. "
+            f"{blocks}. Before any run the model is fine-tuned to other sentences as they are ({ADAPT_STEPS} steps). "
+            f"{start}",
+            f"Arms: {FIRST}; {FIRST} with a weight on the replaced words; {FIRST} with those sentences repeated; NLL "
+            f"plus {WEIGHT:g} times a hinge at a margin of {MARGIN:g} nats on the replaced words, over the strongest "
+            "competitor, over the word that was replaced, or, as a placebo, over a word of another pair; and a "
+            "control run on the same sentences without replacements.",
+            f"Primary outcome: {REGISTERED['primary outcome']}",
+            f"Collateral: {REGISTERED['collateral']}",
+            f"Decision rule: {REGISTERED['decision rule']}",
+            f"Claim: {REGISTERED['claim']}",
+            f"Rates: {REGISTERED['rates']}",
+            f"Weight: {REGISTERED['weighted']}",
+            "Hypotheses: " + " ".join(f"{name}: {text}" for name, text in HYPOTHESES.items()),
+            "What the intervals cover: pairs, sentences, order. What they do not: another model, other text, another "
+            "length of training, near-synonyms of more than one token. The phenomenon is that of arXiv 2606.07559, "
+            "of which only the abstract was at hand; the study is ours.",
+            f"Cells were run by: {'; '.join(versions) or 'none yet'}.",
+        ]
+    )
+
+
+def _not_done(cells: Sequence[Cell]) -> str:
+    lines = []
+    for block in MAIN.blocks:
+        for v in analysis.hypotheses(cells, MAIN, block):
+            if v.verdict in ("undecided", "contradicted"):
+                why = f" ({v.why})" if v.why else ""
+                lines.append(f"- {block.name}, {v.name}: {v.verdict}{why}, {points(v.finding.difference)} points.")
+    for name, stage in STAGES.items():
+        want = len(stage.blocks) * len(stage.arms) * stage.replicates
+        have = len([cell for cell in cells if cell.stage == name and cell.kind == "judged"])
+        if have < want:
+            lines.append(f"- {name}: {have} of {want} judged runs are there.")
+    return "## What did not come out, and what has not run\n\n" + ("\n".join(lines) or "Everything has run.")

@@ -1,0 +1,33 @@
+"""Words and tables of studies' pages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning_sft.sweep.intervals import Interval
+from studies.findings import Finding
+
+NOT_RUN = "not run"
+
+
+def points(difference: Interval | None, digits: int = 1) -> str:
+    """Return a difference of shares with its interval, in percentage points."""
+    if difference is None:
+        return NOT_RUN
+    text = f"{100 * difference.mean:+.{digits}f}"
+    if difference.low is None or difference.high is None:
+        return text
+    return f"{text} [{100 * difference.low:+.{digits}f}, {100 * difference.high:+.{digits}f}]"
+
+
+def cell_text(one: Finding) -> str:
+    """Return a finding for a table; of an incomplete one, how much of it has run."""
+    if one.complete:
+        return points(one.difference)
+    return NOT_RUN if not one.values else f"{len(one.values)} of {one.expected} run"
+
+
+def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
