@@ -43,6 +43,7 @@ from studies.cure.page import sentences, write_page
 from studies.cure.reading import HouseStyle, by_pair
 from studies.cure.rows import Background, HouseRows, stranger_pairs, words_of
 from studies.cure.runs import Study, control_search
+from studies.cure.small import run_small
 from studies.cure.texts import Context, Pair, choose_pairs
 from studies.registration import Registration
 from tests.toys import save_toy, toy_tokenizer
@@ -280,6 +281,13 @@ def test_control_runs_come_first_and_bound_the_others(study: Study, monkeypatch:
     asked.clear()
     study.run_stage(STAGE)
     assert not asked, "all is there"
+
+    told: list[str] = []
+    assert run_small(ROOT, study.cells, study.work / "again", study.model, told.append, SMALL) is True
+    ((spec, config),) = asked
+    assert (spec.kind, spec.replicate, spec.arm) == ("judged", 0, FIRST)
+    assert "bound: 4.028" in config, "that of the stored control runs"
+    assert "reproduced to the digits printed" in told[-1]
 
 
 def test_the_controls_own_grid_decides_its_rate() -> None:
