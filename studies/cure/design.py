@@ -101,7 +101,9 @@ def objective_of(arm: str, pool: Pool, weight: float) -> dict[str, Any]:
         margin["pairs"] = [[pair.correct, pair.competitor] for pair in pairs() if pair.pool == pool]
     if arm == PLACEBO:
         margin["pairs"] = [[pair.correct, pair.competitor] for pair in stranger_pairs(pool)]
-    inner = {"class_path": "NLL"} if arm == WEIGHTED else {"class_path": "RunnerUpMargin", "init_args": margin}
+    inner: dict[str, Any] = (
+        {"class_path": "NLL"} if arm == WEIGHTED else {"class_path": "RunnerUpMargin", "init_args": margin}
+    )
     scale = float(f"{weight:.3g}") if arm == WEIGHTED else 1.0
     return {
         "class_path": "studies.cure.arms.OnWords",

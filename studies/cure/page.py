@@ -12,6 +12,7 @@ from studies.cells import Cell, require_one_version
 from studies.cure import adapted, analysis
 from studies.cure.design import (
     ADAPT_STEPS,
+    AHEAD,
     ARMS,
     CONTROL,
     CURE,
@@ -119,7 +120,7 @@ def _arms(cells: Sequence[Cell], name: str, block: Block) -> str:
         shares = [f"{100 * values[key]:.1f}" for key in ("style/first", "style/flipped", "style/untouched_ahead")]
         rows.append(
             [
-                arm, f"{row.rate:.3g}", f"{100 * values[analysis.AHEAD]:.1f}",
+                arm, f"{row.rate:.3g}", f"{100 * values[AHEAD]:.1f}",
                 "-" if arm == FIRST else cell_text(row.minus_first), *shares, f"{values['style/margin']:+.2f}",
                 "-" if arm == CONTROL else cell_text(row.collateral), equal if arm != CONTROL else "-",
             ]
