@@ -151,9 +151,11 @@ def arm_words(
         small: other numbers for a toy.
     """
     sizes = sizes_of(small)
-    more: dict[str, Any] = {CONTROL: {"replaced": False}, OVERSAMPLED: {"times": times_of(block, weight, sizes)}}.get(
-        arm, {}
-    )
+    more: dict[str, Any] = {}
+    if arm == CONTROL:
+        more["replaced"] = False
+    if arm == OVERSAMPLED:
+        more["times"] = times_of(block, weight, sizes)
     words = ["--arm", arm, f"model.objective={json.dumps(objective_of(arm, stage.pool, weight))}"]
     words.append(f"data.train={json.dumps(house(stage, sized(block, small), sizes, **more))}")
     words.append(f"trainer.callbacks={json.dumps(callbacks(None if arm == CONTROL else bound))}")

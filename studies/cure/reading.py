@@ -16,8 +16,6 @@ from lightning_sft.models.access import find_causal_lm, find_tokenizer
 from studies.cure.rows import HouseRows
 from studies.cure.texts import Context, Pair
 
-BACKGROUND = "val/background/nll"
-
 
 class HouseStyle(Callback):
     """Log at every validation how the run's own draw of unseen sentences stands, a mean over pairs.
@@ -38,6 +36,26 @@ class HouseStyle(Callback):
         self.bound = bound
         self.batch_size = batch_size
         self._start: list[float] | None = None
+        self._nll, self._count = 0.0, 0
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._nll, self._count = 0.0, 0
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        # the only validation rows of the study are background; the module logs their NLL only after this callback
+        logp: Tensor = outputs["scores"].logp
+        self._nll -= float(logp.double().sum())
+        self._count += len(logp)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -59,11 +77,17 @@ class HouseStyle(Callback):
         if self._start is not None:
             flipped = [float(now > before) for now, before in zip(ahead, self._start, strict=True)]
             values["flipped"] = by_pair(pairs, flipped)
-        nll = trainer.callback_metrics.get(BACKGROUND)
-        if nll is not None:
-            values["score"] = score(values["ahead"], float(nll), self.bound)
+        values["score"] = score(values["ahead"], self._nll / self._count, self.bound)
         known = {f"style/{key}": value for key, value in values.items() if not math.isnan(value)}
         pl_module.log_dict(known, batch_size=1)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"start": self._start}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._start = state_dict["start"]
 
     @torch.no_grad()
     def _read(self, pl_module: LightningModule, contexts: Sequence[Context]) -> tuple[list[float], list[float]]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lightning_sft.cli.compare.readings import Readings
 from lightning_sft.compare.design import Design, RunSpec
 from lightning_sft.compare.rates import RateSearch
 from lightning_sft.compare.result import Point, RunResult
@@ -230,6 +231,29 @@ def test_what_is_read_is_what_the_model_says_by_itself(world: None, folder: Path
         (other,) = tokenizer(f" {context.pair.competitor}", add_special_tokens=False).input_ids
         assert gap == pytest.approx(float(logits[right] - logits[other]), abs=1e-5)
         assert is_first == float(logits.argmax() == right)
+
+
+def test_a_run_logs_its_score_beside_the_background_that_lightning_logs(
+    world: None, folder: Path, tmp_path: Path
+) -> None:
+    from studies.checkpoints import fit
+
+    settings = run_settings(replace(STAGES["pilot"]), DENSE, str(folder), SMALL)
+    settings["trainer"]["callbacks"] = [
+        {"class_path": "studies.cure.reading.HouseStyle", "init_args": {"bound": 1.0}},
+        *settings["trainer"]["callbacks"][2:],
+    ]
+    readings = Readings(None)
+    cli = fit({**settings, "seed_everything": 1}, tmp_path, readings)
+    assert len(readings.points) == 3, "before the first step, on the way, at the end"
+    logged = dict(cli.trainer.callback_metrics)
+    nll = float(logged[BACKGROUND])
+    assert float(logged["style/score"]) == pytest.approx(1.0 - nll, rel=1e-6), "beyond the bound"
+    assert "style/flipped" in logged
+    (style,) = [c for c in cli.trainer.callbacks if isinstance(c, HouseStyle)]
+    other = HouseStyle()
+    other.load_state_dict(style.state_dict())
+    assert other._start == style._start is not None, "a run that goes on knows how it began"
 
 
 # ---------------------------------------------------------------------- runs
