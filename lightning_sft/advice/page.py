@@ -136,7 +136,7 @@ def _comparison(advice: Advice, cost: Cost | None) -> str:
 
     def lasts(fits: int) -> str:
         seconds = None if cost is None else cost.seconds
-        return "" if seconds is None else f", about {_duration(fits * seconds)} on this machine"
+        return "" if seconds is None else f", about {_duration(fits * seconds)} of training on this machine"
 
     return (
         f"It compares {usual.arms} objectives. Each searches for its own learning rate with {usual.trials} fits and is "
@@ -162,7 +162,7 @@ def _setup(setup: Setup) -> str:
     lines = {
         "model": f"{setup.model} ({setup.kind})",
         "parameters": f"{_count(setup.parameters)}, {how}; weights in {', '.join(setup.dtypes)}",
-        "objective": f"{setup.objective}, as configured",
+        "objective": setup.objective,
         "optimizer": f"{setup.optimizer}, learning rate {setup.rate:.2g} at its peak",
         "an optimizer step": step,
         "optimizer steps": steps,

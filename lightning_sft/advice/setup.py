@@ -22,7 +22,7 @@ class Setup:
         trained: those of them that train.
         dtypes: of the weights, the most frequent first.
         adapter: class of the adapter's configuration; None where all weights train.
-        objective: of the configuration, as Python writes it.
+        objective: of the configuration, in words.
         optimizer: class of the optimizer.
         rate: its learning rate at the peak.
         unit: what batches are counted in: ``"rows"``, or ``"packs"`` of rows.
@@ -80,6 +80,7 @@ def read_setup(trainer: Trainer, module: LightningModule, rate: float) -> Setup:
         name = str(parameter.dtype).removeprefix("torch.")
         sizes[name] = sizes.get(name, 0) + parameter.numel()
     adapter = getattr(settings, "adapter_config", None)
+    objective, auto = getattr(module, "objective", None), getattr(getattr(module, "auto", None), "asked", False)
     steps = trainer.estimated_stepping_batches
     datamodule: Any = getattr(trainer, "datamodule", None)
     batch_size = getattr(datamodule, "batch_size", None)
@@ -92,7 +93,7 @@ def read_setup(trainer: Trainer, module: LightningModule, rate: float) -> Setup:
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         dtypes=tuple(sorted(sizes, key=sizes.__getitem__, reverse=True)),
         adapter=None if adapter is None else type(adapter).__name__,
-        objective=str(getattr(module, "objective", None)),
+        objective=f"auto, which takes {objective}" if auto else f"{objective}, as configured",
         optimizer=type(trainer.optimizers[0]).__name__,
         rate=rate,
         unit="packs" if packs else "rows",
