@@ -107,8 +107,10 @@ def answer(verb: str, word: str = "") -> str:
 
 
 def has_help(verb: str) -> bool:
-    """Return whether the list knows the verb's options."""
-    return verb in LIGHTNING_VERBS or (verb in OWN_VERBS and bool(OWN_VERBS[verb].usage or verb in listing().verbs))
+    """Return whether the list knows the verb's options; verbs that take no settings of ``fit`` have their own help."""
+    own = OWN_VERBS.get(verb)
+    known = own is not None and bool(own.usage or (own.settings and verb in listing().verbs))
+    return verb in LIGHTNING_VERBS or known
 
 
 def _more(verb: str) -> list[str]:
