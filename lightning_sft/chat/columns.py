@@ -29,7 +29,9 @@ class Below:
             self._output.write(f"[{self._labels[index]}]\n")
 
     def write(self, text: str) -> None:
-        """Write a piece of the answer."""
+        """Write a piece of the answer; what steers a terminal does not reach one."""
+        if self._output.isatty():
+            text = "".join(char for char in text if char.isprintable() or char in "\n\t")
         self._output.write(text)
         self._output.flush()
 

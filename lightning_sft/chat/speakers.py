@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,15 +91,10 @@ class Speaker:
             UserError: the conversation has grown too long, or the chat template does not take the message.
         """
         ids = self.prompt(text)
-        with self._as_it_is():
+        with adapters_off(self.model.scorer) if self.without_adapters else nullcontext():
             answer = stream_answer(self.model.causal_lm, self.model.tokenizer, ids, write, **options)
         self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
         return answer
-
-    @contextmanager
-    def _as_it_is(self) -> Iterator[None]:
-        with adapters_off(self.model.scorer) if self.without_adapters else nullcontext():
-            yield
 
 
 def switches_off(tuned: FoundModel) -> bool:

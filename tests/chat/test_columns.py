@@ -71,6 +71,10 @@ def test_what_has_scrolled_away_is_not_overwritten() -> None:
 
 def test_escapes_of_an_answer_do_not_reach_the_terminal() -> None:
     assert shown("a\x1b[2Jb", "c")[1].startswith("a[2Jb")
+    screen, pipe = Screen(), io.StringIO()
+    for output in (screen, pipe):
+        Below(output, ["tuned"]).write("a\x1b[2J\tb\n")
+    assert (screen.getvalue(), pipe.getvalue()) == ("a[2J\tb\n", "a\x1b[2J\tb\n")
 
 
 def test_without_a_terminal_answers_stand_below_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
