@@ -72,6 +72,13 @@ FORBIDDEN = {
         "lightning_sft.figures",
     ),
     "audit": ("lightning_sft.module", "lightning_sft.callbacks", "lightning_sft.cli", "lightning_sft.sweep"),
+    "estimate": (
+        "lightning.",
+        "lightning_sft.module",
+        "lightning_sft.callbacks",
+        "lightning_sft.data",
+        "lightning_sft.cli",
+    ),
     "evaluation.py": (
         "lightning_sft.module",
         "lightning_sft.objectives",

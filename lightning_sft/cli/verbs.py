@@ -52,6 +52,12 @@ OWN_VERBS: dict[str, Verb] = {
         "workers of a comparison that several machines share, and its status",
     ),
     "configs": Verb("lightning_sft.cli.configs", "main", "list, show and copy the shipped configurations and recipes"),
+    "estimate": Verb(
+        "lightning_sft.cli.estimate",
+        "estimate",
+        "before anything is loaded: what a run will hold in memory, whether it fits, what to change first",
+        settings=True,
+    ),
     "export": Verb(
         "lightning_sft.export.folder",
         "main",

@@ -1,0 +1,128 @@
+"""A step tried without data allocates what the real one does; the same counter watches both."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from lightning_sft.estimate.head import head_allocations
+from lightning_sft.estimate.live import LiveMemory
+from lightning_sft.estimate.step import StepPlan, try_step
+from lightning_sft.head import HeadInput, Unembedding, fused_head
+from lightning_sft.head.sizes import Sizes
+from lightning_sft.models.build import ModelSettings, build_scorer
+from lightning_sft.objectives import ASFT, EAFT, NLL, Objective
+from tests.toys import SIZES, save_toy, toy_config
+
+ADAMW = partial(torch.optim.AdamW, lr=1e-3)
+
+
+def test_what_is_freed_counts_no_longer() -> None:
+    known = torch.zeros(1000)
+    with LiveMemory([known]) as live:
+        one = known * 2
+        assert (one.view(10, 100) + 0).numel() == 1000  # a view is nothing new, and the sum is gone
+        live.declare_gradient(one)
+        known.mul_(2)
+    assert (live.rest, live.gradients) == (0, 4000)
+    assert max(live.curve.values()) == 8000
+    del one
+    assert live.gradients == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("objective", [NLL(), EAFT()], ids=lambda o: o.reads)
+def test_the_head_allocates_what_the_fused_head_does(dtype: torch.dtype, frozen: bool, objective: Objective) -> None:
+    tokens, dim, vocab = 512, 64, 6000
+    sizes = Sizes(chunk=128, tile=1024, rows=vocab * 4 * 16)
+    hidden = torch.randn(tokens, dim).to(dtype).requires_grad_()
+    weight = torch.randn(vocab, dim).to(dtype).requires_grad_(not frozen)
+    targets = torch.randint(vocab, (tokens,))
+
+    def peak(loss: Any) -> int:
+        hidden.grad = weight.grad = None
+        with LiveMemory([hidden, weight, targets]) as live:
+            loss().backward()
+        return max(rest + gradients for gradients, rest in live.curve.items())
+
+    inputs = HeadInput(hidden, targets, largest_target=vocab - 1)
+    real = peak(lambda: fused_head(inputs, Unembedding(weight), objective, sizes).loss_sum)
+    ours = peak(lambda: head_allocations(hidden, weight, dtype, objective.reads, sizes))
+    assert ours == pytest.approx(real, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("llama", {}),
+        ("llama", {"gradient_checkpointing": True}),
+        ("gemma2", {"adapter": LoraConfig(r=4, target_modules="all-linear"), "dtype": "bfloat16"}),
+        ("gpt_neox", {"dtype": "bfloat16"}),
+        ("opt", {"adapter": LoraConfig(r=4, target_modules="all-linear"), "gradient_checkpointing": True}),
+    ],
+    ids=["full", "checkpointing", "LoRA, bfloat16", "full, bfloat16", "LoRA, checkpointing"],
+)
+def test_a_step_without_data_holds_what_a_real_one_does(kind: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    folder, rows, length = save_toy(tmp_path / "toy", kind, vocab_size=2000), 4, 128
+    given = ModelSettings(str(folder), init="random", **settings)
+    scorer = build_scorer(given, NLL(), 259)
+    ids = torch.randint(200, (rows, length))
+    batch = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
+    parameters = [*scorer.parameters(), *scorer.buffers()]
+    with LiveMemory(parameters) as live:
+        for parameter in scorer.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(lambda p: live.declare_gradient(p.grad))
+        scorer(batch, NLL()).loss_sum.backward()
+    real = max(rest + gradients for gradients, rest in live.curve.items())
+    plan = StepPlan(given, rows, length, optimizer=ADAMW)
+    ours = try_step(plan, toy_config(kind, vocab_size=2000))
+    assert ours.weights == sum(t.numel() * t.element_size() for t in parameters)
+    assert ours.moving() == pytest.approx(real, rel=0.12)
+    trained = [p for p in scorer.parameters() if p.requires_grad]
+    optimizer = ADAMW(trained)
+    optimizer.step()
+    held = sum(v.numel() * v.element_size() for s in optimizer.state.values() for v in s.values())
+    assert ours.states == held
+
+
+def test_gradients_of_earlier_micro_batches_are_there_throughout() -> None:
+    config, settings = toy_config(), ModelSettings("x")
+    once, again = (try_step(StepPlan(settings, 2, 64, ADAMW, accumulates=two), config) for two in (False, True))
+    assert again.moving() >= once.moving()
+    assert again.moving() == max(again.curve)[1] + again.trained
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "numbers"),
+    [(torch.optim.SGD, 0), (partial(torch.optim.SGD, momentum=0.9), 1), (torch.optim.AdamW, 2)],
+)
+def test_states_are_those_of_the_optimizer(optimizer: Any, numbers: int) -> None:
+    made = try_step(StepPlan(ModelSettings("x"), 1, 8, partial(optimizer, lr=0.1)), toy_config())
+    assert made.states_known
+    assert made.states // 4 == pytest.approx(numbers * made.parameters[1], abs=100)
+
+
+def test_adafactor_keeps_rows_and_columns() -> None:
+    made = try_step(StepPlan(ModelSettings("x"), 1, 8, partial(torch.optim.Adafactor, lr=0.1)), toy_config())
+    assert made.states_known
+    assert 0 < made.states < made.trained / 2
+
+
+def test_layers_are_split_by_their_heads_and_widths() -> None:
+    config = toy_config()
+    whole, half = (try_step(StepPlan(ModelSettings("x"), 2, 64, ADAMW, splits=n), config) for n in (1, 2))
+    assert half.root == whole.root
+    matrices = SIZES["hidden_size"] * 2 * 4  # the norms stay whole
+    assert half.layer[0] - matrices == (whole.layer[0] - matrices) / 2
+    assert config.num_attention_heads == SIZES["num_attention_heads"]
+
+
+def test_a_reference_is_read_beside() -> None:
+    assert ASFT().reads in ("row", "logp", "batch")
+    plain, beside = (try_step(StepPlan(ModelSettings("x"), 4, 128, ADAMW, compares=n), toy_config()) for n in (0, 1))
+    assert beside.head > plain.head
