@@ -42,6 +42,12 @@ def load_kernels() -> Callable[..., Tensor]:
     return linear_cross_entropy  # type: ignore[no-any-return]
 
 
+def require_kernels() -> None:
+    """Raise `UserError` unless the kernels can be imported; without a device for them the chunks do the work anyway."""
+    if torch.get_device_module(DEVICE).is_available():
+        load_kernels()
+
+
 def refusal(inputs: HeadInput, unembedding: Unembedding, objective: Objective) -> str | None:
     """Return why a call must go to the chunks of the fused head, as half a sentence; None if it need not.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_sft.errors import UserError
-from lightning_sft.head.delegated import load_kernels
+from lightning_sft.head.delegated import require_kernels
 from lightning_sft.head.reference import plain_logits
 from lightning_sft.head.types import Unembedding
 
@@ -40,14 +40,14 @@ def choose_head(
 
     Raises:
         UserError: ``kind`` is unknown, or is no ``auto`` and the model's logits are something else, or the package is
-            not installed.
+            not installed beside a GPU.
     """
     if kind not in ("auto", "fused", "reference", "cut_cross_entropy"):
         raise UserError(f"head={kind!r} is unknown. Allowed: auto, fused, reference, cut_cross_entropy.")
     if kind == "reference":
         return "reference"
     if kind == "cut_cross_entropy":
-        load_kernels()
+        require_kernels()
     reason = _mismatch(own_logits, parts)
     if reason is None:
         return "fused" if kind == "auto" else kind

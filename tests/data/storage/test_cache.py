@@ -296,13 +296,13 @@ def test_own_sources_that_say_what_they_are_are_not_even_read(root):
 
 def test_hub_data_are_known_by_the_fingerprint_that_datasets_gives_them(root, tmp_path, monkeypatch):
     """No row is read at a further start; another revision, or other settings, are other rows."""
-    load_from_files, numbers, read = datasets.load_dataset, list(range(6)), []
+    load_from_files, read = datasets.load_dataset, []
+    revision = write_jsonl(tmp_path / "hub.jsonl", [chat(i) for i in range(6)])
 
     def load(path, name, split, streaming):
         """Load as from the hub: the fingerprint is that of the files' own builder, and rows are counted."""
         assert (path, streaming) == ("someone/sums", False)
-        write_jsonl(tmp_path / "hub.jsonl", [chat(i) for i in numbers])
-        return load_from_files("json", data_files=str(tmp_path / "hub.jsonl"), split=split, cache_dir=tmp_path / "hub")
+        return load_from_files("json", data_files=str(revision), split=split, cache_dir=tmp_path / "hub")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     monkeypatch.setattr(sources, "Record", lambda *row: read.append(row[0]) or Record(*row))
@@ -317,8 +317,7 @@ def test_hub_data_are_known_by_the_fingerprint_that_datasets_gives_them(root, tm
     assert not read
     assert start(max_rows=4) != first
     assert read
-    os.utime(tmp_path / "hub.jsonl", (1, 1))
-    numbers.append(6)
+    revision = write_jsonl(tmp_path / "next.jsonl", [chat(i) for i in range(7)])
     assert start() != first
     assert len(read) == 7
 
