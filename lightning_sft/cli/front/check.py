@@ -19,6 +19,8 @@ from lightning_sft.errors import UserError
 _OF_ANY_CLASS = {"class_path", "init_args", "dict_kwargs", "help"}
 #: modules of this package in which every class is listed
 _OURS = {"lightning_sft.objectives", "lightning_sft.callbacks", "lightning_sft.data"}
+#: names that classes had before, which config.yaml of earlier runs hold; the package still knows them
+_FORMER = {"lightning_sft.callbacks.Readings"}
 
 
 def check(verb: str, arguments: Sequence[str]) -> list[str]:
@@ -156,7 +158,7 @@ class Checker:
         classes = self.known.of_class(key)
         found = classes.get(name) or next((c for c in classes.values() if c.path == name), None)
         self.chosen[key] = found
-        if found is not None or not classes or (fits(name, setting) and not is_path):
+        if found is not None or not classes or name in _FORMER or (fits(name, setting) and not is_path):
             return
         module, dot, _ = name.rpartition(".")
         if module in _OURS or (not dot and name not in setting.choices and not self.foreign):
