@@ -128,7 +128,7 @@ def learned(count=8):
 def test_a_run_is_forecast_and_grades_itself(tmp_path: Path) -> None:
     """Warm-up from a rate of 0, decay, dropout, clipping and accumulation."""
     torch.manual_seed(0)
-    told = ExposureForecast(learned(), stretch=24, every=1)
+    told = ExposureForecast(learned(20), stretch=24, every=1)
     fit_stranger(
         Scheduled(40, attention_dropout=0.1), [told], tmp_path, max_steps=40, gradient_clip_val=1.0,
         accumulate_grad_batches=2, max_epochs=-1,
@@ -141,7 +141,7 @@ def test_a_run_is_forecast_and_grades_itself(tmp_path: Path) -> None:
     assert len(flipped) >= 3
     assert result.median_error() < math.log(1.3)
     assert "intervals of 80% held" in result.text()
-    again = ExposureForecast(learned(), stretch=20, every=1)
+    again = ExposureForecast(learned(20), stretch=20, every=1)
     again.load_state_dict(told.state_dict())
     assert again.result == result
 

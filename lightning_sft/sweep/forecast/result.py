@@ -93,11 +93,15 @@ class Forecast(SweepResult):
     def median_error(self) -> float | None:
         """Return the median of |log(forecast / seen)| of the steps from the forecast on, of probes that have both."""
         errors = [
-            abs(math.log(max(p.step - self.step, 1.0) / max(s - self.step, 1)))
+            abs(math.log(max(self._read_at(p.step) - self.step, 1) / max(s - self.step, 1)))
             for p, s in self._judged()
             if p.step is not None and s is not None
         ]
         return statistics.median(errors) if errors else None
+
+    def _read_at(self, step: float) -> int:
+        """Return the step at which a flip is seen first: probes are read after whole steps, and not after all."""
+        return self.every * math.ceil(step / self.every)
 
     def coverage(self) -> tuple[int, int]:
         """Return how many of the intervals held, and of how many.

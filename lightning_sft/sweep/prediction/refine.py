@@ -17,7 +17,7 @@ PIECES = 4
 #: crossing where short runs saw none, and those that close in on it.
 REPLAYS = (0.005, 12)
 #: the same where every step is trained, on rows of its own
-TRIALS = (0.1, 3)
+TRIALS = (0.1, 5)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ def refine(
 ) -> Refined | None:
     """Return the rate at which the whole run crosses zero, None if none is in sight.
 
-    The first one is made at the rate that the short runs point to; where they point nowhere, at rates that double.
+    The first one is made at the rate that the short runs point to. Where they point nowhere, it begins at the one that
+    came nearest to zero, and goes on at higher rates, or at lower ones where the gap has turned back.
 
     Args:
         whole: makes the whole run.
@@ -103,7 +104,8 @@ def refine(
     finite = [run for run in runs if run.steps and all(math.isfinite(gap(row)) for row in run.gaps)]
     if not finite:
         return None
-    rate = first.lr or finite[-1].total / target.multiplier
+    nearest = max(finite, key=lambda run: max(gap(row) for row in run.gaps[1:]))
+    rate = first.lr or nearest.total / target.multiplier
     way, below, above = target.way, 0.0, math.inf
     for count in range(1, most + 1):
         seen = whole(rate, way)
@@ -113,8 +115,12 @@ def refine(
             continue
         way, at = seen.way, crossing_between(seen.distances, values)
         if math.isinf(at):
-            below = max(below, rate)
-            rate = min(2 * rate, math.sqrt(below * above))
+            # it moves the right way at first and has turned back: too far
+            if values[-1] <= values[0] and first.slope is not None and first.slope > 0:
+                above, rate = rate, math.sqrt(below * rate) if below else rate / 4
+            else:
+                below = max(below, rate)
+                rate = min(2 * rate, math.sqrt(below * above))
             continue
         found = rate * at / seen.way[-1]
         if abs(math.log(found / rate)) < close or count == most:
