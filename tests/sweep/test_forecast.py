@@ -55,6 +55,9 @@ def test_what_cannot_be_said_is_refused_by_name():
     own, coarse, fine = stretches(lambda p: p - 5)
     broken = Stretch(fine.progress[:3], fine.gaps[:3], fine.losses, complete=False)
     assert "loss rose" in forecast("a", 0, own, coarse, broken, WAY).why
+    assert "loss rose" in forecast("a", 0, own, broken, fine, WAY).why
+    near = stretches(lambda p: p - 50, far=4.0)
+    assert "beyond the reach" in forecast("a", 0, *near, WAY).why
     lost = Stretch(own.progress, [[math.nan]] * 3, own.losses)
     assert "no number" in forecast("a", 0, lost, coarse, fine, WAY).why
 

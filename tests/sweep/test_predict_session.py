@@ -67,7 +67,7 @@ def test_prediction_and_sweep_of_one_run(toy_folder: Path, tmp_path: Path) -> No
 
 def test_rows_that_differ_are_predicted_by_a_trial_of_the_whole_run(toy_folder: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(f'{{"prompt": "say {i % 3}", "completion": "{"wqe"[i % 3]}"}}\n' for i in range(12)))
+    rows.write_text("".join(f'{{"prompt": "say {"112"[i % 3]}", "completion": "{"qqe"[i % 3]}"}}\n' for i in range(12)))
     folder = fit(toy_folder, rows, "swept", predict=True, resolution=0.02)
     prediction = written(folder)
     found = json.loads((folder / "sweep" / "critical.json").read_text())

@@ -86,14 +86,17 @@ def forecast(
         return ProbeForecast(name, start, "cannot predict this", why="its gap is no number")
     if start > 0:
         return ProbeForecast(name, start, "already ahead", float(at), float(at), float(at), 0.0)
-    if not fine.complete:
+    if not (fine.complete and coarse.complete):
         return ProbeForecast(name, start, "cannot predict this", why="the loss rose in large steps")
     near, far = (_crossing(_anchored(own, stretch, column)) for stretch in (fine, coarse))
     if math.isinf(near):
-        if _moved(fine, column) <= 0 or math.isinf(far) or not coarse.complete:
-            return ProbeForecast(name, start, "not by the end")
-        return ProbeForecast(name, start, "cannot predict this", why="the short runs disagree about whether it flips")
-    apart = abs(math.log(far / near)) if math.isfinite(far) and coarse.complete else math.log(MOST_APART)
+        if 2 * fine.progress[-1] < way[-1]:
+            return ProbeForecast(name, start, "cannot predict this", why="it lies beyond the reach of the short runs")
+        if math.isfinite(far) and _moved(fine, column) > 0:
+            why = "the short runs disagree about whether it flips"
+            return ProbeForecast(name, start, "cannot predict this", why=why)
+        return ProbeForecast(name, start, "not by the end")
+    apart = abs(math.log(far / near)) if math.isfinite(far) else math.log(MOST_APART)
     if apart > math.log(MOST_APART):
         return ProbeForecast(name, start, "cannot predict this", why="the short runs disagree about when it flips")
     half = math.hypot(FLOOR, OF_APART * apart)

@@ -79,7 +79,7 @@ def take_stretches(session: Session, observers: Sequence[Observer], start: list[
             _sane(stretch(f"{n} steps to {reach:g}", rates_of_progress([far / n] * n, gains), _even(far, n)), own)
             for n in (fine_steps, few)
         )
-        if fine.complete:
+        if fine.complete and coarse.complete:
             break
     return Stretches(own, coarse, fine, way, peak, taken)
 

@@ -89,8 +89,8 @@ def refine(
 ) -> Refined | None:
     """Return the rate at which the whole run crosses zero, None if none is in sight.
 
-    The first one is made at the rate that the short runs point to. Where they point nowhere, it begins at the one that
-    came nearest to zero, and goes on at higher rates, or at lower ones where the gap has turned back.
+    The first one is made at the rate that the short runs point to. Where they point nowhere, it begins at that of the
+    longest, and goes on at higher rates, or at lower ones where the gap has turned back.
 
     Args:
         whole: makes the whole run.
@@ -104,8 +104,8 @@ def refine(
     finite = [run for run in runs if run.steps and all(math.isfinite(gap(row)) for row in run.gaps)]
     if not finite:
         return None
-    nearest = max(finite, key=lambda run: max(gap(row) for row in run.gaps[1:]))
-    rate = first.lr or nearest.total / target.multiplier
+    longest = max(finite, key=lambda run: run.total)
+    rate = first.lr or longest.total / target.multiplier
     way, below, above = target.way, 0.0, math.inf
     for count in range(1, most + 1):
         seen = whole(rate, way)
@@ -120,7 +120,7 @@ def refine(
                 above, rate = rate, math.sqrt(below * rate) if below else rate / 4
             else:
                 below = max(below, rate)
-                rate = min(2 * rate, math.sqrt(below * above))
+                rate = min(4 * rate, math.sqrt(below * above))
             continue
         found = rate * at / seen.way[-1]
         if abs(math.log(found / rate)) < close or count == most:
