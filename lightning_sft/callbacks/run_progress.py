@@ -18,6 +18,8 @@ from lightning_sft.training.accumulation import accumulator_of
 
 #: what a validation says in a line
 _TOLD = ("val/nll", "val/exact_match", "val/task_accuracy")
+#: tqdm's own estimate of the time left knows of no validations
+_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 #: what is said in its own words, and not again from what modules show on a bar
 _OWN = ("loss", "tokens/s", "val/nll", "v_num")
 
@@ -69,14 +71,16 @@ class RunProgress(ProgressBar):
         self._step = self._first_step = trainer.global_step
         self._began = None
         self._due = 0.0  # the first step is told at once
-        if self._is_on and self._terminal:
-            self._bar = tqdm(total=self._total, initial=self._step, desc="fit", unit="step", dynamic_ncols=True)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._clock.train()
         if self._began is None:  # what callbacks read before the first step is no step
             self._began = self._told_at = self._clock.training
+            if self._is_on and self._terminal:
+                shape = None if self._total is None else _BAR
+                self._bar = tqdm(total=self._total, initial=self._step, desc="fit", unit="step", dynamic_ncols=True,
+                                 bar_format=shape)  # fmt: skip
 
     @override
     def on_train_batch_end(
@@ -87,7 +91,9 @@ class RunProgress(ProgressBar):
         moved, self._step = trainer.global_step - self._step, trainer.global_step
         self._count(pl_module, outputs)
         if self._bar is not None:
-            self._bar.set_postfix_str(", ".join(self._readings(trainer, reset=False)), refresh=False)
+            left = self._left(trainer)
+            parts = [*self._readings(trainer, reset=False), *([f"{duration(left)} left"] if left else [])]
+            self._bar.set_postfix_str(", ".join(parts), refresh=False)
             self._bar.update(moved)
         now = self._clock.training
         last = self._total is not None and self._step >= self._total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 
 from typing_extensions import override
 
@@ -22,6 +23,9 @@ _FILTER = _HoldBack()
 
 
 def hold_back() -> None:
-    """Keep those lines out of the log of this process."""
+    """Keep those lines out of the log of this process, and warnings that ask for nothing a user could change."""
+    # the averages are those of all ranks before they are logged
+    warnings.filterwarnings("ignore", r"It is recommended to use `self\.log\(.*sync_dist=True\)`")
+    warnings.filterwarnings("ignore", r"torch\.distributed\.nn\.functional\.all_gather is deprecated")  # Lightning 2.6
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_FILTER)  # once, however often it is called

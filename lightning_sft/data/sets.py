@@ -86,6 +86,9 @@ def read(
                 if skipped
                 else "it is empty"
             )
+            file = Path(str(getattr(source, "path", "") or "/"))
+            if not skipped and file.is_file() and not file.stat().st_size:
+                raise UserError(f"The file {str(file)!r} is empty. Give one with a row a line, or another path.")
             raise UserError(f"The source {source.name!r} has no rows: {reason}. Check its path, format and columns.")
     return RawSet(examples, numbers.finish(), keys.finish().reshape(-1, 32), rejected)
 

@@ -1,0 +1,186 @@
+"""A run's story in a log: what it will do, how far it is, where things are; and no words of others."""
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from lightning_sft.callbacks import RunProgress, RunSummary
+from lightning_sft.callbacks.run_clock import RunClock, validations_left
+from lightning_sft.callbacks.run_facts import count, name_of
+from lightning_sft.cli.entry import main
+from lightning_sft.objectives import NLL, PowerFamily, WeightedSum
+from lightning_sft.progress import duration, progress
+from tests.running import run_folder, write_rows
+
+
+def test_a_fit_tells_its_story(
+    toy_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl")
+    monkeypatch.setattr(RunProgress.__init__, "__defaults__", (0.0,))  # a line a step
+    monkeypatch.setenv("COLUMNS", "200")
+    words = ["--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1", "--data.val_split=4", "--batch_size=5"]
+    words += ["--trainer.num_sanity_val_steps=-1", "--max_steps=3", "--lr=1e-3", "--model.warmup_steps=1"]
+    words += ["--adapter=lora", "--adapter.r=4", "--output=runs", "--objective=PowerFamily", "--objective.alpha=1"]
+    main(["fit", "--model", str(toy_folder), "--train", str(rows), *words])
+    printed = capfd.readouterr()
+    out, everything = printed.out, printed.out + printed.err
+    folder = run_folder(Path("runs"))
+
+    facts = out[: out.index("validation at step 0")]
+    for fact in (
+        f"Model      {toy_folder} (LlamaForCausalLM)",
+        "LoRA r 4, alpha 8",
+        "Objective  PowerFamily(alpha=1.0)",
+        "train 20 rows",
+        "val 4 rows",
+        "Steps      3, each of 5 rows, 0.75 epochs",
+        "Rate       0.001, linear, 1 steps of warm-up; AdamW",
+        "Precision  32-true",
+        "Batches    shuffled. Rows of a batch lie end to end, without padding.",
+        "Device     cpu",
+        f"Folder     {folder}",
+    ):
+        assert fact in facts, fact
+    assert "of 14 weights of linear layers" in facts
+
+    lines = re.findall(
+        r"^step (\d) of 3 \((\d+)%\) \| loss [\d.]+ .*\| lr [\d.e-]+ \| [\d,]+ tokens/s, [\d,]+ trained.*$", out, re.M
+    )
+    assert lines == [("1", "33"), ("2", "67"), ("3", "100")]
+    assert re.search(r"^step 2 of 3 .* left$", out, re.M)
+    assert re.search(r"^step 3 of 3 .*done$", out, re.M)
+
+    end = out[out.index("held out") :]
+    assert f"Run        {folder}" in end
+    assert f"{folder}/checkpoints/best.ckpt, {folder}/checkpoints/last.ckpt" in end
+    assert f"lightning validate {folder}/config.yaml --ckpt_path {folder}/checkpoints/best.ckpt" in end
+    assert f"lightning export --ckpt_path {folder}/checkpoints/best.ckpt --output {folder}/model" in end
+
+    for noise in ("Tip:", "FLOPs", "v_num", "Epoch 0", "Seed set to", "TPU available", "Modules in"):
+        assert noise not in everything, noise
+    assert everything.count("of 14 weights of linear layers") == everything.count("lie end to end") == 1
+
+
+def test_the_numbers_of_a_line(toy_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Tokens of a line are those of its steps, over the time of its steps."""
+    from lightning.pytorch import Callback
+
+    from lightning_sft import SFTDataModule, SFTModule
+
+    class Look(Callback):
+        def __init__(self) -> None:
+            self.supervised = self.read = 0.0
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            self.supervised += float((batch["labels"] != -100).sum())
+            self.read += float(batch["attention_mask"].sum())
+
+    rows = write_rows(tmp_path / "rows.jsonl")
+    look, bar = Look(), RunProgress(every=1e9)
+    seconds = iter(range(1000))
+    bar._clock = RunClock(lambda: float(next(seconds)))
+    data = SFTDataModule(str(rows), batch_size=4, layout="padded", cache_dir=False)
+    trainer = Trainer(max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[look, bar])
+    spent: list[tuple[dict[str, float], float]] = []
+    say = bar._say
+
+    def listen(trainer: Trainer) -> None:
+        spent.append((dict(bar._sums), bar._told_at))
+        say(trainer)
+
+    bar._say = listen  # type: ignore[method-assign]
+    trainer.fit(SFTModule(str(toy_folder)), data)
+    assert len(spent) == 2, "after the first step and the last"
+    assert sum(sums["trained"] for sums, _ in spent) == look.supervised
+    assert sum(sums["tokens"] for sums, _ in spent) == look.read
+    assert "step 3 of 3 (100%)" in capfd.readouterr().out
+
+
+def test_training_and_validations_are_timed_apart() -> None:
+    now = [0.0]
+    clock = RunClock(lambda: now[0])
+    clock.train()
+    began = clock.training
+    now[0] = 10.0
+    clock.validate()
+    now[0] = 14.0
+    clock.train()
+    now[0] = 20.0
+    assert clock.training == 16.0
+    assert clock.validation == 4.0
+    assert clock.left(began, 8, 5, 2) == 5 * 2.0 + 2 * 4.0
+
+
+@pytest.mark.parametrize(
+    ("every", "accumulated", "epochs", "step", "total", "left"),
+    [
+        (10, 1, None, 0, 30, 3),
+        (10, 2, None, 5, 30, 5),
+        (10, 1, None, 25, 30, 1),
+        (5, 1, 1, 0, 20, 4),
+        (10, 1, 2, 0, 40, 2),
+    ],
+)
+def test_validations_that_are_left(
+    every: int, accumulated: int, epochs: int | None, step: int, total: int, left: int
+) -> None:
+    trainer = SimpleNamespace(
+        enable_validation=True,
+        num_val_batches=[3],
+        val_check_batch=every,
+        accumulate_grad_batches=accumulated,
+        check_val_every_n_epoch=epochs,
+        num_training_batches=10,
+    )
+    assert validations_left(trainer, step, total) == left  # type: ignore[arg-type]
+
+
+def test_losses_of_two_objectives_do_not_share_a_row(capsys: pytest.CaptureFixture[str]) -> None:
+    def summary(after: torch.nn.Module) -> str:
+        told = RunSummary()
+        state = SimpleNamespace(fn="fit")
+        trainer = SimpleNamespace(
+            sanity_checking=False, state=state, loggers=[], log_dir=None, barebones=False, is_global_zero=True
+        )
+        for step, objective in ((0, NLL()), (6, after)):
+            trainer.global_step = step
+            trainer.callback_metrics = {"val/loss": torch.tensor(2.0 - step / 10), "val/nll": torch.tensor(2.0)}
+            told.on_validation_end(trainer, SimpleNamespace(objective=objective))  # type: ignore[arg-type]
+            again = RunSummary()
+            again.load_state_dict(json.loads(json.dumps(told.state_dict())))
+            again.after_objective = told.after_objective
+            told = again
+        told.on_fit_end(trainer, SimpleNamespace())  # type: ignore[arg-type]
+        return capsys.readouterr().out
+
+    same, other = summary(NLL()), summary(PowerFamily(1.0))
+    assert re.search(r"val/loss +2\.0000 +1\.4000", same)
+    assert re.search(r"val/loss +- +1\.4000", other)
+    assert re.search(r"val/nll +2\.0000 +2\.0000", other)
+    assert "NLL" in other.splitlines()[-1]
+    assert "PowerFamily(alpha=1.0)" in other.splitlines()[-1]
+
+
+def test_words_for_numbers() -> None:
+    assert [count(n) for n in (0, 999, 31_100, 134_515_008, 7e9)] == ["0", "999", "31.1 k", "135 M", "7 B"]
+    assert [duration(s) for s in (0, 59.4, 200, 7500)] == ["0 s", "59 s", "3 min 20 s", "2 h 5 min"]
+    assert name_of(PowerFamily(1.0)) == "PowerFamily(alpha=1.0)"
+    assert "\n" not in name_of(WeightedSum({"a": NLL(), "b": PowerFamily(1.0)}, {"a": 0.5, "b": 0.5}))
+
+
+def test_long_work_says_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 1.0, 4.0, 5.0, 30.0])
+    monkeypatch.setattr("lightning_sft.progress.time.monotonic", lambda: next(now))
+    with progress("Tokenising train", 1000) as advance:
+        for _ in range(4):
+            advance(100)
+    assert capsys.readouterr().err.splitlines() == [
+        "Tokenising train: 200 of 1,000 rows (20%), 16 s left",
+        "Tokenising train: 400 of 1,000 rows (40%), 45 s left",
+    ]

@@ -1,0 +1,136 @@
+"""init, env, completion, and what verbs of our own leave unsaid."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_sft.cli.entry import main
+from lightning_sft.cli.front.check import check
+from lightning_sft.cli.lightning_cli import SFTCLI
+from tests.running import write_rows
+
+
+def test_init_writes_what_fit_reads(
+    toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl")
+    given = ["--model", str(toy_folder), "--train", str(rows), "--adapter", "lora", "--adapter.r", "8", "--lr", "1e-4"]
+    given += ["--trainer.callbacks+=DriftMonitor", "--logger=csv", "--objective=PowerFamily", "--objective.alpha=0.5"]
+    main(["init", *given, "--output", "mine.yaml"])
+    assert "lightning fit mine.yaml" in capsys.readouterr().out
+    text = Path("mine.yaml").read_text()
+    assert "# gradient_clip_val: null" in text
+    assert check("fit", ["--config=mine.yaml"]) == []
+
+    read = []
+
+    def look(self: SFTCLI) -> None:
+        read.append(self.config["fit"])
+        raise SystemExit(0)
+
+    monkeypatch.setattr(SFTCLI, "instantiate_classes", look)
+    for arguments in (["fit", "mine.yaml"], ["fit", *given, "--data.val_split=0.05", "--max_epochs=1"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+    assert read[0].model == read[1].model
+    assert read[0].data == read[1].data
+    for key in ("callbacks", "logger", "max_epochs"):
+        assert read[0].trainer[key] == read[1].trainer[key]
+    with pytest.raises(SystemExit):
+        main(["init", *given, "--output", "mine.yaml"])
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_init_without_options_is_a_start() -> None:
+    main(["init"])
+    content = yaml.safe_load(Path("sft.yaml").read_text())
+    assert content["model"]["objective"] == "NLL"
+    assert content["data"]["val_split"] == 0.05
+
+
+def test_env_says_what_there_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIGHTNING_SFT_DEBUG", "0")
+    monkeypatch.setattr("lightning_sft.cli.env._capability", lambda: 1 / 0)
+    main(["env"])
+    told = capsys.readouterr().out
+    for words in ("torch ", "peft ", "devices ", "LIGHTNING_SFT_DEBUG", "unknown: division by zero"):
+        assert words in told
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_verbs_options_and_choices(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab")
+    main(["completion", shell])
+    script = capsys.readouterr().out
+    for word in ("mine-probes", "--model.optimizer", "--lr", "keep_completion", "PowerFamily", "--min_fall"):
+        assert word in script, word
+
+
+def test_completion_without_shtab_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    with pytest.raises(SystemExit):
+        main(["completion", "bash"])
+    assert "lightning-sft[completion]" in capsys.readouterr().err
+
+
+def test_own_verbs_do_not_speak_of_seeds(
+    toy_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl")
+    main(["inspect", "--model", str(toy_folder), "--train", str(rows), "--rows", "1"])
+    printed = capfd.readouterr()
+    assert "Seed set" not in printed.out + printed.err + caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--trainer.devices=64"], ("trainer.devices is 64", "no GPU", "64 processes", "--trainer.accelerator cpu")),
+        (["--trainer.accelerator=gpu"], ("'gpu'", "no GPU", "lightning env")),
+    ],
+)
+def test_devices_that_are_not_there(
+    options: list[str],
+    words: tuple[str, ...],
+    toy_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--model", str(toy_folder), "--train", "rows.jsonl", *options])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    for word in words:
+        assert word in said
+
+
+def test_too_few_gpus(toy_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(SystemExit):
+        main(["fit", "--model", str(toy_folder), "--train", "rows.jsonl", "--trainer.devices=8"])
+    assert "trainer.devices is 8, and this machine has 2 GPUs" in capsys.readouterr().err
+
+
+def test_an_empty_file_is_called_empty(toy_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("none.jsonl").write_text("")
+    with pytest.raises(SystemExit):
+        main(["inspect", "--model", str(toy_folder), "--train", "none.jsonl"])
+    assert "The file 'none.jsonl' is empty" in capsys.readouterr().err
+
+
+def test_a_model_behind_model_and_a_class() -> None:
+    from lightning_sft.cli.classes import choose_classes
+    from lightning_sft.errors import UserError
+
+    assert choose_classes(["fit", "--model", "Llama.v2"])[1] == ["fit", "--model.model_name_or_path=Llama.v2"]
+    assert choose_classes(["fit", "--model", "SFTModule"])[1] == ["fit"]
+    with pytest.raises(UserError, match="cannot be imported"):
+        choose_classes(["fit", "--model", "tests.toys.NoSuchModule"])
+    with pytest.raises(UserError, match="no subclass of SFTModule"):
+        choose_classes(["fit", "--model", "tests.toys.Path"])
