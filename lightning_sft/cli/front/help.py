@@ -138,13 +138,20 @@ def _line(key: str, text: str, width: int) -> str:
 def _own(verb: str, width: int) -> str:
     own = OWN_VERBS[verb]
     usage = own.usage or "[FILE.yaml ...] [--KEY VALUE ...]"
-    lines = [f"usage: lightning {verb} {usage}", f"  {own.help}", "", "options:"]
+    lines = [f"usage: lightning {verb} {usage}", f"  {own.help}", ""]
+    lines += ["options:"] if verb in listing().verbs else []
     for name, option in listing().verbs.get(verb, {}).items():
         lines += _full(name, option, width)
     lines += [
         "",
         "It takes the settings of `lightning fit`, too: --model.KEY, --data.KEY, --trainer.KEY, --config FILE (the",
-        "config.yaml of a run, for one). `lightning fit --help` shows those people turn.",
+        "config.yaml of a run, for one). `lightning fit --help` shows those people turn. In short:",
+        *textwrap.wrap(
+            ", ".join(["--model", *(f"--{word}" for word in WORDS)]),
+            width - 2,
+            initial_indent="  ",
+            subsequent_indent="  ",
+        ),
     ]
     return "\n".join(lines)
 
