@@ -20,7 +20,7 @@ from lightning_sft.data.spool import Chosen, spooling_in
 from lightning_sft.data.storage.cache import Cache, Entry
 from lightning_sft.data.storage.dataset import BuiltSet
 from lightning_sft.data.storage.digests import digest, encoding_digest, rows_digest
-from lightning_sft.data.storage.stored import pack, unpack
+from lightning_sft.data.storage.stored import EXAMPLES, pack, unpack
 from lightning_sft.data.types import Example
 from lightning_sft.errors import UserError
 
@@ -65,6 +65,7 @@ class SetLibrary:
         self._raw: dict[str, RawSet] = {}
         self._keys: dict[str, NDArray[np.uint8]] = {}
         self._built: dict[str, BuiltSet] = {}
+        self._ahead: dict[str, BuiltSet] = {}
         self.launch: str | None = None
 
     @property
@@ -119,8 +120,10 @@ class SetLibrary:
                 self._built[what] = self._from_sources(what, encoder, key)
             elif self.launch is None or self.cache.root is None:
                 self._built[what], _ = self._from_rows(what, encoder)
+            elif what in self._ahead:
+                self._built[what] = self._ahead.pop(what)
             else:
-                self._built[what] = self._read_once(what, encoder, f"{what}-launch-{self.launch}")
+                self._built[what] = self._read_once(what, encoder)
         for name in {what, *self._built} & set(self._raw):
             del self._raw[name]
         tell(self._built[what].report, what)
@@ -134,11 +137,8 @@ class SetLibrary:
         def make() -> Entry:
             nonlocal storable
             built = self._encode(what, self._read(what), encoder)
-            try:
-                entry = pack(built, *self._origin(what), with_examples=keeps_examples)
-            except TypeError:  # values that JSON does not keep, such as a date in a tool's schema
-                storable = False
-                entry = pack(built, *self._origin(what), with_examples=False)
+            entry = self._packed(what, built, keeps_examples)
+            storable = not keeps_examples or EXAMPLES in entry.arrays
             entry.arrays["keys"] = self._known(what)
             if self._is_split_off(what):
                 entry.arrays["train_keys"] = self._known("train")
@@ -153,42 +153,60 @@ class SetLibrary:
         built.report.leaked = int(standing_in(self._keys[what], self._known_earlier(what, needed=False), ROW).sum())
         return built
 
-    def _from_rows(self, what: str, encoder: Encoder) -> tuple[BuiltSet, str | None]:
-        """Return a set whose rows must be read to be known, and the key under which the cache now has their tokens."""
+    def _packed(self, what: str, built: BuiltSet, with_examples: bool) -> Entry:
+        """Return a set for the cache; without its examples, too, if they hold what JSON does not, such as a date."""
+        try:
+            return pack(built, *self._origin(what), with_examples=with_examples)
+        except TypeError:
+            return pack(built, *self._origin(what), with_examples=False)
+
+    def _from_rows(self, what: str, encoder: Encoder, shared: bool = False) -> tuple[BuiltSet, str | None]:
+        """Return a set whose rows must be read to be known, and the key under which the cache now has their tokens.
+
+        Args:
+            what: the set.
+            encoder: rows -> tokens.
+            shared: whether other ranks are to find in the cache all that they need.
+        """
+        with_examples = shared and what != "train"
         raw, leaked, dropped = self._without_leaks(what)
         self._known(what)
 
         def make() -> Entry:
-            return pack(self._encode(what, raw, encoder), *self._origin(what), with_examples=False)
+            return self._packed(what, self._encode(what, raw, encoder), with_examples)
 
         key = None
         if self.cache.root is not None:
-            key = self._key(what, encoder, ["rows", rows_digest(raw.examples, raw.sources, raw.rejected)])
+            rows = rows_digest(raw.examples, raw.sources, raw.rejected)
+            key = self._key(what, encoder, ["rows and examples" if with_examples else "rows", rows])
         entry = make() if key is None else self.cache.get(key, make, lambda: True)
         built = unpack(entry, *self._origin(what), raw.examples if what != "train" else ())
         built.report.leaked, built.report.leaked_dropped = leaked, dropped
         return built, key
 
-    def _read_once(self, what: str, encoder: Encoder, name: str) -> BuiltSet:
+    def _read_once(self, what: str, encoder: Encoder) -> BuiltSet:
         """Return a set that the first rank to come reads; the others wait for it, and find its tokens in the cache."""
         mine: BuiltSet | None = None
 
         def make() -> Entry:
             nonlocal mine
-            mine, key = self._from_rows(what, encoder)
-            # examples that a source may need for scores are not in the cache: each rank reads those of its own
-            counts = [mine.report.leaked, mine.report.leaked_dropped]
-            return Entry({"keys": self._known(what)}, {"key": key if what == "train" else None, "counts": counts})
+            mine, key = self._from_rows(what, encoder, shared=True)
+            if what == "train" and self.val_split is not None:  # while nobody else can begin to read the same rows
+                self._ahead["val"] = self._read_once("val", encoder)
+            return Entry(
+                {"keys": self._known(what)},
+                {"key": key, "leaked": mine.report.leaked, "leaked_dropped": mine.report.leaked_dropped},
+            )
 
-        found = self.cache.get(name, make, lambda: True)
+        found = self.cache.get(f"{what}-launch-{self.launch}", make, lambda: True)
         if mine is not None:
             return mine
         entry = None if found.meta["key"] is None else self.cache.find(found.meta["key"])
-        if entry is None:
+        if entry is None or (what != "train" and EXAMPLES not in entry.arrays):  # a task's items, which score answers
             return self._from_rows(what, encoder)[0]
         self._keys.setdefault(what, found.arrays["keys"])
         built = unpack(entry, *self._origin(what))
-        built.report.leaked, built.report.leaked_dropped = found.meta["counts"]
+        built.report.leaked, built.report.leaked_dropped = found.meta["leaked"], found.meta["leaked_dropped"]
         return built
 
     def forget_launch(self) -> None:

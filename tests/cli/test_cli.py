@@ -147,8 +147,8 @@ def test_printed_configuration_runs_unchanged(toy_folder: Path, rows: Path, caps
 
 
 RESUME = {
-    "accumulation": (["--trainer.accumulate_grad_batches=2"], "accumulate_grad_batches (checkpoint: 1, this run: 2)"),
-    "batch size": (["--data.batch_size=2"], "batch_size (checkpoint: 4, this run: 2)"),
+    "accumulation": (["--trainer.accumulate_grad_batches=2"], "accumulate_grad_batches 1 (now 2)"),
+    "batch size": (["--data.batch_size=2"], "batch_size 4 (now 2): its optimizer steps have 4 rows, and this run's"),
     "adapter": (["--model.adapter=peft.LoraConfig"], "LoraConfig; their weights differ"),
     "other sizes": (["--model.init=random", '--model.config_overrides={"intermediate_size": 48}'], "of another shape"),
 }

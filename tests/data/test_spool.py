@@ -167,14 +167,15 @@ class Streamed(DataSource):
             yield Example((*chat(i)["messages"],), where=str(i))
 
 
-def test_one_rank_reads_a_stream_for_all(tmp_path):
+@pytest.mark.parametrize("split", [None, 4])
+def test_one_rank_reads_a_stream_for_all(tmp_path, split):
     """Two ranks are two libraries here, in threads: the lock between them is that of processes."""
     root, sources, found = tmp_path / "kept", [Streamed(), Streamed()], {}
-    alone = SFTDataModule(Streamed(), tokenizer=toy_tokenizer(), cache_dir=False)
+    alone = SFTDataModule(Streamed(), val_split=split, tokenizer=toy_tokenizer(), cache_dir=False)
     alone.setup("fit")
 
     def rank(number):
-        data = SFTDataModule(sources[number], tokenizer=toy_tokenizer(), cache_dir=str(root))
+        data = SFTDataModule(sources[number], val_split=split, tokenizer=toy_tokenizer(), cache_dir=str(root))
         data.sets.launch = "one"
         data.setup("fit")
         found[number] = data
@@ -187,7 +188,7 @@ def test_one_rank_reads_a_stream_for_all(tmp_path):
     assert sorted(source.read for source in sources) == [0, 1]
     assert facts(found[0]) == facts(found[1]) == facts(alone)
     found[0].sets.forget_launch()
-    assert [name.split("-")[0] for name in entries(root)] == ["train"]
+    assert [name.split("-")[0] for name in entries(root)] == ["train", *(["val"] if split else [])]
 
 
 def test_a_cache_that_cannot_be_used_lets_each_rank_read(tmp_path):

@@ -196,7 +196,7 @@ def _write_in_pieces(tell: Callable[[], None]) -> None:
 
 def _record(tell: Callable[[str, int], None], name: str) -> None:
     """Append the rows of every micro-batch of the fit, not of a sweep's trials, to a file of each rank."""
-    on_batch, save = LastCheckpoint.on_train_batch_end, LastCheckpoint._save
+    on_batch, write = LastCheckpoint.on_train_batch_end, io._write
 
     def recorded(self: Any, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step + (0 if (batch_idx + 1) % 2 == 0 or trainer.is_last_batch else 1)
@@ -205,14 +205,14 @@ def _record(tell: Callable[[str, int], None], name: str) -> None:
             file.write(line + "\n")
         on_batch(self, trainer, module, outputs, batch, batch_idx)
 
-    def saved(self: Any, trainer: Any) -> None:
-        before = self._saved_at
-        save(self, trainer)
-        if self._saved_at != before:
-            tell("saved", trainer.global_step)
+    def saved(checkpoint: dict[str, Any], place: Path) -> None:
+        """Tell when the file stands, which is behind training as a rule."""
+        write(checkpoint, place)
+        if place.name == "last.ckpt":
+            tell("saved", checkpoint["global_step"])
 
     LastCheckpoint.on_train_batch_end = recorded  # type: ignore[method-assign]
-    LastCheckpoint._save = saved  # type: ignore[method-assign]
+    io._write = saved
 
 
 def rows_by_step(folder: Path, record: str, ranks: int) -> dict[int, list[Any]]:
