@@ -193,10 +193,11 @@ class LastCheckpoint(Checkpoint):
         if behind is None or self._in_window or trainer.global_step == self._saved_at:
             self._save(trainer)
             return
-        self._late = bool(trainer.strategy.broadcast(behind.background.busy))
-        if not self._late:
-            with behind.behind():
-                self._save(trainer)
+        if trainer.strategy.broadcast(behind.background.busy):
+            self._late = True
+            return
+        with behind.behind():
+            self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.global_step == self._saved_at or trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -211,7 +212,7 @@ class LastCheckpoint(Checkpoint):
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.flush()
         trainer.save_checkpoint(self.path, weights_only=False)
-        self._saved_at = trainer.global_step
+        self._saved_at, self._late = trainer.global_step, False
 
     def _finish(self, trainer: Trainer) -> None:
         """Wait for what is written behind training.

@@ -58,7 +58,6 @@ def adapt(checkpoint: dict[str, Any], saved: dict[str, Any], here: dict[str, Any
             "dealt out anew. Resume from last.ckpt, which is always between two steps, or with the checkpoint's values."
         )
     ranks, batch_size = here["data_parallel_size"], here["batch_size"]
-    turned: dict[int, int] = {}
     for position in positions:
         old = position["batch_size"] * position["world_size"]
         if str(position["order"]).startswith("grouped") and old != batch_size * ranks:
@@ -69,9 +68,8 @@ def adapt(checkpoint: dict[str, Any], saved: dict[str, Any], here: dict[str, Any
             )
         whole, whole_now = _batches(position["rows"], old), _batches(position["rows"], batch_size * ranks)
         batches = position["batches"]
-        turned[whole] = whole_now
-        turned[batches] = whole_now if batches == whole else batches * old // (batch_size * ranks)
-        position |= {"batches": turned[batches], "batch_size": batch_size, "world_size": ranks}
+        batches = whole_now if batches == whole else batches * old // (batch_size * ranks)
+        position |= {"batches": batches, "batch_size": batch_size, "world_size": ranks}
     _count_anew(checkpoint, whole, whole_now, saved, here)
     return True
 
