@@ -73,7 +73,9 @@ def test_batch_size_for_accumulation(order: str, whole: Path, toy_folder: Path) 
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("strategy", ["ddp, 1 2 1", "shards, 2 1 2", "file, 2 1 2"])
+@pytest.mark.parametrize(
+    "strategy", ["ddp, 1 2 1", "shards, 2 1 2", pytest.param("file, 2 1 2", marks=pytest.mark.slow)]
+)
 def test_another_number_of_ranks(strategy: str, whole: Path, toy_folder: Path) -> None:
     kind, *devices = strategy.replace(",", "").split()
     rows, how = whole.parent / "rows.jsonl", {} if kind == "ddp" else {"fsdp2": kind}
