@@ -93,8 +93,8 @@ def judge_rate(rate: float, test: RangeTest, before: float | None = None) -> Rat
             return reading(
                 "at the edge",
                 f"{turns}, which is about where {rate:.2g} is. With warm-up it may well work: such a test has none, "
-                "and a step for each rate. If the run turns out unstable, take a lower one: those below leave a margin on "
-                "purpose.",
+                "and a step for each rate. If the run turns out unstable, take a lower one: those below leave a margin "
+                "on purpose.",
             )
         return reading(
             "too high",
