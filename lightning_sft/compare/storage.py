@@ -46,7 +46,12 @@ def open_storage(url: str, beat: float) -> Any:
     if url.startswith(JOURNAL):
         path = Path(url.removeprefix(JOURNAL)).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path))))
+        try:
+            return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path))))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"--storage is {url!r}, and {str(path)!r} is no journal of Optuna: {_cause(error)}."
+            ) from error
     if "://" not in url:
         raise UserError(
             f"--storage is {url!r}. Allowed: journal:FILE (a folder that all workers share), sqlite:///FILE (one "
@@ -66,6 +71,10 @@ def open_storage(url: str, beat: float) -> Any:
                 f"The driver of the database of {shown(url)} is not installed ({_cause(error)}). For PostgreSQL: `pip "
                 "install psycopg2-binary`, and postgresql+psycopg2://user@host/name."
             ) from error
+        except sqlalchemy.exc.OperationalError:  # it cannot be reached, now
+            raise
+        except sqlalchemy.exc.DatabaseError as error:
+            raise UserError(f"--storage is {shown(url)!r}, which cannot be used: {_cause(error)}.") from error
         except (ValueError, sqlalchemy.exc.ArgumentError) as error:  # the latter: no such kind of database
             raise UserError(
                 f"--storage is {shown(url)!r}, which is no address of a database: {_cause(error)}."

@@ -265,6 +265,19 @@ def test_a_mistyped_storage_does_not_come_into_being(kind: str, tmp_path: Path) 
     assert "There is no comparison and no search in" in status(right)
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=["journal", "sqlite"])
+def test_a_file_that_is_no_storage_is_named(kind: str, tmp_path: Path) -> None:
+    url = kind.format(tmp_path)
+    file = Path(url.split(":", 1)[1].removeprefix("///"))
+    file.write_text("Dear diary,\nnothing was compared today.\n" * 100)
+    before = file.read_bytes()
+    with pytest.raises(
+        UserError, match=r"compare\.(log' is no journal of Optuna|db', which cannot be used: .*not a database)"
+    ):
+        status(url)
+    assert file.read_bytes() == before
+
+
 def test_defects_are_not_tried_again() -> None:
     def wrong() -> None:
         raise KeyError("defect")
