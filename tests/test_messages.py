@@ -197,6 +197,14 @@ print([m for m in ("torch", "lightning", "transformers", "numpy") if m in sys.mo
     assert "--model.optimizer.lr" in ran.stdout
 
 
+def test_a_reader_that_left_is_no_defect() -> None:
+    command = f"{sys.executable} -m lightning_sft fit --help | head -n 1"
+    ran = subprocess.run(["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
+    assert ran.stdout.startswith("usage: lightning fit")
+    assert ran.stderr == ""
+    assert ran.returncode in (0, 141)
+
+
 def test_a_class_of_the_users_own_is_left_to_the_parser() -> None:
     from lightning_sft.cli.front.check import check
 

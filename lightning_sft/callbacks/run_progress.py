@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
+from torch import Tensor
 from tqdm import tqdm
 from typing_extensions import override
 
@@ -20,6 +21,8 @@ from lightning_sft.training.accumulation import accumulator_of
 _TOLD = ("val/nll", "val/exact_match", "val/task_accuracy")
 #: tqdm's own estimate of the time left knows of no validations
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+#: seconds between two looks of the bar at what it shows
+_REFRESH = 0.2
 #: what is said in its own words, and not again from what modules show on a bar
 _OWN = ("loss", "tokens/s", "val/nll", "v_num")
 
@@ -50,7 +53,8 @@ class RunProgress(ProgressBar):
         self._terminal = sys.stderr.isatty()
         self._total: int | None = None
         self._clock = RunClock()
-        self._due = self._told_at = self._loss = 0.0
+        self._due = self._told_at = 0.0
+        self._loss: float | Tensor = math.nan
         self._sums = {"tokens": 0.0, "trained": 0.0}
         self._step = self._first_step = 0
 
@@ -90,13 +94,15 @@ class RunProgress(ProgressBar):
             return
         moved, self._step = trainer.global_step - self._step, trainer.global_step
         self._count(pl_module, outputs)
-        if self._bar is not None:
-            left = self._left(trainer)
-            parts = [*self._readings(trainer, reset=False), *([f"{duration(left)} left"] if left else [])]
-            self._bar.set_postfix_str(", ".join(parts), refresh=False)
-            self._bar.update(moved)
         now = self._clock.training
         last = self._total is not None and self._step >= self._total
+        if self._bar is not None:
+            self._bar.update(moved)
+        if self._bar is not None and (now >= self._due or last):
+            self._due = now + _REFRESH
+            left = self._left(trainer)
+            parts = [*self._readings(trainer, reset=False), *([f"{duration(left)} left"] if left else [])]
+            self._bar.set_postfix_str(", ".join(parts))
         if self._is_on and not self._terminal and (now >= self._due or last):
             self._due = now + self.every
             self._say(trainer)
@@ -107,7 +113,7 @@ class RunProgress(ProgressBar):
         totals = {} if accumulator is None else accumulator.totals
         if accumulator is None or not totals:
             loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-            self._loss = math.nan if loss is None else float(loss)
+            self._loss = math.nan if loss is None else loss  # read where it is shown: reading waits for the device
             return
         self._loss = accumulator.totals.loss(accumulator.denominator)
         self._sums["trained"] += float(totals["supervised"])
@@ -124,7 +130,7 @@ class RunProgress(ProgressBar):
 
     def _readings(self, trainer: Trainer, *, reset: bool) -> list[str]:
         """Return loss, val/nll, learning rate, speeds, and what a module shows on bars."""
-        parts = [f"loss {self._loss:.4g}"]
+        parts = [f"loss {float(self._loss):.4g}"]
         nll = trainer.callback_metrics.get("val/nll")
         parts += [] if nll is None else [f"val/nll {float(nll):.4g}"]
         if trainer.optimizers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import select
 import signal
 import sys
 import traceback
@@ -50,10 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(0 if WATCH.is_started_rank and WATCH.agreed else stopped.code)
     except UserError as error:
         _fail(error)
-    except BrokenPipeError:  # `| head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_left():
+            sys.exit(128 + signal.SIGPIPE)
         if WATCH.requested is not None and type(error).__name__ == "ProcessExitedException":  # a forked rank ended
             sys.exit(128 + WATCH.requested)
         from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -75,6 +75,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     finally:
         if owns_signals:
             WATCH.restore()
+
+
+def _reader_left() -> bool:
+    """Return whether nobody reads the output any more, as after ``| head``; it then goes nowhere."""
+    asked = select.poll()
+    asked.register(sys.stdout.fileno(), 0)
+    left = any(event & select.POLLERR for _, event in asked.poll(0))
+    if left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return left
 
 
 def _verb(verb: str) -> Callable[[list[str]], None]:

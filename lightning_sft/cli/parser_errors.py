@@ -7,6 +7,9 @@ import inspect
 import re
 from collections.abc import Iterable
 
+from lightning_sft.cli.front.listing import listing
+from lightning_sft.cli.front.names import nearest
+
 _NOISE = re.compile(
     r"Expected a <class 'NoneType'>|Expected a typing.Literal\['auto'\]|Does not validate|Subtypes:|Errors:|"
     r"Given value|Expected a path but|"
@@ -70,10 +73,12 @@ def _unknown_option(option: str, message: str, classes: dict[str, type]) -> str:
 
 
 def _unknown_class(name: str, key: str, classes: dict[str, type]) -> str:
+    listed = listing().of_class(re.sub(r"^(fit|validate|test|predict)\.", "", key))  # all that fit this setting
     kind = key.rpartition(".")[2].rstrip("s")
-    fitting = [n for n, c in classes.items() if any(kind in base.__name__.lower() for base in c.__mro__)] or [*classes]
-    close = difflib.get_close_matches(name, fitting, n=1)
-    meant = f"; did you mean {close[0]!r}?" if close else "."
+    fitting = [n for n, c in classes.items() if any(kind in base.__name__.lower() for base in c.__mro__)]
+    fitting = list(dict.fromkeys([*listed, *fitting])) or [*classes]
+    close = nearest(name, fitting)
+    meant = f"; did you mean {close!r}?" if close else "."
     return (
         f"{name!r} is no class that can be imported{meant} Known: {', '.join(sorted(fitting))}. A class of your own "
         "works by its full path, such as my_package.my_module.MyClass, when Python can import it from here."
