@@ -188,9 +188,8 @@ class OrderParameterLogger(ProbeCallback):
             settings, verdicts = self.verdict_settings, list(self.verdicts.values())
             write_report(folder, rows, verdicts, self.histories, settings, text, self.training_loss)
         if self.figures and can_show(trainer):
-            jumps = {name: verdict.jumps for name, verdict in self.verdicts.items()}
             tag = "/".join(filter(None, (self.area, self.name, "curves")))
-            log_figure(trainer, tag, order_curves(self.histories, jumps), trainer.global_step)
+            log_figure(trainer, tag, order_curves(self.histories, self.verdicts), trainer.global_step)
         self._forget_tensors()
 
     def _judge(self) -> None:

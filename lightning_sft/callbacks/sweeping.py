@@ -17,6 +17,7 @@ from lightning_sft.errors import UserError
 from lightning_sft.figures.loggers import log_figure, log_text
 from lightning_sft.figures.probes import can_show
 from lightning_sft.figures.sweeps import sweep_figure
+from lightning_sft.sweep.prediction.record import predicted_rate
 from lightning_sft.sweep.rates import set_peak_rate
 from lightning_sft.sweep.results import SweepResult
 from lightning_sft.sweep.search import check_divergence
@@ -118,7 +119,8 @@ class SweepCallback(Callback):
             logger.log_metrics({f"{prefix}/{k}": v for k, v in result.scalars().items()}, step=trainer.global_step)
         log_text(trainer, f"{prefix}/report", result.text(), trainer.global_step)
         if can_show(trainer):
-            log_figure(trainer, f"{prefix}/figure", sweep_figure(result), trainer.global_step)
+            figure = sweep_figure(result, predicted=predicted_rate(folder, self.name))
+            log_figure(trainer, f"{prefix}/figure", figure, trainer.global_step)
 
     def _apply(self, trainer: Trainer, result: SweepResult) -> None:
         rate = trainer.strategy.broadcast(result.chosen())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lightning_sft.compare.keys import heading_of, score_of
 from lightning_sft.compare.report import ArmReport, Report
+from lightning_sft.figures.style import new_figure, styled, theme
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,26 +15,20 @@ if TYPE_CHECKING:
 
 #: the most panels beside each other
 PANELS = 4
-BETTER, WORSE, OPEN = "#1b7f5c", "#b5452c", "#5b6673"
 
 
+@styled
 def forest_figure(report: Report) -> Figure:
     """Return the figure; the judged reading stands first. Filled dots: the difference holds at 5% over all arms."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     others = report.arms[1:]
     keys = [key for key in report.keys if any(_known(arm, key) for arm in others)][:PANELS]
-    figure = Figure(figsize=(2.2 + 2.7 * max(len(keys), 1), 1.5 + 0.42 * len(others)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(2.2 + 2.7 * max(len(keys), 1), 1.5 + 0.42 * len(others))
     panels = figure.subplots(1, max(len(keys), 1), sharey=True, squeeze=False)[0]
     for axes, key in zip(panels, keys, strict=False):
         _panel(axes, report, others, key)
     panels[0].set_yticks(range(len(others)), [arm.name for arm in others])
     panels[0].set_ylim(len(others) - 0.4, -0.6)
-    figure.suptitle(
-        f"Difference from {report.arms[0].name}, {report.replicates} replicates, 95% intervals", fontsize=10
-    )
+    figure.suptitle(f"Difference from {report.arms[0].name}, {report.replicates} replicates, 95% intervals")
     return figure
 
 
@@ -46,21 +41,19 @@ def _panel(axes: Axes, report: Report, others: list[ArmReport], key: str) -> Non
         contrast = arm.readings[key].against_first
         assert contrast is not None
         difference = contrast.difference
-        colour = {"better": BETTER, "worse": WORSE}.get(contrast.verdict, OPEN)
+        colour = {"better": theme().good, "worse": theme().bad}.get(contrast.verdict, theme().open)
         if difference.low is not None and difference.high is not None:
             axes.plot([scale * difference.low, scale * difference.high], [place, place], color=colour, linewidth=1.6)
-        face = "white" if contrast.verdict == "undecided" else colour
+        face = theme().page if contrast.verdict == "undecided" else colour
         axes.plot([scale * difference.mean], [place], "o", color=colour, markerfacecolor=face, markersize=6)
-    axes.axvline(0, color="#9aa3ad", linewidth=0.8, zorder=0)
+    axes.axvline(0, color=theme().soft, linewidth=0.8, zorder=0)
     for place in range(len(others)):
-        axes.axhline(place, color="#e6e9ec", linewidth=0.8, zorder=0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+        axes.axhline(place, color=theme().line, linewidth=0.8, zorder=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(visible=False)
     axes.tick_params(axis="y", length=0)
-    axes.tick_params(labelsize=8)
-    axes.set_title(heading_of(key), fontsize=9)
-    axes.set_xlabel(f"{'points' if score.share else 'difference'}, {'more' if score.higher else 'less'} is better",
-                    fontsize=8)  # fmt: skip
+    axes.set_title(heading_of(key))
+    axes.set_xlabel(f"{'points' if score.share else 'difference'}, {'more' if score.higher else 'less'} is better")
 
 
 def _known(arm: ArmReport, key: str) -> bool:

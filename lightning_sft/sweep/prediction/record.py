@@ -147,6 +147,23 @@ class CriticalLRPrediction:
             )
 
 
+def predicted_rate(folder: Path | None, name: str) -> tuple[float, float, float] | None:
+    """Return the rate that was predicted for the probes of a sweep together, and its interval; None without one.
+
+    Args:
+        folder: of the run.
+        name: of the sweep.
+    """
+    files = [] if folder is None else list((folder / "sweep").glob(f"{name}.prediction.*.json"))
+    if not files:
+        return None
+    together = CriticalLRPrediction.read(max(files, key=lambda path: path.stat().st_mtime_ns)).together
+    found = None if together is None else together.estimate
+    if found is None or found.lr is None or found.low is None or found.high is None:
+        return None
+    return found.lr, found.low, found.high
+
+
 def _made(fields: dict[str, Any]) -> ProbePrediction:
     return ProbePrediction(**{**fields, "estimate": Estimate(**fields["estimate"])})
 
