@@ -80,7 +80,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     return inner
 
 
-def _settings(colours: Theme) -> dict[str, Any]:
+def _settings(colours: Theme) -> Any:  # matplotlib types its keys one by one, in some versions
     from cycler import cycler
 
     return {
