@@ -94,6 +94,7 @@ MODELS = random:smollm2-135m random:llama-1b
 ON = cuda
 benchmark-gpu: $(VENV)/.peers
 	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m tests.benchmarks.estimate --accelerator $(ON)
 	$(BIN)/python -m tests.benchmarks.head --accelerator $(ON) --dtypes bf16 --what time memory $(HEAD)
 	for model in $(MODELS); do for lora in "" --lora; do \
 		$(BIN)/python -m tests.benchmarks.step --accelerator $(ON) --precisions bf16 $$lora --model $$model $(STEP) \

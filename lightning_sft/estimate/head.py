@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_sft.head.sizes import Sizes
+from lightning_sft.head.sizes import IN_PLACE, Sizes
 from lightning_sft.objectives.base import Reads
 
 
@@ -25,8 +25,9 @@ class _Allocations(torch.autograd.Function):
         tokens, vocab = len(hidden), len(weight)
         wide = torch.promote_types(hidden.dtype, torch.float32)
         chunks = max(1, math.ceil(tokens / sizes.chunk))
-        single = chunks == 1 or reads == "batch"
-        kept = torch.bfloat16 if single and weight.dtype == torch.bfloat16 else wide
+        in_place = reads == "logp" and weight.dtype == torch.bfloat16
+        few = chunks <= (IN_PLACE if in_place else 1) or reads == "batch"
+        kept = torch.bfloat16 if few and weight.dtype == torch.bfloat16 else wide
         projection, source = weight.detach().to(dtype), hidden.detach().to(dtype)
         of_hidden = torch.zeros_like(hidden, dtype=wide) if ctx.needs_input_grad[0] else None
         of_weight = torch.zeros_like(weight, dtype=kept) if ctx.needs_input_grad[1] else None

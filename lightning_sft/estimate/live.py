@@ -53,11 +53,6 @@ class LiveMemory(TorchDispatchMode):
             self.gradients += self._sizes[key]
             self._look()
 
-    def restart(self) -> None:
-        """Forget the curve so far."""
-        self.curve.clear()
-        self._look()
-
     def _note(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata

@@ -23,7 +23,7 @@ from lightning_sft.errors import UserError, first_line
 from lightning_sft.estimate.bare import bare_model, bytes_of, split_config, without_data
 from lightning_sft.estimate.head import head_allocations, plain_loss
 from lightning_sft.estimate.live import LiveMemory
-from lightning_sft.head.sizes import Sizes
+from lightning_sft.head.sizes import Sizes, sizes_in_place
 from lightning_sft.models.access import backbone, find_causal_lm, unembedding
 from lightning_sft.models.build import ModelSettings
 from lightning_sft.models.loading import Dtype
@@ -158,23 +158,23 @@ def _forward_and_backward(plan: StepPlan, model: nn.Module) -> tuple[int, int, t
                         lambda p: live.declare_gradient(p.grad) if p.grad is not None else None
                     )
             mask = torch.empty(plan.rows, 1, plan.length, plan.length, dtype=torch.bool) if plan.padded else None
-            activations = head = 0
             with _in_words(causal_lm), _plain_rows():
-                for _ in range(2 if plan.accumulates else 1):
-                    live.restart()
-                    before = live.rest
-                    with _autocast(plan.autocast):
-                        ids = torch.zeros(ids_shape, dtype=torch.long)
-                        hidden = backbone(causal_lm)(input_ids=ids, use_cache=False).last_hidden_state
-                        activations = live.rest - before
-                        chosen = hidden.flatten(0, 1).index_select(0, torch.zeros(tokens, dtype=torch.long))
-                        live.restart()
-                        loss = _loss(plan, causal_lm, chosen)
-                        head = max(live.curve.values()) - activations - before
-                    del hidden, chosen
-                    loss.backward()
-                    del loss
+                with _autocast(plan.autocast):
+                    ids = torch.zeros(ids_shape, dtype=torch.long)
+                    hidden = backbone(causal_lm)(input_ids=ids, use_cache=False).last_hidden_state
+                    activations = live.rest
+                    chosen = hidden.flatten(0, 1).index_select(0, torch.zeros(tokens, dtype=torch.long))
+                    of_decoder = live.curve.copy()
+                    live.curve.clear()
+                    loss = _loss(plan, causal_lm, chosen)
+                    head = max(live.curve.values()) - activations
+                    live.curve[0] = max(live.curve[0], *of_decoder.values())
+                del hidden, chosen
+                loss.backward()
+                del loss
             del mask
+            if plan.accumulates:  # all gradients are there from the first micro-batch on, and are added to
+                return activations, head, ((max(live.curve), max(live.curve.values())),)
             return activations, head, tuple(live.curve.items())
 
 
@@ -186,8 +186,11 @@ def _loss(plan: StepPlan, model: Any, hidden: torch.Tensor) -> torch.Tensor:
     if plan.model.head == "reference":
         return plain_loss(hidden, matrix.weight)
     dtype = hidden.dtype if plan.autocast is None else plan.autocast
+    sizes = plan.sizes
+    if plan.reads == "logp" and matrix.weight.dtype == torch.bfloat16 and matrix.weight.requires_grad:
+        sizes = sizes_in_place(sizes, *hidden.shape)
     more = int(plan.compares), matrix.softcap is not None
-    return head_allocations(hidden, matrix.weight, dtype, plan.reads, plan.sizes, *more)
+    return head_allocations(hidden, matrix.weight, dtype, plan.reads, sizes, *more)
 
 
 def _autocast(dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:

@@ -18,14 +18,16 @@ import ctypes
 import io
 import json
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback
 from transformers import AutoConfig
 
 from lightning_sft.cli.entry import main as lightning
+from lightning_sft.estimate.spread import CONTEXT
 from tests.distributed import ranks
 from tests.distributed.ranks import some_ranks
 from tests.running import QUIET, run
@@ -98,7 +100,7 @@ CASES = [
 
 
 class PeakMemory(Callback):
-    """Write the largest resident set of this rank from the start of training on, in bytes; Linux.
+    """Write the most memory of this rank from the start of training on, in bytes: of the GPU, or (Linux) the process.
 
     Args:
         folder: gets ``peak_RANK``.
@@ -108,10 +110,16 @@ class PeakMemory(Callback):
         self.folder = Path(folder)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            return
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        if pl_module.device.type == "cuda":
+            (self.folder / f"peak_{trainer.global_rank}").write_text(str(torch.cuda.max_memory_allocated()))
+            return
         lines = Path("/proc/self/status").read_text().splitlines()
         peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
         (self.folder / f"peak_{trainer.global_rank}").write_text(str(peak * 1024))
@@ -173,15 +181,22 @@ def estimated(case: Case, place: Path) -> dict[str, int]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--accelerator", default="cpu", choices=["cpu", "cuda"], help="cuda: runs on one device alone")
     parser.add_argument("--only", default="", help="cases whose name holds this")
     given = parser.parse_args()
     chosen = [case for case in CASES if given.only in case.name]
+    if given.accelerator == "cuda":
+        more = ["--trainer.accelerator=cuda"]
+        chosen = [replace(case, more=[*case.more, *more]) for case in chosen if case.ranks == 1]
     ranks.SECONDS = 3600  # on a busy machine
     empty: dict[str, int] = {}
     print("| run | model | batch | estimated MiB | measured MiB | error |\n|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory(prefix="estimate_") as folder:
         place = Path(folder)
         for case in chosen:
+            on_gpu = "--trainer.accelerator=cuda" in case.more
+            if on_gpu:
+                empty[case.how] = -CONTEXT  # which the allocator does not see
             if case.how not in empty:
                 how = {"single": [], "ddp": DDP, "fsdp2": FSDP2}[case.how]
                 empty[case.how] = measured(Case("empty", "toy", 2, 64, how), place)

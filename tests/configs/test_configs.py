@@ -121,13 +121,14 @@ def test_a_strategy_that_cannot_run_here_says_what_it_needs(
 @RunIf(min_cuda_gpus=1)
 @pytest.mark.parametrize(
     "name",
-    ["fsdp", *(pytest.param(n, marks=needs("deepspeed")) for n in ("deepspeed_2", "deepspeed_3"))],
+    ["ddp", "fsdp2", "fsdp", *(pytest.param(n, marks=needs("deepspeed")) for n in ("deepspeed_2", "deepspeed_3"))],
 )
 def test_a_strategy_for_gpus_trains_like_one_device(name: str, toy_folder: Path, tmp_path: Path) -> None:
     rows, losses = write_rows(tmp_path / "rows.jsonl"), []
     for strategy in ("single_device", name):
         given = [f"--config={CONFIGS / 'strategy' / strategy}.yaml", f"--model.model_name_or_path={toy_folder}"]
         more = ["--trainer.accelerator=gpu", "--trainer.devices=1", f"--trainer.default_root_dir={strategy}"]
+        more += ["--trainer.strategy.data_parallel_size=1"] * (strategy == "fsdp2")
         command = [sys.executable, "-m", "lightning_sft", "fit", *given, f"--data.train={rows}", *QUIET, *more]
         done = subprocess.run([*command, "--trainer.max_steps=3"], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
