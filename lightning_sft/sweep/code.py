@@ -14,8 +14,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGE = "lightning_sft"
-#: rooms and files from which a run takes no number, unless a class that it names stands in the same room
-_SHOWN = ("audit", "cli", "compare", "export", "figures", "scoring", "advice.advice", "advice.choice", "advice.rules")
+#: rooms and files from which a run takes no number, unless it names a class in them
+_SHOWN = (
+    *("audit", "cli", "compare", "export", "figures", "scoring"),
+    *(f"advice.{name}" for name in ("advice", "choice", "rules")),
+    *(f"callbacks.{name}" for name in ("first_screen", "run_progress", "run_story")),
+)
 
 
 def code_of(modules: Iterable[str]) -> dict[str, str]:
@@ -38,8 +42,8 @@ def modules_of(names: Iterable[str], alone: Iterable[str] = ()) -> list[str]:
     """
     found = set(alone)
     waiting = [module for name in names for module in _homes(name)]
-    named = {room_of(module) for module in waiting}
-    shown = tuple(f"{PACKAGE}.{part}." for part in _SHOWN if room_of(f"{PACKAGE}.{part}") not in named)
+    parts = [f"{PACKAGE}.{part}." for part in _SHOWN]
+    shown = tuple(part for part in parts if not any(f"{module}.".startswith(part) for module in waiting))
     while waiting:
         module = waiting.pop()
         if module not in found:

@@ -77,6 +77,8 @@ def test_a_fit_is_made_of_what_trains_and_reads() -> None:
     rooms = {code.room_of(module).partition(".")[2] for module in found}
     assert {"data", "evaluation", "head", "metrics", "models", "module", "objectives", "scores", "training"} <= rooms
     assert not {"audit", "cli", "compare", "export", "figures", "scoring", "sweep"} & rooms
+    drift = code.modules_of(["lightning_sft.module.SFTModule", "lightning_sft.callbacks.DriftMonitor"])
+    assert not [module for module in drift if module.startswith(("lightning_sft.sweep.", "lightning_sft.figures."))]
     assert "lightning_sft.objectives.base" in found
     assert "lightning_sft.objectives.eaft" not in found, "only runs that name an objective depend on it"
     more = code.modules_of(["lightning_sft.objectives.EAFT", "lightning_sft.callbacks.LearningRateSweep"])

@@ -71,7 +71,8 @@ def run_code(config: Mapping[str, Any]) -> dict[str, str]:
     alone = [f"{PACKAGE}.cli.compare.{name}" for name in _ALONE]
     base = [f"{PACKAGE}.{name}" for name in _RUN]
     named = [value for key, value in _strings(config) if key == "class_path" or _names_code(value)]
-    named += [f"{PACKAGE}.advice.auto"] if config.get("model", {}).get("objective") == "auto" else []
+    if config.get("model", {}).get("objective") == "auto":
+        named += [f"{PACKAGE}.advice.{name}" for name in ("auto", "advice", "choice", "rules")]
     every = modules_of(base, alone)
     more = [module for module in modules_of([*base, *named], alone) if module not in every]
     ours = [module for module in more if module.startswith(f"{PACKAGE}.")]

@@ -26,7 +26,7 @@ _IDLE = frozenset(
     [
         *_INSTRUMENTS,
         *(f"{_OURS}{name}" for name in ("AdapterReport", "DataReport", "FinalValidation", "LastCheckpoint")),
-        *(f"{_OURS}{name}" for name in ("RunProgress", "RunStory", "RunSummary", "TrainingMetrics")),
+        *(f"{_OURS}{name}" for name in ("FirstScreen", "RunProgress", "RunStory", "RunSummary", "TrainingMetrics")),
         *(
             f"lightning.pytorch.callbacks.{name}"
             for name in (
