@@ -30,7 +30,7 @@ def prepare(folder: Path) -> tuple[Path, Path]:
     words.chat_template = TEMPLATE
     words.save_pretrained(folder / "words")
     rows = []
-    for i in range(104):
+    for i in range(112):
         first, count = 1 + i * 37 % 60, 3 + i % 4
         asked = f"Count from {first} to {first + count - 1}."
         rows.append({"prompt": asked, "completion": ", ".join(map(str, range(first, first + count)))})
@@ -52,7 +52,7 @@ def fitted(words: Path, rows: Path, choice: Choice, probe: CapabilityProbe) -> f
     )
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     callbacks = [probe, FinalValidation(), GenerationMonitor(samples=8, max_new_tokens=24)]
-    given = {"max_steps": 16, "num_sanity_val_steps": 0, "gradient_clip_val": 1.0, "logger": False}
+    given = {"max_steps": 24, "num_sanity_val_steps": 0, "gradient_clip_val": 1.0, "logger": False}
     trainer = Trainer(**given, **quiet, accelerator="cpu", default_root_dir=rows.parent, callbacks=callbacks)
     trainer.fit(module, SFTDataModule(train=str(rows), val_split=8, batch_size=4))
     return float(trainer.callback_metrics["val/stop_share"])
@@ -76,10 +76,10 @@ def test_minus_p_never_stops_and_what_is_advised_instead_does(tmp_path: Path) ->
     assert WITH_FLOOR in advice.try_first
     assert MINUS_P in advice.avoid
     print(f"\nbefore: own tokens {start.judged.mean_p:.3f}, end {start.end.mean_p:.2g}; ", end="")
-    print(f"after -p: own tokens {end.judged.mean_p:.3f}, end {end.end.mean_p:.2g}", flush=True)
+    print(f"after -p: own tokens {end.judged.mean_p:.3f}, end {end.end.mean_p:.2g}", shares, flush=True)
     for name, choice in (("floor", WITH_FLOOR), ("special", NLL_ON_SPECIAL)):
         shares[name] = fitted(words, rows, choice, CapabilityProbe(enabled=False))
-    print(shares)
+        print(shares, flush=True)
     assert shares["-p"] == 0
     assert end.judged.mean_p > start.judged.mean_p, "it learns the answers"
     assert end.end.mean_p < 1e-3
