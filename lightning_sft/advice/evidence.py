@@ -68,7 +68,8 @@ END_TOKEN = Evidence(
 )
 END_TOKEN_HERE = Evidence(
     "measured here",
-    "On a toy model with a new end token, -p never stops; with a floor of 0.1, or with NLL on special tokens, it does.",
+    "With a new end token -p never stops, on a toy and on SmolLM2-135M; with NLL on special tokens it does (8 of 8 "
+    "answers), with a floor of 0.1 more slowly (5 of 8 after 24 steps on the latter).",
     f"{_PAGE}#the-end-of-turn-trap",
 )
 MIXTURES = Evidence(
