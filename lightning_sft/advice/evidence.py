@@ -69,7 +69,7 @@ END_TOKEN = Evidence(
 END_TOKEN_HERE = Evidence(
     "measured here",
     "With a new end token -p never stops, on a toy and on SmolLM2-135M; with NLL on special tokens it does (8 of 8 "
-    "answers), with a floor of 0.1 more slowly (5 of 8 after 24 steps on the latter).",
+    "answers), with a floor of 0.1 more slowly (on the latter 5 of 8 after 24 steps, all after 40).",
     f"{_PAGE}#the-end-of-turn-trap",
 )
 MIXTURES = Evidence(
