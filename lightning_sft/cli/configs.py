@@ -15,12 +15,12 @@ from lightning_sft.errors import UserError
 from lightning_sft.files import replacing
 
 _PACKAGE = Path(__file__).parents[1]
-_DESCRIPTION = """List, show and copy the configurations and recipes that are shipped.
+_DESCRIPTION = """List, show and copy the configurations that are shipped.
 
   lightning configs                     all of them, with what each is for
-  lightning configs recipe              those of one folder
+  lightning configs strategy            those of one folder
   lightning configs show demo           the text of one
-  lightning configs copy recipe/NAME    a copy below configs/ of the current folder
+  lightning configs copy strategy/ddp   a copy below configs/ of the current folder
   lightning configs copy                copies of all
 """
 _WIDEST = 110  # characters of what a configuration is for

@@ -51,7 +51,7 @@ OWN_VERBS: dict[str, Verb] = {
         "main",
         "workers of a comparison that several machines share, and its status",
     ),
-    "configs": Verb("lightning_sft.cli.configs", "main", "list, show and copy the shipped configurations and recipes"),
+    "configs": Verb("lightning_sft.cli.configs", "main", "list, show and copy the shipped configurations"),
     "estimate": Verb(
         "lightning_sft.cli.estimate",
         "estimate",
