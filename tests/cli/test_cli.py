@@ -54,7 +54,7 @@ BAD_INPUT = {
     ),
     "typo": (["fit", *BASE, "--model.objektive=NLL"], ["'model.objektive'", "did you mean 'model.objective'"]),
     "typo of a trainer setting": (["fit", *BASE, "--trainer.max_stepz=3"], ["did you mean 'trainer.max_steps'"]),
-    "wrong type": (["fit", *BASE, "--trainer.max_steps=many"], ["trainer.max_steps", "int", "many"]),
+    "wrong type": (["fit", *BASE, "--trainer.max_steps=many"], ["trainer.max_steps", "a whole number", "many"]),
     "missing configuration": (["fit", "--config=nowhere.yaml"], ["nowhere.yaml"]),
     "missing setting": (["fit", "--data.train=y"], ["model.model_name_or_path"]),
     "missing data file": (["fit", "--model.model_name_or_path={model}", "--data.train=no.jsonl"], ["no.jsonl"]),
