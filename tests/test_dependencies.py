@@ -48,13 +48,13 @@ def imported() -> Iterator[tuple[str, Path]]:
 
 
 def test_what_is_imported_is_declared() -> None:
-    known = declared("demo", "quantization", "deepspeed", "cce", "sweep")
+    known = declared("demo", "quantization", "deepspeed", "cce", "sweep", "completion")
     missing = {f"{name}: {path.relative_to(ROOT)}" for name, path in imported() if name not in known}
     assert not missing
 
 
 def test_what_is_declared_is_used() -> None:
-    assert declared("demo", "quantization", "deepspeed", "cce", "sweep") - {name for name, _ in imported()} <= set(
+    assert declared("demo", "quantization", "deepspeed", "cce", "sweep", "completion") - {name for name, _ in imported()} <= set(
         USED_BY_OTHERS
     )
 

@@ -40,7 +40,7 @@ BETWEEN = Evidence(
 WEAK_END = Evidence(
     "published",
     "Figlet font puzzles, mean p .01 to .07: NLL reaches 35.20% exact match with Qwen2.5-7B and 1.08% with "
-    "Llama-3.2-3B, -p 0% with both.",
+    "Llama-3.2-3B, the objective -p 0% with both.",
     f"{_PAPER} (table 3)",
 )
 ALPHA = Evidence(
@@ -57,7 +57,7 @@ UNLIKELY_TOKENS = Evidence(
 )
 NO_CUT_OFFS = Evidence(
     "guess",
-    "No paper says where the continuum is to be cut. Ours are round numbers between the published groups.",
+    "No paper gives cut-offs between weak, intermediate and strong. Ours are round numbers between published groups.",
     f"{_PAGE}#what-is-a-guess",
 )
 END_TOKEN = Evidence(

@@ -24,8 +24,8 @@ CONTENT = "answers' own tokens"
 _RULES = {
     "steepest": "where the loss falls fastest",
     "minimum_tenth": "a tenth of the rate at which it is lowest",
-    "valley": "two thirds into its longest fall",
-    "edge": "where it turns upwards",
+    "valley": "two thirds of the way along the longest stretch over which it falls",
+    "edge": "where it begins to rise for good",
 }
 
 
@@ -92,7 +92,12 @@ class Survey:
         if self.rate is not None and self.rate.verdict == "diverges at once":
             blocks.append(f"**{self.rate.why}**")
         blocks += ["Run next:", f"```sh\n{self.command()}\n```"]
-        advice = self.advice
+        advice, found = self.advice, self.rate
+        if found is not None and found.verdict == "at the edge" and found.suggestion is not None:
+            blocks.append(
+                f"The learning rate stays at {found.rate:.2g}, which is at the edge of what the range test bears; the "
+                f"careful choice is `{self.optimizer}={found.suggestion:.2g}`, see below."
+            )
         if advice is not None and advice.compare:
             blocks += [_comparison(advice, self.cost), f"```sh\n{self.fit()}\n```"]
         if (rate := self.corrected) is not None:
@@ -182,9 +187,11 @@ def _capability(reading: CapabilityReading) -> str:
         "| of | rows | tokens | mean p | NLL | first choice | p < 0.1 | p > 0.55 | exact match | calibration error |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    groups = {"all tokens": reading.all}
+    groups = {"all trained tokens": reading.all}
     groups |= {CONTENT: reading.content} if apart and reading.content is not None else {}
-    groups |= {n: g for n, g in (("special tokens", reading.special), ("ends of answers", reading.end)) if g}
+    ends = None if reading.end == reading.special else reading.end  # where only ends are special, one row says it
+    special = "special tokens, all of them ends of answers" if reading.end and ends is None else "special tokens"
+    groups |= {n: g for n, g in ((special, reading.special), ("ends of answers", ends)) if g}
     if len(reading.sources) > 1:
         groups |= {f"source {name}": group for name, group in reading.sources.items()}
         own = reading.content_of_sources.items() if apart else ()
@@ -197,7 +204,12 @@ def _capability(reading: CapabilityReading) -> str:
             f"{g.share_unlikely:.1%} | {g.share_known:.1%} | {exact} | {g.calibration_error:.3f} |"
         )
     quantiles = ", ".join(f"{name} {value:.3g}" for name, value in judged.p_quantiles.items())
-    return "\n".join([*lines, "", f"Quantiles of p, of {CONTENT if apart else 'all tokens'}: {quantiles}."])
+    legend = (
+        "p: the probability of the right token. First choice: how often the right token is the most likely one. Exact "
+        "match: every token of the answer is the first choice (read in one pass, nothing is written). Calibration "
+        "error: how far the probability of the first choice is from how often it is right."
+    )
+    return "\n".join([*lines, "", legend, "", f"Quantiles of p, of {CONTENT if apart else 'all tokens'}: {quantiles}."])
 
 
 def _with_bounds(group: GroupReading) -> str:
@@ -212,8 +224,13 @@ def _rate(reading: RateReading) -> str:
     elif reading.verdict == "unknown":
         lines = [f"**Whether {reading.rate:.2g} is sane is not known.** {reading.why}"]
     if reading.suggestions:
-        found = "\n".join(f"- {_RULES[name]}: {rate:.2g}" for name, rate in reading.suggestions.items())
-        lines.append(f"What the curve of {len(reading.losses)} steps shows:\n\n{found}")
+        taken = next((name for name, rate in reading.suggestions.items() if rate == reading.suggestion), None)
+        found = "\n".join(
+            f"- {_RULES[name]}: {rate:.2g}{' (the one to take in place of a rate that fails)' if name == taken else ''}"
+            for name, rate in reading.suggestions.items()
+        )
+        tried = f" from {reading.rates[0]:.2g} to {reading.rates[-1]:.2g}" if reading.rates else ""
+        lines.append(f"What the curve of {len(reading.losses)} steps{tried} shows:\n\n{found}")
     return "\n\n".join(lines)
 
 
@@ -228,10 +245,18 @@ def _cost(cost: Cost) -> str:
     else:
         validations = f", {cost.validations} validation{'s' * (cost.validations > 1)}" if cost.validations else ""
         lines.append(
-            f"- the whole fit, {cost.steps} steps{validations}: about {_duration(cost.seconds)}, without generated "
-            "answers and without saving"
+            f"- the whole fit, {cost.steps} steps{validations}: about {_duration(cost.seconds)}{_parts(cost)}, without "
+            "generated answers and without saving"
         )
     return "\n".join(lines)
+
+
+def _parts(cost: Cost) -> str:
+    """Return how much of a fit is training, and how much validation."""
+    if not cost.validations or cost.seconds_per_validation is None or cost.steps is None:
+        return ""
+    training, validating = cost.steps * cost.seconds_per_step, cost.validations * cost.seconds_per_validation
+    return f" ({_duration(training)} of training, {_duration(validating)} of validation)"
 
 
 def _duration(seconds: float) -> str:

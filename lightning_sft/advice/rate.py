@@ -88,13 +88,13 @@ def judge_rate(rate: float, test: RangeTest, before: float | None = None) -> Rat
     # smoothing moves the minimum to the right of where the loss itself turned
     turn = min(test.rates[best], test.suggestions.edge or test.rates[best])
     if rate >= turn and (best + 1 < len(finite) or len(finite) < len(test.losses)):
-        turns = f"The loss of the range test falls up to {turn:.2g} and rises beyond"
+        turns = f"The loss of the range test keeps falling until {turn:.2g} and rises beyond"
         if rate <= max(_EDGE, test.rates[1] / test.rates[0]) * turn:
             return reading(
                 "at the edge",
-                f"{turns}, which is about where {rate:.2g} is. With warm-up it may well work: such a test has none, "
-                "and a step for each rate. If the run turns out unstable, take a lower one: those below leave a margin "
-                "on purpose.",
+                f"{turns}, which is about where {rate:.2g} is. In a run it may well work, above all with warm-up: the "
+                "test has none, and takes one step at each rate. If the run turns out unstable, take "
+                f"{'a lower one' if suggestion is None else f'{suggestion:.2g}'}.",
             )
         return reading(
             "too high",
@@ -111,7 +111,7 @@ def judge_rate(rate: float, test: RangeTest, before: float | None = None) -> Rat
 
 def _why_sane(rate: float, turn: float, suggestions: dict[str, float]) -> str:
     """Return why a rate may stay, and what suggestions of other rates have to do with it."""
-    said = f"The loss falls there, and goes on falling up to {turn:.2g}"
+    said = f"The loss falls there, and goes on falling until {turn:.2g}"
     said += f", {_times(turn / rate)} times as much." if turn > rate else "."
     cautious = sorted(value for value in suggestions.values() if value < rate)
     if not cautious:

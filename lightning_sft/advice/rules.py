@@ -94,7 +94,7 @@ def _weak(reading: CapabilityReading) -> Advice:
         compare=False,
         why=(
             "Most supervised tokens are nearly impossible to the model. Objectives that weigh a token by its p have "
-            "almost no gradient on them, so nothing is learned.",
+            "almost no gradient on them, so they learn little or nothing.",
         ),
         evidence=(evidence.WEAK_END, evidence.ALPHA),
     )

@@ -31,7 +31,7 @@ def test_the_rate_against_the_curve(rate: float, verdict: str) -> None:
 
 def test_a_sane_rate_above_the_suggestions_says_why_it_may_stay() -> None:
     why = judge_rate(0.05, FALLS).why
-    assert "falling up to 0.1, 2.0 times as much" in why
+    assert "falling until 0.1, 2.0 times as much" in why
     assert "name lower rates (0.001 to 0.01)" in why
     assert "nothing against 0.05" in why
     assert "name lower rates" not in judge_rate(5e-4, FALLS).why

@@ -53,5 +53,11 @@ def detect_format(
     raise UserError(
         f"{first[0].where}: no known format has the columns {found}{under}. "
         f"Formats and their columns are: {known}. Map the columns, for example "
-        "`columns: {prompt: question, completion: answer}`."
+        f"`columns: {{{_example(list(map(str, present)))}}}`."
     )
+
+
+def _example(columns: list[str]) -> str:
+    """Return a mapping that fits a row as far as can be guessed: the first of its columns asks, the next answers."""
+    prompt, completion = (*columns, "question", "answer")[:2] if len(columns) > 1 else ("question", "answer")
+    return f"prompt: {prompt}, completion: {completion}"
