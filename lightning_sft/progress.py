@@ -67,8 +67,9 @@ class Lines:
             print(f"{self.what}: {self.done:,} {self.unit}", file=sys.stderr, flush=True)
             return
         left = (now - self.since) / max(self.done, 1) * max(self.total - self.done, 0)
+        told = f", {duration(left)} left" if self.done > 1 else ""  # the first one also prepares all others
         share = f"{self.done:,} of {self.total:,} {self.unit} ({self.done / self.total:.0%})"
-        print(f"{self.what}: {share}, {duration(left)} left", file=sys.stderr, flush=True)
+        print(f"{self.what}: {share}{told}", file=sys.stderr, flush=True)
 
 
 def counted(rows: Iterable[T], advance: Callable[[int], Any]) -> Iterator[T]:

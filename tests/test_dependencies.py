@@ -25,6 +25,9 @@ USED_BY_OTHERS = {
 }
 
 
+EXTRAS = ("demo", "quantization", "deepspeed", "cce", "sweep", "completion")
+
+
 def name_of(requirement: str) -> str:
     return re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-")
 
@@ -48,15 +51,13 @@ def imported() -> Iterator[tuple[str, Path]]:
 
 
 def test_what_is_imported_is_declared() -> None:
-    known = declared("demo", "quantization", "deepspeed", "cce", "sweep", "completion")
+    known = declared(*EXTRAS)
     missing = {f"{name}: {path.relative_to(ROOT)}" for name, path in imported() if name not in known}
     assert not missing
 
 
 def test_what_is_declared_is_used() -> None:
-    assert declared("demo", "quantization", "deepspeed", "cce", "sweep", "completion") - {name for name, _ in imported()} <= set(
-        USED_BY_OTHERS
-    )
+    assert declared(*EXTRAS) - {name for name, _ in imported()} <= set(USED_BY_OTHERS)
 
 
 def test_only_the_demo_needs_reasoning_gym() -> None:

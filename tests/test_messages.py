@@ -34,6 +34,7 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "the wrong section": (["--trainer.batch_size=4"], ("'trainer.batch_size'", "data.batch_size")),
     "wrong case of a setting": (["--trainer.Max_Steps=4"], ("'trainer.Max_Steps'", "trainer.max_steps")),
     "nothing like a setting": (["--model.zzz=1"], ("'model.zzz'", "Settings of 'model': ", "objective")),
+    "a rate that is no number": (["--lr", "abc"], ("'abc'", "--model.optimizer.lr", "a number")),
     # classes, by type
     "an unknown optimizer": (["--model.optimizer=Adamm"], ("'Adamm'", "'Adam'", "Optimizers: ", "SGD")),
     "an optimizer in lower case": (["--model.optimizer=adamw"], ("'adamw'", "'AdamW'", "Optimizers: ")),

@@ -128,7 +128,9 @@ def _plan(trainer: Trainer) -> Iterator[tuple[str, str]]:
         yield "Steps", f"as many as there is time for{each}"
         return
     begun = f", {trainer.global_step} of them done" if trainer.global_step else ""
-    text = f"{int(total):,}{each}{f', {total / epoch:.3g} epochs' if epoch else ''}{begun}"
+    epochs = f"{total / epoch:.3g}" if epoch else ""
+    passes = f", {epochs} epoch{'s' * (epochs != '1')}" if epochs else ""
+    text = f"{int(total):,}{each}{passes}{begun}"
     yield "Steps", text
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from torch import Tensor
+from torch.optim import Optimizer
 from tqdm import tqdm
 from typing_extensions import override
 
@@ -49,6 +50,7 @@ class RunProgress(ProgressBar):
         self._bar: tqdm[Any] | None = None
         self._batches = 0
         self._since = self._next = 0.0
+        self._rate: float | None = None
         self._began: float | None = None  # time of training when the first step began
         self._terminal = sys.stderr.isatty()
         self._total: int | None = None
@@ -74,6 +76,7 @@ class RunProgress(ProgressBar):
         self._total = None if total == math.inf else int(total)
         self._step = self._first_step = trainer.global_step
         self._began = None
+        self._rate = None
         self._due = 0.0  # the first step is told at once
 
     @override
@@ -107,6 +110,10 @@ class RunProgress(ProgressBar):
             self._due = now + self.every
             self._say(trainer)
 
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self._rate = float(optimizer.param_groups[0]["lr"])  # of this step: the schedule has moved on at its end
+
     def _count(self, module: LightningModule, outputs: Any) -> None:
         """Add an optimizer step's tokens, and keep its loss."""
         accumulator = accumulator_of(module)
@@ -133,8 +140,8 @@ class RunProgress(ProgressBar):
         parts = [f"loss {float(self._loss):.4g}"]
         nll = trainer.callback_metrics.get("val/nll")
         parts += [] if nll is None else [f"val/nll {float(nll):.4g}"]
-        if trainer.optimizers:
-            parts.append(f"lr {trainer.optimizers[0].param_groups[0]['lr']:.3g}")
+        if self._rate is not None:
+            parts.append(f"lr {self._rate:.3g}")
         seconds = self._clock.training - self._told_at
         if self._sums["trained"] and seconds > 0:
             read, trained = self._sums["tokens"] / seconds, self._sums["trained"] / seconds

@@ -22,6 +22,8 @@ START: dict[str, Any] = {
     "model.objective": "NLL",
     "data.train": "train.jsonl",
     "trainer.max_epochs": 1,
+    "trainer.num_sanity_val_steps": -1,  # the table at the end then has a column from before the first step
+    "trainer.log_every_n_steps": 1,  # a first run is often shorter than Lightning's 50
 }
 #: taken unless rows to validate on are given
 _SPLIT = ("data.val_split", 0.05)
@@ -125,6 +127,8 @@ def document(values: dict[str, Any], name: str) -> str:
         name: of the file, for its head.
     """
     values = {**START, **values}
+    if "trainer.max_steps" in values and values["trainer.max_epochs"] == START["trainer.max_epochs"]:
+        del values["trainer.max_epochs"]  # steps alone decide
     if not {"data.val", "data.val_split"} & values.keys():
         values[_SPLIT[0]] = _SPLIT[1]
     texts = {key: text for keys in SCREEN.values() for key, text in keys.items() if key in listing().settings}

@@ -35,7 +35,8 @@ def describe(run: PlannedRun, found: Sequence[Lever], gib: float | None) -> str:
     if found:
         lines += ["", *_levers(found, held, gib, gpu=run.gpu)]
         first = first_to_pull(found, held, gib, gpu=run.gpu)
-        lines += [f"First: {first.name}: {first.how}"] if first is not None else []
+        word = "What saves most" if gib is None else "First"
+        lines += [f"{word}: {first.name}: {first.how}"] if first is not None else []
     lines += ["", *_notes(run, strategies)]
     return "\n".join(lines)
 

@@ -49,7 +49,7 @@ FSDP2 = [
 def test_no_weights_are_read(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = said(capsys, bare, "--length=64", CPU)
     assert "single on 1 CPU rank" in page
-    assert "First: " in page
+    assert "What saves most: " in page
     for lever in ("smaller micro-batches", "gradient checkpointing", "8-bit optimizer", "LoRA"):
         assert lever in page
 

@@ -10,7 +10,7 @@ import yaml  # type: ignore[import-untyped]
 from lightning_sft.cli.front import say
 from lightning_sft.cli.front.given import SECTIONS, Given, read_given
 from lightning_sft.cli.front.listing import KnownClass, Listing, Setting, listing
-from lightning_sft.cli.front.values import fits, is_inline
+from lightning_sft.cli.front.values import fits, is_inline, is_number
 from lightning_sft.cli.front.words import expand, may_be_class
 from lightning_sft.cli.verbs import LIGHTNING_VERBS
 from lightning_sft.errors import UserError
@@ -171,6 +171,8 @@ class Checker:
             if option == "class_path" and isinstance(one.value, str):
                 self._name(one, key, self.known.settings[key], one.value, is_path=True)
             return
+        if (key, option) == ("model.optimizer", "lr") and isinstance(one.value, str) and not is_number(one.value):
+            raise UserError(f"{one.where}{one.name} is {one.value!r}. Allowed: a number, such as 2e-5.")
         setting = self.known.settings[key]
         if key not in self.chosen and len(setting.bases) == 1 and "list" not in setting.takes:
             named = self.known.of_class(key)

@@ -21,14 +21,15 @@ def fits(text: str, setting: Setting) -> bool:
     return (
         ("null" in takes and text in NULL)
         or ("bool" in takes and text.lower() in _BOOL)
-        or (bool(takes & {"int", "float"}) and _is_number(text))
+        or (bool(takes & {"int", "float"}) and is_number(text))
         or text in setting.choices
         or ("dict" in takes and not takes & {"class", "choice"})
         or ("list" in takes and not setting.bases)
     )
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Return whether a text is a number, as 1e-4 is."""
     try:
         float(text)
     except ValueError:
