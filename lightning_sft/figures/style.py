@@ -81,7 +81,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def _settings(colours: Theme) -> Any:  # matplotlib types its keys one by one, in some versions
-    from matplotlib import cycler
+    from matplotlib.rcsetup import cycler
 
     return {
         "font.size": 12.0,
