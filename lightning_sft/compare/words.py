@@ -17,7 +17,7 @@ from lightning_sft.files import to_json
 def sentence(report: Report) -> str:
     """Return what the comparison says in one sentence, about the best arm that was told apart."""
     first, *others = report.arms
-    end = f"{report.replicates} replicates, {duration(report.wall_seconds)}."
+    end = f"{report.replicates} replicates, {duration(report.wall_seconds)} of runs."
     if not others:
         return f"Only {first.name} has finished runs; {end}"
     verdicts = {arm.name: contrast_of(arm, report.score.key) for arm in others}
@@ -36,10 +36,8 @@ def sentence(report: Report) -> str:
     drift = next((key for key in report.keys if key.startswith("drift/")), None)
     side = ""
     if drift is not None and drift in report.arm(name).readings:
-        nll = drift.removesuffix("kl") + "nll"
-        key = nll if nll in report.arm(name).readings else drift
-        contrast = contrast_of(report.arm(name), key)
-        side = f", drift of {drift.split('/')[1]} text {_difference(contrast, score_of(key), unit='nats')}"
+        moved = _difference(contrast_of(report.arm(name), drift), score_of(drift), unit="nats")
+        side = f", drift of {drift.split('/')[1]} text {moved} under {name}"
     return f"{what}{side}; {end}"
 
 
