@@ -27,6 +27,7 @@ from tests.faults.fits import PHASES, Fit, Kind, rows_by_step, start
 from tests.running import run_folder, write_rows
 from tests.toys import save_toy
 
+os.environ["LIGHTNING_SFT_RUN_NAMES"] = "numbers"  # of the fits that are started: their folders are known beforehand
 RUN = Path("lightning_logs/version_0")
 LAST = RUN / "checkpoints" / "last.ckpt"
 #: the event of a phase to kill at is drawn from so many, which every kind of fit has
