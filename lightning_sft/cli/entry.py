@@ -14,6 +14,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import NoReturn
 
+from lightning_sft.cli.duplicates import refuse_duplicates
 from lightning_sft.cli.failures import what_happened
 from lightning_sft.cli.front.check import check
 from lightning_sft.cli.front.help import answer, has_help
@@ -115,6 +116,7 @@ def _in_front(verb: str, arguments: list[str]) -> list[str]:
         print(answer(verb, word.lstrip("-")))
         sys.exit(0)
     if takes_settings and asked is None:
+        refuse_duplicates([verb, *arguments])  # first: of a key that stands twice only one would be checked
         remarks = check(verb, arguments)
         if os.environ.get("LOCAL_RANK", "0") == "0":  # the first of the ranks that Lightning starts
             for line in remarks:

@@ -131,7 +131,8 @@ def test_fit_then_resume_validate_test_and_predict(
     assert set(predictions[0]) == {"index", "source", "prompt", "completion", "reference", "score"}
     assert predictions[3]["reference"] == "word 3"
     assert run_folder() == folder, "reading a checkpoint opens no further run"
-    assert {"val/nll", "test/nll", "train/loss"} <= scalars(folder).keys()
+    assert {"val/nll", "train/loss"} <= scalars(folder).keys()
+    assert "test/nll" in scalars(folder / "test"), "what reads a checkpoint writes beside the curves of the run"
     assert "exists" in message_of(
         ["predict", *arguments, "--ckpt_path=last", "--trainer.callbacks+=PredictionWriter"], capsys
     )
@@ -363,7 +364,7 @@ def test_only_the_verb_at_hand_gets_a_parser(
 
     monkeypatch.setattr(LightningCLI, "_prepare_subcommand_parser", counting)
     with pytest.raises(SystemExit) as stop:
-        main(["validate", "--help"])
+        main(["validate", "--help", "all"])
     assert stop.value.code == 0
     assert made == ["validate"]
     assert "--data.order" in capsys.readouterr().out
@@ -376,5 +377,5 @@ def test_libraries_draw_no_bars_on_a_pipe(monkeypatch: pytest.MonkeyPatch) -> No
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal)
         with pytest.raises(SystemExit):
-            main(["fit", "--help"])
+            main(["fit", "--help", "all"])
         assert [os.environ.get(name) for name in bars] == [None if terminal else "1"] * 2

@@ -127,8 +127,8 @@ def test_own_verbs_explain_themselves(verb: str, capsys: pytest.CaptureFixture[s
 def test_readme_shows_the_main_commands_literally() -> None:
     commands = [line for page, line in shell_lines() if page.name == "README.md" and line.startswith("lightning ")]
     assert commands[:2] == [
-        "lightning fit --config configs/demo.yaml",
-        "lightning fit --config configs/demo.yaml --model.objective PowerFamily --model.objective.alpha 1",
+        "lightning fit configs/demo.yaml",
+        "lightning fit configs/demo.yaml --objective PowerFamily --objective.alpha 1",
     ]
 
 
