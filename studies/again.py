@@ -9,6 +9,15 @@ from lightning_sft.sweep.intervals import interval
 from studies.cells import Cell, processor
 
 
+def named_cell(cells: Sequence[Cell], block: str, arm: str) -> Cell | None:
+    """Return the first replicate of an arm: of the confirmatory runs, or of the pilot while there are none."""
+    for stage in ("confirmatory", "pilot"):
+        for cell in cells:
+            if (cell.stage, cell.block, cell.kind, cell.replicate, cell.arm) == (stage, block, "judged", 0, arm):
+                return cell
+    return None
+
+
 def compared(cell: Cell, result: RunResult, replicates: Sequence[float], keys: Sequence[str]) -> tuple[list[str], bool]:
     """Return lines that set a run beside its stored cell, and whether it was reproduced.
 

@@ -82,14 +82,16 @@ class Study(ABC):
         root: of the checkout.
         cells: folder of cells.
         work: folder of checkpoints and runs under way.
-        model: that everything begins with.
+        model: that everything begins with; None: the study's own.
         say: is told what is done.
         small: other numbers for a toy; see the study's own design.
         workers: runs side by side.
     """
 
-    #: its name in cells, the log key that rates are selected by, its direction, and what it is in words
+    #: its name in cells, the model that it begins with, and the log key that rates are selected by, with its direction
+    #: and in words
     name: str
+    default_model: str
     score: str
     direction: str = ""
     score_words: str
@@ -99,12 +101,12 @@ class Study(ABC):
         root: Path,
         cells: Path,
         work: Path,
-        model: str,
+        model: str | None = None,
         say: Callable[[str], None] = print,
         small: Mapping[str, Any] | None = None,
         workers: int = 2,
     ) -> None:
-        self.root, self.cells, self.work, self.model = root, cells, work, model
+        self.root, self.cells, self.work, self.model = root, cells, work, model or self.default_model
         self.say, self.small, self.workers = say, small, workers
         self.here = common_facts(torch.device("cpu"))
         self.commit = head(root)

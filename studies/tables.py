@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from lightning_sft.sweep.intervals import Interval
 from studies.findings import Finding
@@ -31,3 +32,15 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table."""
     lines = [heading, ["---"] * len(heading), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def pictures(files: Sequence[Path], page: Path, alternative: str) -> str:
+    """Return the links to a figure's files, one for each theme; "" without any.
+
+    Args:
+        files: named by their theme.
+        page: that shows them.
+        alternative: the figure in words.
+    """
+    top = page.parent.parent
+    return "\n".join(f"![{alternative}]({Path('..') / file.relative_to(top)}#only-{file.stem})" for file in files)

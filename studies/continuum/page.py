@@ -14,7 +14,7 @@ from studies.continuum.design import FIRST, HYPOTHESES, JUDGED, MARGIN, REGISTER
 from studies.continuum.figure import draw
 from studies.findings import judged
 from studies.registration import Registration
-from studies.tables import NOT_RUN, cell_text, points, table
+from studies.tables import NOT_RUN, cell_text, pictures, points, table
 
 HEAD = "<!-- written by `python -m studies.continuum page` from the cells in data/continuum; edit nothing here -->"
 
@@ -34,14 +34,11 @@ def write_page(page: Path, figures: Path, cells: Sequence[Cell], registration: R
     """
     require_one_version(cells)
     main = STAGES["confirmatory"]
-    files = draw(cells, main, "sums", figures)
-    shown = [
-        f"![D over mean p]({Path('..') / file.relative_to(page.parent.parent)}#only-{file.stem})" for file in files
-    ]
+    shown = pictures(draw(cells, main, "sums", figures), page, "D over mean p")
     parts = [
         f"{HEAD}\n\n# Does the better objective depend on what the model knows?",
         " ".join(sentences(cells)),
-        "\n".join(shown) or "There is no figure yet: no block of the confirmatory runs is complete.",
+        shown or "There is no figure yet: no block of the confirmatory runs is complete.",
         _hypotheses(cells),
         _blocks(cells),
         _crossings(cells),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +20,9 @@ class Study(study.Study):
     """
 
     name = STUDY
+    default_model = MODEL
     score = SCORE
     score_words = "exact match"
-
-    def __init__(
-        self,
-        root: Path,
-        cells: Path,
-        work: Path,
-        model: str = MODEL,
-        say: Callable[[str], None] = print,
-        small: Mapping[str, Any] | None = None,
-        workers: int = 2,
-    ) -> None:
-        super().__init__(root, cells, work, model, say, small, workers)
 
     def checkpoint(self, task: str, level: str) -> Path:
         """Return where the checkpoint of a level is, or will be."""

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning_sft.compare.design import RunSpec
 from lightning_sft.files import remove_leftovers
-from studies.again import compared
-from studies.cells import Cell, read_cells
+from studies.again import compared, named_cell
+from studies.cells import read_cells
 from studies.continuum.design import FIRST, MODEL, SAMPLED, SCORE, STAGES, Block
 from studies.continuum.runs import Study
 from studies.findings import judged, scores
 from studies.side_by_side import prepare_processes
 
-#: the cell, by its block; of the confirmatory runs, or of the pilot while there are none
+#: the block of the cell that is run again
 BLOCK = Block("sums", "weak", noisy=True)
-
-
-def named_cell(cells: Sequence[Cell]) -> Cell | None:
-    """Return the cell that is run again; None before it has run."""
-    for stage in ("confirmatory", "pilot"):
-        for cell in cells:
-            if (cell.stage, cell.block, cell.kind, cell.replicate, cell.arm) == (stage, BLOCK.name, "judged", 0, FIRST):
-                return cell
-    return None
 
 
 def run_small(
@@ -50,7 +41,7 @@ def run_small(
         Whether the cell was reproduced; None where there is none to run again.
     """
     stored = read_cells(cells)
-    cell = named_cell(stored)
+    cell = named_cell(stored, BLOCK.name, FIRST)
     if cell is None:
         say(f"small: no cell of {BLOCK.name} has run yet, so there is none to run again")
         return None

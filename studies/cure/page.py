@@ -28,7 +28,7 @@ from studies.cure.design import (
 from studies.cure.figure import draw
 from studies.findings import judged
 from studies.registration import Registration
-from studies.tables import NOT_RUN, cell_text, points, table
+from studies.tables import NOT_RUN, cell_text, pictures, points, table
 
 HEAD = "<!-- written by `python -m studies.cure page` from the cells in data/cure; edit nothing here -->"
 MAIN = STAGES["confirmatory"]
@@ -48,16 +48,11 @@ def write_page(page: Path, figures: Path, cells: Sequence[Cell], registration: R
         UserError: cells of two versions of the package in one stage.
     """
     require_one_version(cells)
-    files = draw(cells, MAIN, figures)
-    shown = [
-        f"![Unseen sentences with the right word ahead, by arm]({Path('..') / f.relative_to(page.parent.parent)}"
-        f"#only-{f.stem})"
-        for f in files
-    ]
+    shown = pictures(draw(cells, MAIN, figures), page, "Unseen sentences with the right word ahead, by arm")
     parts = [
         f"{HEAD}\n\n# What makes a rare word overtake its near-synonym?",
         " ".join(sentences(cells)),
-        "\n".join(shown) or "There is no figure yet: no density of the confirmatory runs is complete.",
+        shown or "There is no figure yet: no density of the confirmatory runs is complete.",
         _hypotheses(cells),
         *(_arms(cells, name, block) for name, stage in STAGES.items() for block in stage.blocks),
         _costs(cells),

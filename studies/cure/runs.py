@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +35,13 @@ class Study(study.Study):
     """The cure study on this machine; see `studies.study.Study`."""
 
     name = STUDY
+    default_model = MODEL
     score = SCORE
     direction = ":max"
     score_words = "score"
 
-    def __init__(
-        self,
-        root: Path,
-        cells: Path,
-        work: Path,
-        model: str = MODEL,
-        say: Callable[[str], None] = print,
-        small: Mapping[str, Any] | None = None,
-        workers: int = 2,
-    ) -> None:
-        super().__init__(root, cells, work, model, say, small, workers)
-        #: folder of the cells that the bound on collateral follows from
-        self.control_cells = cells
+    #: folder of the cells that the bound on collateral follows from; None: the study's own
+    control_cells: Path | None = None
 
     @property
     def checkpoint(self) -> Path:
@@ -117,7 +107,7 @@ class Study(study.Study):
     def _control(self, stage: Stage, block: Block) -> dict[float, dict[int, float]]:
         """Return the background NLL of the control runs that a search has done, by rate and replicate."""
         found: dict[float, dict[int, float]] = {}
-        for cell in read_cells(self.control_cells):
+        for cell in read_cells(self.control_cells or self.cells):
             if (cell.stage, cell.block, cell.kind, cell.arm) == (stage.name, block.name, "search", CONTROL):
                 nll = cell.run.score(BACKGROUND)
                 found.setdefault(cell.rate, {})[cell.replicate] = math.inf if math.isnan(nll) else nll

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_sft.compare.design import RunSpec
 from lightning_sft.files import remove_leftovers
-from studies.again import compared
+from studies.again import compared, named_cell
 from studies.cells import read_cells
 from studies.cure.design import AHEAD, BACKGROUND, DENSE, FIRST, MODEL, STAGES
 from studies.cure.runs import Study
@@ -38,11 +38,10 @@ def run_small(
         Whether the cell was reproduced; None where there is none to run again.
     """
     stored = read_cells(cells)
-    found = [c for c in stored if (c.block, c.kind, c.replicate, c.arm) == (DENSE.name, "judged", 0, FIRST)]
-    if not found:
+    cell = named_cell(stored, DENSE.name, FIRST)
+    if cell is None:
         say(f"small: no cell of {FIRST} has run yet, so there is none to run again")
         return None
-    cell = next((c for c in found if c.stage == "confirmatory"), found[0])
     study = Study(root, work / "cells", work, model, say, small)
     study.control_cells = cells  # the bound on collateral, which the control runs have given
     study.require_model()
