@@ -13,8 +13,9 @@ class Gradients:
     """Gradients on the hidden states, the unembedding and its bias; each is None where it is not needed.
 
     Sums are kept in fp32 (float64 for float64 inputs): added up in bf16, the products of many chunks can lose more than
-    the plain head does (docs/performance.md). Those of a few chunks do not, and need no second copy of the gradient.
-    The targets' part, large and often of many tokens on one row, is apart from the products and exact until ``finish``.
+    the plain head does (docs/performance_log.md). Those of a few chunks do not, and need no second copy of the
+    gradient. The targets' part, large and often of many tokens on one row, is apart from the products and exact until
+    ``finish``.
 
     Args:
         projection: the unembedding.

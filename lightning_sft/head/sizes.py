@@ -10,7 +10,7 @@ import torch
 _ALIGN = 128  # tokens; products of other heights leave part of the units idle
 
 #: How many chunks a bf16 gradient of the unembedding may sum in place. Each rounds it once more; eight are far less
-#: than what the products themselves round, sixteen begin to show (docs/performance.md).
+#: than what the products themselves round, sixteen begin to show (docs/performance_log.md).
 IN_PLACE = 8
 
 
@@ -18,8 +18,8 @@ IN_PLACE = 8
 class Sizes:
     """Sizes of the blocks; results do not depend on them beyond rounding.
 
-    The defaults were measured on a processor with 1 MiB of cache a core (docs/performance.md): smaller chunks read and
-    write the sum of the unembedding's gradient too often, larger ones gain nothing and need a larger buffer.
+    The defaults were measured on a processor with 1 MiB of cache a core (docs/performance_log.md): smaller chunks read
+    and write the sum of the unembedding's gradient too often, larger ones gain nothing and need a larger buffer.
 
     Attributes:
         chunk: tokens scored, and differentiated, together; a buffer of (chunk, vocab) is held.

@@ -10,7 +10,7 @@ class Workspace:
     """One piece of memory for each purpose, used for tile after tile and chunk after chunk.
 
     On a CPU fresh memory of some MiB comes from the system page by page, which can take as long as the arithmetic on it
-    (docs/performance.md).
+    (docs/performance_log.md).
 
     Args:
         device: where the tensors are.

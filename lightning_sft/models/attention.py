@@ -16,7 +16,7 @@ PER_DOCUMENT = "per_document"
 """Name of this implementation for ``attn_implementation``."""
 
 SHORT = 512
-"""Tokens up to which 16-bit documents on a CPU are attended to by plain products (docs/performance.md)."""
+"""Tokens up to which 16-bit documents on a CPU are attended to by plain products (docs/performance_log.md)."""
 
 
 def document_sizes(position_ids: Tensor) -> Tensor:

@@ -41,6 +41,6 @@ def test_the_loop_of_the_page_cures_the_failure(
     # the same places, found by the run itself and by the audit of what it left
     places = [
         {line.partition('"context_ids"')[2] for line in Path(file).read_text().splitlines()}
-        for file in ("lightning_logs/version_0/silent.jsonl", "audit/contexts.jsonl")
+        for file in ("lightning_logs/first/silent.jsonl", "audit/contexts.jsonl")
     ]
     assert places[0] == places[1] != set()
