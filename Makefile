@@ -48,7 +48,7 @@ $(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 demo: $(VENV)/.demo
-	$(BIN)/lightning fit --config configs/demo.yaml
+	$(BIN)/lightning demo
 
 quick: $(VENV)/.test
 	$(PYTEST) -m "not slow and not ranks and not real" $(QUICK)

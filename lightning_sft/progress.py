@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
+
+from lightning_sft.units import duration
 
 T = TypeVar("T")
 DELAY = 3.0
@@ -17,14 +21,30 @@ EVERY = 15.0
 
 def is_first_rank() -> bool:
     """Return whether this process is the one that speaks."""
-    lightning = sys.modules.get("lightning.fabric.utilities.rank_zero")  # not imported: then there are no ranks
-    return lightning is None or getattr(lightning.rank_zero_only, "rank", 0) == 0
+    lightning = sys.modules.get("lightning.fabric.utilities.rank_zero")
+    decided = getattr(lightning, "rank_zero_only", None)
+    if decided is None:  # not imported yet: only a rank that Lightning started knows that it is one
+        return os.environ.get("LOCAL_RANK", "0") == "0"
+    return getattr(decided, "rank", 0) == 0
 
 
 def note(line: str) -> None:
     """Say a line about work that begins, beside what a program may read from the output."""
     if is_first_rank():
         print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def waiting(line: str, after: float = DELAY) -> Iterator[None]:
+    """Say a line if what is done within takes longer than a few seconds, such as an import."""
+    timer = threading.Timer(after, note, (line,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()  # no thread is left to a process that is forked later
 
 
 @contextmanager
@@ -77,13 +97,3 @@ def counted(rows: Iterable[T], advance: Callable[[int], Any]) -> Iterator[T]:
     for row in rows:
         yield row
         advance(1)
-
-
-def duration(seconds: float) -> str:
-    """Return a time for people, such as ``45 s``, ``3 min 20 s`` or ``2 h 5 min``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

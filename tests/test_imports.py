@@ -12,7 +12,19 @@ import lightning_sft
 
 PACKAGE = Path(lightning_sft.__file__).parent
 #: the files that may stand at the root of the package
-ROOT_FILES = {"__init__", "__main__", "errors", "scores", "files", "progress", "module", "evaluation", "resuming"}
+ROOT_FILES = {
+    "__init__",
+    "__main__",
+    "errors",
+    "scores",
+    "files",
+    "places",
+    "units",
+    "progress",
+    "module",
+    "evaluation",
+    "resuming",
+}
 #: how a trial runs, which no callback knows
 TRIALS = tuple(f"lightning_sft.sweep.{name}" for name in ("trial", "snapshot", "batches"))
 #: room -> what its files must never import, at any level
@@ -27,7 +39,13 @@ FORBIDDEN = {
     "_lightning": ("lightning_sft.",),
     "errors.py": ("lightning.", "lightning_sft.", "torch"),
     "files.py": ("lightning.", "lightning_sft."),
-    "progress.py": ("lightning.", "lightning_sft.", "torch"),
+    "units.py": ("lightning.", "lightning_sft.", "torch"),
+    "progress.py": (
+        "lightning.",
+        "torch",
+        *(f"lightning_sft.{room}" for room in ("cli", "data", "models", "callbacks")),
+    ),
+    "places.py": ("lightning.", "torch", "transformers"),
     "cli/front": ("lightning.", "torch", "transformers", "lightning_sft.cli.lightning_cli", "lightning_sft.module"),
     "objectives": ("lightning.", "lightning_sft.head", "lightning_sft.module", "lightning_sft.models", "transformers"),
     "metrics": ("lightning.", "lightning_sft.module", "lightning_sft.callbacks"),

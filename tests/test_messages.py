@@ -1,5 +1,7 @@
 """What a mistake is answered with: what was given, what is allowed, what was meant; before torch is imported."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lightning_sft.cli.entry import main
+from tests.running import write_rows
 
 MODEL = ["--model", "no/model", "--train", "rows.jsonl"]
 
@@ -62,6 +65,11 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
         ("'alhpa'", "'alpha'", "PowerFamily takes: alpha, floor"),
     ),
     "an argument without a class": (["--objective.alpha=1"], ("none is chosen", "PowerFamily")),
+    "a typo in an argument without a class": (["--objective.alfa=1"], ("none is chosen", "'alpha'", "PowerFamily")),
+    "an argument of another objective": (
+        ["--objective=NLL", "--objective.alfa=1"],
+        ("no option 'alfa'", "NLL takes: nothing", "'alpha' is an argument of", "PowerFamily"),
+    ),
     "an optimizer's argument": (["--model.optimizer.learning_rate=1"], ("'learning_rate'", "'lr'", "AdamW takes: ")),
     "a callback's argument": (
         ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.montor=val/nll"],
@@ -80,7 +88,18 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     # words by themselves
     "a word by itself": (["--lr", "1e-4", "train.jsonl"], ("'train.jsonl'", "YAML file", "two dashes")),
     "a file that is not there": (["mine.yaml"], ("'mine.yaml'", "no file")),
+    # what this machine lacks
+    "a data file that is not there": (["--train", "gone.jsonl"], ("--data.train", "no file gone.jsonl", "Check the")),
+    "a pattern without files": (["--train=part-*.csv"], ("--data.train", "No file matches part-*.csv")),
+    "a model folder that is not there": (["--model", "./gone"], ("model_name_or_path", "no model folder './gone'")),
+    "a package without a model": (["--model=pkg://nothing/a.gguf"], ("'nothing'", "not installed", "a hub name")),
+    "a value for a flag": (["--report=yes"], ("--report is 'yes'", "no value")),
 }
+
+
+@pytest.fixture(autouse=True)
+def _rows(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl")
 
 
 def answer(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -125,6 +144,10 @@ FILES: dict[str, tuple[str, tuple[str, ...]]] = {
         ("mine.yaml, line 4", "'montor'", "'monitor'"),
     ),
     "a wrong value": ("data:\n  truncation: lefft\n", ("mine.yaml, line 2", "'lefft'", "'left'")),
+    "a data file": (
+        "data:\n  val:\n    class_path: Source\n    init_args:\n      path: gone.csv\n",
+        ("mine.yaml, line 5: data.val: ", "no file gone.csv"),
+    ),
 }
 
 
@@ -135,6 +158,28 @@ def test_a_mistake_in_a_file_is_answered_with_its_line(name: str, capsys: pytest
     said = answer(["fit", "mine.yaml", *MODEL], capsys)
     for word in words:
         assert word in said
+
+
+@pytest.mark.parametrize("given", [["--logger=wandb"], ["--trainer.logger", "WandbLogger"], ["mine.yaml"]])
+def test_a_logger_without_its_package_says_how_to_install_it(
+    given: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_sft.cli.front.present.is_installed", lambda module: module != "wandb")
+    Path("mine.yaml").write_text("trainer:\n  logger: wandb\n")
+    said = answer(["fit", *given, *MODEL], capsys)
+    assert "trainer.logger is WandbLogger" in said
+    assert "`pip install wandb`" in said
+    assert "torch" not in said
+
+
+def test_ctrl_c_is_no_defect(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_sft.cli.env.facts", lambda: os.kill(os.getpid(), signal.SIGINT) or iter(()))
+    with pytest.raises(SystemExit) as ended:
+        main(["env"])
+    assert ended.value.code == 128 + signal.SIGINT
+    said = capsys.readouterr().err
+    assert said.startswith("Stopped by SIGINT")
+    assert "Traceback" not in said
 
 
 def test_a_file_that_is_not_there_has_neighbours(capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,7 +231,8 @@ def test_answers_and_help_come_before_torch() -> None:
     code = """
 import sys
 from lightning_sft.cli.entry import main
-for arguments in (["fit", "--help"], ["fit", "--lrr=1"], ["audit", "--help"], ["fit", "--help", "objective"]):
+for arguments in (["fit", "--help"], ["fit", "--lrr=1"], ["audit", "--help"], ["fit", "--help", "objective"],
+                  ["fit", "--model=a/b", "--train=gone.jsonl"]):
     try:
         main(arguments)
     except SystemExit:
@@ -196,6 +242,7 @@ print([m for m in ("torch", "lightning", "transformers", "numpy") if m in sys.mo
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip().endswith("[]"), ran.stdout + ran.stderr
     assert "--model.optimizer.lr" in ran.stdout
+    assert "no file gone.jsonl" in ran.stderr
 
 
 def test_a_reader_that_left_is_no_defect() -> None:
@@ -211,3 +258,41 @@ def test_a_class_of_the_users_own_is_left_to_the_parser() -> None:
 
     for own in (["--objective", "mine.Objective"], ["--model", "mine.Module"]):
         assert check("fit", [*own, "--model.model_name_or_path=x", "--model.my_setting=1", "--logger=Mine"]) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--trainer.devices=64"], ("trainer.devices is 64", "no GPU", "64 processes", "--trainer.accelerator cpu")),
+        (["--trainer.accelerator=gpu"], ("'gpu'", "no GPU", "lightning env")),
+    ],
+)
+def test_devices_that_are_not_there(
+    options: list[str],
+    words: tuple[str, ...],
+    toy_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", "--model", str(toy_folder), "--train", "rows.jsonl", *options])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    for word in words:
+        assert word in said
+
+
+def test_too_few_gpus(toy_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(SystemExit):
+        main(["fit", "--model", str(toy_folder), "--train", "rows.jsonl", "--trainer.devices=8"])
+    assert "trainer.devices is 8, and this machine has 2 GPUs" in capsys.readouterr().err
+
+
+def test_an_empty_file_is_called_empty(toy_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("none.jsonl").write_text("")
+    with pytest.raises(SystemExit):
+        main(["inspect", "--model", str(toy_folder), "--train", "none.jsonl"])
+    assert "The file 'none.jsonl' is empty" in capsys.readouterr().err

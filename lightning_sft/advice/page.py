@@ -16,6 +16,7 @@ from lightning_sft.advice.rate import RateReading
 from lightning_sft.advice.rules import advise
 from lightning_sft.advice.setup import Setup
 from lightning_sft.metrics.capability_reading import CapabilityReading, GroupReading
+from lightning_sft.units import count, duration
 
 FORMAT = "lightning_sft.advice.v1"
 #: the tokens by which the place is judged, in tables
@@ -141,7 +142,7 @@ def _comparison(advice: Advice, cost: Cost | None) -> str:
 
     def lasts(fits: int) -> str:
         seconds = None if cost is None else cost.seconds
-        return "" if seconds is None else f", about {_duration(fits * seconds)} of training on this machine"
+        return "" if seconds is None else f", about {duration(fits * seconds)} of training on this machine"
 
     return (
         f"It compares {usual.arms} objectives. Each searches for its own learning rate with {usual.trials} fits and is "
@@ -154,7 +155,7 @@ def _comparison(advice: Advice, cost: Cost | None) -> str:
 
 def _setup(setup: Setup) -> str:
     share = setup.trained / max(setup.parameters, 1)
-    how = "all of them trained" if setup.adapter is None and share == 1 else f"{_count(setup.trained)} of them trained"
+    how = "all of them trained" if setup.adapter is None and share == 1 else f"{count(setup.trained)} of them trained"
     how += f" ({share:.1%}{'' if setup.adapter is None else f', {setup.adapter}'})"
     step = "batches of no fixed size"
     if setup.rows_of_step is not None:
@@ -166,7 +167,7 @@ def _setup(setup: Setup) -> str:
     steps += "" if setup.epochs is None else f", which is {setup.epochs:.2f} epochs of {setup.rows:,} {setup.unit}"
     lines = {
         "model": f"{setup.model} ({setup.kind})",
-        "parameters": f"{_count(setup.parameters)}, {how}; weights in {', '.join(setup.dtypes)}",
+        "parameters": f"{count(setup.parameters)}, {how}; weights in {', '.join(setup.dtypes)}",
         "objective": setup.objective,
         "optimizer": f"{setup.optimizer}, learning rate {setup.rate:.2g} at its peak",
         "an optimizer step": step,
@@ -245,7 +246,7 @@ def _cost(cost: Cost) -> str:
     else:
         validations = f", {cost.validations} validation{'s' * (cost.validations > 1)}" if cost.validations else ""
         lines.append(
-            f"- the whole fit, {cost.steps} steps{validations}: about {_duration(cost.seconds)}{_parts(cost)}, without "
+            f"- the whole fit, {cost.steps} steps{validations}: about {duration(cost.seconds)}{_parts(cost)}, without "
             "generated answers and without saving"
         )
     return "\n".join(lines)
@@ -256,21 +257,7 @@ def _parts(cost: Cost) -> str:
     if not cost.validations or cost.seconds_per_validation is None or cost.steps is None:
         return ""
     training, validating = cost.steps * cost.seconds_per_step, cost.validations * cost.seconds_per_validation
-    return f" ({_duration(training)} of training, {_duration(validating)} of validation)"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
-
-
-def _count(number: int) -> str:
-    """Return a number of parameters as people say it."""
-    for size, name in ((10**9, "billion"), (10**6, "million")):
-        if number >= size:
-            return f"{number / size:.1f} {name}"
-    return f"{number:,}"
+    return f" ({duration(training)} of training, {duration(validating)} of validation)"
 
 
 def _fenced(text: str) -> str:

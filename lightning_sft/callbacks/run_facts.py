@@ -16,6 +16,7 @@ from lightning_sft.checkpoints.runs import run_folder
 from lightning_sft.data.batches.loaders import is_flat
 from lightning_sft.models.capability import capability, fastest
 from lightning_sft.training.schedules import warmup_length
+from lightning_sft.units import count
 
 _LONGEST = 160
 
@@ -51,15 +52,6 @@ def name_of(objective: nn.Module) -> str:
     text = " ".join(repr(objective).split()).replace("( ", "(").replace(" )", ")")
     text = text.removesuffix("()")
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
-
-
-def count(number: float) -> str:
-    """Return a count for people, such as ``134 M``."""
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e4)):
-        if number >= size:
-            scaled = number / (1e3 if unit == "k" else size)
-            return f"{scaled:.3g} {unit}" if scaled < 1000 else f"{scaled:,.0f} {unit}"
-    return f"{number:,.0f}"
 
 
 def _values(parameters: Iterator[nn.Parameter]) -> dict[bool, int]:

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from typing_extensions import override
 
 from lightning_sft.callbacks.run_clock import RunClock, validations_left
-from lightning_sft.progress import duration
 from lightning_sft.training.accumulation import accumulator_of
+from lightning_sft.units import duration
 
 #: what a validation says in a line
 _TOLD = ("val/nll", "val/exact_match", "val/task_accuracy")
@@ -146,7 +146,7 @@ class RunProgress(ProgressBar):
         if self._sums["trained"] and seconds > 0:
             read, trained = self._sums["tokens"] / seconds, self._sums["trained"] / seconds
             parts.append(
-                f"{read:,.0f} tokens/s, {trained:,.0f} trained" if read else f"{trained:,.0f} trained tokens/s"
+                f"{read:,.0f} tokens/s ({trained:,.0f} trained)" if read else f"{trained:,.0f} trained tokens/s"
             )
         for name, value in trainer.progress_bar_metrics.items():
             if name not in _OWN and not name.startswith("val/"):

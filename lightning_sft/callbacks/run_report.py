@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from lightning_sft.checkpoints.runs import run_folder
+from lightning_sft.places import near
 from lightning_sft.report.page import write_report
 from lightning_sft.report.run import open_runs
 
@@ -45,4 +46,4 @@ class RunReport(Callback):
         except Exception as error:  # the fit is done, and worth more than its report
             rank_zero_warn(f"The report could not be written ({type(error).__name__}: {error}).")
             return
-        rank_zero_info(f"Report: {written}")
+        rank_zero_info(f"Report: {near(written)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from typing_extensions import override
 
 from lightning_sft.callbacks.run_facts import facts_of_run
 from lightning_sft.checkpoints.runs import CHECKPOINTS, run_folder
+from lightning_sft.places import near
 
 _WIDTH = 11
 
@@ -85,13 +85,13 @@ class RunStory(Callback):
         found = [path for place in places for path in sorted(place.glob("*.ckpt"))]
         best = _best(trainer) or next((path for path in found if path.stem == "last"), None)
         if folder is not None and folder.is_dir():
-            yield f"{'Run':<{_WIDTH}}{_near(folder)}"
-        names = dict.fromkeys(str(_near(path)) for path in found)
+            yield f"{'Run':<{_WIDTH}}{near(folder)}"
+        names = dict.fromkeys(str(near(path)) for path in found)
         if names:
             yield f"{'Saved':<{_WIDTH}}{', '.join(names)}"
         if best is not None and self.next_commands is not None:
             place = best.parent.parent if best.parent.name == CHECKPOINTS else best.parent
-            for i, command in enumerate(self.next_commands(_near(place), _near(best))):
+            for i, command in enumerate(self.next_commands(near(place), near(best))):
                 yield f"{'' if i else 'Next':<{_WIDTH}}{command}"
 
 
@@ -99,9 +99,3 @@ def _best(trainer: Trainer) -> Path | None:
     """Return the best checkpoint of the run, if one was saved."""
     named = [str(getattr(c, "best_model_path", "") or "") for c in trainer.checkpoint_callbacks]
     return next((Path(name) for name in named if name and Path(name).exists()), None)
-
-
-def _near(path: Path) -> Path:
-    """Return a path from the current folder, where it lies below it."""
-    absolute = Path(os.path.abspath(path))
-    return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute

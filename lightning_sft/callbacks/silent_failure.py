@@ -20,6 +20,7 @@ from lightning_sft.errors import UserError
 from lightning_sft.figures.loggers import log_text
 from lightning_sft.metrics.silent_verdict import SilentVerdict, judge
 from lightning_sft.models.instruments import tokenizer_to_use
+from lightning_sft.places import near
 from lightning_sft.probes.contexts import contexts_table, failed_contexts, write_contexts
 from lightning_sft.probes.watched_set import WatchedSet
 
@@ -256,8 +257,8 @@ class SilentFailureMonitor(Callback):
         if folder is None or not (folder / "config.yaml").is_file():
             given = "" if pairs is None else f"pairs={str(pairs)!r}"
             return [f"Next: SFTModule(..., objective={objective}({given}))"]
-        command = f"lightning fit --config {folder}/config.yaml --model.objective {objective}"
-        return [f"Next: {command}" + ("" if pairs is None else f" --model.objective.pairs {pairs}")]
+        command = f"lightning fit --config {near(folder / 'config.yaml')} --model.objective {objective}"
+        return [f"Next: {command}" + ("" if pairs is None else f" --model.objective.pairs {near(pairs)}")]
 
     # ------------------------------------------------------------------ small things
 

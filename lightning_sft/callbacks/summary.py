@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,6 +12,10 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_sft.callbacks.run_facts import name_of
+from lightning_sft.places import near
+
+#: characters of a key
+_WIDTH = 24
 
 
 class RunSummary(Callback):
@@ -20,9 +25,14 @@ class RunSummary(Callback):
     step; this callback then logs it at step 0, so that curves start where the model started, and the table says what
     the fit changed. Otherwise the first validation of the run stands in the first column. Values under two objectives,
     as after a resume under another one, do not stand in one row.
+
+    Attributes:
+        evaluations: print a table after ``validate`` and ``test``, too; the command line sets it, in place of
+            Lightning's own table.
     """
 
     def __init__(self) -> None:
+        self.evaluations = False
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
         self.before_step = 0
@@ -34,6 +44,7 @@ class RunSummary(Callback):
         if trainer.sanity_checking and trainer.num_sanity_val_steps != math.inf:
             return
         if trainer.state.fn != "fit":
+            self._print_evaluation(trainer)
             return
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         objective = getattr(pl_module, "objective", None)
@@ -47,6 +58,24 @@ class RunSummary(Callback):
                     logger.log_metrics(values, step=0)
 
     @override
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._print_evaluation(trainer)
+
+    def _print_evaluation(self, trainer: Trainer) -> None:
+        """Print what a validation or a test by itself has read."""
+        if not self.evaluations or trainer.barebones or not trainer.is_global_zero:
+            return
+        values = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        own = "val/" if trainer.state.fn == "validate" else "test/"
+        keys = sorted(values, key=lambda key: (not key.startswith(own), key))
+        if not keys:
+            return
+        width = max(_WIDTH, max(map(len, keys)) + 2)
+        print(f"\n{'held out':<{width}}{'value':>14}")
+        for key in keys:
+            print(f"{key:<{width}}{values[key]:>14.4f}", flush=True)
+
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = trainer.log_dir  # a collective: every rank asks
         if trainer.barebones or not trainer.is_global_zero or not self.after:
@@ -55,16 +84,16 @@ class RunSummary(Callback):
         if self.before_step != self.after_step:  # one reading stands once
             columns.insert(0, ("before" if self.before_step == 0 else f"step {self.before_step}", self.before))
         other = bool(self.before_objective) and self.before_objective != self.after_objective
-        print(f"\n{'held out':<24}" + "".join(f"{head:>14}" for head, _ in columns))
+        print(f"\n{'held out':<{_WIDTH}}" + "".join(f"{head:>14}" for head, _ in columns))
         for key in sorted(self.after):
             shown = [values.get(key) for _, values in columns]
             if other and key.endswith("/loss"):  # in the units of another objective
                 shown[:-1] = [None] * (len(shown) - 1)
-            print(f"{key:<24}" + "".join(f"{'-':>14}" if x is None else f"{x:>14.4f}" for x in shown))
+            print(f"{key:<{_WIDTH}}" + "".join(f"{'-':>14}" if x is None else f"{x:>14.4f}" for x in shown))
         if other and len(columns) > 1:
             print(f"val/loss was {self.before_objective}'s then and is {self.after_objective}'s now: not comparable.")
         if folder and any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
-            print(f"\nLook at it: tensorboard --logdir {folder}")
+            print(f"\nLook at it: tensorboard --logdir {near(Path(folder))}")
 
     @override
     def state_dict(self) -> dict[str, Any]:

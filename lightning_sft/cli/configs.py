@@ -7,6 +7,7 @@ import difflib
 import itertools
 import re
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,7 +24,6 @@ _DESCRIPTION = """List, show and copy the configurations that are shipped.
   lightning configs copy strategy/ddp   a copy below configs/ of the current folder
   lightning configs copy                copies of all
 """
-_WIDEST = 110  # characters of what a configuration is for
 _FILE = re.compile(r"configs/[\w/.-]+\.jsonl")
 
 
@@ -77,7 +77,7 @@ def title(path: Path) -> str:
         lines = itertools.dropwhile(_is_command, paragraph.splitlines())
         sentence = re.split(r"(?<=[\w)%])\.(?: |$)|: (?=--)", " ".join(itertools.takewhile(_is_text, lines)))[0]
         if sentence:
-            return textwrap.shorten(sentence.rstrip(".:"), _WIDEST, placeholder=" ...")
+            return sentence.rstrip(".:")
     return ""
 
 
@@ -90,11 +90,15 @@ def _is_text(line: str) -> bool:
 
 
 def describe(chosen: Iterable[str]) -> str:
-    """Return a line for each configuration: its name and what it is for."""
+    """Return a line for each configuration: its name and what it is for; wrapped where a terminal is narrower."""
     files = names()
     chosen = list(chosen)
-    width = max(map(len, chosen))
-    return "\n".join(f"{name:<{width}}  {title(files[name])}" for name in chosen)
+    width = max(map(len, chosen)) + 2
+    lines = [f"{name:<{width}}{title(files[name])}" for name in chosen]
+    if not sys.stdout.isatty():  # a line each, for other programs
+        return "\n".join(lines)
+    columns = max(shutil.get_terminal_size().columns, width + 40)
+    return "\n".join(textwrap.fill(line, columns, subsequent_indent=" " * width) for line in lines)
 
 
 def copy(chosen: Iterable[str], folder: Path) -> list[Path]:

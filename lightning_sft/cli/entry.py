@@ -18,10 +18,15 @@ from lightning_sft.cli.duplicates import refuse_duplicates
 from lightning_sft.cli.failures import what_happened
 from lightning_sft.cli.front.check import check
 from lightning_sft.cli.front.help import answer, has_help
+from lightning_sft.cli.front.present import require_present
 from lightning_sft.cli.front.words import tidy
 from lightning_sft.cli.verbs import LIGHTNING_VERBS, OWN_VERBS
 from lightning_sft.errors import UserError
+from lightning_sft.progress import waiting
 from lightning_sft.training.signals import WATCH, Stopped
+
+#: what takes a few seconds before anything else can be said, and a minute on a busy machine
+LOADING = "Loading torch, Lightning and transformers ..."
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -43,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.path.insert(0, os.getcwd())  # a script's path lacks the folder where users keep classes of their own
     try:
         arguments = [verb, *_in_front(verb, arguments[1:])]
-        _verb(verb)(arguments)
+        with waiting(LOADING):
+            run = _verb(verb)
+        run(arguments)
         if WATCH.requested is not None:
             WATCH.stop("when everything was done")
     except Stopped as stopped:
@@ -118,6 +125,7 @@ def _in_front(verb: str, arguments: list[str]) -> list[str]:
     if takes_settings and asked is None:
         refuse_duplicates([verb, *arguments])  # first: of a key that stands twice only one would be checked
         remarks = check(verb, arguments)
+        require_present(verb, arguments)
         if os.environ.get("LOCAL_RANK", "0") == "0":  # the first of the ranks that Lightning starts
             for line in remarks:
                 print(f"note: {line}", file=sys.stderr)
@@ -128,7 +136,8 @@ def _run_lightning_cli(arguments: list[str]) -> None:
     if not sys.stderr.isatty():
         for library in ("HUB", "DATASETS"):  # read when they are imported; the former is also transformers' switch
             os.environ.setdefault(f"HF_{library}_DISABLE_PROGRESS_BARS", "1")
-    from lightning_sft.cli.lightning_cli import SFTCLI
+    with waiting(LOADING):
+        from lightning_sft.cli.lightning_cli import SFTCLI
 
     # Lightning 2.6 with torch 2.13; nothing that a user could change
     warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated", FutureWarning)

@@ -28,7 +28,7 @@ from lightning_sft.cli import run_folders
 from lightning_sft.cli.classes import OURS, Classes, choose_classes, with_classes
 from lightning_sft.cli.devices import check_devices
 from lightning_sft.cli.duplicates import refuse_duplicates
-from lightning_sft.cli.front.words import expand
+from lightning_sft.cli.front.words import REPORT, expand
 from lightning_sft.cli.next_commands import next_commands
 from lightning_sft.cli.parser_errors import explain
 from lightning_sft.cli.quiet import hold_back
@@ -39,10 +39,6 @@ from lightning_sft.training.signals import WATCH
 
 # Defaults such as Timer's interval are names in an enumeration, which YAML would not write.
 yaml.SafeDumper.add_multi_representer(StrEnum, lambda dumper, value: dumper.represent_str(str(value.value)))
-
-
-#: option of fit that adds `RunReport`
-REPORT = "--report"
 
 
 class Parser(LightningArgumentParser):
@@ -153,6 +149,8 @@ class SFTCLI(ConfigurationWins, LightningCLI):
             given = config.trainer.accumulate_grad_batches
             raise UserError(f"trainer.accumulate_grad_batches is {given}. Allowed: 1 or more.")
         check_devices(config.trainer)
+        if "verbose" in config:
+            config.verbose = False  # RunSummary has the table of validate and test
         if self._data_is_ours:
             _refuse_nothing(self.subcommand, config.get("data"))
         trainer = config.trainer
@@ -216,6 +214,9 @@ class SFTCLI(ConfigurationWins, LightningCLI):
                 callback.next_commands = next_commands
         if not any(isinstance(c, RunSummary) for c in callbacks):
             callbacks.append(RunSummary())
+        for callback in callbacks:
+            if isinstance(callback, RunSummary):
+                callback.evaluations = True
         callbacks += missing_bar(config.trainer, callbacks)
         if config.trainer.enable_model_summary is None:
             kwargs["enable_model_summary"] = False  # RunStory says what it would

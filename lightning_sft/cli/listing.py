@@ -188,7 +188,8 @@ def _known(found: type, module: str) -> KnownClass:
     if module == "torch.optim.lr_scheduler" or found is FollowsMetric:
         handed = {"optimizer"}
     options = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    is_open = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    is_plain_module = getattr(found, "__init__", None) is torch.nn.Module.__init__  # which refuses all that it is given
+    is_open = not is_plain_module and any(p.kind is p.VAR_KEYWORD for p in parameters)
     return KnownClass(
         f"{module}.{found.__name__}",
         PACKAGES[module.split(".")[0]],

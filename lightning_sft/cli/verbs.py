@@ -32,6 +32,13 @@ class Verb(NamedTuple):
 
 
 OWN_VERBS: dict[str, Verb] = {
+    "demo": Verb(
+        "lightning_sft.cli.demo",
+        "main",
+        "fine-tune a small model on sums, within minutes and without a network: all of this at work",
+        settings=True,
+        usage="[--KEY VALUE ...]",
+    ),
     "init": Verb(
         "lightning_sft.cli.init",
         "main",

@@ -11,7 +11,8 @@ from lightning_sft.compare.plan import make_plan
 from lightning_sft.compare.queue import DESIGN, JOB, RESULT, SEARCH, WORKER
 from lightning_sft.compare.result import RunResult
 from lightning_sft.compare.storage import open_storage, require_storage, retried, shown
-from lightning_sft.compare.work import duration, time_left
+from lightning_sft.compare.work import time_left
+from lightning_sft.units import duration
 
 
 def status(url: str, patience: float = 10.0) -> str:

@@ -10,8 +10,8 @@ from lightning_sft.compare.keys import Score, heading_of, score_of
 from lightning_sft.compare.power import needed, resolvable
 from lightning_sft.compare.report import ArmReport, Report
 from lightning_sft.compare.statistics import Contrast
-from lightning_sft.compare.work import duration
 from lightning_sft.files import to_json
+from lightning_sft.units import duration
 
 
 def sentence(report: Report) -> str:

@@ -11,6 +11,7 @@ from lightning_sft.compare.ledger import Ledger
 from lightning_sft.compare.plan import Plan, make_plan
 from lightning_sft.compare.result import RunResult
 from lightning_sft.errors import UserError
+from lightning_sft.units import duration
 
 Runner = Callable[[RunSpec], RunResult]
 
@@ -114,14 +115,3 @@ def progress_line(design: Design, spec: RunSpec, result: RunResult, plan: Plan, 
     error = f" ({result.error})" if result.error else ""
     end = f"; about {duration(left)} left" if plan.jobs else ""
     return f"[{plan.finished}/{plan.expected}] {what}: {gave}{error}{end}"
-
-
-def duration(seconds: float) -> str:
-    """Return a time span for people.
-
-    >>> duration(42), duration(2460), duration(9000)
-    ('42 s', '41 minutes', '2.5 hours')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from lightning_sft.errors import UserError, first_line
 from lightning_sft.models.adapters import add_adapter
 from lightning_sft.models.build import ModelSettings, _enable_checkpointing
-from lightning_sft.models.gguf import PACKAGE_SCHEME, package_file
+from lightning_sft.places import PACKAGE_SCHEME, package_file
 
 #: attention kernels that need a package or a GPU; torch's own holds about as much
 _SDPA_FOR = ("flash", "sage", "flex", "paged", "kernels")

@@ -8,6 +8,7 @@ from typing import Any
 from lightning_sft.estimate.levers import Lever
 from lightning_sft.estimate.run import PlannedRun
 from lightning_sft.estimate.spread import CONTEXT, GIB, SPARE, UNMEASURED, DeviceMemory, Strategy, fits
+from lightning_sft.units import count
 
 #: GiB of usual GPUs, of which the smallest that will do is named
 USUAL = (16, 24, 40, 48, 80, 141)
@@ -23,7 +24,7 @@ def describe(run: PlannedRun, found: Sequence[Lever], gib: float | None) -> str:
     """
     memory, held = run.memory, run.held()
     plan = run.step
-    parameters = f"{_count(memory.parameters[0])} parameters, {_count(memory.parameters[1])} of them train"
+    parameters = f"{count(memory.parameters[0])} parameters, {count(memory.parameters[1])} of them train"
     batch = f"{plan.rows} x {plan.length:,} tokens a micro-batch, {run.accumulate} a step"
     place = f"{run.devices} {'GPU' if run.gpu else 'CPU rank'}{'s' if run.devices > 1 else ''}"
     lines = [f"{plan.model.name}: {parameters}", f"{batch}; {run.strategy} on {place}", ""]
@@ -127,10 +128,3 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _gib(size: int) -> str:
     return f"{size / GIB:.2f}"
-
-
-def _count(number: int) -> str:
-    for unit, name in ((10**9, "billion"), (10**6, "million")):
-        if number >= unit:
-            return f"{number / unit:.2f} {name}"
-    return f"{number:,}"

@@ -13,7 +13,7 @@ import yaml  # type: ignore[import-untyped]
 
 from lightning_sft.checkpoints.runs import CHECKPOINTS, KEEPERS
 from lightning_sft.checkpoints.state import KEY
-from lightning_sft.models.gguf import PACKAGE_SCHEME
+from lightning_sft.places import PACKAGE_SCHEME
 
 if TYPE_CHECKING:
     from peft import PeftConfig

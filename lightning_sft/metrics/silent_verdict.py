@@ -52,15 +52,15 @@ def judge(reading: SilentReading, name: str, *, trained: bool, max_share: float 
         return SilentVerdict("nothing to judge", f"Cannot tell from the {name}: {why}.")
     if not trained:
         odds = (
-            f"{r.outranked:.1%} of {r.tokens} {name} are outranked, where the model's own confidence says "
-            f"{r.expected:.1%}: excess {100 * r.excess:+.1f} percentage points"
+            f"{r.outranked:.1%} of {r.tokens} {name} are outranked, and by the model's own confidence it would be "
+            f"{r.expected:.1%}: {abs(100 * r.excess):.1f} percentage points {'fewer' if r.excess < 0 else 'more'}"
         )
         if math.isnan(r.excess_low):
             return SilentVerdict("nothing to judge", f"Cannot tell: {too_few(reading, trained=False)}. {odds}.")
-        odds += f", 95% interval {100 * r.excess_low:+.1f} to {100 * r.excess_high:+.1f}"
+        odds += f" (95% interval of the difference {100 * r.excess_low:+.1f} to {100 * r.excess_high:+.1f})"
         if r.excess_low > 0:
             return SilentVerdict("overconfident", f"Overconfident: {odds}.")
-        return SilentVerdict("no failure", f"No excess: {odds}.")
+        return SilentVerdict("no failure", f"No sign of overconfidence: {odds}.")
     if math.isnan(r.nll_before):
         why = "there is no reading of them from before training"
         return SilentVerdict("nothing to judge", f"Cannot tell from the {name}: {why}.")

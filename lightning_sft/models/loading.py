@@ -10,8 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from lightning_sft.errors import UserError, first_line
 from lightning_sft.models.access import input_embeddings, require_accessors
-from lightning_sft.models.gguf import PACKAGE_SCHEME, converted_folder, package_file, quiet_progress
+from lightning_sft.models.gguf import converted_folder, quiet_progress
 from lightning_sft.models.quantization import Quantization, quantization_config
+from lightning_sft.places import PACKAGE_SCHEME, package_file, require_model_place
 
 Dtype = Literal["auto", "fastest", "float32", "bfloat16", "float16", "float64"]
 Init = Literal["pretrained", "random"]
@@ -23,25 +24,14 @@ def resolve(model_name_or_path: str) -> str:
     Raises:
         UserError: a path that does not exist, or that is not a model.
     """
+    require_model_place(model_name_or_path)
     if model_name_or_path.startswith(PACKAGE_SCHEME):
         return str(converted_folder(package_file(model_name_or_path)))
     path = Path(model_name_or_path).expanduser()
     if path.suffix == ".gguf":
-        if not path.is_file():
-            raise UserError(f"There is no GGUF file {model_name_or_path!r} (looked from {Path.cwd()}).")
         return str(converted_folder(path))
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(
-                f"The folder {model_name_or_path!r} has no config.json, so it is no Hugging Face model. It holds: "
-                f"{sorted(p.name for p in path.iterdir())[:10]}."
-            )
         return str(path)
-    if model_name_or_path.startswith((".", "/", "~")) or model_name_or_path.count("/") > 1:
-        raise UserError(
-            f"There is no model folder {model_name_or_path!r} (looked from {Path.cwd()}). Allowed: a hub name such as "
-            "'Qwen/Qwen3-0.6B', a local folder, a .gguf file, or pkg://package/file.gguf."
-        )
     return model_name_or_path
 
 

@@ -11,7 +11,8 @@ from lightning_sft.report.parts import Part, Section, Table
 from lightning_sft.report.run import Run
 from lightning_sft.report.sentences import advice_of
 from lightning_sft.report.tables import one_line, rows_of, without_what_all_share, word
-from lightning_sft.report.words import WORDS, duration, number, signed
+from lightning_sft.report.words import WORDS, number, signed
+from lightning_sft.units import duration
 
 #: contexts and samples that are shown at most
 CONTEXTS, SAMPLES = 12, 8

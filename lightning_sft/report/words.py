@@ -18,13 +18,6 @@ WORDS = {
 SHARES = {"val/exact_match", "val/task_accuracy", "val/token_accuracy", "val/stop_share", "val/repetition"}
 
 
-def duration(seconds: float) -> str:
-    """Return a time in hours, minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
 def number(value: float, key: str) -> str:
     """Return a value of a log key: shares in per cent."""
     return f"{value:.1%}" if key in SHARES else f"{value:.4g}"

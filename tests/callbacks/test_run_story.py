@@ -11,10 +11,11 @@ from lightning.pytorch import Trainer
 
 from lightning_sft.callbacks import RunProgress, RunSummary
 from lightning_sft.callbacks.run_clock import RunClock, validations_left
-from lightning_sft.callbacks.run_facts import count, name_of
+from lightning_sft.callbacks.run_facts import name_of
 from lightning_sft.cli.entry import main
 from lightning_sft.objectives import NLL, PowerFamily, WeightedSum
-from lightning_sft.progress import duration, progress
+from lightning_sft.progress import progress
+from lightning_sft.units import count, duration
 from tests.running import run_folder, write_rows
 
 
@@ -50,7 +51,9 @@ def test_a_fit_tells_its_story(
     assert "of 14 weights of linear layers" in facts
 
     lines = re.findall(
-        r"^step (\d) of 3 \((\d+)%\) \| loss [\d.]+ .*\| lr [\d.e-]+ \| [\d,]+ tokens/s, [\d,]+ trained.*$", out, re.M
+        r"^step (\d) of 3 \((\d+)%\) \| loss [\d.]+ .*\| lr [\d.e-]+ \| [\d,]+ tokens/s \([\d,]+ trained\).*$",
+        out,
+        re.M,
     )
     assert lines == [("1", "33"), ("2", "67"), ("3", "100")]
     assert re.search(r"^step 2 of 3 .* left$", out, re.M)
@@ -169,7 +172,9 @@ def test_losses_of_two_objectives_do_not_share_a_row(capsys: pytest.CaptureFixtu
 
 def test_words_for_numbers() -> None:
     assert [count(n) for n in (0, 999, 31_100, 134_515_008, 7e9)] == ["0", "999", "31.1 k", "135 M", "7 B"]
-    assert [duration(s) for s in (0, 59.4, 200, 7500)] == ["0 s", "59 s", "3 min 20 s", "2 h 5 min"]
+    assert [duration(s) for s in (0, 59.4, 180, 200, 3600, 7500)] == [
+        *("0 s", "59 s", "3 min", "3 min 20 s", "1 h", "2 h 5 min")
+    ]
     assert name_of(PowerFamily(1.0)) == "PowerFamily(alpha=1.0)"
     assert "\n" not in name_of(WeightedSum({"a": NLL(), "b": PowerFamily(1.0)}, {"a": 0.5, "b": 0.5}))
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lightning_sft.cli.entry import main
-from lightning_sft.data.reading.readers import COMPRESSIONS, SUFFIXES
+from lightning_sft.places import COMPRESSIONS, SUFFIXES
 from tests.running import run, run_folder, scalars, toy_arguments
 
 PAIRS = [{"prompt": f"Name fruit {i}.", "completion": "A pear."} for i in range(4)]

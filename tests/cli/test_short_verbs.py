@@ -86,44 +86,6 @@ def test_own_verbs_do_not_speak_of_seeds(
     assert "Seed set" not in printed.out + printed.err + caplog.text
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--trainer.devices=64"], ("trainer.devices is 64", "no GPU", "64 processes", "--trainer.accelerator cpu")),
-        (["--trainer.accelerator=gpu"], ("'gpu'", "no GPU", "lightning env")),
-    ],
-)
-def test_devices_that_are_not_there(
-    options: list[str],
-    words: tuple[str, ...],
-    toy_folder: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    with pytest.raises(SystemExit) as ended:
-        main(["fit", "--model", str(toy_folder), "--train", "rows.jsonl", *options])
-    assert ended.value.code == 2
-    said = capsys.readouterr().err
-    for word in words:
-        assert word in said
-
-
-def test_too_few_gpus(toy_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    with pytest.raises(SystemExit):
-        main(["fit", "--model", str(toy_folder), "--train", "rows.jsonl", "--trainer.devices=8"])
-    assert "trainer.devices is 8, and this machine has 2 GPUs" in capsys.readouterr().err
-
-
-def test_an_empty_file_is_called_empty(toy_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("none.jsonl").write_text("")
-    with pytest.raises(SystemExit):
-        main(["inspect", "--model", str(toy_folder), "--train", "none.jsonl"])
-    assert "The file 'none.jsonl' is empty" in capsys.readouterr().err
-
-
 def test_a_model_behind_model_and_a_class() -> None:
     from lightning_sft.cli.classes import choose_classes
     from lightning_sft.errors import UserError

@@ -100,7 +100,10 @@ def test_a_calibrated_model_has_no_excess_and_a_surer_one_has():
     assert surer.excess_low > 0
     verdict = judge(surer, "held-out tokens", trained=False)
     assert verdict.outcome == "overconfident"
-    assert f"{100 * surer.excess:+.1f} percentage points" in verdict.sentence
+    assert f"{100 * surer.excess:.1f} percentage points more (95% interval of the difference +" in verdict.sentence
+    modest = judge(read_silent(TokenReading.of_logits(logits / 2, targets), row), "held-out tokens", trained=False)
+    assert modest.sentence.startswith("No sign of overconfidence: ")
+    assert " percentage points fewer (95% interval of the difference -" in modest.sentence
 
 
 def test_tokens_that_all_come_out_alike_are_judged_by_the_chance_of_it():

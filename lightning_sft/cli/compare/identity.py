@@ -19,8 +19,8 @@ from lightning_sft.data.reading.sources import DataSource, Source
 from lightning_sft.errors import UserError
 from lightning_sft.files import file_digest, to_json
 from lightning_sft.models.capability import capability, fastest
-from lightning_sft.models.gguf import PACKAGE_SCHEME, package_file
 from lightning_sft.models.loading import resolve
+from lightning_sft.places import PACKAGE_SCHEME, package_file
 from lightning_sft.sweep.code import PACKAGE, code_of, modules_of
 
 #: what every run is made of, whatever its configuration

