@@ -49,11 +49,13 @@ def detect_format(
     present = dict.fromkeys(column for row in first for column in row.row)
     found = printable(", ".join(map(str, present)), 400) or "(none)"
     known = "; ".join(f"{name}: {', '.join(formats.needed(name, answers))}" for name in formats.REQUIRED)
+    example = _example(list(map(str, present)))
     under = f" under columns={columns}" if columns else ""
     raise UserError(
         f"{first[0].where}: no known format has the columns {found}{under}. "
         f"Formats and their columns are: {known}. Map the columns, for example "
-        f"`columns: {{{_example(list(map(str, present)))}}}`."
+        f"`columns: {{{example}}}` beside the path of a Source. On the command line: --data.train Source "
+        f"--data.train.path FILE --data.train.columns '{{{example}}}'"
     )
 
 
