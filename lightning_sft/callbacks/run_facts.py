@@ -14,6 +14,7 @@ from torch import nn
 from lightning_sft._lightning import data_parallel_size_and_rank
 from lightning_sft.checkpoints.runs import run_folder
 from lightning_sft.data.batches.loaders import is_flat
+from lightning_sft.models.beside_text import beside_text
 from lightning_sft.models.capability import capability, fastest
 from lightning_sft.training.schedules import warmup_length
 from lightning_sft.units import count
@@ -90,6 +91,10 @@ def _trained(module: LightningModule) -> Iterator[tuple[str, str]]:
         text += f": {' '.join([kind, ', '.join(sizes)]).strip()}"
     reach = getattr(scorer, "adapter_reach", None)
     yield "Trains", text
+    causal_lm = getattr(scorer, "causal_lm", None)
+    beside = () if causal_lm is None else beside_text(causal_lm)
+    if beside:
+        yield "", f"Rows of text do not reach {', '.join(beside)}: frozen."
     if reach is not None and reach.weights:
         yield "", str(reach)
 

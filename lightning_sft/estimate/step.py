@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.optim import Optimizer
 from transformers import masking_utils
+from transformers.integrations import moe
 
 from lightning_sft.errors import UserError, first_line
 from lightning_sft.estimate.bare import bare_model, bytes_of, split_config, without_data
@@ -25,6 +26,7 @@ from lightning_sft.estimate.head import head_allocations, plain_loss
 from lightning_sft.estimate.live import LiveMemory
 from lightning_sft.head.sizes import Sizes, sizes_in_place
 from lightning_sft.models.access import backbone, find_causal_lm, unembedding
+from lightning_sft.models.beside_text import freeze_beside_text
 from lightning_sft.models.build import ModelSettings
 from lightning_sft.models.loading import Dtype
 from lightning_sft.models.sharding import decoder_layers
@@ -118,6 +120,8 @@ def try_step(plan: StepPlan, config: Any) -> StepMemory:
     if plan.splits > 1:
         split_config(config, plan.splits)
     model = bare_model(plan.model, config)
+    if not plan.model.has_adapter:  # else the base is frozen as a whole
+        freeze_beside_text(find_causal_lm(model))
     weights, layer, root = _sizes_of(model, plan.model.quantization)
     trained = [p for p in model.parameters() if p.requires_grad]
     states, known = _states(trained, plan.optimizer)
@@ -158,7 +162,7 @@ def _forward_and_backward(plan: StepPlan, model: nn.Module) -> tuple[int, int, t
                         lambda p: live.declare_gradient(p.grad) if p.grad is not None else None
                     )
             mask = torch.empty(plan.rows, 1, plan.length, plan.length, dtype=torch.bool) if plan.padded else None
-            with _in_words(causal_lm), _plain_rows():
+            with _in_words(causal_lm), _plain_rows(), _experts_of_any_dtype():
                 with _autocast(plan.autocast):
                     ids = torch.zeros(ids_shape, dtype=torch.long)
                     hidden = backbone(causal_lm)(input_ids=ids, use_cache=False).last_hidden_state
@@ -206,6 +210,20 @@ def _plain_rows() -> Iterator[None]:
         yield
     finally:
         masking_utils.find_packed_sequence_indices = find
+
+
+@contextlib.contextmanager
+def _experts_of_any_dtype() -> Iterator[None]:
+    """Multiply experts by transformers' own operator: without data torch's knows its shapes in bfloat16 alone."""
+    can_use = getattr(moe, "_can_use_grouped_mm", None)
+    if can_use is None:
+        yield
+        return
+    moe._can_use_grouped_mm = lambda *_args: False
+    try:
+        yield
+    finally:
+        moe._can_use_grouped_mm = can_use
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from lightning_sft.errors import UserError, first_line
 from lightning_sft.models.access import input_embeddings, require_accessors
+from lightning_sft.models.beside_text import freeze_beside_text
 from lightning_sft.models.gguf import converted_folder, quiet_progress
 from lightning_sft.models.quantization import Quantization, quantization_config
 from lightning_sft.places import PACKAGE_SCHEME, package_file, require_model_place
@@ -131,6 +132,7 @@ def load_causal_lm(
     model.train()
     assert isinstance(model, PreTrainedModel)
     require_accessors(model, name_or_path)
+    freeze_beside_text(model)
     return model
 
 

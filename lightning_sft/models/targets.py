@@ -16,17 +16,23 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lightning_sft.errors import UserError
+from lightning_sft.models.beside_text import in_text
 
 ALL_LINEAR = "all-linear"
 EVERYTHING = "everything"
-"""For ``target_modules``: every linear layer but the unembedding, and the weights of experts."""
+"""For ``target_modules``: every linear layer of the language part but the unembedding, and the weights of experts."""
 
 
 def adaptable_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """Return the weights of linear layers, the unembedding aside, and of experts stored in one tensor, by name."""
+    """Return the weights of linear layers, the unembedding aside, and of experts stored in one tensor, by name.
+
+    Those of towers for images and sound are left out, as rows of text do not reach them.
+    """
     head = model.get_output_embeddings()
     found: dict[str, nn.Parameter] = {}
-    for name, module in model.named_modules():
+    modules = dict(model.named_modules())
+    for name in in_text(modules, model):
+        module = modules[name]
         if module is head or isinstance(module, nn.modules.conv._ConvNd | nn.Embedding):
             continue
         for own, weight in module.named_parameters(recurse=False):
@@ -66,7 +72,7 @@ def resolve_targets(config: PeftConfig, model: PreTrainedModel) -> Any:
     if word != ALL_LINEAR:
         return config
     names = linear_names(model)
-    good = adaptable_names(names, config, model)
+    good = adaptable_names(in_text(names, model), config, model)
     without_experts = isinstance(config, LoraConfig) and _has_variant(config)
     if set(names) == set(good) and not without_experts:
         return config
@@ -96,7 +102,8 @@ def adaptable_names(names: Iterable[str], config: PeftConfig, model: PreTrainedM
     """Return those linear layers that this adapter can be put around, and found again when it is loaded."""
     plain = [name for name in names if is_plain_linear(model.get_submodule(name))]
     allowed = [name for name in plain if _peft_allows(name, config, model)]
-    return [name for name in allowed if name not in renamed_when_loaded(allowed, config, model)]
+    lost = renamed_when_loaded(allowed, config, model)
+    return [name for name in allowed if name not in lost]
 
 
 def renamed_when_loaded(names: Iterable[str], config: PeftConfig, model: PreTrainedModel) -> set[str]:
@@ -127,8 +134,7 @@ def _everything(config: PeftConfig, model: PreTrainedModel) -> Any:
             f"experts. Use a plain peft.LoraConfig, or target_modules: {ALL_LINEAR}."
         )
     chosen = replace_fields(config)
-    names = linear_names(model)
-    good = adaptable_names(names, config, model)
+    good = adaptable_names(in_text(linear_names(model), model), config, model)
     chosen.target_modules = set(good)
     read = replace_fields(chosen)
     conversion.convert_peft_config_for_transformers(read, model=model, conversions=None)

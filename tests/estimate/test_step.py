@@ -15,6 +15,7 @@ from lightning_sft.head import HeadInput, Unembedding, fused_head
 from lightning_sft.head.sizes import Sizes
 from lightning_sft.models.build import ModelSettings, build_scorer
 from lightning_sft.objectives import ASFT, EAFT, NLL, Objective
+from tests.models.zoo import tiny_config, tiny_model
 from tests.toys import SIZES, save_toy, toy_config
 
 ADAMW = partial(torch.optim.AdamW, lr=1e-3)
@@ -126,3 +127,21 @@ def test_a_reference_is_read_beside() -> None:
     assert ASFT().reads in ("row", "logp", "batch")
     plain, beside = (try_step(StepPlan(ModelSettings("x"), 4, 128, ADAMW, compares=n), toy_config()) for n in (0, 1))
     assert beside.head > plain.head
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_experts_are_multiplied_without_data_in_any_dtype(dtype: Any) -> None:
+    autocast = torch.bfloat16 if dtype == "float32" else None
+    plan = StepPlan(ModelSettings("toy", dtype=dtype), rows=2, length=16, optimizer=ADAMW, autocast=autocast)
+    found = try_step(plan, tiny_config("qwen3_moe"))
+    count = sum(p.numel() for p in tiny_model("qwen3_moe").parameters())
+    assert found.parameters == (count, count)
+    assert max(gradients for gradients, _ in found.curve) == count * getattr(torch, dtype).itemsize
+
+
+def test_what_text_does_not_reach_has_no_gradient_nor_state() -> None:
+    plan = StepPlan(ModelSettings("toy"), rows=2, length=16, optimizer=ADAMW)
+    found = try_step(plan, tiny_config("gemma3"))
+    text = sum(p.numel() for n, p in tiny_model("gemma3").named_parameters() if "language_model" in n)
+    assert found.parameters[0] > found.parameters[1] == text
+    assert found.trained == 4 * text

@@ -173,7 +173,7 @@ def tiny_config(kind: str, **overrides: Any) -> Any:
     except Exception:  # some configurations cannot be made without sizes
         defaults = {}
     decodes = {"is_decoder": True} if kind in BOTH_SIDES else {}
-    return cls(**_merged(_shrunk(defaults), {**decodes, **OWN_SIZES.get(kind, {}), **overrides}))
+    return cls(**_merged(shrunk(defaults), {**decodes, **OWN_SIZES.get(kind, {}), **overrides}))
 
 
 def tiny_model(kind: str, std: float | None = 0.1, **overrides: Any) -> PreTrainedModel:
@@ -202,7 +202,8 @@ def save_tiny(folder: Path, kind: str, std: float | None = 0.1, **overrides: Any
     return str(folder)
 
 
-def _shrunk(values: dict[str, Any]) -> dict[str, Any]:
+def shrunk(values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a configuration that are made small, those of its parts included."""
     kinds = list(dict.fromkeys(values.get("layer_types") or ()))
     count = max(2, len(kinds))
     found: dict[str, Any] = {"layer_types": (kinds * 2)[:count]} if kinds else {}
@@ -210,7 +211,7 @@ def _shrunk(values: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict):
             is_part = name.endswith("_config") or name in ("decoder", "text_encoder", "audio_encoder", "encoder")
             if is_part and value.get("model_type") is not None:
-                found[name] = {"model_type": value["model_type"], **_shrunk(value)}
+                found[name] = {"model_type": value["model_type"], **shrunk(value)}
         elif isinstance(value, list):
             found |= _shrunk_list(name, value, count)
         elif isinstance(value, bool) or value is None:
