@@ -23,8 +23,8 @@ NOT_HERE = {
     "deepspeed_2": "Lightning refuses DeepSpeed on a CPU",
     "deepspeed_3": "Lightning refuses DeepSpeed on a CPU",
 }
-#: folders of whole configurations; those of published runs are fitted in test_paper.py
-WHOLE = ("experiment", "paper")
+#: folders of whole configurations; those of published runs are fitted in test_paper.py, recipes in test_recipes.py
+WHOLE = ("experiment", "paper", "recipe")
 FRAGMENTS = sorted(
     p
     for p in CONFIGS.rglob("*.yaml")
