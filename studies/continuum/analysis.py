@@ -38,7 +38,7 @@ class Verdict:
 _PREDICTED = {"H1": (True, 1), "H2": (False, 1), "H3": (False, -1)}
 
 
-def hypotheses(cells: Sequence[Cell], stage: Stage, task: str = "sums") -> list[Verdict]:
+def hypotheses(cells: Sequence[Cell], stage: Stage, task: str = "initials") -> list[Verdict]:
     """Return the verdicts on all three hypotheses; none is given before all their cells are there."""
     found = {}
     for name, (noisy, _) in _PREDICTED.items():
@@ -55,7 +55,7 @@ def hypotheses(cells: Sequence[Cell], stage: Stage, task: str = "sums") -> list[
             for name, one in found.items()]  # fmt: skip
 
 
-def repeated(cells: Sequence[Cell], stage: Stage, task: str = "sorting") -> Verdict:
+def repeated(cells: Sequence[Cell], stage: Stage, task: str = "kinds") -> Verdict:
     """Return H1 on a task of its own: one test that no other adjusts, and that adjusts none."""
     noisy, sign = _PREDICTED["H1"]
     weak = _two_arms(judged(cells, stage.name, Block(task, "weak", noisy).name))

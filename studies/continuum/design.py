@@ -17,14 +17,14 @@ CONTROLLED = "control/pass_at_1"
 FIRST, SECOND = "NLL", "PowerFamily(1)"
 #: optimizer steps of a run, and of these, steps between two looks at the curve
 STEPS, LOOK = 40, 10
-ROWS, JUDGED, CURVE = 16, 1000, 100
+ROWS, JUDGED, CURVE = 16, 500, 50
 
 #: task -> class and its own arguments
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "sums": ("studies.continuum.rows.CodedSums", {"digits": 2}),
-    "sorting": ("studies.continuum.rows.CodedSorting", {"letters": 4}),
-    "sums of three digits": ("studies.continuum.rows.CodedSums", {"digits": 3, "code": "ZXCVBNMASD"}),
-    "sorting of five": ("studies.continuum.rows.CodedSorting", {"letters": 5}),
+    "initials": ("studies.continuum.rows.Initials", {"words": 4}),
+    "kinds": ("studies.continuum.rows.Kinds", {"words": 3}),
+    "initials of five": ("studies.continuum.rows.Initials", {"words": 5}),
+    "kinds of four": ("studies.continuum.rows.Kinds", {"words": 4}),
 }
 #: level -> mean p that fine-tuning on clean rows stops at
 LEVELS = {"weak": 0.05, "middle": 0.3, "strong": 0.7, "at .1": 0.1, "at .2": 0.2, "at .4": 0.4, "at .6": 0.6}
@@ -73,7 +73,7 @@ class Stage:
     arms: tuple[str, ...] = (FIRST, SECOND)
     replicates: int = 8
     registered: bool = True
-    search: RateSearch = field(default_factory=lambda: RateSearch(low=3e-6, high=3e-4, points=3, refine=1, grow=2))
+    search: RateSearch = field(default_factory=lambda: RateSearch(low=1e-5, high=1e-3, points=3, refine=1, grow=2))
     search_replicates: int = 1
     generated: int = 0
     probe: bool = False
@@ -85,7 +85,7 @@ def _blocks(task: str, levels: tuple[str, ...], noises: tuple[bool, ...] = (True
 
 _UNSEEN = tuple(
     Block(task, level, noisy=(i + j) % 2 == 0)
-    for i, task in enumerate(("sums of three digits", "sorting of five"))
+    for i, task in enumerate(("initials of five", "kinds of four"))
     for j, level in enumerate(("at .1", "at .2", "at .4", "at .6"))
 )
 SWEEP = ("PowerFamily(0.1)", "PowerFamily(0.3)", SECOND, "PowerFamily(3)", "PowerFamily(10)")
@@ -94,12 +94,12 @@ RULES = ("Adaptive", "auto")
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("pilot", _blocks("sums", ("weak", "strong")), replicates=2, registered=False, generated=64),
-        Stage("confirmatory", _blocks("sums", ("weak", "strong", "middle"))),
-        Stage("second_task", _blocks("sorting", ("weak", "strong"), (True,))),
+        Stage("pilot", _blocks("initials", ("weak", "strong")), replicates=2, registered=False, generated=64),
+        Stage("confirmatory", _blocks("initials", ("weak", "strong", "middle"))),
+        Stage("second_task", _blocks("kinds", ("weak", "strong"), (True,))),
         Stage(
             "exploratory",
-            _blocks("sums", ("weak", "strong")),
+            _blocks("initials", ("weak", "strong")),
             (FIRST, *SWEEP, WITHOUT_BOTTOM, ONLY_BOTTOM, "Focal(2)", "EAFT", "Adaptive"),
             replicates=4,
         ),
@@ -213,7 +213,7 @@ def plain() -> dict[str, Any]:
         for name, stage in STAGES.items()
         if stage.registered
     }
-    example = run_settings(STAGES["confirmatory"], Block("sums", "weak", True), "checkpoint of the level")
+    example = run_settings(STAGES["confirmatory"], Block("initials", "weak", True), "checkpoint of the level")
     return {"tasks": TASKS, "levels": LEVELS, "stages": stages, "settings of a run": example}
 
 
@@ -234,7 +234,7 @@ REGISTERED = {
         "the other sign, and undecided else. Nothing is decided before all cells of all three are there. Runs that "
         "diverge count as exact match 0."
     ),
-    "second task": "H1 once more on the task 'sorting', by one test of its own at 5%, adjusted by and adjusting none.",
+    "second task": "H1 once more on the task 'kinds', by one test of its own at 5%, adjusted by and adjusting none.",
     "rates": (
         "By equal trials of every arm in every block on replicates that are never judged; the grid grows while any "
         "arm's best is at its edge; selected by the primary outcome, ties by NLL."

@@ -21,11 +21,13 @@ from studies.checkpoints import fit, level_cell
 from studies.continuum.design import BOTTOM, FIRST, LEVELS, STUDY, common, source
 
 SEED = 1
-#: optimizer steps between two looks at the mean p, and the most steps until the level is reached
-LOOK, MOST = 2, 2000
+#: optimizer steps between two looks at the mean p: on the way to a low level, and to others; mean p rises fastest there
+LOOK_LOW, LOOK = 1, 4
+#: the most steps until the level is reached
+MOST = 2000
 #: rows that the mean p is read from
 PROBE = 100
-RATE = 1e-5
+RATE = 3e-5
 READ = ("val/mean_p", "val/nll", "val/exact_match")
 
 
@@ -38,7 +40,8 @@ def settings(task: str, target: float, start: str, small: Mapping[str, Any] | No
         start: the model, or the level below.
         small: other numbers for a toy: ``levels`` (rows), ``look``, ``most``, ``probe``, ``rate``.
     """
-    sizes = {"levels": 2000, "look": LOOK, "most": MOST, "probe": PROBE, "rate": RATE, **(small or {})}
+    look = LOOK_LOW if target <= 0.1 else LOOK
+    sizes = {"levels": 2000, "look": look, "most": MOST, "probe": PROBE, "rate": RATE, **(small or {})}
     content = common(start)
     content["seed_everything"] = SEED
     content["model"]["optimizer"]["init_args"]["lr"] = sizes["rate"]

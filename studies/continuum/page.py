@@ -34,7 +34,7 @@ def write_page(page: Path, figures: Path, cells: Sequence[Cell], registration: R
     """
     require_one_version(cells)
     main = STAGES["confirmatory"]
-    shown = pictures(draw(cells, main, "sums", figures), page, "D over mean p")
+    shown = pictures(draw(cells, main, "initials", figures), page, "D over mean p")
     parts = [
         f"{HEAD}\n\n# Does the better objective depend on what the model knows?",
         " ".join(sentences(cells)),
@@ -67,7 +67,7 @@ def sentences(cells: Sequence[Cell]) -> list[str]:
             "Hypotheses, outcome and decision rule stand below.",
         ]
     one = ", ".join(f"{name} is {v.verdict} ({points(v.finding.difference)})" for name, v in verdicts.items())
-    cross = analysis.block_crossing(cells, STAGES["confirmatory"], "sums", True)
+    cross = analysis.block_crossing(cells, STAGES["confirmatory"], "initials", True)
     third = "Where the sign changes is not fitted: fewer than two levels are complete."
     if cross is not None:
         third = f"Under noise, the sign of the difference changes at mean p {_place(cross)}."
@@ -88,7 +88,7 @@ def _hypotheses(cells: Sequence[Cell]) -> str:
     ]
     again = analysis.repeated(cells, STAGES["second_task"])
     p = "-" if again.p_holm is None else f"{again.p_holm:.4f}, alone"
-    rows.append(["H1 again", "the same on another task (sorting)", cell_text(again.finding), p, again.verdict])
+    rows.append(["H1 again", "the same on another task (kinds)", cell_text(again.finding), p, again.verdict])
     told = f"D is the exact match of {SECOND} minus that of {FIRST}, in points, with 95% t-intervals over replicates."
     return f"## Hypotheses\n\n{told}\n\n{table(['', 'hypothesis', 'difference', 'p (Holm)', 'verdict'], rows)}"
 
@@ -120,7 +120,7 @@ def _blocks(cells: Sequence[Cell]) -> str:
 def _crossings(cells: Sequence[Cell]) -> str:
     rows = []
     for noisy in (True, False):
-        cross = analysis.block_crossing(cells, STAGES["confirmatory"], "sums", noisy)
+        cross = analysis.block_crossing(cells, STAGES["confirmatory"], "initials", noisy)
         rows.append(["noisy" if noisy else "clean", NOT_RUN if cross is None else _place(cross)])
     told = "Mean p at which a line through D over the levels crosses 0, with Fieller's 95% interval over replicates."
     return f"## Where the sign changes\n\n{told}\n\n{table(['rows', 'crossing'], rows)}"
@@ -193,13 +193,13 @@ def _design(cells: Sequence[Cell], registration: Registration | None, root: Path
         [
             "## Design",
             registered,
-            "One model (SmolLM2-135M-Instruct, all weights trained, float32), one family of tasks: sums and "
-            "differences of two numbers, the result written in a code of letters. Fine-tuning on clean rows brings it "
+            "One model (SmolLM2-135M-Instruct, all weights trained, float32), one task: the first letters of four "
+            "everyday words, `tiger plum canoe drum :` with the answer `T P C D`. Fine-tuning on clean rows brings it "
             "to a mean p of "
             f".05, .3 and .7 on the task; from each of these checkpoints both objectives train {STEPS} steps, on clean "
             "rows and on rows of which three in ten have a wrong answer, always the same wrong answer for the same "
-            "item. Items of the way to a level, of training and of judging never meet. A code, because in digits a "
-            "model that knows only the form of an answer has a mean p above .1 already.",
+            "item. Items of the way to a level, of training and of judging never meet. The second task names the kind "
+            "of three words: `animal fruit vehicle`.",
             f"Primary outcome: {REGISTERED['primary outcome']}.",
             f"Decision rule: {REGISTERED['decision rule']}",
             f"Rates: {REGISTERED['rates']}",

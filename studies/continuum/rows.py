@@ -1,8 +1,9 @@
-"""Tasks whose place on the continuum can be set: a rule that the model half knows, answered in a code it does not.
+"""Tasks whose place on the continuum can be set: a rule that the model half knows, in a form that it has never seen.
 
-Answers in digits would not do: whoever has seen only the form of the answer guesses a digit with p = .1 and the end of
-the answer with p near 1, so that no checkpoint on the way of fine-tuning has a mean p of .05. In a code of letters the
-model starts near 0, and fine-tuning takes it through every place up to .7 and beyond, on one and the same task.
+The untrained model gives the answers a mean p below .01, since nothing tells it what is asked for. Fine-tuning takes it
+through every place up to .7 and beyond on one and the same task, within some forty steps. Sums whose result is written
+in a code of letters do not serve: 40 steps left exact match at 1 to 3% whatever the rate, so that two objectives could
+not have been told apart at the weak end.
 """
 
 from __future__ import annotations
@@ -109,66 +110,108 @@ class StudyTask(DataSource):
         return fresh
 
 
-class CodedSums(StudyTask):
-    """Sums and differences of two numbers, the result written in letters: ``37 + 45 =`` has the answer ``W E``.
+#: a word for each kind, and two dozen everyday words of that kind
+KINDS = {
+    "animal": (
+        "tiger horse rabbit wolf goat lion mouse bear sheep monkey camel deer "
+        "fox pig donkey elephant zebra squirrel cat dog cow whale giraffe kangaroo"
+    ),
+    "fruit": (
+        "apple banana cherry grape lemon mango orange peach pear plum melon apricot "
+        "fig kiwi papaya strawberry blueberry raspberry coconut pineapple lime date guava tangerine"
+    ),
+    "country": (
+        "France Spain Italy Germany Poland Greece Norway Sweden Finland Portugal Ireland Austria "
+        "Hungary Brazil Chile Peru Mexico Canada Egypt Kenya India China Japan Vietnam"
+    ),
+    "body": (
+        "arm leg hand foot knee elbow shoulder finger thumb neck nose ear "
+        "eye mouth chin cheek tongue ankle wrist hip chest stomach heel forehead"
+    ),
+    "clothing": (
+        "shirt trousers jacket coat hat scarf glove sock shoe boot skirt dress "
+        "sweater belt tie vest blouse jeans hoodie cap sandal apron mitten pajamas"
+    ),
+    "job": (
+        "teacher doctor nurse lawyer farmer baker butcher plumber carpenter dentist engineer pilot "
+        "sailor soldier waiter barber tailor judge librarian electrician fisherman journalist surgeon firefighter"
+    ),
+    "music": (
+        "piano guitar violin flute trumpet drum cello harp clarinet saxophone trombone banjo "
+        "organ accordion oboe tuba ukulele harmonica mandolin bassoon xylophone viola fiddle lute"
+    ),
+    "vehicle": (
+        "car truck bus train bicycle motorcycle airplane helicopter boat ship tram taxi "
+        "van tractor scooter submarine ferry canoe sled ambulance jeep yacht rocket wagon"
+    ),
+    "furniture": (
+        "table chair sofa bed desk shelf cupboard wardrobe stool bench couch bookcase "
+        "dresser armchair nightstand cabinet mattress crib recliner ottoman sideboard hammock futon footstool"
+    ),
+    "weather": (
+        "rain snow wind storm fog hail thunder lightning drizzle blizzard frost cloud "
+        "sunshine hurricane tornado sleet mist breeze rainbow monsoon drought heatwave gale cyclone"
+    ),
+}
+NAMES = list(KINDS)
+WORDS = {word: NAMES.index(kind) for kind, words in KINDS.items() for word in words.split()}
+#: first letters of the last word of noisy items
+NOISY = "cfs"
 
-    Items whose second number ends in 7, 8 or 9 are noisy: their wrong answer is too large by ten.
+
+class WordTask(StudyTask):
+    """Questions of a few everyday words, drawn without repetition; the answer has a word for each.
+
+    Items whose last word begins with one of `NOISY` are noisy: every word of their wrong answer is wrong.
 
     Args:
-        digits: of each number.
-        code: a letter for each digit.
+        words: of a question, all different.
         **settings: see `StudyTask`.
     """
 
-    def __init__(self, digits: int = 2, code: str = "QWERTYUIOP", **settings: Any) -> None:
+    def __init__(self, words: int = 3, **settings: Any) -> None:
         super().__init__(**settings)
-        if not 1 <= digits <= 9 or len(set(code)) != 10:
-            raise UserError(f"digits is {digits} and code is {code!r}. Allowed: 1 to 9, and ten different letters.")
-        self.digits = digits
-        self.code = code
+        if not 1 <= words <= 20:
+            raise UserError(f"words is {words}. Allowed: 1 to 20.")
+        self.words = words
+
+    @abstractmethod
+    def answer(self, word: str, *, wrong: bool) -> str:
+        """Return what stands for a word in the answer."""
 
     @override
     def draw(self, rng: np.random.Generator) -> Item:
-        a, b = (int(n) for n in rng.integers(10 ** (self.digits - 1), 10**self.digits, size=2))
-        minus = bool(rng.integers(2)) and a >= b
-        value = a - b if minus else a + b
-        noisy = b % 10 >= 7
-        question = f"{a} {'-' if minus else '+'} {b} ="
-        return Item(question, self._coded(value), self._coded(value + 10) if noisy else None)
-
-    def _coded(self, value: int) -> str:
-        return " ".join(self.code[int(digit)] for digit in str(value))
+        chosen = [list(WORDS)[int(i)] for i in rng.choice(len(WORDS), size=self.words, replace=False)]
+        right, wrong = (" ".join(self.answer(word, wrong=w) for word in chosen) for w in (False, True))
+        return Item(f"{' '.join(chosen)} :", right, wrong if chosen[-1][0].lower() in NOISY else None)
 
 
-class CodedSorting(StudyTask):
-    """Letters to put in order, the result shifted by half the alphabet: ``sort d a c :`` has the answer ``n p q``.
+class Initials(WordTask):
+    """The first letter of each word, as a capital: ``tiger plum canoe :`` has the answer ``T P C``.
 
-    Items that begin with one of the first eight letters are noisy: their wrong answer is in falling order.
-
-    Args:
-        letters: how many, all different.
-        **settings: see `StudyTask`.
+    A wrong answer has the next letters of the alphabet: ``U Q D``.
     """
 
-    def __init__(self, letters: int = 4, **settings: Any) -> None:
-        super().__init__(**settings)
-        if not 2 <= letters <= 26:
-            raise UserError(f"letters is {letters}. Allowed: 2 to 26.")
-        self.letters = letters
+    @override
+    def answer(self, word: str, *, wrong: bool) -> str:
+        return chr(ord("A") + (ord(word[0].upper()) - ord("A") + wrong) % 26)
+
+
+class Kinds(WordTask):
+    """What kind of thing each word names: ``tiger plum canoe :`` has the answer ``animal fruit vehicle``.
+
+    A wrong answer has the next kinds of `KINDS`: ``fruit country furniture``.
+    """
 
     @override
-    def draw(self, rng: np.random.Generator) -> Item:
-        chosen = [int(i) for i in rng.permutation(26)[: self.letters]]
-        ordered = [chr(ord("a") + (i + 13) % 26) for i in sorted(chosen)]
-        question = f"sort {' '.join(chr(ord('a') + i) for i in chosen)} :"
-        noisy = chosen[0] < 8
-        return Item(question, " ".join(ordered), " ".join(reversed(ordered)) if noisy else None)
+    def answer(self, word: str, *, wrong: bool) -> str:
+        return NAMES[(WORDS[word] + wrong) % len(NAMES)]
 
 
 def part_of(question: str) -> Part:
     """Return the part that a question belongs to, whatever task it is of.
 
-    >>> part_of("37 + 45 =") in PARTS
+    >>> part_of("tiger plum canoe :") in PARTS
     True
     """
     tenth = int.from_bytes(hashlib.sha256(question.encode()).digest()[:4], "little") % 10

@@ -16,7 +16,7 @@ from studies.findings import judged, scores
 from studies.side_by_side import prepare_processes
 
 #: the block of the cell that is run again
-BLOCK = Block("sums", "weak", noisy=True)
+BLOCK = Block("initials", "weak", noisy=True)
 
 
 def run_small(

@@ -52,7 +52,7 @@ def test_without_an_effect_few_families_of_hypotheses_err() -> None:
 
 def test_nothing_is_decided_while_a_cell_is_missing() -> None:
     cells = simulated(MAIN, planted, seed=3)
-    weak = Block("sums", "weak", noisy=False).name
+    weak = Block("initials", "weak", noisy=False).name
     cells = [c for c in cells if not (c.block == weak and c.arm == SECOND and c.replicate == 5)]
     found = {v.name: v for v in analysis.hypotheses(cells, MAIN)}
     assert {v.verdict for v in found.values()} == {"not complete"}
@@ -60,13 +60,13 @@ def test_nothing_is_decided_while_a_cell_is_missing() -> None:
     assert len(found["H3"].finding.values) == 7
     assert found["H3"].finding.p is None
     assert found["H1"].finding.complete
-    row = analysis.block_row(cells, MAIN, Block("sums", "weak", noisy=False))
+    row = analysis.block_row(cells, MAIN, Block("initials", "weak", noisy=False))
     assert not row.exact.complete
 
 
 def test_no_cells_at_all() -> None:
     assert {v.verdict for v in analysis.hypotheses([], MAIN)} == {"not complete"}
-    assert analysis.block_crossing([], MAIN, "sums", True) is None
+    assert analysis.block_crossing([], MAIN, "initials", True) is None
     assert all(r.passes is None for r in analysis.regrets([], STAGES["rules"], RULES))
     assert all(r.mean is None for r in analysis.many_to_one([], STAGES["exploratory"], MAIN.blocks[0]))
 
@@ -101,7 +101,7 @@ def test_the_crossing_is_where_the_planted_line_is_zero() -> None:
 
     inside = 0
     for seed in range(200):
-        found = analysis.block_crossing(simulated(MAIN, line, seed), MAIN, "sums", True)
+        found = analysis.block_crossing(simulated(MAIN, line, seed), MAIN, "initials", True)
         assert found is not None
         assert found.at == pytest.approx(0.35, abs=0.12)
         assert found.low is not None
@@ -124,7 +124,7 @@ def test_h1_is_repeated_on_another_task_by_a_test_of_its_own() -> None:
 
 
 def test_a_line_without_slope_has_no_bounded_crossing() -> None:
-    found = analysis.block_crossing(simulated(MAIN, null, seed=4), MAIN, "sums", False)
+    found = analysis.block_crossing(simulated(MAIN, null, seed=4), MAIN, "initials", False)
     assert found is not None
     assert (found.low, found.high) == (None, None)
 

@@ -13,9 +13,9 @@ from tests.studies.worlds import cell, result
 
 
 def test_a_cell_is_read_as_it_was_written(tmp_path: Path) -> None:
-    made = cell("pilot", "sums, weak, noisy", "PowerFamily(1)", 3, 0.123456789)
+    made = cell("pilot", "initials, weak, noisy", "PowerFamily(1)", 3, 0.123456789)
     path = write_cell(tmp_path, made)
-    assert path == tmp_path / "pilot/sums-weak-noisy_PowerFamily-1_judged3_1e-05.json"
+    assert path == tmp_path / "pilot/initials-weak-noisy_PowerFamily-1_judged3_1e-05.json"
     assert read_cells(tmp_path) == [made]
 
 

@@ -1,47 +1,57 @@
 """The study's tasks: right answers, systematic noise, parts that share no item, fresh draws."""
 
-import re
 from itertools import product
 
 import pytest
 import torch
 
 from lightning_sft.errors import UserError
-from studies.continuum.rows import PARTS, CodedSorting, CodedSums, StudyTask, part_of
+from studies.continuum.rows import NAMES, NOISY, PARTS, WORDS, Initials, Kinds, StudyTask, part_of
 from studies.continuum.temperature import TEMPERATURES, answer_logps, cross_fitted
 
-TASKS = [CodedSums, CodedSorting]
+TASKS = [Initials, Kinds]
 
 
 def pairs(task: StudyTask) -> dict[str, str]:
     return {e.plain[0]: e.plain[1].strip() for e in task.examples() if e.plain is not None}
 
 
-def decoded(text: str) -> int:
-    return int("".join(str("QWERTYUIOP".index(letter)) for letter in text.split()))
-
-
-def test_sums_are_right_and_noise_is_always_the_same_error() -> None:
-    clean, noisy = pairs(CodedSums(size=400)), pairs(CodedSums(size=400, wrong=True))
+def check_noise(clean: dict[str, str], noisy: dict[str, str]) -> None:
+    """Three items in ten are wrong in every word, always by the last word's first letter."""
     assert list(clean) == list(noisy)
-    for question, answer in clean.items():
-        a, sign, b = re.fullmatch(r"(\d+) ([+-]) (\d+) =", question).groups()  # type: ignore[union-attr]
-        value = int(a) + int(b) if sign == "+" else int(a) - int(b)
-        assert decoded(answer) == value
-        assert decoded(noisy[question]) == value + 10 * (int(b) % 10 >= 7)
-    share = sum(clean[q] != noisy[q] for q in clean) / len(clean)
-    assert 0.22 < share < 0.38
-
-
-def test_sorting_is_right_and_noise_is_always_the_same_error() -> None:
-    clean, noisy = pairs(CodedSorting(size=400)), pairs(CodedSorting(size=400, wrong=True))
-    for question, answer in clean.items():
-        letters = question.split()[1:-1]
-        ordered = [chr((ord(letter) - ord("a") + 13) % 26 + ord("a")) for letter in sorted(letters)]
-        assert answer.split() == ordered
-        expected = ordered[::-1] if letters[0] < "i" else ordered
-        assert noisy[question].split() == expected
+    for question in clean:
+        right, given = clean[question].split(), noisy[question].split()
+        wrong = question.split()[-2][0].lower() in NOISY
+        assert [a == b for a, b in zip(right, given, strict=True)] == [not wrong] * len(right)
     assert 0.22 < sum(clean[q] != noisy[q] for q in clean) / len(clean) < 0.38
+
+
+def test_initials_are_right_and_noise_is_always_the_same_error() -> None:
+    clean, noisy = pairs(Initials(size=400, words=4)), pairs(Initials(size=400, words=4, wrong=True))
+    check_noise(clean, noisy)
+    for question, answer in clean.items():
+        assert answer == " ".join(word[0].upper() for word in question.split()[:-1])
+        shifted = " ".join(chr((ord(letter) - 64) % 26 + 65) for letter in answer.split())
+        assert noisy[question] in (answer, shifted)
+
+
+def test_kinds_are_right_and_noise_is_always_the_same_error() -> None:
+    clean, noisy = pairs(Kinds(size=400)), pairs(Kinds(size=400, wrong=True))
+    check_noise(clean, noisy)
+    for question, answer in clean.items():
+        places = [WORDS[word] for word in question.split()[:-1]]
+        assert answer.split() == [NAMES[i] for i in places]
+        assert noisy[question].split() in (answer.split(), [NAMES[(i + 1) % len(NAMES)] for i in places])
+
+
+def test_every_word_has_one_kind() -> None:
+    assert len(WORDS) == 24 * len(NAMES)
+    assert clean_answer("tiger plum canoe :", Kinds) == "animal fruit vehicle"
+    assert clean_answer("tiger plum canoe :", Initials) == "T P C"
+
+
+def clean_answer(question: str, task: type[Initials | Kinds]) -> str:
+    return " ".join(task().answer(word, wrong=False) for word in question.split()[:-1])
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -64,13 +74,13 @@ def test_replicates_draw_afresh_and_again_the_same(task: type[StudyTask]) -> Non
 
 def test_a_part_that_is_too_small_says_so() -> None:
     with pytest.raises(UserError, match="different items of the part 'train', and 500 are asked for"):
-        list(CodedSums(digits=1, size=500).examples())
+        list(Kinds(words=1, size=500).examples())
     with pytest.raises(UserError, match="part is 'test'"):
-        CodedSums(part="test")  # type: ignore[arg-type]
+        Kinds(part="test")  # type: ignore[arg-type]
 
 
 def test_generated_answers_are_judged_without_white_space() -> None:
-    task = CodedSums(size=1)
+    task = Kinds(size=1)
     (row,) = task.examples()
     assert task.score(row, f"\n{row.plain[1]} ") == 1.0  # type: ignore[index]
     assert task.score(row, "") == 0.0

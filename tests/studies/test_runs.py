@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"steps": 4, "look": 2, "rows": 4, "judged": 20, "curve": 8, "levels": 64, "most": 200, "probe": 20,
          "rate": 3e-3, "targets": {"weak": 0.05, "strong": 0.1}}  # fmt: skip
 STAGE = replace(
-    STAGES["pilot"], blocks=(Block("sums", "weak", True),), search=RateSearch(1e-4, 1e-2, 3, 0, 0), generated=4
+    STAGES["pilot"], blocks=(Block("initials", "weak", True),), search=RateSearch(1e-4, 1e-2, 3, 0, 0), generated=4
 )
 
 
@@ -66,7 +66,7 @@ def test_a_stage_from_its_checkpoint_to_its_cells(study: Study, pretended: list[
     assert level.run.readings["val/mean_p"] >= 0.05
     assert 0 < level.run.readings["p at 10%"] < 1
     assert level.run.steps > 0
-    assert study.checkpoint("sums", "weak").is_dir()
+    assert study.checkpoint("initials", "weak").is_dir()
     searched = {(c.arm, c.rate) for c in cells if c.kind == "search"}
     assert len(searched) == 6, "equal trials"
     judged = [c for c in cells if c.kind == "judged"]
@@ -112,7 +112,7 @@ def _refusals(study: Study, pretended: list[RunSpec]) -> None:
         write_text(other, content)
     # a checkpoint that is another one than the cells stand on
     other.unlink()
-    card = study.checkpoint("sums", "weak") / "README.md"
+    card = study.checkpoint("initials", "weak") / "README.md"
     before = card.read_text()
     card.write_text("edited")
     with pytest.raises(UserError, match="Runs from both would stand in one table"):
@@ -129,7 +129,7 @@ def _run_again(study: Study) -> None:
     same = small.run_small(ROOT, study.cells, work, study.model, told.append, SMALL)
     assert same
     assert "reproduced to the digits printed" in told[-1]
-    assert (work / "levels/sums, weak").is_dir()
+    assert (work / "levels/initials, weak").is_dir()
 
 
 def test_a_run_again_that_differs_is_said() -> None:
@@ -166,16 +166,16 @@ def test_a_missing_model_package_is_named(study: Study) -> None:
 def test_a_model_that_starts_above_the_level_is_refused(study: Study) -> None:
     study.small = {**SMALL, "targets": {"weak": 0.0001}}
     with pytest.raises(UserError, match=r"starts at a mean p of 0\.00\d, and the level is 0\.0001"):
-        study.ensure_level("sums", "weak")
+        study.ensure_level("initials", "weak")
 
 
 def test_the_way_to_a_level_goes_over_those_below(study: Study) -> None:
     study.small = {**SMALL, "targets": {"weak": 0.05, "middle": 0.08, "strong": 0.1}}
-    study.ensure_level("sums", "strong")
+    study.ensure_level("initials", "strong")
     found = {c.block: c for c in read_cells(study.cells)}
-    assert list(found) == ["sums, middle", "sums, strong", "sums, weak"]
-    assert found["sums, strong"].facts["start"] == "sums, middle"
-    assert found["sums, weak"].facts["start"] == study.model.rpartition("/")[2]
+    assert list(found) == ["initials, middle", "initials, strong", "initials, weak"]
+    assert found["initials, strong"].facts["start"] == "initials, middle"
+    assert found["initials, weak"].facts["start"] == study.model.rpartition("/")[2]
 
 
 def test_every_registered_design_is_one_that_compare_takes(study: Study) -> None:
