@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,8 @@ class Program:
     def _do(self, asked: argparse.Namespace) -> None:
         file = asked.cells / FILE
         if asked.what == "register":
-            write_registration(file, self.registered, ROOT, self.scripts)
+            found = {"rates found": rates_found(read_cells(asked.cells))}
+            write_registration(file, {**self.registered, **found}, ROOT, self.scripts)
             print(
                 f"Written: {file}. Commit it alone. That commit must reach main as it is: no rebase, squash or amend."
             )
@@ -126,13 +127,30 @@ class Program:
         lines = [f"registered: {'nothing' if registration is None else registration.commit}"]
         for name, stage in self.stages.items():
             mine = [cell for cell in cells if cell.stage == name]
-            left = max(least_runs(stage) - len(mine), 0)
+            other = self.stages.get(stage.rates_of)
+            least = least_runs(stage, [] if other is None else [block.name for block in other.blocks])
+            left = max(least - len(mine), 0)
             time = "" if pace is None else f", {left * pace / 2 / 3600:.1f} hours for the rest, two at a time"
-            lines.append(f"{name}: {len(mine)} cells, at least {least_runs(stage)} in all{time}")
+            lines.append(f"{name}: {len(mine)} cells, at least {least} in all{time}")
         return "\n".join(lines)
 
 
-def least_runs(stage: AnyStage) -> int:
-    """Return how many runs a stage has at least: the first grid, refined, and the judged ones; a grid may grow."""
+def rates_found(cells: Sequence[Cell], stage: str = "pilot") -> dict[str, dict[str, float]]:
+    """Return the rate that the judged runs of a stage have: block -> arm -> rate."""
+    found: dict[str, dict[str, float]] = {}
+    for cell in cells:
+        if cell.stage == stage and cell.kind == "judged":
+            found.setdefault(cell.block, {})[cell.arm] = cell.rate
+    return found
+
+
+def least_runs(stage: AnyStage, searched: Collection[str] = ()) -> int:
+    """Return how many runs a stage has at least: the first grid, refined, and the judged ones; a grid may grow.
+
+    Args:
+        stage: of the study.
+        searched: blocks of it whose rates another stage has found.
+    """
     trials = (stage.search.points + 2 * stage.search.refine) * stage.search_replicates
-    return len(stage.blocks) * len(stage.arms) * (trials + stage.replicates)
+    own = [block for block in stage.blocks if block.name not in searched]
+    return len(stage.arms) * (len(own) * trials + len(stage.blocks) * stage.replicates)

@@ -74,6 +74,11 @@ class AnyStage(Protocol):
         """That rates are selected on."""
         ...
 
+    @property
+    def rates_of(self) -> str:
+        """Stage whose search gives the rates of the blocks that it has; empty: every block searches in this stage."""
+        ...
+
 
 class Study(ABC):
     """A study on this machine. Subclasses say what a run is, and make the checkpoints that runs start from.
@@ -215,10 +220,14 @@ class Study(ABC):
         blocks = {block.name: block for block in stage.blocks}
         for cell in read_cells(self.cells):
             design = designs.get(cell.block)
-            if cell.stage != stage.name or design is None or cell.arm not in [arm.name for arm in design.arms]:
+            if design is None or cell.arm not in [arm.name for arm in design.arms]:
                 continue
             kind: Any = cell.kind
             spec = RunSpec(kind, cell.replicate, cell.arm, cell.rate)
+            if cell.stage == stage.rates_of and cell.kind == "search":
+                found[cell.block][design.digest_of(spec)] = cell.run
+            if cell.stage != stage.name:
+                continue
             if cell.seed != design.draw(spec).seed:
                 raise UserError(
                     f"{cell.file} was run with the seed {cell.seed}, and {design.draw(spec).seed} is asked for."
@@ -270,6 +279,7 @@ class Study(ABC):
         require_one_version(mine, self.here)
         for block in open_blocks:
             self.prepare_block(stage, block, commit)
+        self._require_rates(stage, open_blocks)
         # now that checkpoints are there: their digests, and settings that follow from them
         designs = {block.name: self.design(stage, block, commit) for block in open_blocks}
         results = self.known(stage, designs, extended=True)
@@ -279,6 +289,22 @@ class Study(ABC):
             self.keep(stage, by_name[name], designs[name], spec, result, commit)
 
         run_missing(designs, results, lambda name, spec: self.run(designs[name], spec), keep, self.workers)
+
+    def _require_rates(self, stage: AnyStage, blocks: Sequence[AnyBlock]) -> None:
+        """Raise if the search that a stage takes its rates from is not complete.
+
+        Raises:
+            UserError: names stage and block.
+        """
+        cells = read_cells(self.cells)
+        for block in blocks:
+            given = [c for c in cells if (c.stage, c.block) == (stage.rates_of, block.name)]
+            judged = {c.arm for c in given if c.kind == "judged"}  # these run once the search is complete
+            if given and not judged >= set(stage.arms):
+                raise UserError(
+                    f"{stage.name!r} takes the rates of {block.name!r} from the stage {stage.rates_of!r}, which is not "
+                    "complete. Run that first."
+                )
 
     def run(self, design: Design, spec: RunSpec) -> RunResult:
         """Do one run, in a process of its own."""

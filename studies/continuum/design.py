@@ -16,8 +16,8 @@ SAMPLED = "val/judged/pass_at_1"
 CONTROLLED = "control/pass_at_1"
 FIRST, SECOND = "NLL", "PowerFamily(1)"
 #: optimizer steps of a run, and of these, steps between two looks at the curve
-STEPS, LOOK = 40, 10
-ROWS, JUDGED, CURVE = 16, 500, 50
+STEPS, LOOK = 32, 8
+ROWS, JUDGED, CURVE = 16, 400, 40
 
 #: task -> class and its own arguments
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -64,6 +64,7 @@ class Stage:
         registered: whether its seeds follow from the commit that registers it.
         search: of each arm's rate.
         search_replicates: that rates are selected on.
+        rates_of: stage whose search gives the rates of the blocks that it has, too; empty: this stage searches itself.
         generated: prompts that are also answered by generation, as a check.
         probe: whether runs read their rows before training, as `auto` must.
     """
@@ -73,8 +74,9 @@ class Stage:
     arms: tuple[str, ...] = (FIRST, SECOND)
     replicates: int = 8
     registered: bool = True
-    search: RateSearch = field(default_factory=lambda: RateSearch(low=1e-5, high=1e-3, points=3, refine=1, grow=2))
+    search: RateSearch = field(default_factory=lambda: RateSearch(low=1e-5, high=1e-3, points=3, refine=1, grow=1))
     search_replicates: int = 1
+    rates_of: str = ""
     generated: int = 0
     probe: bool = False
 
@@ -95,7 +97,7 @@ STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
         Stage("pilot", _blocks("initials", ("weak", "strong")), replicates=2, registered=False, generated=64),
-        Stage("confirmatory", _blocks("initials", ("weak", "strong", "middle"))),
+        Stage("confirmatory", _blocks("initials", ("weak", "strong", "middle")), rates_of="pilot"),
         Stage("second_task", _blocks("kinds", ("weak", "strong"), (True,))),
         Stage(
             "exploratory",
@@ -209,6 +211,7 @@ def plain() -> dict[str, Any]:
             "replicates": stage.replicates,
             "search": vars(stage.search),
             "search_replicates": stage.search_replicates,
+            "rates of": stage.rates_of,
         }
         for name, stage in STAGES.items()
         if stage.registered
@@ -237,7 +240,8 @@ REGISTERED = {
     "second task": "H1 once more on the task 'kinds', by one test of its own at 5%, adjusted by and adjusting none.",
     "rates": (
         "By equal trials of every arm in every block on replicates that are never judged; the grid grows while any "
-        "arm's best is at its edge; selected by the primary outcome, ties by NLL."
+        "arm's best is at its edge; selected by the primary outcome, ties by NLL. The confirmatory blocks that the "
+        "pilot has are run at the rates that the pilot found, given under 'rates found'."
     ),
     "rules": (
         "Adaptive and auto, as they are in the code that runs the stage 'rules', on 8 unseen pairs of task and "

@@ -14,11 +14,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_sft.metrics.answers import answer_spans
-from lightning_sft.models.access import find_causal_lm, find_tokenizer
+from lightning_sft.models.access import backbone, find_causal_lm, find_tokenizer
 from lightning_sft.models.generation import end_tokens
 from lightning_sft.scores import IGNORED
 
-TEMPERATURES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5)
+TEMPERATURES = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0, 1.3)
 
 
 class TemperatureControl(Callback):
@@ -32,6 +32,8 @@ class TemperatureControl(Callback):
     Args:
         named: the validation set whose answers are judged.
     """
+
+    only_reads = True
 
     def __init__(self, named: str = "judged") -> None:
         self.named = named
@@ -60,7 +62,10 @@ class TemperatureControl(Callback):
         if not mine.any():
             return
         ids, mask, labels = (batch[key][mine] for key in ("input_ids", "attention_mask", "labels"))
-        logits = find_causal_lm(pl_module)(input_ids=ids, attention_mask=mask).logits
+        model = find_causal_lm(pl_module)
+        hidden = backbone(model)(input_ids=ids, attention_mask=mask).last_hidden_state
+        # the logits of supervised positions alone: those of the others are most of the work
+        logits = model.get_output_embeddings()(hidden[:, :-1][labels[:, 1:] != IGNORED])
         self._logp.append(answer_logps(logits, labels, self._ends))
 
     @override
@@ -81,13 +86,13 @@ def answer_logps(logits: Tensor, labels: Tensor, ends: list[int]) -> Tensor:
     """Return the log-probability of each complete answer at each temperature, (answers, temperatures), float64.
 
     Args:
-        logits: (batch, length, vocabulary).
+        logits: of the supervised positions in the order of ``labels``, (positions, vocabulary).
         labels: unshifted, (batch, length).
         ends: ids of the tokens that end generation.
     """
     spans = answer_spans(labels, ends)
     at = labels[:, 1:] != IGNORED
-    rows, targets = logits[:, :-1][at].float(), labels[:, 1:][at]
+    rows, targets = logits.float(), labels[:, 1:][at]
     columns = []
     for temperature in TEMPERATURES:
         scaled = rows / temperature

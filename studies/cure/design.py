@@ -65,6 +65,7 @@ class Stage:
         registered: whether its seeds follow from the commit that registers it.
         search: of each arm's rate.
         search_replicates: that rates are selected on.
+        rates_of: stage whose search gives the rates of the blocks that it has, too; empty: this stage searches itself.
     """
 
     name: str
@@ -75,13 +76,14 @@ class Stage:
     registered: bool = True
     search: RateSearch = field(default_factory=lambda: RateSearch(low=1e-5, high=1e-4, points=3, refine=1, grow=2))
     search_replicates: int = 1
+    rates_of: str = ""
 
 
 STAGES = {
     stage.name: stage
     for stage in (
         Stage("pilot", "design", blocks=(DENSE,), replicates=2, registered=False),
-        Stage("confirmatory", "judged"),
+        Stage("confirmatory", "judged", rates_of="pilot"),
     )
 }
 
@@ -256,6 +258,7 @@ def plain() -> dict[str, Any]:
         "replicates": main.replicates,
         "search": vars(main.search),
         "search_replicates": main.search_replicates,
+        "rates of": main.rates_of,
         "settings of a run": run_settings(main, DENSE, "the adapted checkpoint"),
     }
 
@@ -290,7 +293,8 @@ REGISTERED = {
     "rates": (
         "By equal trials of every arm on a replicate that is never judged; the grid grows while any arm's best is at "
         f"its edge; selected by {AHEAD} among rates whose background NLL is at most {SEARCH_BOUND} of the control "
-        "run's best on the same rows; the control's own rate by background NLL."
+        "run's best on the same rows; the control's own rate by background NLL. The dense block is run at the rates "
+        "that the pilot found on design pairs, given under 'rates found'."
     ),
     "weighted": (
         "One weight for all contested tokens, measured once on the adapted checkpoint: the ratio of the norms of the "

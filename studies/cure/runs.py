@@ -108,7 +108,9 @@ class Study(study.Study):
         """Return the background NLL of the control runs that a search has done, by rate and replicate."""
         found: dict[float, dict[int, float]] = {}
         for cell in read_cells(self.control_cells or self.cells):
-            if (cell.stage, cell.block, cell.kind, cell.arm) == (stage.name, block.name, "search", CONTROL):
+            if cell.stage not in (stage.name, stage.rates_of):
+                continue
+            if (cell.block, cell.kind, cell.arm) == (block.name, "search", CONTROL):
                 nll = cell.run.score(BACKGROUND)
                 found.setdefault(cell.rate, {})[cell.replicate] = math.inf if math.isnan(nll) else nll
         return found

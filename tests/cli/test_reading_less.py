@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from lightning.pytorch import Callback
 
 from lightning_sft.cli.compare.reading_less import reading_less
 
@@ -29,6 +30,19 @@ def test_it_is_validated_once_without_instruments() -> None:
     assert off == [{"enabled": False}, {"samples": 0, "limit": 0}, {"enabled": False}]
     assert less["trainer"]["max_steps"] == 20
     assert names(given) == ["DriftMonitor", "LearningRateMonitor", "GenerationMonitor"], "what was given stays"
+
+
+class Watcher(Callback):
+    """A user's own callback that changes nothing."""
+
+    only_reads = True
+
+
+def test_a_callback_that_says_it_only_reads_is_an_instrument() -> None:
+    given = content(f"{__name__}.Watcher", f"{THEIRS}LearningRateMonitor")
+    assert names(reading_less(given, instruments=False))[0] == "LearningRateMonitor"
+    assert names(reading_less(given, instruments=True)) == ["Watcher", "LearningRateMonitor"]
+    assert reading_less(given, instruments=True)["trainer"]["num_sanity_val_steps"] == 0
 
 
 def test_instruments_stay_where_one_of_them_selects() -> None:

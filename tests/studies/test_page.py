@@ -129,6 +129,7 @@ def test_status_says_what_is_left_and_how_long_it_takes(tmp_path: Path, capsys: 
     assert "registered: nothing" in printed
     assert "pilot: 1 cells, at least 56 in all, 0.1 hours for the rest" in printed
     assert least_runs(MAIN) == 6 * 2 * (3 + 2 + 8)
+    assert least_runs(MAIN, [block.name for block in STAGES["pilot"].blocks]) == 2 * (2 * (3 + 2) + 6 * 8)
 
 
 def test_registered_stages_do_not_run_by_scripts_that_changed(

@@ -163,6 +163,8 @@ def test_confirmatory_seeds_follow_from_the_registering_commit() -> None:
         design = Design("x", arms, seed=seed_text(STUDY, registration.commit))
         spec = RunSpec(cell.kind, cell.replicate, cell.arm, cell.rate)  # type: ignore[arg-type]
         assert cell.seed == design.draw(spec).seed, cell.file
+        found = registration.content["rates found"].get(cell.block) if STAGES[cell.stage].rates_of else None
+        assert found is None or cell.rate == found[cell.arm], cell.file
 
 
 def test_history_shows_pilot_registration_and_cells_in_this_order() -> None:

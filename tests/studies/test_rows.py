@@ -92,7 +92,7 @@ def test_answers_at_temperatures_are_products_of_scaled_softmax() -> None:
     labels = torch.full((2, 6), -100)
     labels[0, 2:5] = torch.tensor([4, 5, 0])  # 0 ends generation
     labels[1, 3:5] = torch.tensor([7, 8])  # no end: no answer
-    found = answer_logps(logits, labels, [0])
+    found = answer_logps(logits[:, :-1][labels[:, 1:] != -100], labels, [0])
     assert found.shape == (1, len(TEMPERATURES))
     for i, temperature in enumerate(TEMPERATURES):
         logp = (logits[0].double() / temperature).log_softmax(-1)

@@ -19,6 +19,7 @@ from lightning_sft.files import write_text
 from studies import study as study_module
 from studies.again import compared
 from studies.cells import processor, read_cells, write_cell
+from studies.command import rates_found
 from studies.continuum import small
 from studies.continuum.design import FIRST, SAMPLED, SCORE, SECOND, STAGES, Block
 from studies.continuum.runs import Study
@@ -87,8 +88,29 @@ def test_a_stage_from_its_checkpoint_to_its_cells(study: Study, pretended: list[
     assert len(pretended) == 1
     assert gone.exists(), "only what is missing is run"
 
+    _judged_at_the_rates_of(study, pretended)
     _refusals(study, pretended)
     _run_again(study)
+
+
+def _judged_at_the_rates_of(study: Study, pretended: list[RunSpec]) -> None:
+    """A registered stage judges at the rates that the pilot found, by seeds of its own, and searches nothing."""
+    pretended.clear()
+    later = replace(STAGE, name="confirmatory", registered=True, rates_of="pilot", replicates=3)
+    study.run_stage(later, "c0ffee")
+    assert {spec.kind for spec in pretended} == {"judged"}
+    assert {spec.rate for spec in pretended} == {1e-3}
+    assert len(pretended) == 2 * 3
+    cells = read_cells(study.cells)
+    seeds = [{c.seed for c in cells if c.stage == stage and c.kind == "judged"} for stage in ("pilot", "confirmatory")]
+    assert not seeds[0] & seeds[1]
+    assert rates_found(cells) == {STAGE.blocks[0].name: {FIRST: 1e-3, SECOND: 1e-3}}
+    for cell in cells:
+        if cell.stage == "confirmatory" or (cell.kind == "judged" and cell.arm == SECOND):
+            (study.cells / cell.file).unlink()
+    with pytest.raises(UserError, match=r"takes the rates of .* from the stage 'pilot', which is not complete"):
+        study.run_stage(later, "c0ffee")
+    study.run_stage(STAGE)
 
 
 def _refusals(study: Study, pretended: list[RunSpec]) -> None:

@@ -1,10 +1,14 @@
 """What a run that only helps to find a rate leaves out: validations on the way, and readings that select nothing.
 
+A callback of your own counts as an instrument where its class says ``only_reads = True``: it changes no step by what it
+reads. All others may act on a validation, and keep every one of them.
+
 Its judged rows are as many as those of any other run: fewer would make the choice of a rate noisier.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,7 +71,8 @@ def reading_less(content: Mapping[str, Any], *, instruments: bool) -> dict[str, 
     if not instruments:
         auto = content["model"].get("objective") == "auto"  # which reads by CapabilityProbe's settings
         left = {path: off for path, off in _INSTRUMENTS.items() if not (auto and path.endswith(".CapabilityProbe"))}
-        kept = [c for c in _callbacks(content) if c["class_path"] not in left]
+        paths = [(c, c["class_path"]) for c in _callbacks(content)]
+        kept = [c for c, path in paths if path not in left and (path in _IDLE or not _only_reads(path))]
         trainer["callbacks"] = kept + [{"class_path": p, "init_args": off} for p, off in left.items() if off]
     return {**content, "trainer": trainer}
 
@@ -76,8 +81,17 @@ def _acts_on_validations(content: Mapping[str, Any]) -> bool:
     model, trainer = content["model"], content["trainer"]
     foreign = "class_path" in model or "class_path" in content["data"]
     schedule = str(model.get("lr_scheduler"))
-    others = any(callback["class_path"] not in _IDLE for callback in _callbacks(content))
+    others = any(c["class_path"] not in _IDLE and not _only_reads(c["class_path"]) for c in _callbacks(content))
     return foreign or "plateau" in schedule.lower() or trainer.get("max_time") is not None or others
+
+
+def _only_reads(path: str) -> bool:
+    """Return whether a class says of itself that it only reads; one that cannot be imported says nothing."""
+    module, _, name = path.rpartition(".")
+    try:
+        return bool(getattr(getattr(importlib.import_module(module), name), "only_reads", False))
+    except (ImportError, AttributeError, ValueError):
+        return False
 
 
 def _callbacks(content: Mapping[str, Any]) -> list[dict[str, Any]]:
