@@ -140,6 +140,8 @@ def _read(path: Path) -> Cell:
 def require_one_version(cells: Iterable[Cell], here: Mapping[str, str] | None = None) -> None:
     """Raise if cells of one stage were run by different versions of the package, or by another than the one here.
 
+    Cells that tell of a checkpoint stand each for itself: no table puts two of them together.
+
     Args:
         cells: of any stages; each stage stands for itself.
         here: facts of this process, where new cells are to stand beside them.
@@ -149,7 +151,8 @@ def require_one_version(cells: Iterable[Cell], here: Mapping[str, str] | None = 
     """
     by_stage: dict[str, list[Cell]] = {}
     for cell in cells:
-        by_stage.setdefault(cell.stage, []).append(cell)
+        if cell.kind != "level":
+            by_stage.setdefault(cell.stage, []).append(cell)
     for stage, group in by_stage.items():
         versions = Counter(cell.version for cell in group)
         examples = {cell.version: cell.file for cell in reversed(group)}

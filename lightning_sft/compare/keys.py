@@ -94,10 +94,10 @@ def score_of(select: str) -> Score:
 
 
 def is_validated(select: str) -> bool:
-    """Return whether a log key is read by every validation, without a callback of its own.
+    """Return whether a log key is read by validation itself, of all rows or of a named set, without a callback.
 
-    >>> is_validated("val/nll"), is_validated("drift/general/kl")
-    (True, False)
+    >>> is_validated("val/nll"), is_validated("val/judged/exact_match"), is_validated("drift/general/kl")
+    (True, True, False)
     """
     return _VALIDATED.fullmatch(score_of(select).key) is not None
 

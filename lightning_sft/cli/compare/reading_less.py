@@ -74,7 +74,16 @@ def reading_less(content: Mapping[str, Any], *, instruments: bool) -> dict[str, 
         paths = [(c, c["class_path"]) for c in _callbacks(content)]
         kept = [c for c, path in paths if path not in left and (path in _IDLE or not _only_reads(path))]
         trainer["callbacks"] = kept + [{"class_path": p, "init_args": off} for p, off in left.items() if off]
-    return {**content, "trainer": trainer}
+    return {**content, "data": _each_time(content["data"]), "trainer": trainer}
+
+
+def _each_time(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of data whose named validation sets are all read at the one validation."""
+    val = data.get("val")
+    if not isinstance(val, Mapping) or "class_path" in val:
+        return dict(data)
+    sets = {k: {**v, "every": 1} if isinstance(v, Mapping) and "sources" in v else v for k, v in val.items()}
+    return {**data, "val": sets}
 
 
 def _acts_on_validations(content: Mapping[str, Any]) -> bool:
