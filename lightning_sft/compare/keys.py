@@ -16,7 +16,7 @@ _MORE = re.compile(
 #: likewise where less is better
 _LESS = re.compile(r"(calibration_error|changed)")
 #: what a validation of `SFTModule` reads by itself
-_VALIDATED = re.compile(r"val/(loss|nll|perplexity|mean_p|token_accuracy|exact_match|pass_at_\d+)")
+_VALIDATED = re.compile(r"val/([^/]+/)?(loss|nll|perplexity|mean_p|token_accuracy|exact_match|pass_at_\d+)")
 #: columns of the table, in their order, as far as runs have them: pattern of the key, heading
 COLUMNS = (
     (re.compile(r"val/exact_match"), "exact match"),

@@ -45,6 +45,13 @@ def test_a_callback_that_says_it_only_reads_is_an_instrument() -> None:
     assert reading_less(given, instruments=True)["trainer"]["num_sanity_val_steps"] == 0
 
 
+def test_a_set_that_is_read_now_and_then_is_read_at_the_one_validation() -> None:
+    val = {"judged": {"sources": ["a.jsonl"], "every": 4}, "curve": "b.jsonl"}
+    less = reading_less({**content(), "data": {"val": val}}, instruments=False)
+    assert less["data"]["val"] == {"judged": {"sources": ["a.jsonl"], "every": 1}, "curve": "b.jsonl"}
+    assert val["judged"] == {"sources": ["a.jsonl"], "every": 4}, "what was given stays"
+
+
 def test_instruments_stay_where_one_of_them_selects() -> None:
     less = reading_less(content(f"{OURS}DriftMonitor"), instruments=True)
     assert names(less) == ["DriftMonitor"]

@@ -68,6 +68,7 @@ def test_two_versions_in_one_stage_are_named() -> None:
     later = replace(other, facts={**other.facts, "package code": "def"})
     require_one_version([one, other])
     require_one_version([one, replace(later, stage="confirmatory")])  # stages stand for themselves
+    require_one_version([replace(one, kind="level"), replace(later, kind="level")])  # and so do checkpoints
     with pytest.raises(UserError, match=r"2 versions.*abc \(as pilot/b_NLL_judged0.*def \(as pilot/b_NLL_judged1"):
         require_one_version([one, later])
 
