@@ -101,7 +101,7 @@ STAGES: dict[str, Stage] = {
         Stage("second_task", _blocks("kinds", ("weak", "strong"), (True,))),
         Stage(
             "exploratory",
-            _blocks("initials", ("weak", "strong")),
+            _blocks("initials", ("weak", "strong"), (True,)),
             (FIRST, *SWEEP, WITHOUT_BOTTOM, ONLY_BOTTOM, "Focal(2)", "EAFT", "Adaptive"),
             replicates=4,
         ),
