@@ -173,10 +173,11 @@ class SFTModule(TakesExtraLoss, ResumableModule, EvaluatedModule):
             start.check_reference(self.objective, self.settings, self.tokenizer, attached_trainer(self))
             how = {"packed": self._rows("packed"), "flat": self._rows("wants_flat")}
             settings = start.with_dtype(self.settings, attached_trainer(self))
-            scorer = build_scorer(settings, self.objective, len(self.tokenizer), **how)
+            shards = start.shard_loading(attached_trainer(self))
+            scorer = build_scorer(settings, self.objective, len(self.tokenizer), shards=shards, **how)
             self.takes_flat_batches, self.flat_refusal = scorer.flat_refusal is None, scorer.flat_refusal
             if attached_trainer(self) is not None:
-                self.strategy_adapter.shard(scorer, self.settings)
+                self.strategy_adapter.shard(scorer, self.settings, shards)
                 self.strategy_adapter.before_loading(self.check_checkpoint)
             self.scorer = scorer
 

@@ -16,9 +16,9 @@ from lightning_sft.data import SFTDataModule
 from lightning_sft.metrics.silent import TokenReading
 from lightning_sft.metrics.wide import wide_device
 from lightning_sft.models.access import backbone, input_embeddings
-from lightning_sft.models.build import checked_head
 from lightning_sft.models.instruments import model_to_read
 from lightning_sft.models.scorer import TokenScorer
+from lightning_sft.models.trials import checked_head
 from lightning_sft.probes.forward import evaluation, within_shards
 from lightning_sft.probes.near_synonyms import near_synonyms
 from lightning_sft.probes.token_sample import read_rows

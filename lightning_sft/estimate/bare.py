@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lightning_sft.errors import UserError, first_line
 from lightning_sft.models.adapters import add_adapter
-from lightning_sft.models.build import ModelSettings, _enable_checkpointing
+from lightning_sft.models.build import ModelSettings
+from lightning_sft.models.checkpointing import enable_checkpointing
 from lightning_sft.places import PACKAGE_SCHEME, package_file
 
 #: attention kernels that need a package or a GPU; torch's own holds about as much
@@ -110,7 +111,7 @@ def bare_model(settings: ModelSettings, config: Any) -> nn.Module:
         ) from error
     assert isinstance(model, PreTrainedModel)
     if settings.gradient_checkpointing:
-        _enable_checkpointing(model)
+        enable_checkpointing(model)
     model.train()
     adapter = copy.deepcopy(settings.adapter_config)  # peft writes the base's name into it
     if adapter is None:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from peft import PeftConfig
-from torch import Tensor, nn
+from peft import PeftConfig, PeftType
+from torch import nn
 from transformers import PreTrainedModel
 from typing_extensions import Self
 
 from lightning_sft.errors import UserError, first_line
-from lightning_sft.head import HeadKind, Unembedding, choose_head
-from lightning_sft.models.access import backbone, find_causal_lm, unembedding, vocabulary_size
+from lightning_sft.head import HeadKind
+from lightning_sft.models.access import backbone, find_causal_lm, input_embeddings
 from lightning_sft.models.adapters import add_adapter, load_adapter, require_stored_rows, stored_config
+from lightning_sft.models.checkpoint_tensors import NotByShards
+from lightning_sft.models.checkpointing import enable_checkpointing
 from lightning_sft.models.flat import DocumentRows
 from lightning_sft.models.loading import Dtype, Init, grow_embeddings, load_causal_lm
-from lightning_sft.models.mode import eval_mode
 from lightning_sft.models.neftune import EmbeddingNoise
 from lightning_sft.models.proofs import check_causal
 from lightning_sft.models.quantization import Quantization
@@ -28,10 +29,15 @@ from lightning_sft.models.reach import measure_reach
 from lightning_sft.models.reference import FrozenReference, Reference, Snapshot, check_rows
 from lightning_sft.models.router import asks_for_router_loss, router_coefficient
 from lightning_sft.models.scorer import TokenScorer
+from lightning_sft.models.shard_loading import ShardLoading
 from lightning_sft.models.small_copy import CopyFailed, small_copy
 from lightning_sft.models.targets import adaptable_weights
+from lightning_sft.models.trials import checked_head, try_new_rows, try_new_rows_on
 from lightning_sft.models.tuners import changes_base
 from lightning_sft.objectives import Objective
+
+#: kinds of adapters that are drawn at random or constant; where a variant of them is not (DoRA), that shows
+_DRAWN = (PeftType.LORA, PeftType.ADALORA, PeftType.IA3, PeftType.LOHA, PeftType.LOKR)
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,11 @@ class ModelSettings:
         """Whether the frozen weights can be left out of checkpoints, as the model's source brings them back."""
         return self.has_adapter and self.init == "pretrained" and not changes_base(self.adapter_config)
 
+    @property
+    def copies_embeddings(self) -> bool:
+        """Whether the adapter begins with copies of other modules or of single rows, most often of the embeddings."""
+        return any(getattr(self.adapter_config, name, None) for name in ("modules_to_save", "trainable_token_indices"))
+
     def describe(self) -> str:
         """Return a short description for messages and checkpoints."""
         adapter = "" if self.adapter is None else f" with {type(self.adapter).__name__}"
@@ -104,7 +115,13 @@ class ModelSettings:
 
 
 def build_scorer(
-    settings: ModelSettings, objective: Objective, vocabulary: int, *, packed: bool = False, flat: bool = False
+    settings: ModelSettings,
+    objective: Objective,
+    vocabulary: int,
+    *,
+    packed: bool = False,
+    flat: bool = False,
+    shards: ShardLoading | None = None,
 ) -> TokenScorer:
     """Load the model, add the adapter, choose the head and switch on what the settings ask for.
 
@@ -115,10 +132,33 @@ def build_scorer(
         packed: whether rows will hold several documents: an error where the model does not keep them apart.
         flat: whether rows may lie end to end; ``flat_refusal`` of the scorer says why not. Either decides which
             attention is the default.
+        shards: leave weights out of the model, and let this read them when it is sharded. Where that is not possible
+            they are loaded, and the log says why.
 
     Raises:
         UserError: on a model, an adapter or a head that cannot work.
     """
+    asked = (packed, flat, settings.attn_implementation)
+    if shards is not None:
+        random = torch.get_rng_state()
+        try:
+            return _build(settings, objective, vocabulary, DocumentRows(*asked), shards)
+        except NotByShards as why:
+            shards.give_up(str(why))
+            torch.set_rng_state(random)
+    return _build(settings, objective, vocabulary, DocumentRows(*asked), None)
+
+
+def _build(
+    settings: ModelSettings, objective: Objective, vocabulary: int, rows: DocumentRows, shards: ShardLoading | None
+) -> TokenScorer:
+    """Build a scorer; with ``shards`` without weights, on which nothing can be tried but on a small copy.
+
+    Raises:
+        NotByShards: the weights are needed before they are there.
+    """
+    if shards is not None:
+        _require_no_weights(settings)
     model: nn.Module = load_causal_lm(
         settings.name,
         init=settings.init,
@@ -128,44 +168,85 @@ def build_scorer(
         revision=settings.revision,
         trust_remote_code=settings.trust_remote_code,
         quantization=settings.quantization,
+        shards=shards,
     )
+    if shards is not None and (vocabulary > len(input_embeddings(find_causal_lm(model))) or settings.copies_embeddings):
+        causal_lm = find_causal_lm(model)
+        shards.read_now(causal_lm.get_input_embeddings(), causal_lm.get_output_embeddings())
     new_rows = grow_embeddings(find_causal_lm(model), vocabulary, settings.init)
-    _try_new_rows(find_causal_lm(model), new_rows)
-    rows = DocumentRows(packed, flat, settings.attn_implementation)
+    if shards is None:
+        try_new_rows(find_causal_lm(model), new_rows)
     usual_attention = rows.choose_attention(find_causal_lm(model))
     copy_to_look_at = _small_copy(find_causal_lm(model))
+    if shards is not None:
+        if copy_to_look_at is None:
+            raise NotByShards("no small copy of it can be made, on which to try what its code does")
+        try_new_rows_on(copy_to_look_at, new_rows)
     check_causal(find_causal_lm(model), copy_to_look_at)
     rows.prove(find_causal_lm(model), copy_to_look_at, usual_attention)
-    reference: Reference | None = _frozen_reference(settings, objective, find_causal_lm(model), rows)
-    weights = adaptable_weights(find_causal_lm(model)) if settings.has_adapter else {}
-    if settings.adapter is not None:
-        model = add_adapter(find_causal_lm(model), settings.adapter)
-    if settings.adapter_path is not None:
-        model = load_adapter(find_causal_lm(model), settings.adapter_path)
+    reference: Reference | None = _frozen_reference(settings, objective, find_causal_lm(model), rows, shards)
+    with contextlib.nullcontext() if shards is None else shards.standing_in(model):
+        weights = adaptable_weights(find_causal_lm(model)) if settings.has_adapter else {}
+        model = _adapted(settings, find_causal_lm(model), shards)
+        reach = measure_reach(weights, model) if settings.has_adapter else None
     causal_lm = find_causal_lm(model)
     if settings.base_comes_back and new_rows:
         require_stored_rows(causal_lm, new_rows, settings.name)
     if settings.gradient_checkpointing:
-        _enable_checkpointing(causal_lm)
-    head = checked_head(settings.head, model)
+        enable_checkpointing(causal_lm)
+    head = checked_head(settings.head, model, None if shards is None else copy_to_look_at)
     if reference is not None and head != "reference":
-        head = checked_head(settings.head, reference)
+        tried = None if shards is None else _small_copy(find_causal_lm(reference))
+        head = checked_head(settings.head, reference, tried)
     if objective.snapshot_every:
         reference = Snapshot(model)
     scorer = TokenScorer(model, head, reference)
     scorer.with_boundaries, scorer.flat_refusal = rows.with_boundaries, rows.flat_refusal
     if asks_for_router_loss(causal_lm):
         scorer.router_coefficient = router_coefficient(causal_lm, copy_to_look_at)
-    scorer.adapter_reach = measure_reach(weights, model) if settings.has_adapter else None
+    scorer.adapter_reach = reach
     if settings.neftune_noise_alpha is not None:
         scorer.noise = EmbeddingNoise(causal_lm.get_input_embeddings(), settings.neftune_noise_alpha)
     if settings.torch_compile:
         backbone(causal_lm).compile()
+    if shards is not None:
+        shards.check(scorer)
     return scorer.train()
 
 
+def _require_no_weights(settings: ModelSettings) -> None:
+    """Raise if settings are such that the weights must be there before the model is sharded.
+
+    Raises:
+        NotByShards: says which.
+    """
+    adapter = settings.adapter_config
+    if settings.init == "random":
+        raise NotByShards("its weights are drawn at random")
+    if changes_base(adapter) or (adapter is not None and adapter.peft_type not in _DRAWN):
+        raise NotByShards(f"its adapter ({type(adapter).__name__}) may begin with what it makes of the weights")
+
+
+def _adapted(settings: ModelSettings, model: PreTrainedModel, shards: ShardLoading | None) -> nn.Module:
+    """Return the model with the adapter of the settings, if they have one."""
+    try:
+        if settings.adapter is not None:
+            return add_adapter(model, settings.adapter)
+        if settings.adapter_path is not None:
+            return load_adapter(model, settings.adapter_path)
+    except Exception as error:  # peft may compute with weights that are not there, in any way
+        if shards is None:
+            raise
+        raise NotByShards(f"its adapter is not made without weights: {first_line(error)}") from error
+    return model
+
+
 def _frozen_reference(
-    settings: ModelSettings, objective: Objective, model: PreTrainedModel, rows: DocumentRows
+    settings: ModelSettings,
+    objective: Objective,
+    model: PreTrainedModel,
+    rows: DocumentRows,
+    shards: ShardLoading | None,
 ) -> FrozenReference | None:
     """Return the frozen model that an objective compares with; None where it needs none, or the model itself will do.
 
@@ -175,6 +256,7 @@ def _frozen_reference(
         objective: says what it compares with.
         model: before it has an adapter.
         rows: what is known about documents in one row.
+        shards: leaves out weights.
 
     Raises:
         UserError: a checkpoint is named for an objective that compares with snapshots, has too few rows of logits, or
@@ -195,6 +277,7 @@ def _frozen_reference(
             dtype=settings.reference_dtype,
             attn_implementation=settings.attn_implementation,
             trust_remote_code=settings.trust_remote_code,
+            shards=shards,
         )
         check_rows(reference, model, settings.reference)
         usual_attention = rows.choose_attention(reference)
@@ -203,6 +286,8 @@ def _frozen_reference(
         return None
     else:
         reference = copy.deepcopy(model)
+        if shards is not None:
+            shards.copied(model, reference)
     return FrozenReference(reference)
 
 
@@ -211,71 +296,3 @@ def _small_copy(model: PreTrainedModel) -> PreTrainedModel | None:
         return small_copy(model)
     except CopyFailed:
         return None
-
-
-def _enable_checkpointing(model: PreTrainedModel) -> None:
-    """Recompute activations in the backward pass, without reentrant autograd, which DDP and frozen inputs dislike."""
-    arguments = {"use_reentrant": False}
-    try:
-        if hasattr(model, "activation_checkpointing_enable"):  # the name in late releases of transformers 5
-            model.activation_checkpointing_enable(activation_checkpointing_kwargs=arguments)
-        else:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments)
-    except ValueError as error:
-        raise UserError(
-            f"gradient_checkpointing is true, but {first_line(error)} Set gradient_checkpointing: false; a smaller "
-            "data.batch_size with trainer.accumulate_grad_batches saves memory, too."
-        ) from error
-
-
-@torch.no_grad()
-def _try_new_rows(model: PreTrainedModel, rows: range) -> None:
-    """Run the model on the last of its new tokens: some keep tables by token that do not grow with the embeddings."""
-    if not rows:
-        return
-    ids = torch.tensor([[rows.start - 1, rows.stop - 1]], device=model.device)
-    try:
-        with eval_mode(model), _attention_for(model):
-            model(input_ids=ids, use_cache=False)
-    except (IndexError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"The vocabulary of {type(model).__name__} grew from {rows.start} to {rows.stop} tokens, and it cannot run "
-            f"on the new ones: {first_line(error)}. It keeps other tables by token than its embeddings. Leave "
-            "add_special_tokens out, or use unused tokens of its tokenizer."
-        ) from error
-
-
-@contextlib.contextmanager
-def _attention_for(model: PreTrainedModel) -> Iterator[None]:
-    """Attend in plain products while a model that is to train with flash attention is still on the CPU."""
-    chosen = str(model.config._attn_implementation)
-    if "flash" not in chosen or model.device.type != "cpu":
-        yield
-        return
-    model.config._attn_implementation = "eager"
-    try:
-        yield
-    finally:
-        model.config._attn_implementation = chosen
-
-
-@torch.no_grad()
-def checked_head(kind: HeadKind, model: nn.Module) -> HeadKind:
-    """Compare the head's logits with the model's own on a few tokens, and decide."""
-    if kind == "reference":
-        return kind
-    causal_lm = find_causal_lm(model)
-    ids = torch.arange(8, device=causal_lm.device)[None] % vocabulary_size(causal_lm)
-
-    def parts() -> tuple[Tensor, Unembedding]:
-        hidden = backbone(causal_lm)(input_ids=ids, use_cache=False).last_hidden_state[0]
-        matrix = unembedding(causal_lm)
-        if hidden.shape[-1] != matrix.weight.shape[1]:
-            raise UserError(
-                f"its hidden states have {hidden.shape[-1]} values and its unembedding takes {matrix.weight.shape[1]}; "
-                "something stands between them."
-            )
-        return hidden, matrix
-
-    with eval_mode(causal_lm), _attention_for(causal_lm):
-        return choose_head(kind, lambda: causal_lm(input_ids=ids, use_cache=False).logits[0], parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from lightning_sft.models.access import input_embeddings, require_accessors
 from lightning_sft.models.beside_text import freeze_beside_text
 from lightning_sft.models.gguf import converted_folder, quiet_progress
 from lightning_sft.models.quantization import Quantization, quantization_config
+from lightning_sft.models.shard_loading import ShardLoading
 from lightning_sft.places import PACKAGE_SCHEME, package_file, require_model_place
 
 Dtype = Literal["auto", "fastest", "float32", "bfloat16", "float16", "float64"]
@@ -88,6 +90,7 @@ def load_causal_lm(
     revision: str | None = None,
     trust_remote_code: bool = False,
     quantization: Quantization | None = None,
+    shards: ShardLoading | None = None,
 ) -> PreTrainedModel:
     """Load a causal language model, or make one with random weights from its configuration.
 
@@ -101,8 +104,10 @@ def load_causal_lm(
         revision: revision of a hub name.
         trust_remote_code: run code that a hub repository brings along.
         quantization: quantise the linear layers while loading; needs bitsandbytes.
+        shards: leave the weights out, and let this read them later.
 
     Raises:
+        NotByShards: they cannot be read later.
         UserError: no such model, not a causal language model, or a configuration field that does not exist.
     """
     source = resolve(name_or_path)
@@ -127,7 +132,8 @@ def load_causal_lm(
         if init == "random":
             model = _from_config(config, name_or_path, dtype, **kwargs)
         else:
-            model = _from_pretrained(source, name_or_path, config=config, dtype=dtype, revision=revision, **kwargs)
+            with nullcontext() if shards is None else shards.without_weights():
+                model = _from_pretrained(source, name_or_path, config=config, dtype=dtype, revision=revision, **kwargs)
     # from_pretrained leaves the model in eval mode, and Lightning keeps the mode it finds: dropout would stay off.
     model.train()
     assert isinstance(model, PreTrainedModel)

@@ -26,6 +26,7 @@ from lightning_sft.models.packing import attended
 from lightning_sft.models.positions import row_limit
 from lightning_sft.models.reference import check_same_vocabulary
 from lightning_sft.models.scorer import TokenScorer
+from lightning_sft.models.shard_loading import ShardLoading
 from lightning_sft.objectives import Objective, RunFacts
 from lightning_sft.objectives.base import Denominator
 from lightning_sft.training.accumulation import StepAccumulator, micro_batch_sums
@@ -52,6 +53,11 @@ def with_dtype(settings: ModelSettings, trainer: Trainer | None) -> ModelSetting
         if "16" in asked and (warning := emulated(capability(device), asked)):
             rank_zero_warn(warning)
     return settings
+
+
+def shard_loading(trainer: Trainer | None) -> ShardLoading | None:
+    """Return what loads a model shard by shard, where the trainer's strategy can take one."""
+    return ShardLoading() if trainer is not None and adapter_of(trainer).loads_shards else None
 
 
 def prepare(

@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
     Strategy,
 )
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
@@ -26,6 +27,7 @@ from lightning_sft.errors import UserError
 from lightning_sft.models.build import ModelSettings
 from lightning_sft.models.frozen import hide_frozen
 from lightning_sft.models.scorer import TokenScorer
+from lightning_sft.models.shard_loading import ShardLoading
 from lightning_sft.training.gradients import gradient_norm
 
 SUPPORTED = (
@@ -45,12 +47,14 @@ class StrategyAdapter:
         scales_loss: the strategy keeps gradients to itself, so the loss must carry the exact factor beforehand.
         callable_inside: the scorer can be called once it is sharded, and not only the strategy's wrapper around it.
         takes_snapshots: copies of what trains can change places with it, as objectives with snapshots need.
+        loads_shards: ``shard`` takes a model without its weights.
     """
 
     drops_frozen = True
     scales_loss = False
     callable_inside = True
     takes_snapshots = True
+    loads_shards = False
 
     def __init__(self, strategy: Strategy) -> None:
         self.strategy = strategy
@@ -67,12 +71,13 @@ class StrategyAdapter:
     def refuse_frozen_reference(self) -> None:
         """Raise `UserError` if a frozen reference model cannot be placed, or sharded, as the model is."""
 
-    def shard(self, scorer: TokenScorer, settings: ModelSettings) -> None:
-        """Shard a model whose weights are loaded, if the strategy shards.
+    def shard(self, scorer: TokenScorer, settings: ModelSettings, loading: ShardLoading | None = None) -> None:
+        """Shard a model, if the strategy shards.
 
         Args:
             scorer: holds the model.
             settings: of the model; say whether its frozen part belongs into checkpoints.
+            loading: reads the weights that the model does not have yet; None where it has them.
         """
 
     def before_loading(self, check: Callable[[Path], None]) -> None:
@@ -111,6 +116,7 @@ class FullyShard(StrategyAdapter):
     """FSDP2 over the data-parallel dimension of ModelParallelStrategy's mesh, layers split over the other one."""
 
     takes_snapshots = False
+    loads_shards = True
 
     def __init__(self, strategy: ModelParallelStrategy) -> None:
         super().__init__(strategy)
@@ -143,13 +149,17 @@ class FullyShard(StrategyAdapter):
             _refuse_reference("tensor parallelism, which splits the layers of the model alone")
 
     @override
-    def shard(self, scorer: TokenScorer, settings: ModelSettings) -> None:
+    def shard(self, scorer: TokenScorer, settings: ModelSettings, loading: ShardLoading | None = None) -> None:
         from lightning_sft.models.sharding import shard_fully
         from lightning_sft.models.tensor_parallel import split_layers
 
         if self.mesh["tensor_parallel"].size() > 1:
             split_layers(scorer.causal_lm, self.mesh["tensor_parallel"])
         shard_fully(scorer, self.mesh["data_parallel"])
+        if loading is not None and loading.refusal is None:
+            loading.fill(scorer, self.strategy.root_device)
+        elif loading is not None:
+            rank_zero_info(f"Each rank first loads the whole model into its main memory: {loading.refusal}.")
         if settings.base_comes_back:  # a filter of the finished checkpoint would gather the base first
             hide_frozen(scorer)
 
@@ -184,7 +194,7 @@ class FullyShard1(StrategyAdapter):
             raise UserError("torch_compile does not go with FSDP1 here. Set torch_compile: false, or use ddp.")
 
     @override
-    def shard(self, scorer: TokenScorer, settings: ModelSettings) -> None:
+    def shard(self, scorer: TokenScorer, settings: ModelSettings, loading: ShardLoading | None = None) -> None:
         from lightning_sft.models.sharding import wrap_layers
 
         wrap_layers(scorer)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
-from lightning_sft.models.build import checked_head
+from lightning_sft.models.trials import checked_head
 from tests.toys import toy_model
 
 

@@ -11,7 +11,8 @@ from lightning_sft.errors import UserError
 from lightning_sft.head import HeadOutput
 from lightning_sft.models.adapters import add_adapter
 from lightning_sft.models.attention import PER_DOCUMENT, attention_per_document, block_mask
-from lightning_sft.models.build import ModelSettings, _enable_checkpointing, build_scorer
+from lightning_sft.models.build import ModelSettings, build_scorer
+from lightning_sft.models.checkpointing import enable_checkpointing
 from lightning_sft.models.packing import (
     PROVEN,
     choose_attention,
@@ -127,7 +128,7 @@ def test_objectives_see_documents(objective, tolerance):
 @pytest.mark.parametrize("implementation", [PER_DOCUMENT, "sdpa"])
 def test_adapters_references_and_checkpointing(implementation):
     model = tiny_model("gpt_neox", implementation, torch.float64).train()
-    _enable_checkpointing(model)
+    enable_checkpointing(model)
     adapted = add_adapter(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
     scorer = TokenScorer(adapted.double(), "fused")
     assert_same_training(scorer, 1e-12, IWSFT())
@@ -178,7 +179,7 @@ def test_flat_rows_train_like_padded_ones_in_float64(kind):
 @pytest.mark.parametrize("kind", ["gpt_neox", "starcoder2"])
 def test_flat_rows_under_adapters_references_and_checkpointing(kind):
     model = tiny_model(kind, PER_DOCUMENT, torch.float64).train()
-    _enable_checkpointing(model)
+    enable_checkpointing(model)
     adapted = add_adapter(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
     assert_flat_is_padded(adapted.double(), 1e-12, IWSFT())
 
