@@ -98,7 +98,7 @@ class CheckpointTensors:
                 name, pattern = rename_source_key(key, [], [], prefix, known)
             if name in known:
                 keys.setdefault((name, pattern is not None), []).append(key)
-        groups = {}
+        groups: dict[str, Group] = {}
         for (name, computed), own in keys.items():
             group = Group({key: self._tensors[key] for key in own}, computed)
             groups |= dict.fromkeys(self.made(group, empty=True) if computed else [name], group)

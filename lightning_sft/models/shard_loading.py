@@ -88,7 +88,7 @@ class ShardLoading:
         for tensors, places in self._read_from:
             for module, own in [place for place in places.values() if place[0] in modules]:
                 empty = module._parameters[own]
-                if not empty.is_meta:
+                if empty is None or not empty.is_meta:
                     continue
                 same = {n: place for n, place in places.items() if place[0]._parameters[place[1]] is empty}  # tied
                 name = next((name for name in same if name in tensors.groups), None)

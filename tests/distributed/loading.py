@@ -1,5 +1,6 @@
 """A model loaded whole by each rank, and shard by shard, on the same rows."""
 
+import os
 import warnings
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from lightning.pytorch import Callback
 from peft import LoraConfig
 
+from lightning_sft import objectives
 from lightning_sft.models.shard_loading import ShardLoading
 from lightning_sft.training.strategies import FullyShard
 from tests.distributed.work import fsdp2, sgd_module
@@ -37,18 +39,20 @@ class _Seen(Callback):
 
 def _fit(rank: int, model: str, sizes: dict[str, int], lora: dict[str, Any] | None, **settings: Any) -> dict[str, Any]:
     adapter = {} if lora is None else {"adapter": LoraConfig(**{"r": 4, "target_modules": "all-linear", **lora})}
-    seen, ranks = _Seen(), 2 * sizes.get("tensor_parallel_size", 1)
+    seen, ranks, sharing = _Seen(), int(os.environ["WORLD_SIZE"]), sizes.get("tensor_parallel_size", 1)
     torch.manual_seed(0)
+    if "objective" in settings:
+        settings["objective"] = getattr(objectives, settings["objective"])()
     module = sgd_module(model, **adapter, **settings)
-    rows = batches(4, 2)[rank * 2 // ranks :: 2]  # ranks that split layers see the same rows
+    rows = batches(4, 2)[rank // sharing :: ranks // sharing]  # ranks that split layers see the same rows
     fit = trainer(strategy=fsdp2(**sizes), devices=ranks, callbacks=[seen], use_distributed_sampler=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
         fit.fit(module, loader(rows))
     scorer = module.scorer
-    inputs, outputs = (layer.weight for layer in (
-        scorer.causal_lm.get_input_embeddings(), scorer.causal_lm.get_output_embeddings()
-    ))
+    inputs, outputs = (
+        layer.weight for layer in (scorer.causal_lm.get_input_embeddings(), scorer.causal_lm.get_output_embeddings())
+    )
     return {
         "before": seen.before,
         "logp": dict(enumerate(seen.logp)),
