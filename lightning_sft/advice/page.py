@@ -44,6 +44,7 @@ class Survey:
         capability: the reading.
         rate: on the learning rate.
         cost: of the fit.
+        memory: what a device will hold: ``text``, and bytes by what holds them.
     """
 
     options: list[str]
@@ -55,6 +56,7 @@ class Survey:
     capability: CapabilityReading | None = None
     rate: RateReading | None = None
     cost: Cost | None = None
+    memory: Mapping[str, Any] | None = None
 
     @property
     def advice(self) -> Advice | None:
@@ -120,6 +122,9 @@ class Survey:
             blocks += ["## Learning rate", _rate(self.rate)]
         if self.cost is not None:
             blocks += ["## Cost", _cost(self.cost)]
+        if self.memory is not None:
+            blocks += ["## Memory of a device", _fenced(self.memory["text"])]
+            blocks.append("Estimated for the largest batch; `lightning estimate` says what would need less.")
         return "\n\n".join(blocks) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
@@ -132,6 +137,7 @@ class Survey:
             "fit": self.fit(),
             "data": self.counts,
             "examples": self.examples,
+            "memory": self.memory,
             "advice": advice and {**advice.to_dict(), "command": self.command()},
             **{name: part and part.to_dict() for name, part in parts.items()},
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,19 @@ from lightning_sft.advice.page import Survey
 from lightning_sft.advice.rate import judge_rate
 from lightning_sft.advice.setup import read_setup
 from lightning_sft.callbacks import CapabilityProbe, FinalValidation, GenerationMonitor
+from lightning_sft.cli.estimate import planned
 from lightning_sft.cli.lightning_cli import missing_bar
 from lightning_sft.cli.settings import SettingsCLI, check_place
 from lightning_sft.data.inspect import show, summaries, training_weights
 from lightning_sft.errors import UserError
+from lightning_sft.estimate.page import describe, to_dict
 from lightning_sft.files import to_json, write_text
 from lightning_sft.metrics.capability_reading import FILE, save_reading
 from lightning_sft.sweep.range_test import range_test
 from lightning_sft.sweep.session import SweepSettings
 
-PARTS = ("data", "capability", "cost", "rate")
+PARTS = ("data", "capability", "cost", "rate", "memory")
+_TRAINED = {"capability", "cost", "rate"}  # parts that need a trainer
 PAGE = "advice.md"
 #: training rows that the page shows, and how many characters of either end of a long one
 EXAMPLES, SHOWN = 2, 800
@@ -66,8 +69,8 @@ class _AdviseCLI(SettingsCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init
         skipped = check_skip(config.skip)
-        if set(PARTS[1:]) <= skipped:
-            return None  # type: ignore[return-value]  # the data alone need none
+        if skipped >= _TRAINED:
+            return None  # type: ignore[return-value]  # the others need none
         probe = CapabilityProbe(config.rows, most_share=None, enabled="capability" not in skipped)
         given = config.trainer.callbacks or []
         for callback in given if isinstance(given, list) else [given]:
@@ -187,6 +190,8 @@ def advise(arguments: list[str]) -> None:
                 pass
             if not cli.trainer.is_global_zero:
                 return
+        if "memory" not in skipped:
+            survey.memory = _memory(cli)
     page = survey.markdown()
     output = Path(cli.config.output)
     write_text(output / PAGE, page)
@@ -195,6 +200,19 @@ def advise(arguments: list[str]) -> None:
         save_reading(output / FILE, survey.capability, None)
     print(page)
     print(f"This page is {output / PAGE}; its parts as JSON: {output / 'advice.json'}")
+
+
+def _memory(cli: _AdviseCLI) -> Mapping[str, Any]:
+    """Return what `lightning estimate` says of the run, as text and as plain data."""
+    rank_zero_info("Estimating the memory of a device ...")
+    if "train" not in cli.datamodule.report:
+        cli.datamodule.tokenizer = cli.model.tokenizer
+        cli.datamodule.setup("fit")
+    try:
+        run = planned(cli.model, cli.config, int(cli.datamodule.report["train"].lengths.max()))
+        return {"text": describe(run, (), None), **to_dict(run, None)}
+    except UserError as error:  # an architecture that cannot be tried without data
+        return {"text": str(error)}
 
 
 def _examples(datamodule: Any, tokenizer: Any) -> list[str]:

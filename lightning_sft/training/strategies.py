@@ -28,6 +28,7 @@ from lightning_sft.models.build import ModelSettings
 from lightning_sft.models.frozen import hide_frozen
 from lightning_sft.models.scorer import TokenScorer
 from lightning_sft.models.shard_loading import ShardLoading
+from lightning_sft.training.fsdp2 import refuse_under_fsdp2
 from lightning_sft.training.gradients import gradient_norm
 
 SUPPORTED = (
@@ -125,23 +126,7 @@ class FullyShard(StrategyAdapter):
     @override
     def check(self, trainer: Trainer, settings: ModelSettings, stage: str) -> None:
         _refuse_predict(stage, "FSDP2")
-        tensor = self.mesh["tensor_parallel"].size()
-        if tensor > 1 and settings.has_adapter:
-            raise UserError(
-                f"An adapter was given with tensor_parallel_size {tensor}: the layers that it works in are split over "
-                f"ranks, and peft's weights are not. Set data_parallel_size: {trainer.world_size} and "
-                "tensor_parallel_size: 1, as configs/strategy/fsdp2.yaml does."
-            )
-        if settings.quantization is not None:
-            raise UserError(
-                f"quantization is {settings.quantization!r} under FSDP2, which cannot shard quantised weights here. "
-                "Use trainer.strategy: ddp, or set quantization: null."
-            )
-        if settings.torch_compile:
-            raise UserError(
-                "torch_compile does not go with FSDP2 here: the shards are gathered by hooks that break the graph. "
-                "Set torch_compile: false, or use trainer.strategy: ddp."
-            )
+        refuse_under_fsdp2(settings, self.mesh["tensor_parallel"].size(), trainer.world_size)
 
     @override
     def refuse_frozen_reference(self) -> None:

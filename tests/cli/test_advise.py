@@ -48,7 +48,7 @@ def test_the_whole_page(toy_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Trainer, "fit", watched)
     given = arguments(toy_folder, tmp_path)
     page = page_of([*given, "--range_steps=12"], capsys)
-    for title in ("The run", "Data", "Where the model stands", "Which objective", "Learning rate", "Cost"):
+    for title in ("The run", "Data", "Where the model stands", "Which objective", "Learning rate", "Cost", "Memory"):
         assert f"## {title}" in page
     assert "36 rows" in page
     assert "leaks: 0 rows" in page
@@ -58,6 +58,9 @@ def test_the_whole_page(toy_folder, tmp_path, capsys, monkeypatch):
     assert content["cost"]["steps"] == 50
     assert content["cost"]["measured_steps"] == 11, "the steps of the range test are those that are timed"
     assert content["cost"]["validations"] == 5  # nine batches an epoch
+    assert content["memory"]["strategy"] == "single"
+    assert 0 < content["memory"]["weights"] <= content["memory"]["peak"]
+    assert content["memory"]["text"] in page
     assert load_reading("advice/capability.json").all.rows == 36
     assert content["command"] in page
     assert (content["setup"]["model"], content["setup"]["rows_of_step"]) == (str(toy_folder), 4)
@@ -85,7 +88,7 @@ def _parses(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
 
 
-@pytest.mark.parametrize("skip", ["data", "cost,rate", "capability,cost,rate"])
+@pytest.mark.parametrize("skip", ["data", "cost,rate,memory", "capability,cost,rate"])
 def test_parts_can_be_left_out(toy_folder, tmp_path, capsys, skip):
     given = arguments(toy_folder, tmp_path, model__objective="auto")
     page = page_of([*given, "--skip", skip, "--range_steps=6", "--steps=1"], capsys)
@@ -93,6 +96,7 @@ def test_parts_can_be_left_out(toy_folder, tmp_path, capsys, skip):
         "no trainer is needed then"
     )
     titles = {"data": "Data", "capability": "Where the model stands", "cost": "Cost", "rate": "Learning rate"}
+    titles["memory"] = "Memory of a device"
     for part, title in titles.items():
         assert (f"## {title}" in page) == (part not in skip.split(","))
 

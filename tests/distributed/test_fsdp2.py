@@ -139,6 +139,7 @@ def test_what_cannot_work_is_refused(facts: list[dict[str, Any]]) -> None:
         "sizes": r"data_parallel_size=3.*tensor_parallel_size=1.* multiplied should equal the world size \(2\)",
         "torch_compile": "torch_compile: false",
         "predict": "predict does not run under FSDP2",
+        "single rows": r"trainable_token_indices under FSDP2.*modules_to_save: \[embed_tokens, lm_head\]",
         "adapter on split layers": "An adapter was given with tensor_parallel_size 2",
         "heads": "tensor_parallel_size is 2, which does not divide num_attention_heads = 3 of LlamaForCausalLM",
         "another model": other,

@@ -19,10 +19,11 @@ RUNS: dict[str, tuple[str, int, int]] = {"gpt_neox": ("gpt_neox", 1, 2), "qwen3"
 RUNS |= {"gpt_neox, sharded over the data, too": ("gpt_neox", 2, 1)}
 EXACT: dict[str, Any] = {"dropout": 0.0, "model__dtype": "float64"}
 
-
-def strategy(data: int) -> dict[str, object]:
-    sizes = {"data_parallel_size": data, "tensor_parallel_size": 2, "save_distributed_checkpoint": False}
-    return {"class_path": "ModelParallelStrategy", "init_args": sizes}
+FRAGMENT = Path(__file__).parents[2] / "configs" / "strategy" / "fsdp2_tensor_parallel.yaml"
+SPLIT: dict[str, object] = {
+    "class_path": "ModelParallelStrategy",
+    "init_args": {"data_parallel_size": 1, "tensor_parallel_size": 2, "save_distributed_checkpoint": False},
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +40,12 @@ def fits(models: Lazy[Path], tmp_path_factory: pytest.TempPathFactory) -> Lazy[P
 
     def fit(name: str) -> Path:
         kind, data, batch = RUNS[name]
-        given = {**EXACT, "data__batch_size": batch, "root": name, "trainer__devices": 2 * data}
-        lines = fit_lines(models[kind], rows, strategy=strategy(data), **given)
-        some_ranks(2 * data, "work:command_lines", folder, lines=lines[: 3 if name == "gpt_neox" else 1])
+        given = {**EXACT, "data__batch_size": batch}
+        lines = fit_lines(models[kind], rows, strategy=SPLIT, root=name, **given)[: 3 if name == "gpt_neox" else 1]
+        if data == 2:
+            verb, *words = fit_arguments(models[kind], rows, trainer__default_root_dir=f"{name}/whole", **given)
+            lines = [[verb, f"--config={FRAGMENT}", *words]]
+        some_ranks(2 * data, "work:command_lines", folder, lines=lines)
         return folder / name
 
     return Lazy(fit)

@@ -152,6 +152,7 @@ def refusals(rank: int, model: str, narrow: str) -> dict[str, str]:
         "sizes": ({"data_parallel_size": 3}, {}, "fit", {}),
         "torch_compile": ({}, {"torch_compile": True}, "fit", {}),
         "predict": ({}, {}, "predict", {}),
+        "single rows": ({}, {"adapter": LoraConfig(trainable_token_indices=[1])}, "fit", {}),
         "adapter on split layers": (split, lora, "fit", {}),
         "heads": (split, {"model_name_or_path": narrow}, "fit", {}),
         "another model": ({}, {"model_name_or_path": narrow}, "fit", {"ckpt_path": "adaptive.ckpt"}),
