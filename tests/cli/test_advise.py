@@ -143,7 +143,7 @@ def test_bad_data_are_the_data_error(toy_folder, tmp_path, capsys):
     ("option", "message"),
     [
         ("--skip=speed", "names speed. Allowed: some of data, capability, cost, rate"),
-        ("--skip=data,capability,cost,rate", "leaves nothing to do"),
+        ("--skip=data,capability,cost,rate,memory", "leaves nothing to do"),
         ("--steps=0", "Allowed: 1 or more"),
         ("--range_low=2.0", "0 < low < high"),
     ],
