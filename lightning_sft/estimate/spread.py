@@ -60,13 +60,12 @@ def on_device(step: StepMemory, strategy: Strategy, ranks: int, reference: int, 
     shares_weights = strategy in ("fsdp2", "fsdp", "deepspeed_3")
     weights = step.weights // shards if shares_weights else step.weights
     own_reference = reference // shards if shares_weights else reference
-    gathered = 0
+    gathered, moving = 0, step.moving(1 / shards)
     if strategy == "ddp":
         gathered = step.trained  # the buckets that are sent are copies
     elif shares_weights:
-        # whole while needed: two layers and what is outside of them, and their gradients until they are sent
-        gathered = step.root[0] + 2 * step.layer[0] + step.root[1] + 2 * step.layer[1]
-    moving = step.moving(1 / shards)
+        # whole while needed: two layers and what is outside of them; copies of gradients are sent when these are gone
+        gathered, moving = step.root[0] + 2 * step.layer[0], step.moving_whole(1 / shards)
     kept = weights + step.states // shards + own_reference + gathered
     peak = kept + moving + (CONTEXT if gpu else 0)
     return DeviceMemory(

@@ -105,6 +105,22 @@ class StepMemory:
         """
         return max(int(share * gradients) + rest for gradients, rest in self.curve)
 
+    def moving_whole(self, share: float) -> int:
+        """Return the same where gradients are whole until they are sent.
+
+        Those outside of the layers are sent last of all, and those of a layer when the next one is through.
+
+        Args:
+            share: of a gradient that a rank keeps once it is sent.
+        """
+        found = []
+        for gradients, rest in self.curve:
+            outside = min(gradients, self.root[1])
+            of_layers = gradients - outside
+            waiting = min(of_layers, 2 * self.layer[1])
+            found.append(int(outside + waiting + share * (of_layers - waiting)) + rest)
+        return max(found)
+
 
 def try_step(plan: StepPlan, config: Any) -> StepMemory:
     """Run one training step without data, and return what was alive.

@@ -30,9 +30,8 @@ from lightning_sft.models.reference import FrozenReference, Reference, Snapshot,
 from lightning_sft.models.router import asks_for_router_loss, router_coefficient
 from lightning_sft.models.scorer import TokenScorer
 from lightning_sft.models.shard_loading import ShardLoading
-from lightning_sft.models.small_copy import CopyFailed, small_copy
 from lightning_sft.models.targets import adaptable_weights
-from lightning_sft.models.trials import checked_head, try_new_rows, try_new_rows_on
+from lightning_sft.models.trials import checked_head, copy_to_try, try_new_rows, try_new_rows_on
 from lightning_sft.models.tuners import changes_base
 from lightning_sft.objectives import Objective
 
@@ -177,10 +176,8 @@ def _build(
     if shards is None:
         try_new_rows(find_causal_lm(model), new_rows)
     usual_attention = rows.choose_attention(find_causal_lm(model))
-    copy_to_look_at = _small_copy(find_causal_lm(model))
+    copy_to_look_at = copy_to_try(find_causal_lm(model), needed=shards is not None)
     if shards is not None:
-        if copy_to_look_at is None:
-            raise NotByShards("no small copy of it can be made, on which to try what its code does")
         try_new_rows_on(copy_to_look_at, new_rows)
     check_causal(find_causal_lm(model), copy_to_look_at)
     rows.prove(find_causal_lm(model), copy_to_look_at, usual_attention)
@@ -196,7 +193,7 @@ def _build(
         enable_checkpointing(causal_lm)
     head = checked_head(settings.head, model, None if shards is None else copy_to_look_at)
     if reference is not None and head != "reference":
-        tried = None if shards is None else _small_copy(find_causal_lm(reference))
+        tried = None if shards is None else copy_to_try(find_causal_lm(reference), needed=True)
         head = checked_head(settings.head, reference, tried)
     if objective.snapshot_every:
         reference = Snapshot(model)
@@ -281,7 +278,7 @@ def _frozen_reference(
         )
         check_rows(reference, model, settings.reference)
         usual_attention = rows.choose_attention(reference)
-        rows.prove_reference(reference, _small_copy(reference), usual_attention, settings.reference)
+        rows.prove_reference(reference, copy_to_try(reference), usual_attention, settings.reference)
     elif settings.has_adapter and not changes_base(settings.adapter):
         return None
     else:
@@ -289,10 +286,3 @@ def _frozen_reference(
         if shards is not None:
             shards.copied(model, reference)
     return FrozenReference(reference)
-
-
-def _small_copy(model: PreTrainedModel) -> PreTrainedModel | None:
-    try:
-        return small_copy(model)
-    except CopyFailed:
-        return None

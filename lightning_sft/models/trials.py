@@ -13,8 +13,27 @@ from transformers import PreTrainedModel
 from lightning_sft.errors import UserError, first_line
 from lightning_sft.head import HeadKind, Unembedding, choose_head
 from lightning_sft.models.access import backbone, find_causal_lm, unembedding, vocabulary_size
+from lightning_sft.models.checkpoint_tensors import NotByShards
 from lightning_sft.models.mode import eval_mode
-from lightning_sft.models.small_copy import undisturbed
+from lightning_sft.models.small_copy import CopyFailed, small_copy, undisturbed
+
+
+def copy_to_try(model: PreTrainedModel, *, needed: bool = False) -> PreTrainedModel | None:
+    """Return a small copy of a model, None where none can be made.
+
+    Args:
+        model: its weights are not read.
+        needed: the model itself has no weights to be tried with.
+
+    Raises:
+        NotByShards: there is no copy, and it is needed.
+    """
+    try:
+        return small_copy(model)
+    except CopyFailed as error:
+        if needed:
+            raise NotByShards("no small copy of it can be made, on which to try what its code does") from error
+        return None
 
 
 @torch.no_grad()
@@ -42,9 +61,9 @@ def try_new_rows(model: PreTrainedModel, rows: range) -> None:
         ) from error
 
 
-def try_new_rows_on(tried: PreTrainedModel, rows: range) -> None:
+def try_new_rows_on(tried: PreTrainedModel | None, rows: range) -> None:
     """Do so on a small copy of a model without weights: it gets new rows of its own."""
-    if not rows:
+    if not rows or tried is None:
         return
     tried = copy.deepcopy(tried)
     known = vocabulary_size(tried)

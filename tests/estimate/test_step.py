@@ -10,7 +10,8 @@ from peft import LoraConfig
 
 from lightning_sft.estimate.head import head_allocations
 from lightning_sft.estimate.live import LiveMemory
-from lightning_sft.estimate.step import StepPlan, try_step
+from lightning_sft.estimate.spread import on_device
+from lightning_sft.estimate.step import StepMemory, StepPlan, try_step
 from lightning_sft.head import HeadInput, Unembedding, fused_head
 from lightning_sft.head.sizes import Sizes
 from lightning_sft.models.build import ModelSettings, build_scorer
@@ -96,6 +97,16 @@ def test_gradients_of_earlier_micro_batches_are_there_throughout() -> None:
     once, again = (try_step(StepPlan(settings, 2, 64, ADAMW, accumulates=two), config) for two in (False, True))
     assert again.moving() >= once.moving()
     assert again.moving() == max(again.curve)[1] + again.trained
+
+
+def test_sharded_gradients_are_whole_until_they_are_sent() -> None:
+    curve = ((0, 500), (200, 300), (1000, 50))  # the head's, two layers later, at the end
+    step = StepMemory((250, 250), 1000, 1000, 2000, True, (100, 100), (400, 400), 300, 200, curve)
+    assert step.moving(0.5) == 550
+    assert step.moving_whole(0.5) == 400 + 200 + (1000 - 600) // 2 + 50, "what is outside, two layers, shares of others"
+    held = on_device(step, "fsdp2", 2, 0, gpu=False)
+    assert (held.gathered, held.kept) == (600, 500 + 1000 + 600)
+    assert held.peak == held.kept + 850
 
 
 @pytest.mark.parametrize(
