@@ -73,7 +73,7 @@ class CheckpointTensors:
             raise NotByShards("its weights are not in safetensors files")
         self._tensors: dict[str, Any] = {}
         for file in files:
-            opened = safe_open(file, framework="pt", device="cpu")
+            opened: Any = safe_open(file, framework="pt", device="cpu")
             self._tensors |= {key: opened.get_slice(key) for key in opened.keys()}  # it is no mapping
         self._config = config
         self._spare = copy.deepcopy(model)
