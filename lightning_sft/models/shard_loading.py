@@ -42,12 +42,13 @@ class ShardLoading:
         Raises:
             NotByShards: the checkpoint cannot be read tensor by tensor.
         """
-        own = PreTrainedModel._load_pretrained_model
-        PreTrainedModel._load_pretrained_model = staticmethod(self._load_nothing)
+        kind: Any = PreTrainedModel
+        own = kind._load_pretrained_model
+        kind._load_pretrained_model = staticmethod(self._load_nothing)
         try:
             yield
         finally:
-            PreTrainedModel._load_pretrained_model = staticmethod(own)
+            kind._load_pretrained_model = staticmethod(own)
 
     def _load_nothing(
         self, model: PreTrainedModel, _state_dict: Any, files: list[str] | None, config: Any, *_: Any
