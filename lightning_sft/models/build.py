@@ -182,7 +182,7 @@ def _build(
     check_causal(find_causal_lm(model), copy_to_look_at)
     rows.prove(find_causal_lm(model), copy_to_look_at, usual_attention)
     reference: Reference | None = _frozen_reference(settings, objective, find_causal_lm(model), rows, shards)
-    with contextlib.nullcontext() if shards is None else shards.standing_in(model):
+    with contextlib.nullcontext() if shards is None or not settings.has_adapter else shards.standing_in(model):
         weights = adaptable_weights(find_causal_lm(model)) if settings.has_adapter else {}
         model = _adapted(settings, find_causal_lm(model), shards)
         reach = measure_reach(weights, model) if settings.has_adapter else None

@@ -10,14 +10,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    convert_and_load_state_dict_in_model,
-    rename_source_key,
-)
+from transformers import PreTrainedModel, core_model_loading
 
+#: what is used of transformers' loading, which may change with its version
+_INTERNALS = ("WeightConverter", "WeightRenaming", "convert_and_load_state_dict_in_model", "rename_source_key")
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -65,6 +61,8 @@ class CheckpointTensors:
     """
 
     def __init__(self, model: PreTrainedModel, files: list[str], config: Any) -> None:
+        if gone := [name for name in _INTERNALS if not hasattr(core_model_loading, name)]:
+            raise NotByShards(f"this version of transformers loads models in another way, without {gone[0]}")
         if model.is_custom_code():
             raise NotByShards(f"the code of {type(model).__name__} comes with the checkpoint")
         if config.hf_quantizer is not None:
@@ -89,13 +87,13 @@ class CheckpointTensors:
         known = self._spare.state_dict()
         prefix = self._spare.base_model_prefix
         steps = self._config.weight_mapping or []
-        renamings = [step for step in steps if isinstance(step, WeightRenaming)]
-        converters = [step for step in steps if isinstance(step, WeightConverter)]
+        renamings = [step for step in steps if isinstance(step, core_model_loading.WeightRenaming)]
+        converters = [step for step in steps if isinstance(step, core_model_loading.WeightConverter)]
         keys: dict[tuple[str, bool], list[str]] = {}
         for key in self._tensors:
-            name, pattern = rename_source_key(key, renamings, converters, prefix, known)
+            name, pattern = core_model_loading.rename_source_key(key, renamings, converters, prefix, known)
             if name not in known and key in known:
-                name, pattern = rename_source_key(key, [], [], prefix, known)
+                name, pattern = core_model_loading.rename_source_key(key, [], [], prefix, known)
             if name in known:
                 keys.setdefault((name, pattern is not None), []).append(key)
         groups: dict[str, Group] = {}
@@ -110,7 +108,7 @@ class CheckpointTensors:
 
     def load(self, model: PreTrainedModel, tensors: Mapping[str, Any], config: Any) -> Any:
         """Let transformers put tensors into a model; return what it says about missing and odd ones."""
-        return convert_and_load_state_dict_in_model(model, dict(tensors), config)[0]
+        return core_model_loading.convert_and_load_state_dict_in_model(model, dict(tensors), config)[0]
 
     def made(self, group: Group, *, empty: bool = False) -> dict[str, Tensor]:
         """Return the parameters and buffers that a group makes, whole, on the CPU; or, if empty, without data."""

@@ -43,7 +43,9 @@ class ShardLoading:
             NotByShards: the checkpoint cannot be read tensor by tensor.
         """
         kind: Any = PreTrainedModel
-        own = kind._load_pretrained_model
+        own = getattr(kind, "_load_pretrained_model", None)
+        if own is None:
+            raise NotByShards("this version of transformers loads models in another way")
         kind._load_pretrained_model = staticmethod(self._load_nothing)
         try:
             yield

@@ -11,6 +11,7 @@ of a toy. Pages of mapped files are not in it: the system takes them back whenev
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 import time
@@ -61,8 +62,6 @@ def write_model(folder: Path, size: str) -> None:
         save_file(tensors, folder / file, metadata={"format": "pt"})
         index |= dict.fromkeys(names, file)
     total = 2 * sum(shapes[name].numel() for name in index)
-    import json
-
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {"total_size": total}, "weight_map": index})
     )
@@ -154,7 +153,7 @@ def main() -> None:
                 own, peak = found[given.billions], found[given.billions]["peak"] - found["toy"]["peak"]
                 allowed = 1.2 * own["shards"] + own["tensor"]
                 sizes = " | ".join(f"{bytes_ / MIB:,.0f}" for bytes_ in (own["shards"], own["tensor"], peak))
-                count = own["whole"] / own["shards"] * own["shards"] / torch.finfo(getattr(torch, dtype)).bits * 8
+                count = own["whole"] * 8 / torch.finfo(getattr(torch, dtype)).bits
                 print(f"| {count / 1e9:.2f} billion | {dtype} | {how} | {sizes} | {peak / allowed:.2f} |", flush=True)
 
 

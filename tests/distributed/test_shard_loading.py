@@ -162,3 +162,15 @@ def test_a_weight_that_no_tensor_makes_is_told_before_anything_is_sharded(toy_fo
     model.extra = torch.nn.Linear(2, 2, device="meta")
     with pytest.raises(NotByShards, match=r"no tensor of its checkpoint makes extra\.weight"):
         loading.check(model)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["transformers.core_model_loading.rename_source_key", "transformers.PreTrainedModel._load_pretrained_model"],
+)
+def test_another_version_of_transformers_loads_whole(
+    name: str, toy_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(name)
+    with pytest.raises(NotByShards, match="this version of transformers loads models in another way"):
+        without_weights(toy_folder)
