@@ -100,6 +100,7 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
 @pytest.fixture(autouse=True)
 def _rows(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl")
+    (tmp_path / "list.json").write_text('[{"prompt": "a", "completion": "b"}]')
 
 
 def answer(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -196,6 +197,8 @@ def test_a_file_that_is_not_there_has_neighbours(capsys: pytest.CaptureFixture[s
         ("advise", "--stepz=3", ("'stepz'", "'steps'")),
         ("score", "--outptu=x", ("'outptu'", "'output'")),
         ("audit", "--befor=x", ("'befor'", "'before'")),
+        ("audit", "--data=gone.json", ("--data.test", "no file gone.json")),
+        ("audit", "--data=list.json", ("Which model?", "--after MODEL")),  # rows are no file of settings
         ("fitt", "--lr=1", ("no verb 'fitt'", "'fit'", "Verbs: ")),
     ],
 )

@@ -115,8 +115,14 @@ class CriticalLearningRateFinder(SweepCallback):
         self._model = model
         self._tokenizer = tokenizer
 
-    def share(self, storage: str | None, workers: int) -> None:
-        """Share the trials with other workers; arguments as of the class.
+    def share(self, storage: str | None, workers: int, beat: float = 15.0, patience: float = 120.0) -> None:
+        """Share the trials with other workers.
+
+        Args:
+            storage: as of the class.
+            workers: likewise.
+            beat: seconds between two signs of life of this worker.
+            patience: seconds to try again where the storage cannot be reached.
 
         Raises:
             UserError: no worker, or several without a storage.
@@ -128,6 +134,7 @@ class CriticalLearningRateFinder(SweepCallback):
             )
         self.storage = storage
         self.workers = workers
+        self._beat, self._patience = beat, patience
 
     @override
     def sweep(self, trainer: Trainer, module: LightningModule, folder: Path | None) -> SweepResult:
@@ -151,7 +158,12 @@ class CriticalLearningRateFinder(SweepCallback):
         return find_critical_rate(
             trainer,
             module,
-            replace(self.setting(trainer, self.steps, folder, **facts), storage=self.storage),
+            replace(
+                self.setting(trainer, self.steps, folder, **facts),
+                storage=self.storage,
+                beat=self._beat,
+                patience=self._patience,
+            ),
             [observer],
             [p.name for p in self.probes] or ["validation"],
             low=self.low,

@@ -24,6 +24,12 @@ from lightning_sft.sweep.search import check_divergence
 from lightning_sft.sweep.session import SweepSettings
 
 
+def check_name(name: str) -> None:
+    """Raise if a sweep cannot have this name."""
+    if not name or "/" in name:
+        raise UserError(f"name is {name!r}. Allowed: a word; it becomes part of log keys and file names.")
+
+
 class SweepEnded(Exception):
     """The sweep is done, and the run was only started for it."""
 
@@ -53,8 +59,7 @@ class SweepCallback(Callback):
     ) -> None:
         if at_step < 0:
             raise UserError(f"at_step is {at_step}. Allowed: 0 (before the first step) or more.")
-        if not name or "/" in name:
-            raise UserError(f"name is {name!r}. Allowed: a word; it becomes part of log keys and file names.")
+        check_name(name)
         check_divergence(divergence)
         self.name = name
         self.at_step = at_step

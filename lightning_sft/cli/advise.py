@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
@@ -19,10 +16,10 @@ from lightning_sft.advice.options import without
 from lightning_sft.advice.page import Survey
 from lightning_sft.advice.rate import judge_rate
 from lightning_sft.advice.setup import read_setup
-from lightning_sft.callbacks import CapabilityProbe, FinalValidation, GenerationMonitor
+from lightning_sft.callbacks import CapabilityProbe
+from lightning_sft.cli.before import BeforeCLI, Begun, scratch
 from lightning_sft.cli.estimate import planned
-from lightning_sft.cli.lightning_cli import missing_bar
-from lightning_sft.cli.settings import SettingsCLI, check_place
+from lightning_sft.cli.settings import check_place
 from lightning_sft.data.inspect import show, summaries, training_weights
 from lightning_sft.errors import UserError
 from lightning_sft.estimate.page import describe, to_dict
@@ -40,18 +37,10 @@ EXAMPLES, SHOWN = 2, 800
 _OWN = ("--skip", "--output", "--rows", "--steps", "--range_steps", "--range_low", "--range_high")
 
 
-class _Done(Exception):
-    """Ends a fit before its first step."""
-
-
-class _AdviseCLI(SettingsCLI):
-    """The settings of ``fit`` with a trainer that keeps nothing: no logger, no checkpoint, no callback but ours."""
+class _AdviseCLI(BeforeCLI):
+    """The settings of ``fit`` with a trainer that measures and keeps nothing."""
 
     verb = "advise"
-
-    def __init__(self, arguments: list[str], folder: str) -> None:
-        self._scratch = folder
-        super().__init__(args=arguments, run=False)
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -72,29 +61,11 @@ class _AdviseCLI(SettingsCLI):
         if skipped >= _TRAINED:
             return None  # type: ignore[return-value]  # the others need none
         probe = CapabilityProbe(config.rows, most_share=None, enabled="capability" not in skipped)
-        given = config.trainer.callbacks or []
-        for callback in given if isinstance(given, list) else [given]:
+        for callback in self.given_callbacks:
             if isinstance(callback, CapabilityProbe):
                 probe.cut_offs = callback.cut_offs
         self.surveyor = _Surveyor(skipped, config, probe)
-        own = given if isinstance(given, list) else [given]
-        bars: list[Callback] = [c for c in own if isinstance(c, ProgressBar)]
-        bars += missing_bar(config.trainer, bars)
-        keeps_nothing = {
-            "logger": False,
-            "enable_checkpointing": False,
-            "default_root_dir": self._scratch,
-            "enable_model_summary": False,
-            "num_sanity_val_steps": 0,
-            "callbacks": [
-                probe,
-                GenerationMonitor(samples=0, limit=0),
-                FinalValidation(enabled=False),
-                *bars,
-                self.surveyor,
-            ],
-        }
-        return LightningCLI.instantiate_trainer(self, **{**kwargs, **keeps_nothing})
+        return self.keep_nothing([probe, self.surveyor], **kwargs)
 
 
 class _Surveyor(Callback):
@@ -133,7 +104,7 @@ class _Surveyor(Callback):
                 rank_zero_info(f"Timing {self.config.steps} optimizer steps ...")
                 taken = time_steps(trainer, pl_module, self.config.steps, rate)
             survey.cost = cost_of_fit(trainer, pl_module, taken, self._validation_seconds(trainer))
-        raise _Done
+        raise Begun
 
     def _validation_seconds(self, trainer: Trainer) -> float | None:
         """Return what a validation takes, by the time that reading training rows took; None if that was left out."""
@@ -164,9 +135,7 @@ def options_of_run(arguments: Sequence[str]) -> list[str]:
 
 def advise(arguments: list[str]) -> None:
     """Print a page about a run that has not begun, and write it beside its parts as JSON."""
-    # Lightning 2.6 with torch 2.13; nothing that a user could change
-    warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated", FutureWarning)
-    with tempfile.TemporaryDirectory(prefix="lightning_sft_advise_") as folder:
+    with scratch("advise") as folder:
         cli = _AdviseCLI(arguments, folder)
         skipped = check_skip(cli.config.skip)
         _check_numbers(cli.config)
@@ -184,10 +153,7 @@ def advise(arguments: list[str]) -> None:
             survey.examples = _examples(cli.datamodule, cli.model.tokenizer)
         if cli.trainer is not None:
             cli.surveyor.survey = survey
-            try:
-                cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-            except _Done:
-                pass
+            cli.look()
             if not cli.trainer.is_global_zero:
                 return
         if "memory" not in skipped:

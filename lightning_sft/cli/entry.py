@@ -10,6 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import NoReturn
@@ -19,7 +20,7 @@ from lightning_sft.cli.failures import what_happened
 from lightning_sft.cli.front.check import check
 from lightning_sft.cli.front.help import answer, has_help
 from lightning_sft.cli.front.present import require_present
-from lightning_sft.cli.front.words import tidy
+from lightning_sft.cli.front.words import in_settings, tidy
 from lightning_sft.cli.verbs import LIGHTNING_VERBS, OWN_VERBS
 from lightning_sft.errors import UserError
 from lightning_sft.progress import waiting
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.path.insert(0, os.getcwd())  # a script's path lacks the folder where users keep classes of their own
     try:
         arguments = [verb, *_in_front(verb, arguments[1:])]
-        with waiting(LOADING):
+        with _loading():
             run = _verb(verb)
         run(arguments)
         if WATCH.requested is not None:
@@ -83,6 +84,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     finally:
         if owns_signals:
             WATCH.restore()
+
+
+def _loading() -> AbstractContextManager[None]:
+    """Say what is waited for, where it is still to be imported."""
+    return nullcontext() if "torch" in sys.modules else waiting(LOADING)
 
 
 def _reader_left() -> bool:
@@ -124,8 +130,9 @@ def _in_front(verb: str, arguments: list[str]) -> list[str]:
         sys.exit(0)
     if takes_settings and asked is None:
         refuse_duplicates([verb, *arguments])  # first: of a key that stands twice only one would be checked
-        remarks = check(verb, arguments)
-        require_present(verb, arguments)
+        settings = in_settings(verb, arguments)
+        remarks = check(verb, settings)
+        require_present(verb, settings)
         if os.environ.get("LOCAL_RANK", "0") == "0":  # the first of the ranks that Lightning starts
             for line in remarks:
                 print(f"note: {line}", file=sys.stderr)
@@ -136,7 +143,7 @@ def _run_lightning_cli(arguments: list[str]) -> None:
     if not sys.stderr.isatty():
         for library in ("HUB", "DATASETS"):  # read when they are imported; the former is also transformers' switch
             os.environ.setdefault(f"HF_{library}_DISABLE_PROGRESS_BARS", "1")
-    with waiting(LOADING):
+    with _loading():
         from lightning_sft.cli.lightning_cli import SFTCLI
 
     # Lightning 2.6 with torch 2.13; nothing that a user could change

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lightning_sft.errors import UserError, first_line
 from lightning_sft.files import cache_root
+from lightning_sft.progress import waiting
 
 PACKAGES = (
     "lightning-sft",
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> None:
         print("usage: lightning env\n  print versions, devices, folders and variables for a bug report")
         sys.exit(0)
     for name, value in facts():
-        print(f"{name:<24}{value}")
+        print(f"{name:<24}{value}", flush=True)
 
 
 def facts() -> Iterator[tuple[str, str]]:
@@ -50,8 +51,10 @@ def facts() -> Iterator[tuple[str, str]]:
     yield "system", f"{platform.platform()}, {os.cpu_count()} cores"
     for package in PACKAGES:
         yield package, _version(package)
-    yield "devices", _asked(_devices)
-    yield "fast products", _asked(_capability)
+    with waiting("Asking torch which devices there are ..."):
+        devices, products = _asked(_devices), _asked(_capability)
+    yield "devices", devices
+    yield "fast products", products
     yield "memory", _asked(_memory)
     yield "cache", f"{cache_root()} ({_free(cache_root())} free)"
     yield "here", f"{Path.cwd()} ({_free(Path.cwd())} free)"

@@ -19,6 +19,7 @@ from lightning_sft.estimate.spread import GIB, Strategy
 from lightning_sft.estimate.step import StepPlan, dtype_of
 from lightning_sft.files import to_json
 from lightning_sft.head.sizes import Sizes, sizes_for_memory
+from lightning_sft.progress import waiting
 
 #: of options that have no other meaning with underscores
 _OWN = ("--devices", "--device-memory", "--length", "--tokens-per-second", "--json")
@@ -55,13 +56,15 @@ def estimate(arguments: list[str]) -> None:
         cli.datamodule.setup("fit")
         report = cli.datamodule.report["train"]
         length, lengths = length or int(report.lengths.max()), report
-    run = planned(cli.model, config, int(length), config.devices, config.device_memory)
-    if config.json:
-        print(to_json(to_dict(run, config.device_memory), indent=1))
+    with waiting("Trying a step on tensors without data, and what would change it ..."):
+        run = planned(cli.model, config, int(length), config.devices, config.device_memory)
+        rows = None if lengths is None else (int(lengths.lengths.max()), float(lengths.lengths.mean()))
+        found = [] if config.json else levers(run, *(rows or (None, None)))
+        told = to_dict(run, config.device_memory) if config.json else describe(run, found, config.device_memory)
+    if isinstance(told, dict):
+        print(to_json(told, indent=1))
         return
-    rows = None if lengths is None else (int(lengths.lengths.max()), float(lengths.lengths.mean()))
-    found = levers(run, *(rows or (None, None)))
-    print(describe(run, found, config.device_memory))
+    print(told)
     if config.tokens_per_second is not None and lengths is not None:
         seconds = float(lengths.trained.sum()) / config.tokens_per_second
         print(f"An epoch of {int(lengths.trained.sum()):,} supervised tokens: {seconds / 3600:.2f} hours.")

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
-from lightning_sft.callbacks import (
-    CapabilityProbe,
-    ExposureForecast,
-    FinalValidation,
-    GenerationMonitor,
-    SilentFailureMonitor,
-)
-from lightning_sft.cli.settings import SettingsCLI, check_place
+from lightning_sft.callbacks import CapabilityProbe, ExposureForecast, SilentFailureMonitor
+from lightning_sft.cli.before import BeforeCLI, Begun, scratch
+from lightning_sft.cli.settings import check_place
 from lightning_sft.files import write_text
 from lightning_sft.sweep.forecast.result import Forecast
 
@@ -28,18 +20,10 @@ from lightning_sft.sweep.forecast.result import Forecast
 _OPTIONS = ("probes", "stretch", "share")
 
 
-class _Done(Exception):
-    """Ends a fit before its first step."""
-
-
-class _ForecastCLI(SettingsCLI):
+class _ForecastCLI(BeforeCLI):
     """The settings of ``fit`` with a trainer that forecasts and keeps nothing."""
 
     verb = "forecast"
-
-    def __init__(self, arguments: list[str], folder: str) -> None:
-        self._scratch = folder
-        super().__init__(args=arguments, run=False)
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -53,27 +37,11 @@ class _ForecastCLI(SettingsCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init
-        given = config.trainer.callbacks or []
-        given = given if isinstance(given, list) else [given]
-        own = next((c for c in given if isinstance(c, ExposureForecast)), None) or ExposureForecast()
+        own = next((c for c in self.given_callbacks if isinstance(c, ExposureForecast)), None) or ExposureForecast()
         options = {name: getattr(own, name) if config[name] is None else config[name] for name in _OPTIONS}
         self.forecaster = _Forecaster(**options, divergence=own.divergence)
-        bars = [c for c in given if isinstance(c, ProgressBar)]
-        off = [
-            CapabilityProbe(enabled=False),
-            GenerationMonitor(samples=0, limit=0),
-            FinalValidation(enabled=False),
-            SilentFailureMonitor(enabled=False),
-        ]
-        keeps_nothing = {
-            "logger": False,
-            "enable_checkpointing": False,
-            "default_root_dir": self._scratch,
-            "enable_model_summary": False,
-            "num_sanity_val_steps": 0,
-            "callbacks": [*off, *bars, self.forecaster],
-        }
-        return LightningCLI.instantiate_trainer(self, **{**kwargs, **keeps_nothing})
+        off = [CapabilityProbe(enabled=False), SilentFailureMonitor(enabled=False)]
+        return self.keep_nothing([*off, self.forecaster], **kwargs)
 
 
 class _Forecaster(ExposureForecast):
@@ -82,7 +50,7 @@ class _Forecaster(ExposureForecast):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.result = self.sweep(trainer, pl_module, None)
-        raise _Done
+        raise Begun
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -91,17 +59,12 @@ class _Forecaster(ExposureForecast):
 
 def forecast(arguments: list[str]) -> None:
     """Print at which step of a run each probe flips, and write it as JSON; the run itself is not made."""
-    # Lightning 2.6 with torch 2.13; nothing that a user could change
-    warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated", FutureWarning)
-    with tempfile.TemporaryDirectory(prefix="lightning_sft_forecast_") as folder:
+    with scratch("forecast") as folder:
         cli = _ForecastCLI(arguments, folder)
         output = Path(cli.config.output).expanduser()
         check_place(output)
         rank_zero_info("Taking short runs ...")
-        try:
-            cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-        except _Done:
-            pass
+        cli.look()
         result = cli.forecaster.result
         if not cli.trainer.is_global_zero or not isinstance(result, Forecast):
             return

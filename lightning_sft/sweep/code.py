@@ -1,6 +1,7 @@
 """The code that decides what a run gives: the files that its classes import, and what these import in turn.
 
-Comments, docstrings and layout are no part of it, nor are rooms that only show, write or start something.
+Comments, docstrings and layout are no part of it, nor are rooms that only show, write or start something. Files of this
+package that code reads, such as the shipped guard set, count with the code beside them.
 """
 
 from __future__ import annotations
@@ -21,15 +22,24 @@ _SHOWN = (
     *(f"callbacks.{name}" for name in ("first_screen", "run_progress", "run_story")),
 )
 
+#: endings of files that the package's code reads
+_DATA = (".json", ".jsonl", ".txt", ".yaml")
+
 
 def code_of(modules: Iterable[str]) -> dict[str, str]:
     """Return the digests of the code of some modules, by room; see `room_of` and `modules_of`."""
-    rooms: dict[str, list[str]] = {}
+    rooms: dict[str, dict[str, str]] = {}
     for module in modules:
         file = _file(module)
         if file is not None:
-            rooms.setdefault(room_of(module), []).append(f"{module} {_digest(file)}")
-    return {room: hashlib.sha256("\n".join(files).encode()).hexdigest()[:8] for room, files in sorted(rooms.items())}
+            room = rooms.setdefault(room_of(module), {})
+            room[module] = _digest(file)
+            if module.partition(".")[0] == PACKAGE:
+                room |= {str(data.relative_to(file.parent.parent)): _content(data) for data in _read_beside(file)}
+    return {
+        room: hashlib.sha256("\n".join(f"{name} {digest}" for name, digest in files.items()).encode()).hexdigest()[:8]
+        for room, files in sorted(rooms.items())
+    }
 
 
 def modules_of(names: Iterable[str], alone: Iterable[str] = ()) -> list[str]:
@@ -153,6 +163,16 @@ def _holds_packages(folder: Path) -> bool:
 @cache
 def _tree(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def _read_beside(file: Path) -> list[Path]:
+    """Return the files beside a file of this package that are no code: what it or its neighbours read."""
+    return sorted(path for path in file.parent.iterdir() if path.is_file() and path.suffix in _DATA)
+
+
+@cache
+def _content(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 @cache

@@ -38,6 +38,7 @@ class SweepSettings:
         trial_batches: what trials are trained on; None: what the fit sees next.
         storage: that workers share, see `open_storage`; None: this process runs every trial.
         beat: seconds between two signs of life of a worker.
+        patience: seconds to try again where that storage cannot be reached.
     """
 
     name: str
@@ -49,6 +50,7 @@ class SweepSettings:
     trial_batches: TrialBatches | None = None
     storage: str | None = None
     beat: float = 15.0
+    patience: float = 120.0
 
 
 class Session:
@@ -113,7 +115,7 @@ class Session:
             return TrialStore(*own)
         from lightning_sft.sweep.shared_store import SharedTrialStore
 
-        return SharedTrialStore(*own, parts, self.setting.storage, self.setting.beat)
+        return SharedTrialStore(*own, parts, self.setting.storage, self.setting.beat, self.setting.patience)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -32,6 +32,7 @@ class SharedTrialStore(TrialStore):
         parts: the same, a digest of each part by name.
         url: of the storage, see `open_storage`.
         beat: seconds between two signs of life of a worker.
+        patience: seconds to try again where the storage cannot be reached.
 
     Raises:
         UserError: the search in the storage depends on something else; says on what.
@@ -46,10 +47,12 @@ class SharedTrialStore(TrialStore):
         parts: Mapping[str, str],
         url: str,
         beat: float,
+        patience: float,
     ) -> None:
         super().__init__(trainer, folder, name, digest)
         kept = "memory" if self._path is None else str(self._path)
-        self._queue = self._first(lambda: SharedQueue(url, name, kept, beat=beat, poll=min(5.0, beat)))
+        timing = {"beat": beat, "poll": min(5.0, beat), "patience": patience}
+        self._queue = self._first(lambda: SharedQueue(url, name, kept, **timing))
         there = json.loads(self._first(lambda: self._begin(parts)) or "{}")
         different = [part for part in parts if there.get(part, parts[part]) != parts[part]]
         if trainer.strategy.broadcast(different):

@@ -2,6 +2,8 @@
 
 import json
 import re
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +16,7 @@ from lightning_sft.callbacks.run_clock import RunClock, validations_left
 from lightning_sft.callbacks.run_facts import name_of
 from lightning_sft.cli.entry import main
 from lightning_sft.objectives import NLL, PowerFamily, WeightedSum
-from lightning_sft.progress import progress
+from lightning_sft.progress import progress, waiting
 from lightning_sft.units import count, duration
 from tests.running import run_folder, write_rows
 
@@ -189,3 +191,14 @@ def test_long_work_says_how_far_it_is(capsys: pytest.CaptureFixture[str], monkey
         "Tokenising train: 200 of 1,000 rows (20%), 16 s left",
         "Tokenising train: 400 of 1,000 rows (40%), 45 s left",
     ]
+
+
+def test_a_wait_is_told_once_it_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with waiting("Loading ...", after=60):
+        pass
+    assert capsys.readouterr().err == ""
+    with waiting("Loading ...", after=0):
+        while threading.active_count() > 1 and any(isinstance(t, threading.Timer) for t in threading.enumerate()):
+            time.sleep(0.01)
+    assert capsys.readouterr().err == "Loading ...\n"
+    assert not any(isinstance(thread, threading.Timer) for thread in threading.enumerate())

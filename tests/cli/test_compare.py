@@ -23,6 +23,7 @@ from lightning_sft.cli.compare.verb import parse
 from lightning_sft.compare.design import Design, RunSpec
 from lightning_sft.compare.facts import depends_on
 from lightning_sft.compare.ledger import write_result
+from lightning_sft.compare.queue import SharedQueue
 from lightning_sft.compare.result import RunResult
 from lightning_sft.errors import UserError
 from lightning_sft.sweep import code
@@ -339,16 +340,24 @@ def test_the_loop_of_the_page_of_sweeps_brackets_together(toy_folder: Path, rows
 
 
 def test_workers_of_a_search_print_the_same_bracket(
-    toy_folder: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+    toy_folder: Path, rows: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("optuna", reason="the extra sweep")
     command = ["critical", "--storage=journal:shared/search.log", "--workers=2"]
+    command += ["--name=mine", "--output=searches", "--beat=7", "--patience=9"]
     storage = Path("shared/search.log")
+    opened: list[tuple[Any, dict[str, float]]] = []
+
+    def opening(url: str, name: str, kept: str, **timing: float) -> Any:
+        opened.append((name, timing))
+        return SharedQueue(url, name, kept, **timing)
+
+    monkeypatch.setattr("lightning_sft.sweep.shared_store.SharedQueue", opening)
 
     def found() -> Any:
         run("sweep", [*command, *search_settings(toy_folder, rows)])
-        result = json.loads(Path("sweep/critical.json").read_text())
-        Path("sweep/critical.trials.json").unlink(missing_ok=True)  # as on another machine
+        result = json.loads(Path("searches/sweep/mine.json").read_text())
+        Path("searches/sweep/mine.trials.json").unlink(missing_ok=True)  # as on another machine
         return {key: value for key, value in result.items() if key != "trials"}
 
     first = found()
@@ -358,6 +367,8 @@ def test_workers_of_a_search_print_the_same_bracket(
     assert found() == first
     assert storage.read_text().count('"result ') == handed_in, "nothing is run again"
     assert not list(Path().rglob("*.ckpt"))
+    assert opened == [("mine", {"beat": 7.0, "poll": 5.0, "patience": 9.0})] * 2
+    assert not Path("sweep").exists()
     with pytest.raises(SystemExit):
         run("sweep", [*command, *settings(toy_folder, rows)])
     assert "has 0 CriticalLearningRateFinder among trainer.callbacks" in capsys.readouterr().err

@@ -1,8 +1,5 @@
-"""`lightning configs`: what is shipped can be listed, shown and copied, from a checkout and from an installed wheel."""
+"""`lightning configs`: what is shipped can be listed, shown and copied; test_every_step.py does so from a wheel."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -88,26 +85,3 @@ def test_titles_are_sentences() -> None:
     assert title(CONFIGS / "paper/math.yaml").startswith("Mathematics (the strong end)")
     assert all(title(path) for path in names().values())
     assert shipped_folder() == CONFIGS
-
-
-@pytest.mark.slow
-def test_an_installed_wheel_has_them_in_an_empty_folder(tmp_path: Path) -> None:
-    """Built from a copy, since a build writes into its source folder."""
-    source, wheels, target, empty = (tmp_path / name for name in ("source", "wheels", "target", "empty"))
-    subprocess.run(["git", "clone", "--quiet", "--depth=1", f"file://{ROOT}", str(source)], check=True)
-    empty.mkdir()
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", wheels, source], check=True)
-    (wheel,) = wheels.glob("*.whl")
-    subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", target, wheel], check=True)
-    code = "import sys; from lightning_sft.cli.entry import main; main(sys.argv[1:])"
-
-    def installed(*words: str) -> str:
-        environment = {**os.environ, "PYTHONPATH": str(target)}
-        command = [sys.executable, "-c", code, "configs", *words]
-        return subprocess.run(command, cwd=empty, env=environment, check=True, capture_output=True, text=True).stdout
-
-    assert {line.split()[0] for line in installed().splitlines()} == set(names())
-    assert installed("show", "demo") == (CONFIGS / "demo.yaml").read_text()
-    installed("copy", "silent_failure")
-    assert (empty / "configs/experiment/silent_failure.jsonl").is_file()

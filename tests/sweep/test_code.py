@@ -7,7 +7,7 @@ import pytest
 
 from lightning_sft.sweep import code
 
-CACHED = ("_file", "_tree", "_imported", "_digest", "_holds_packages")
+CACHED = ("_file", "_tree", "_imported", "_digest", "_content", "_holds_packages")
 
 
 @pytest.fixture
@@ -83,3 +83,19 @@ def test_a_fit_is_made_of_what_trains_and_reads() -> None:
     assert "lightning_sft.objectives.eaft" not in found, "only runs that name an objective depend on it"
     more = code.modules_of(["lightning_sft.objectives.EAFT", "lightning_sft.callbacks.LearningRateSweep"])
     assert {"lightning_sft.objectives.eaft", "lightning_sft.sweep.range_test"} <= set(more)
+
+
+def test_what_the_package_reads_beside_its_code_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = ["lightning_sft.guard.texts", "lightning_sft.probes.library", "lightning_sft.scores"]
+    before = code.code_of(modules)
+    content = code._content
+    monkeypatch.setattr(code, "_content", lambda file: "other" if file.name == "general.txt" else content(file))
+    after = code.code_of(modules)
+    assert {room for room in before if before[room] != after[room]} == {"lightning_sft.guard"}
+
+
+def test_files_of_a_project_beside_its_code_are_left_to_the_settings_that_name_them(project: Path) -> None:
+    before = code.code_of(code.modules_of(["project_of_mine.Mine"]))
+    (project / "rows.jsonl").write_text("{}")
+    forget()
+    assert code.code_of(code.modules_of(["project_of_mine.Mine"])) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -15,9 +16,13 @@ from lightning_sft.callbacks import (
     GenerationMonitor,
     SilentFailureMonitor,
 )
-from lightning_sft.callbacks.sweeping import SweepEnded
+from lightning_sft.callbacks.sweeping import SweepEnded, check_name
+from lightning_sft.cli.front.check import check
+from lightning_sft.cli.front.present import require_present
+from lightning_sft.cli.front.words import tidy
 from lightning_sft.cli.lightning_cli import SFTCLI
 from lightning_sft.errors import UserError
+from lightning_sft.progress import note
 
 
 class _SearchCLI(SFTCLI):
@@ -25,13 +30,11 @@ class _SearchCLI(SFTCLI):
 
     Args:
         args: of the command line.
-        storage: that workers share; None leaves that of the configuration.
-        workers: how many share it; None leaves the number of the configuration.
+        asked: options of the verb; those that are None leave what the configuration says.
     """
 
-    def __init__(self, args: list[str], storage: str | None, workers: int | None) -> None:
-        self._storage = storage
-        self._workers = workers
+    def __init__(self, args: list[str], asked: argparse.Namespace) -> None:
+        self._asked = asked
         super().__init__(args)
 
     @override
@@ -45,9 +48,11 @@ class _SearchCLI(SFTCLI):
                 "one; configs/experiment/critical_lr.yaml shows it."
             )
         (finder,) = finders
-        storage = self._storage or finder.storage
-        workers = self._workers or finder.workers
-        finder.share(storage, workers)
+        asked = self._asked
+        finder.share(asked.storage or finder.storage, asked.workers or finder.workers, asked.beat, asked.patience)
+        if asked.name is not None:
+            check_name(asked.name)
+            finder.name = asked.name
         finder.only = True
         kept = finder.keep_callbacks
         needed = [c for c in callbacks if c is finder or isinstance(c, ProgressBar) or type(c).__name__ in kept]
@@ -57,16 +62,23 @@ class _SearchCLI(SFTCLI):
         return trainer
 
 
-def search(arguments: list[str], storage: str | None, workers: int | None) -> None:
+def search(arguments: list[str], asked: argparse.Namespace) -> None:
     """Take part in a search until its bracket is found, and print it.
 
     Args:
         arguments: settings of ``fit``.
-        storage: see `_SearchCLI`.
-        workers: likewise.
+        asked: options of the verb: storage, workers, name, folder, beat and patience.
     """
+    if asked.isolate:
+        raise UserError("--isolate is of `lightning sweep worker`: trials of a search are steps of one process.")
+    arguments = tidy(arguments, takes_files=True)
+    remarks = check("fit", arguments)
+    require_present("fit", arguments)
+    for line in remarks:
+        note(f"note: {line}")
+    place = [] if asked.folder is None else [f"--output={asked.folder}"]
     try:
-        _SearchCLI(["fit", *arguments], storage, workers)
+        _SearchCLI(["fit", *arguments, *place], asked)
     except SweepEnded:
         return
     raise UserError(

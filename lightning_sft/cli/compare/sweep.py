@@ -16,7 +16,7 @@ DESCRIPTION = """Take part in a comparison or a search that several workers shar
 
   lightning sweep worker --storage journal:/shared/compare.log     run what is missing, beside other workers
   lightning sweep status --storage journal:/shared/compare.log     what is done, by whom, and the time left
-  lightning sweep critical --storage journal:/shared/lr.log --workers 3 --config critical_lr.yaml
+  lightning sweep critical critical_lr.yaml --storage journal:/shared/lr.log --workers 3
                                                                    one of 3 that bracket a critical rate
 
 `lightning compare ... --storage URL` begins a comparison, and is a worker of it itself. `lightning sweep critical`
@@ -34,10 +34,10 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("what", nargs="?", choices=("worker", "status", "critical"), help="without it, this text is printed")
     add("--storage", help="journal:FILE, sqlite:///FILE, or a database such as postgresql://user@host/name")
-    add("--name", default="compare", help="of the comparison (compare)")
-    where = "where this worker keeps its files (comparisons)"
-    add("--output", "--folder", dest="folder", type=Path, default=Path("comparisons"), help=where)
-    add("--isolate", action="store_true", help="a process of its own for each run")
+    add("--name", help="of the comparison (compare), or of the search (that of the configuration)")
+    where = "where this worker keeps its files: comparisons, and for a search what the configuration says"
+    add("--output", "--folder", dest="folder", type=Path, help=where)
+    add("--isolate", action="store_true", help="of worker: a process of its own for each run")
     add("--workers", type=int, help="of critical: how many share the search; a bracket is split into one part more")
     add_timing(made)
     return made
@@ -63,8 +63,10 @@ def main(arguments: list[str]) -> None:
     if asked.what == "critical":
         from lightning_sft.cli.compare.critical import search
 
-        search(rest, asked.storage, asked.workers)
+        search(rest, asked)
         return
+    asked.name = asked.name or "compare"
+    asked.folder = asked.folder or Path("comparisons")
     if rest:
         made.error(f"unrecognized arguments: {' '.join(rest)}")
     if asked.what is None:

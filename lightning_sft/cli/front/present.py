@@ -20,6 +20,7 @@ _READS = {
     "validate": ("data.val",),
     "test": ("data.test",),
     "predict": ("data.predict",),
+    "audit": ("data.test",),
 }
 #: verbs that name their models otherwise, or write down what is still to come
 _OTHER_MODEL = ("audit", "score", "estimate", "init")
@@ -47,7 +48,8 @@ def require_present(verb: str, arguments: Sequence[str]) -> None:
         _require_loggers(given["trainer.logger"])
     if not {"data", "data.class_path"} & given.keys():  # a class of the user's own may mean something else by them
         for key in _READS.get(verb, ()):
-            if key in given:
+            # of a configuration, an audit reads the set that --set names
+            if key in given and not (verb == "audit" and given[key].file):
                 _require_rows(key, given)
     model = given.get("model.model_name_or_path")
     if model is not None and verb not in _OTHER_MODEL and not {"model", "model.class_path"} & given.keys():

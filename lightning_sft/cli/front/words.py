@@ -114,6 +114,14 @@ def tidy(arguments: Sequence[str], *, takes_files: bool) -> list[str]:
     return join(made)
 
 
+def in_settings(verb: str, arguments: Sequence[str]) -> list[str]:
+    """Return arguments with the settings that a verb's own options stand for: ``audit --data FILE`` is data.test."""
+    if verb != "audit":
+        return list(arguments)
+    words = split(arguments)
+    return join([(f"{name}.test" if name == "--data" else name, values, joined) for name, values, joined in words])
+
+
 def _no_file(word: str) -> str:
     if Path(word).suffix in _YAML:
         return f"There is no file {word!r} in {str(Path.cwd())!r}. Give a file of settings that exists."

@@ -28,6 +28,7 @@ FINE = {
     "a folder on the way": ["estimate", "--model=models/gone/config.json"],
     "what is still to come": ["init", "--model=./gone", "--train=gone.jsonl"],
     "a question": ["fit", "--model=./gone", "--train=gone.jsonl", "--print_config"],
+    "a set that an audit may not read": ["audit", "--config=tested.yaml", "--after=some/model"],
     "a task": ["fit", *MODEL, "--train=ReasoningGymTask"],
 }
 WRONG = {
@@ -47,6 +48,7 @@ WRONG = {
 def _files(tmp_path: Path) -> None:
     (tmp_path / "here.jsonl").write_text("{}")
     (tmp_path / "named.yaml").write_text(NAMED.lstrip())
+    (tmp_path / "tested.yaml").write_text("data: {test: gone.jsonl}\n")
     (tmp_path / "source.yaml").write_text("data: {train: {class_path: Source, init_args: {path: gone.jsonl}}}\n")
 
 
