@@ -18,6 +18,15 @@ def duration(seconds: float) -> str:
     return f"{large} {unit} {rest} {below}" if rest else f"{large} {unit}"
 
 
+def pace(number: float) -> str:
+    """Return how many in a second: whole numbers, and of slow ones two digits.
+
+    >>> pace(1234.5), pace(12.3), pace(3.14), pace(0.42)
+    ('1,234', '12', '3.1', '0.42')
+    """
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
+
+
 def count(number: float) -> str:
     """Return a number of parameters or tokens, with three digits.
 

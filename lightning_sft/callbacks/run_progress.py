@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from lightning_sft.callbacks.run_clock import RunClock, validations_left
 from lightning_sft.training.accumulation import accumulator_of
-from lightning_sft.units import duration
+from lightning_sft.units import duration, pace
 
 #: what a validation says in a line
 _TOLD = ("val/nll", "val/exact_match", "val/task_accuracy")
@@ -145,9 +145,8 @@ class RunProgress(ProgressBar):
         seconds = self._clock.training - self._told_at
         if self._sums["trained"] and seconds > 0:
             read, trained = self._sums["tokens"] / seconds, self._sums["trained"] / seconds
-            parts.append(
-                f"{read:,.0f} tokens/s ({trained:,.0f} trained)" if read else f"{trained:,.0f} trained tokens/s"
-            )
+            rate = pace(trained)
+            parts.append(f"{pace(read)} tokens/s ({rate} trained)" if read else f"{rate} trained tokens/s")
         for name, value in trainer.progress_bar_metrics.items():
             if name not in _OWN and not name.startswith("val/"):
                 parts.append(f"{name} {value:.4g}" if isinstance(value, int | float) else f"{name} {value}")

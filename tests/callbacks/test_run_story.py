@@ -17,7 +17,7 @@ from lightning_sft.callbacks.run_facts import name_of
 from lightning_sft.cli.entry import main
 from lightning_sft.objectives import NLL, PowerFamily, WeightedSum
 from lightning_sft.progress import progress, waiting
-from lightning_sft.units import count, duration
+from lightning_sft.units import count, duration, pace
 from tests.running import run_folder, write_rows
 
 
@@ -53,7 +53,7 @@ def test_a_fit_tells_its_story(
     assert "of 14 weights of linear layers" in facts
 
     lines = re.findall(
-        r"^step (\d) of 3 \((\d+)%\) \| loss [\d.]+ .*\| lr [\d.e-]+ \| [\d,]+ tokens/s \([\d,]+ trained\).*$",
+        r"^step (\d) of 3 \((\d+)%\) \| loss [\d.]+ .*\| lr [\d.e-]+ \| [\d.,]+ tokens/s \([\d.,]+ trained\).*$",
         out,
         re.M,
     )
@@ -177,6 +177,7 @@ def test_words_for_numbers() -> None:
     assert [duration(s) for s in (0, 59.4, 180, 200, 3600, 7500)] == [
         *("0 s", "59 s", "3 min", "3 min 20 s", "1 h", "2 h 5 min")
     ]
+    assert [pace(n) for n in (1234.5, 12.3, 3.14, 0.42)] == ["1,234", "12", "3.1", "0.42"]
     assert name_of(PowerFamily(1.0)) == "PowerFamily(alpha=1.0)"
     assert "\n" not in name_of(WeightedSum({"a": NLL(), "b": PowerFamily(1.0)}, {"a": 0.5, "b": 0.5}))
 
