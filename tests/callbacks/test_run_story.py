@@ -6,6 +6,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -203,3 +204,26 @@ def test_a_wait_is_told_once_it_is_one(capsys: pytest.CaptureFixture[str]) -> No
             time.sleep(0.01)
     assert capsys.readouterr().err == "Loading ...\n"
     assert not any(isinstance(thread, threading.Timer) for thread in threading.enumerate())
+
+
+def test_a_table_of_an_evaluation_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    values = {"silent/val/share": torch.tensor(0.5), "val/nll": torch.tensor(1.25)}
+    trainer: Any = SimpleNamespace(
+        barebones=False,
+        is_global_zero=True,
+        state=SimpleNamespace(fn="validate"),
+        sanity_checking=False,
+        callback_metrics=values,
+    )
+    table = RunSummary()
+    table.on_validation_end(trainer, SimpleNamespace())  # type: ignore[arg-type]
+    assert capsys.readouterr().out == "", "Trainer.validate prints Lightning's own"
+    table.evaluations = True
+    table.on_validation_end(trainer, SimpleNamespace())  # type: ignore[arg-type]
+    lines = capsys.readouterr().out.split("\n")[1:4]
+    assert [line.split() for line in lines] == [
+        ["held", "out", "value"],
+        ["val/nll", "1.2500"],
+        ["silent/val/share", "0.5000"],
+    ]
+    assert not table.after

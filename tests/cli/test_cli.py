@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -122,9 +123,15 @@ def test_fit_then_resume_validate_test_and_predict(
     assert run_folder() == folder
     assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
 
+    capsys.readouterr()
     run("validate", [*arguments, "--ckpt_path=best"])
+    table = capsys.readouterr().out.partition("\nheld out ")[2].splitlines()
+    assert table[0].split() == ["value"]
+    assert table[1].split()[0] == "val/exact_match"
     run("test", [*arguments, "--ckpt_path=last"])
-    assert "test/nll" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert re.search(r"^test/nll +\d+\.\d{4}$", said, re.M)
+    assert "Test metric" not in said, "Lightning's table, which is as wide as its longest key"
     run("predict", [*arguments, "--ckpt_path=last", "--trainer.callbacks+=PredictionWriter"])
     predictions = [json.loads(line) for line in Path("predictions.jsonl").read_text().splitlines()]
     assert [p["index"] for p in predictions] == list(range(24))
