@@ -46,7 +46,8 @@ def require_present(verb: str, arguments: Sequence[str]) -> None:
         return
     if "trainer.logger" in given:
         _require_loggers(given["trainer.logger"])
-    if not {"data", "data.class_path"} & given.keys():  # a class of the user's own may mean something else by them
+    # a class of the user's own may mean something else by them, and arms of a comparison may have rows of their own
+    if not {"data", "data.class_path", "arm"} & given.keys():
         for key in _READS.get(verb, ()):
             # of a configuration, an audit reads the set that --set names
             if key in given and not (verb == "audit" and given[key].file):

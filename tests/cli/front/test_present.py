@@ -28,6 +28,7 @@ FINE = {
     "a folder on the way": ["estimate", "--model=models/gone/config.json"],
     "what is still to come": ["init", "--model=./gone", "--train=gone.jsonl"],
     "a question": ["fit", "--model=./gone", "--train=gone.jsonl", "--print_config"],
+    "arms with rows of their own": ["compare", *MODEL, "--train=gone.jsonl", "--arm", "a", "data.train=here.jsonl"],
     "a set that an audit may not read": ["audit", "--config=tested.yaml", "--after=some/model"],
     "a task": ["fit", *MODEL, "--train=ReasoningGymTask"],
 }
