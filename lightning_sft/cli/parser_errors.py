@@ -80,6 +80,6 @@ def _unknown_class(name: str, key: str, classes: dict[str, type]) -> str:
     close = nearest(name, fitting)
     meant = f"; did you mean {close!r}?" if close else "."
     return (
-        f"{name!r} is no class that can be imported{meant} Known: {', '.join(sorted(fitting))}. A class of your own "
+        f"{name!r} cannot be imported as a class{meant} Known: {', '.join(sorted(fitting))}. A class of your own "
         "works by its full path, such as my_package.my_module.MyClass, when Python can import it from here."
     )

@@ -58,7 +58,7 @@ class SFTDataModule(LightningDataModule):
         val_batch_size: the same for the other loaders; default is ``batch_size``.
         num_workers: processes that load. Rows are tokenised beforehand, so 0 is enough.
         max_length: the most tokens of a row.
-        truncation: what becomes of longer rows: ``error``, ``drop``, ``left`` and ``right`` cut that side off,
+        truncation: what to do with longer rows: ``error``, ``drop``, ``left`` and ``right`` cut that side off,
             ``keep_completion`` cuts the left, and drops a row rather than cut what is trained.
         train_on: whose words are trained, see `Encoder`.
         apply_chat_template: whether rows of plain strings are put into the chat template, see `Encoder`.
@@ -67,8 +67,8 @@ class SFTDataModule(LightningDataModule):
             `LossWeights`; they multiply what rows (``weight``, ``loss_weight``, ``loss_scale``) and messages (the same,
             or ``loss_spans``) say. Validation counts every token once.
         on_dropped_reasoning: ``error``, or ``allow`` rows whose reasoning the chat template leaves out, see `Encoder`.
-        on_unanswered: what becomes of conversations that nobody answers, see `Rules`.
-        on_repeated_role: what becomes of those in which a role speaks twice in a row, see `Rules`.
+        on_unanswered: what to do with conversations that do not end with an answer, see `Rules`.
+        on_repeated_role: what to do with those in which a role speaks twice in a row, see `Rules`.
         on_bad_row: ``error``, or ``skip``: count bad rows and list them.
         rejected_file: where to list them; default is ``rejected_rows.jsonl`` in the run's folder.
         system: system prompt for conversations that bring none.

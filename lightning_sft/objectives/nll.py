@@ -16,8 +16,8 @@ class NLL(Objective):
         ``-log p``; s(p) = 1.
 
     When:
-        The default, and the right choice where the model knows little of the task. Its weak side is a strong model:
-        the tokens it holds for unlikely, noise among them, then make most of the loss.
+        The default, and the right choice where the model knows little of the task. Where the model is
+        strong, most of the loss comes from the tokens that it finds unlikely, and noise is among them.
 
     Source:
         Maximum likelihood; the yardstick of every other objective here.

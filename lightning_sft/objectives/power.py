@@ -35,7 +35,7 @@ class PowerFamily(Objective):
 
     Args:
         alpha: the exponent, >= 0. Larger values lean more on what the model already believes.
-        floor: the least that s(p) may be, in [0, 1]; 0.1 lets a model learn the tokens that it holds for impossible,
+        floor: the least that s(p) may be, in [0, 1]; 0.1 lets a model learn tokens that it considers impossible,
             such as the end of a turn that it has never seen.
 
     Raises:

@@ -26,8 +26,8 @@ class Thresholded(Composite):
         mask, which compares the current model's p and carries no gradient. A fused head skips the masked rows.
 
     When:
-        Top: a strong model and noisy answers; q = 0.1 drops what the model holds for noise. Bottom: to see what the
-        hard tokens alone do. With ``denominator: kept`` the run divides by the tokens that are left.
+        Top: a strong model and noisy answers; q = 0.1 drops tokens that the model finds unlikely. Bottom: to see what
+        the hard tokens alone do. With ``denominator: kept`` the run divides by the tokens that are left.
 
     Source:
         Li et al., "Beyond Log Likelihood", arXiv 2510.00526; by percentile: their figure 5. Their code divides by the

@@ -77,7 +77,7 @@ def python_fit(toy_folder: Path, data: SFTDataModule, **settings: Any) -> Traine
 
 
 def test_a_fit_that_never_validates_does_so_at_its_end(toy_folder, rows) -> None:
-    """As in the README's example, where 1000 rows make more batches than max_steps."""
+    """As where a thousand rows make more batches than max_steps."""
     data = SFTDataModule(str(rows), val_split=4, batch_size=4)
     assert "val/nll" in python_fit(toy_folder, data, max_steps=3).callback_metrics
     off = [FinalValidation(enabled=False)]

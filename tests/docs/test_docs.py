@@ -93,7 +93,7 @@ def parses(arguments: list[str]) -> None:
 
 
 #: verbs that take the settings of a run, and so print them
-CONFIGURED = {*LIGHTNING_VERBS, "advise", "inspect", "score"}
+CONFIGURED = {*LIGHTNING_VERBS, "advise", "demo", "inspect", "score"}
 COMMANDS = {command: page for page, command in program_commands() if command.split()[0] in CONFIGURED}
 
 
@@ -127,8 +127,8 @@ def test_own_verbs_explain_themselves(verb: str, capsys: pytest.CaptureFixture[s
 def test_readme_shows_the_main_commands_literally() -> None:
     commands = [line for page, line in shell_lines() if page.name == "README.md" and line.startswith("lightning ")]
     assert commands[:2] == [
-        "lightning fit configs/demo.yaml",
-        "lightning fit configs/demo.yaml --objective PowerFamily --objective.alpha 1",
+        "lightning demo",
+        "lightning demo --objective PowerFamily --objective.alpha 1",
     ]
 
 
