@@ -170,7 +170,7 @@ class Plant:
     """What the planted change of the geometry gave.
 
     Attributes:
-        jumps: that it made, over all runs.
+        jumps: changes that it made and that are judged as jumps, over all runs.
         phantom: how many of them were called phantom, or could not be told.
     """
 
@@ -255,7 +255,7 @@ def _why_not_jumps(cells: Sequence[Cell], one: Finding) -> str:
     whys = []
     told = plant(cells_of(cells, MAIN, ALONE, FULL, "judged"))
     if not told.works:
-        whys.append(f"of {told.jumps} planted jumps {told.phantom} were called phantom")
+        whys.append(f"of {told.jumps} planted changes {told.phantom} were called phantom")
     if not one.complete:
         whys.append(f"{one.expected - len(one.values)} replicates have no jump, or diverged")
     return "; ".join(whys)

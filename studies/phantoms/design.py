@@ -197,9 +197,9 @@ REGISTERED = {
         "minus .1, adjusted by Holm over the three. A hypothesis is supported where the adjusted p is at most .05 and "
         "the mean has the sign that it names, contradicted where it has the other, undecided else. Nothing is decided "
         "before all cells of both stages are there. H1 is undecided where a replicate has no jump, or where the "
-        "planted change of the geometry makes no jump or is called phantom; H2 where an arm's held-out NLL at the end "
-        f"is more than {BOUND} of the start, mean over replicates. A run that diverged leaves the hypothesis that it "
-        "belongs to undecided."
+        "planted change of the geometry changes nothing or is called phantom; H2 where an arm's held-out NLL at the "
+        f"end is more than {BOUND} of the start, mean over replicates. A run that diverged leaves the hypothesis that "
+        "it belongs to undecided."
     ),
     "rates": (
         "By equal trials of every arm on a replicate that is never judged; the grid grows while any arm's best is at "

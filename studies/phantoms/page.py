@@ -167,12 +167,13 @@ def _jumps(cells: Sequence[Cell]) -> str:
         "did not is a phantom. Intervals are over contexts, each counted once. **Under LoRA the embeddings stay bit by "
         "bit what they were, which every run asserts, so every jump is a phantom by construction: these rows prove "
         "nothing beyond that jumps need no change of the geometry. The statement on causes is that of full "
-        "fine-tuning.** The plant swaps the rows of each context's two words by hand after the last step; none of the "
-        "jumps that this makes may be called phantom."
+        "fine-tuning.** The plant swaps the rows of each context's two words by hand after the last step, and is "
+        "judged as a jump wherever it changes the order parameter by more than .02; none of these may be called "
+        "phantom."
     )
     heading = [
         "stage", "arm", "rate", "jumps", "contexts with jumps", "embeddings took part, % of jumps",
-        "their mean share in the cause, %", "planted jumps called phantom",
+        "their mean share in the cause, %", "planted changes called phantom",
     ]  # fmt: skip
     return f"## Jumps\n\n{told}\n\n{table(heading, rows)}"
 

@@ -6,6 +6,7 @@ import copy
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,10 +37,11 @@ class Watch(OrderParameterLogger):
 
     Keys: ``phantoms/flipped`` and ``phantoms/silent``, shares of the contexts whose right word was behind at the start;
     ``phantoms/jumps``, their number, and ``phantoms/embeddings``, the share of those in which the embeddings took part
-    (there only with jumps); ``phantoms/planted`` and ``phantoms/planted_phantom``, the jumps that the plant made, and
-    how many of these were called phantom or could not be told (there only where embeddings are trained);
-    ``phantoms/moved``, the largest change of an entry of the embeddings; ``phantoms/background``, held-out NLL in
-    relation to the start; ``phantoms/score``, what rates are selected by; and ``context/<i>/...``, see `of_context`.
+    (there only with jumps); ``phantoms/planted`` and ``phantoms/planted_phantom``, the changes above a jump's floor that
+    the plant made, and how many of these were called phantom or could not be told (there only where embeddings are
+    trained); ``phantoms/moved``, the largest change of an entry of the embeddings; ``phantoms/background``, held-out
+    NLL in relation to the start; ``phantoms/score``, what rates are selected by; and ``context/<i>/...``, see
+    `of_context`.
 
     The plant comes after the last step: the embedding rows of each context's two answers change places, by hand, are
     read, and are put back. Where embeddings are tied the split alone calls that a readout jump once the right word
@@ -148,7 +150,9 @@ class Watch(OrderParameterLogger):
 
     @torch.no_grad()
     def planted(self, model: PreTrainedModel) -> list[Jump]:
-        """Return the jumps that a change of places of the answers' rows makes; the rows are put back.
+        """Return the changes that a change of places of the answers' rows makes; the rows are put back.
+
+        They are told as jumps wherever they are above the floor of one, however much the context moved before.
 
         Args:
             model: whose embeddings are trained.
@@ -164,7 +168,8 @@ class Watch(OrderParameterLogger):
             for weight, own in zip(weights, rows, strict=True):
                 weight[others] = own
             self.read(model, encoded, read_probes(model, encoded, plain=self._plain), repeated=False)
-            found = [find_jumps(history, self.verdict_settings) for history in self.histories.values()]
+            as_jumps = replace(self.verdict_settings, jump_factor=0.0)
+            found = [find_jumps(history, as_jumps) for history in self.histories.values()]
             return [jump for jumps in found for jump in jumps if jump.step == self.steps[-1]]
         finally:
             for weight, own in zip(weights, rows, strict=True):
@@ -209,7 +214,7 @@ def embedding_weights(model: PreTrainedModel) -> list[Tensor]:
     """Return the weights of input and output embeddings, one where they are tied."""
     layers: Sequence[nn.Module | None] = (model.get_input_embeddings(), model.get_output_embeddings())
     weights: Mapping[int, Tensor] = {id(layer.weight): layer.weight for layer in layers if layer is not None}
-    return list(weights.values())
+    return [weight.detach() for weight in weights.values()]
 
 
 def embeddings_moved(before: Sequence[Tensor], model: PreTrainedModel) -> float:

@@ -18,6 +18,7 @@ from lightning_sft.errors import UserError
 from lightning_sft.objectives.base import RunFacts
 from lightning_sft.probes.files import load_probes
 from lightning_sft.probes.history import ProbeHistory
+from lightning_sft.probes.verdict import VerdictSettings, judge
 from lightning_sft.scores import TokenScores
 from studies import study as study_module
 from studies.cells import Cell, read_cells
@@ -54,7 +55,7 @@ from tests.toys import save_toy, toy_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 CELLS = ROOT / "docs/studies/data/phantoms"
-SMALL = {"steps": 6, "mined": 2, "shipped": 2, "rows": 4, "judged": 6}
+SMALL = {"steps": 24, "mined": 2, "shipped": 2, "rows": 4, "judged": 6}
 
 # ---------------------------------------------------------------------- a small world in place of WordNet
 
@@ -157,8 +158,8 @@ def run_of(study: Study, arm: str, rate: float, stage_name: str = "pilot") -> Ru
 def test_a_run_that_trains_all_weights(study: Study, folder: Path) -> None:
     result = run_of(study, FULL, 3e-2)
     read, found = result.readings, analysis.outcomes(result)
-    assert [p.step for p in result.curve] == [0, 6]
-    assert result.tokens == 6 * 4 * 2, "an answer and the end of each row"
+    assert [p.step for p in result.curve] == [0, 24]
+    assert result.tokens == 24 * 4 * 2, "an answer and the end of each row"
     assert read[MOVED] > 0
     assert read[BACKGROUND] == pytest.approx(read["val/background/nll"] / result.start["val/background/nll"], rel=1e-5)
     # what the run began with is what the model says by itself
@@ -196,8 +197,8 @@ def test_the_plant_needs_the_counterfactual_and_is_taken_back(study: Study, monk
         jumps = original(self, model)  # type: ignore[arg-type]
         assert torch.equal(weight, before[0]), "bit by bit"
         assert self.histories is histories
-        assert all(history.step[-1] == 6 for history in histories.values())
-        assert all(jump.step == 7 for jump in jumps)
+        assert all(history.step[-1] == 24 for history in histories.values())
+        assert all(jump.step == 25 for jump in jumps)
         assert max(jump.geometry_share or 0.0 for jump in jumps) < 0.5, "by the split it looks like a readout jump"
         return jumps
 
@@ -214,12 +215,19 @@ def test_the_plant_needs_the_counterfactual_and_is_taken_back(study: Study, monk
     assert before
 
 
-def test_under_lora_the_embeddings_stay_and_every_jump_is_a_phantom(study: Study) -> None:
-    result = run_of(study, LEAST, 0.3)
-    read = result.readings
+def test_under_lora_the_embeddings_stay_and_every_jump_is_a_phantom(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sensitive(self: Watch, *arguments: object, **named: object) -> None:
+        init(self, *arguments, **named)  # type: ignore[arg-type]
+        self.verdict_settings = VerdictSettings(jump_factor=1.0, jump_floor=1e-9)
+
+    init = Watch.__init__
+    monkeypatch.setattr(Watch, "__init__", sensitive)
+    read = run_of(study, LEAST, 1e-2).readings
     assert read[MOVED] == 0.0
     assert PLANTED not in read
-    assert read[JUMPS] > 0, "a rate at which something happens"
+    assert read[JUMPS] > 4, "half of all changes are above the median"
     assert read[EMBEDDINGS] == 0.0
 
 
@@ -262,8 +270,6 @@ def history(p_correct: list[float], p_competitor: list[float], drag: list[float]
 
 
 def test_what_became_of_a_context_as_numbers() -> None:
-    from lightning_sft.probes.verdict import judge
-
     taught = Taught(load_probes("library:test")[0], ".", shipped=True)
     for one, outcome, modes in (
         (history([0.1, 0.3, 0.31, 0.31, 0.31], [0.4, 0.5, 0.5, 0.5, 0.5], [0.0] * 5), "failed", ("kinematic",)),
@@ -303,7 +309,7 @@ def test_a_pilot_finds_the_rates_that_registered_runs_are_made_at(
         assert f"r: {rank}\n" in configs[lora(rank)]
         assert f"lora_alpha: {2 * rank}\n" in configs[lora(rank)]
     asked.clear()
-    confirmatory = replace(MAIN, replicates=2)
+    confirmatory = replace(MAIN, replicates=2, search=pilot.search)
     study.run_stage(confirmatory, "c0ffee")
     assert {spec.kind for spec, _ in asked} == {"judged"}
     assert {(spec.arm == FULL, spec.rate) for spec, _ in asked} == {(True, 3e-5), (False, 3e-4)}
@@ -382,7 +388,7 @@ def test_verdicts_of_planted_worlds() -> None:
     for plant in ((16, 1), (0, 0)):
         found = analysis.hypotheses(simulated(as_named, plant=plant))
         assert [v.verdict for v in found] == ["undecided", "supported", "supported"]
-        assert found[0].why == f"of {plant[0]} planted jumps {plant[1]} were called phantom"
+        assert found[0].why == f"of {8 * plant[0]} planted changes {8 * plant[1]} were called phantom"
     dear = analysis.hypotheses(simulated(lambda arm: (*as_named(arm)[:3], 1.02 if arm == MOST else 1.0)))
     assert (dear[1].verdict, dear[1].why) == ("undecided", f"not at equal collateral: {MOST}")
 
