@@ -37,8 +37,8 @@ class Watch(OrderParameterLogger):
 
     Keys: ``phantoms/flipped`` and ``phantoms/silent``, shares of the contexts whose right word was behind at the start;
     ``phantoms/jumps``, their number, and ``phantoms/embeddings``, the share of those in which the embeddings took part
-    (there only with jumps); ``phantoms/planted`` and ``phantoms/planted_phantom``, the changes above a jump's floor that
-    the plant made, and how many of these were called phantom or could not be told (there only where embeddings are
+    (there only with jumps); ``phantoms/planted`` and ``phantoms/planted_phantom``, the changes above a jump's floor
+    that the plant made, and how many of these were called phantom or could not be told (there only where embeddings are
     trained); ``phantoms/moved``, the largest change of an entry of the embeddings; ``phantoms/background``, held-out
     NLL in relation to the start; ``phantoms/score``, what rates are selected by; and ``context/<i>/...``, see
     `of_context`.
