@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import override
 
@@ -132,7 +132,8 @@ class Watch(OrderParameterLogger):
                 "LoRA rests on embeddings that stay bit by bit what they were: find what writes into them."
             )
         values = {"phantoms/moved": moved, "phantoms/background": self._nll[-1] / self._nll[0]}
-        behind, silent, flipped, jumps = 0, 0, 0, []
+        behind, silent, flipped = 0, 0, 0
+        jumps: list[Jump] = []
         for i, (taught, probe) in enumerate(zip(self.taught, self.probes, strict=True)):
             history, verdict = self.histories[probe.name], self.verdicts[probe.name]
             values |= {f"context/{i:02d}/{k}": v for k, v in of_context(taught, history, verdict).items()}
@@ -212,7 +213,7 @@ def is_behind(history: ProbeHistory) -> bool:
 
 def embedding_weights(model: PreTrainedModel) -> list[Tensor]:
     """Return the weights of input and output embeddings, one where they are tied."""
-    layers: Sequence[nn.Module | None] = (model.get_input_embeddings(), model.get_output_embeddings())
+    layers: Sequence[Any] = (model.get_input_embeddings(), model.get_output_embeddings())
     weights: Mapping[int, Tensor] = {id(layer.weight): layer.weight for layer in layers if layer is not None}
     return [weight.detach() for weight in weights.values()]
 
