@@ -61,7 +61,7 @@ def test_a_model_that_cannot_be_copied_is_looked_at_itself(tmp_path: Path, monke
     def fail(*_: object, **__: object) -> None:
         raise CopyFailed("ValueError: no")
 
-    monkeypatch.setattr("lightning_sft.models.build.small_copy", fail)
+    monkeypatch.setattr("lightning_sft.models.trials.small_copy", fail)
     llama = ModelSettings(save_tiny(tmp_path / "llama", "llama"))
     build_scorer(llama, NLL(), 259)
     with pytest.raises(UserError, match="sees the future"):

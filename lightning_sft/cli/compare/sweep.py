@@ -16,7 +16,7 @@ DESCRIPTION = """Take part in a comparison or a search that several workers shar
 
   lightning sweep worker --storage journal:/shared/compare.log     run what is missing, beside other workers
   lightning sweep status --storage journal:/shared/compare.log     what is done, by whom, and the time left
-  lightning sweep critical critical_lr.yaml --storage journal:/shared/lr.log --workers 3
+  lightning sweep critical --config critical_lr.yaml --storage journal:/shared/lr.log --workers 3
                                                                    one of 3 that bracket a critical rate
 
 `lightning compare ... --storage URL` begins a comparison, and is a worker of it itself. `lightning sweep critical`
