@@ -59,11 +59,11 @@ def data_files(name: str) -> list[Path]:
             raise UserError(f"No file matches {name} (in {Path.cwd()}). Check the pattern.")
         return files
     if suffix(path) in SUFFIXES or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        near = ""
+        beside = ""
         if path.parent.is_dir():
             names = sorted(p.name for p in path.parent.iterdir() if suffix(p) in SUFFIXES)[:10]
-            near = f" {path.parent.resolve()} has {', '.join(names) or 'no data files'}."
-        raise UserError(f"There is no file {name} (in {Path.cwd()}).{near} Check the path.")
+            beside = f" {path.parent.resolve()} has {', '.join(names) or 'no data files'}."
+        raise UserError(f"There is no file {name} (in {Path.cwd()}).{beside} Check the path.")
     return []
 
 

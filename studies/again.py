@@ -2,11 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from lightning_sft.compare.design import RunSpec
 from lightning_sft.compare.result import RunResult
+from lightning_sft.files import remove_leftovers
 from lightning_sft.sweep.intervals import interval
-from studies.cells import Cell, processor
+from studies.cells import Cell, processor, read_cells
+from studies.findings import judged, scores
+from studies.side_by_side import prepare_processes
+from studies.study import AnyBlock, AnyStage, Study
+
+
+def run_again(
+    study: Study, cells: Path, stages: Mapping[str, AnyStage], block: AnyBlock, arm: str, keys: Sequence[str]
+) -> bool | None:
+    """Run the first replicate of an arm once more, and say how it compares with its stored cell.
+
+    Args:
+        study: in a folder of its own, where what the block starts from is made anew.
+        cells: folder of stored cells; nothing is written there.
+        stages: of the study, by name.
+        block: of the cell.
+        arm: of the cell.
+        keys: of the readings that are compared, the one whose interval over replicates counts in front.
+
+    Returns:
+        Whether the cell was reproduced; None where there is none to run again.
+    """
+    stored = read_cells(cells)
+    cell = named_cell(stored, block.name, arm)
+    if cell is None:
+        study.say(f"small: no cell of {arm!r} in {block.name!r} has run yet, so there is none to run again")
+        return None
+    study.require_model()
+    prepare_processes(study.root)
+    remove_leftovers(study.work)
+    study.make_start(block)
+    design = study.design(stages[cell.stage], block, cell.registered)
+    result = study.run(design, RunSpec("judged", cell.replicate, cell.arm, cell.rate))
+    there = scores(judged(stored, cell.stage, block.name), arm, keys[0])
+    lines, same = compared(cell, result, list(there.values()), keys)
+    study.say("\n".join(lines))
+    return same
 
 
 def named_cell(cells: Sequence[Cell], block: str, arm: str) -> Cell | None:

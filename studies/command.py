@@ -39,7 +39,7 @@ class Program:
     Attributes:
         name: of the study.
         stages: by name, in the order that they run in.
-        make: makes the study: root, cells, work, number of workers.
+        study: its class.
         small: runs the named cell again: root, cells, folder of its own.
         write_page: see `WritePage`.
         registered: what is registered: hypotheses, outcome, rules, design.
@@ -48,7 +48,7 @@ class Program:
 
     name: str
     stages: Mapping[str, AnyStage]
-    make: Callable[[Path, Path, Path, int], Study]
+    study: type[Study]
     small: Callable[[Path, Path, Path], object]
     write_page: WritePage
     registered: Mapping[str, Any]
@@ -99,7 +99,7 @@ class Program:
 
     def _run(self, asked: argparse.Namespace, registration: Registration | None) -> None:
         torch.set_num_threads(1)  # checkpoints are made in this process, runs in their own
-        study = self.make(ROOT, asked.cells, asked.work, asked.workers)
+        study = self.study(ROOT, asked.cells, asked.work, workers=asked.workers)
         if asked.what == "stage" and not asked.stage:
             raise UserError(f"--stage names no stage. Allowed: {', '.join(self.stages)}.")
         chosen = {"run": list(self.stages), "pilot": ["pilot"], "stage": [asked.stage]}[asked.what]

@@ -21,7 +21,7 @@ from lightning_sft.compare.plan import make_plan
 from lightning_sft.compare.rates import RateSearch
 from lightning_sft.compare.result import RunResult
 from lightning_sft.errors import UserError
-from lightning_sft.models.gguf import PACKAGE_SCHEME, package_file
+from lightning_sft.places import PACKAGE_SCHEME, package_file
 from studies.cells import Cell, processor, read_cells, require_one_version, write_cell
 from studies.registration import head, seed_text
 from studies.side_by_side import Results, prepare_processes, run_missing
@@ -136,8 +136,12 @@ class Study(ABC):
         """Return the arguments of ``lightning compare`` that make an arm."""
 
     @abstractmethod
+    def make_start(self, block: Any) -> None:
+        """Make the checkpoint that the runs of a block start from, unless it is there or they need none."""
+
     def prepare_block(self, stage: Any, block: Any, commit: str | None) -> None:
         """Make what the runs of a block need: its checkpoint, and runs of others that its own are measured by."""
+        self.make_start(block)
 
     @abstractmethod
     def start_words(self, block: Any) -> str:

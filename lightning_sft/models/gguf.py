@@ -13,10 +13,7 @@ from filelock import FileLock
 
 from lightning_sft.errors import UserError
 from lightning_sft.files import cache_root, new_folder
-from lightning_sft.places import PACKAGE_SCHEME, package_file
 from lightning_sft.progress import note
-
-__all__ = ["PACKAGE_SCHEME", "converted_folder", "package_file", "quiet_progress"]
 
 
 def converted_folder(gguf: Path) -> Path:

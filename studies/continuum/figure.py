@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lightning_sft.files import replacing
 from studies.cells import Cell
 from studies.continuum.analysis import block_row, mean_p
 from studies.continuum.design import FIRST, SECOND, Stage
-from studies.themes import THEMES
+from studies.themes import draw_in_themes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: kind of rows -> colour of a theme
 COLOURS = {"noisy": "second", "clean": "first"}
@@ -40,16 +43,8 @@ def draw(cells: Sequence[Cell], stage: Stage, task: str, folder: Path) -> list[P
         folder: of figures.
     """
     curves = {name: points(cells, stage, task, name == "noisy") for name in ("noisy", "clean")}
-    if not any(curves.values()):
-        return []
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
 
-    files = []
-    for theme, colours in THEMES.items():
-        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
-        FigureCanvasSVG(figure)
+    def panel(figure: Figure, colours: Mapping[str, str]) -> None:
         axes = figure.subplots()
         axes.axhline(0, color=colours["line"], linewidth=0.8, zorder=0)
         for name, curve in curves.items():
@@ -62,16 +57,6 @@ def draw(cells: Sequence[Cell], stage: Stage, task: str, folder: Path) -> list[P
             axes.plot(x, mean, "o-", color=colours[COLOURS[name]], linewidth=1.0, markersize=6, label=f"{name} rows")
         axes.set_xlabel("mean p of the checkpoint on the task", color=colours["text"])
         axes.set_ylabel(f"exact match, points:\n{SECOND} minus {FIRST}", color=colours["text"])
-        axes.tick_params(colors=colours["text"], labelsize=8)
-        for side, spine in axes.spines.items():
-            spine.set_visible(side in ("left", "bottom"))
-            spine.set_color(colours["line"])
         axes.legend(frameon=False, labelcolor=colours["text"], fontsize=9)
-        path = folder / f"{theme}.svg"
-        with (
-            matplotlib.rc_context({"svg.hashsalt": "continuum", "svg.fonttype": "none"}),
-            replacing(path) as partial,
-        ):
-            figure.savefig(partial, format="svg", transparent=True, metadata={"Date": None})
-        files.append(path)
-    return files
+
+    return draw_in_themes(folder, "continuum", (6.4, 3.4), panel) if any(curves.values()) else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from studies.continuum import analysis
 from studies.continuum.design import FIRST, HYPOTHESES, JUDGED, MARGIN, REGISTERED, RULES, SECOND, STAGES, STEPS
 from studies.continuum.figure import draw
 from studies.findings import judged
+from studies.page_parts import code_words, missing_runs, processor_words, registered_words
 from studies.registration import Registration
 from studies.tables import NOT_RUN, cell_text, pictures, points, table
 
@@ -170,29 +170,18 @@ def _costs(cells: Sequence[Cell]) -> str:
             until = f"{statistics.median(reached):.0f} ({len(reached)} of {len(done)})" if reached else "never"
             rows.append([block.name, arm, f"{seconds:.0f}", f"{tokens:.0f}", until])
     heading = ["block", "arm", "seconds", "tokens", f"tokens to the best of {FIRST} (median of runs that reach it)"]
-    machines = Counter(cell.processor for cell in cells)
     told = (
         "Seconds are those of training steps, two runs side by side with one thread each; tokens are supervised ones."
     )
-    if machines:
-        told += f" Cells by processor: {', '.join(f'{name}: {count}' for name, count in machines.items())}."
+    told += processor_words(cells)
     return f"## What it costs\n\n{told}\n\n{table(heading, rows)}"
 
 
 def _design(cells: Sequence[Cell], registration: Registration | None, root: Path) -> str:
-    if registration is None:
-        registered = "Nothing is registered yet, and no confirmatory run can start."
-    else:
-        registered = f"Registered by the commit `{registration.commit}`, from whose hash confirmatory seeds follow."
-        changed = registration.changed(root)
-        if changed:
-            names = ", ".join(f"`{name}`" for name in changed)
-            registered += f" **Changed since then: {names}.**"
-    versions = sorted({f"{cell.stage}: {cell.version}" for cell in cells})
     return "\n\n".join(
         [
             "## Design",
-            registered,
+            registered_words(registration, root),
             "One model (SmolLM2-135M-Instruct, all weights trained, float32), one task: the first letters of four "
             "everyday words, `tiger plum canoe drum :` with the answer `T P C D`. Fine-tuning on clean rows brings it "
             "to a mean p of "
@@ -206,7 +195,7 @@ def _design(cells: Sequence[Cell], registration: Registration | None, root: Path
             f"Rules: {REGISTERED['rules']}",
             "What the intervals cover: order, training rows and judged items. What they do not: another checkpoint of "
             "the same mean p, another model, another task, another length of training.",
-            f"Cells were run by: {'; '.join(versions) or 'none yet'}.",
+            code_words(cells),
         ]
     )
 
@@ -222,9 +211,6 @@ def _not_done(cells: Sequence[Cell]) -> str:
     for one in analysis.regrets(cells, STAGES["rules"], RULES):
         if one.passes is False:
             lines.append(f"- {one.rule} is not shown to be within the margin of always {one.constant}.")
-    for name, stage in STAGES.items():
-        want = len(stage.blocks) * len(stage.arms) * stage.replicates
-        have = len([cell for cell in cells if cell.stage == name and cell.kind == "judged"])
-        if have < want:
-            lines.append(f"- {name}: {have} of {want} judged runs are there.")
+    for stage in STAGES.values():
+        lines += missing_runs(cells, stage)
     return "## What did not come out, and what has not run\n\n" + ("\n".join(lines) or "Everything has run.")

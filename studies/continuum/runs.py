@@ -67,7 +67,7 @@ class Study(study.Study):
         return arm_words(arm, 0.0 if level is None else level.run.readings[f"p at {BOTTOM}%"])
 
     @override
-    def prepare_block(self, stage: Stage, block: Block, commit: str | None) -> None:
+    def make_start(self, block: Block) -> None:
         self.ensure_level(block.task, block.level)
 
     @override

@@ -305,4 +305,5 @@ SCRIPTS = (
     *(f"studies/cure/{name}.py" for name in ("adapted", "analysis", "arms", "design", "reading", "rows", "texts")),
     "studies/cure/pairs.json",
     "studies/findings.py",
+    "studies/held_out.py",
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from studies.cure.design import (
 )
 from studies.cure.figure import draw
 from studies.findings import judged
+from studies.page_parts import code_words, missing_runs, processor_words, registered_words
 from studies.registration import Registration
 from studies.tables import NOT_RUN, cell_text, pictures, points, table
 
@@ -141,23 +141,15 @@ def _costs(cells: Sequence[Cell]) -> str:
             tokens = statistics.fmean(r.tokens for r in done.values())
             drift = statistics.fmean(r.readings.get("drift/general/kl", float("nan")) for r in done.values())
             rows.append([block.name, arm, f"{seconds:.0f}", f"{tokens:.0f}", f"{drift:.4f}"])
-    machines = Counter(cell.processor for cell in cells)
     told = (
         "Seconds are those of training steps, two runs side by side with one thread each; drift is the KL divergence "
         "from the start on general sentences, nats per token."
     )
-    if machines:
-        told += f" Cells by processor: {', '.join(f'{name}: {count}' for name, count in machines.items())}."
+    told += processor_words(cells)
     return f"## What it costs\n\n{told}\n\n{table(['density', 'arm', 'seconds', 'tokens', 'drift'], rows)}"
 
 
 def _design(cells: Sequence[Cell], registration: Registration | None, root: Path) -> str:
-    if registration is None:
-        registered = "Nothing is registered yet, and no confirmatory run can start."
-    else:
-        registered = f"Registered by the commit `{registration.commit}`, from whose hash confirmatory seeds follow."
-        if changed := registration.changed(root):
-            registered += f" **Changed since then: {', '.join(f'`{name}`' for name in changed)}.**"
     level = next((c for c in cells if c.kind == "level" and c.block == adapted.BLOCK), None)
     start = "The checkpoint is not made yet."
     if level is not None:
@@ -171,11 +163,10 @@ def _design(cells: Sequence[Cell], registration: Registration | None, root: Path
         "steps"
         for block in MAIN.blocks
     )
-    versions = sorted({f"{cell.stage}: {cell.version}" for cell in cells})
     return "\n\n".join(
         [
             "## Design",
-            registered,
+            registered_words(registration, root),
             "One model (SmolLM2-135M-Instruct, all weights trained, float32), example sentences of WordNet 3.0. In "
             "each sentence that is made contested, a word is replaced by a rarer near-synonym that shares a synset, "
             "so the rarer word is right by construction; all other rows have no word of any pair. "
@@ -195,7 +186,7 @@ def _design(cells: Sequence[Cell], registration: Registration | None, root: Path
             "What the intervals cover: pairs, sentences, order. What they do not: another model, other text, another "
             "length of training, near-synonyms of more than one token. The phenomenon is that of arXiv 2606.07559, "
             "of which only the abstract was at hand; the study is ours.",
-            f"Cells were run by: {'; '.join(versions) or 'none yet'}.",
+            code_words(cells),
         ]
     )
 
@@ -207,9 +198,6 @@ def _not_done(cells: Sequence[Cell]) -> str:
             if v.verdict in ("undecided", "contradicted"):
                 why = f" ({v.why})" if v.why else ""
                 lines.append(f"- {block.name}, {v.name}: {v.verdict}{why}, {points(v.finding.difference)} points.")
-    for name, stage in STAGES.items():
-        want = len(stage.blocks) * len(stage.arms) * stage.replicates
-        have = len([cell for cell in cells if cell.stage == name and cell.kind == "judged"])
-        if have < want:
-            lines.append(f"- {name}: {have} of {want} judged runs are there.")
+    for stage in STAGES.values():
+        lines += missing_runs(cells, stage)
     return "## What did not come out, and what has not run\n\n" + ("\n".join(lines) or "Everything has run.")

@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_sft.models.access import find_causal_lm, find_tokenizer
 from studies.cure.rows import HouseRows
 from studies.cure.texts import Context, Pair
+from studies.held_out import HeldOutNLL
 
 
-class HouseStyle(Callback):
+class HouseStyle(HeldOutNLL):
     """Log at every validation how the run's own draw of unseen sentences stands, a mean over pairs.
 
     Keys: ``style/ahead`` (share of sentences with the right word's logit above its near-synonym's), ``style/first``
@@ -36,26 +37,6 @@ class HouseStyle(Callback):
         self.bound = bound
         self.batch_size = batch_size
         self._start: list[float] | None = None
-        self._nll, self._count = 0.0, 0
-
-    @override
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._nll, self._count = 0.0, 0
-
-    @override
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        # the only validation rows of the study are background; the module logs their NLL only after this callback
-        logp: Tensor = outputs["scores"].logp
-        self._nll -= float(logp.double().sum())
-        self._count += len(logp)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -77,7 +58,7 @@ class HouseStyle(Callback):
         if self._start is not None:
             flipped = [float(now > before) for now, before in zip(ahead, self._start, strict=True)]
             values["flipped"] = by_pair(pairs, flipped)
-        values["score"] = score(values["ahead"], self._nll / self._count, self.bound)
+        values["score"] = score(values["ahead"], self.held_out_nll, self.bound)
         known = {f"style/{key}": value for key, value in values.items() if not math.isnan(value)}
         pl_module.log_dict(known, batch_size=1)
 

@@ -65,8 +65,12 @@ class Study(study.Study):
         return arm_words(stage, block, arm, self.bound(stage, block), weight, self.small)
 
     @override
-    def prepare_block(self, stage: Stage, block: Block, commit: str | None) -> None:
+    def make_start(self, block: Block) -> None:
         self.ensure_adapted()
+
+    @override
+    def prepare_block(self, stage: Stage, block: Block, commit: str | None) -> None:
+        super().prepare_block(stage, block, commit)
         design = self.design(stage, block, commit)
 
         def wanted(under_way: Sequence[tuple[str, RunSpec]]) -> Iterator[tuple[str, RunSpec]]:

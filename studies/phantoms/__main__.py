@@ -11,7 +11,7 @@ from studies.phantoms.small import run_small
 PROGRAM = Program(
     STUDY,
     STAGES,
-    lambda root, cells, work, workers: Study(root, cells, work, workers=workers),
+    Study,
     run_small,
     write_page,
     {**REGISTERED, "design": plain()},

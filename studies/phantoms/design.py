@@ -215,4 +215,5 @@ SCRIPTS = (
     "studies/cure/rows.py",
     "studies/cure/texts.py",
     "studies/findings.py",
+    "studies/held_out.py",
 )

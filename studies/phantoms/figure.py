@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lightning_sft.compare.result import RunResult
-from lightning_sft.files import replacing
-from lightning_sft.sweep.intervals import interval
 from studies.cells import Cell
 from studies.findings import judged, scores
 from studies.phantoms.arms import FULL
 from studies.phantoms.design import FLIPPED, SILENT, STAGES
-from studies.themes import THEMES
+from studies.themes import Bar, bars_of, draw_bars, draw_in_themes
 
-#: arm, mean, ends of its 95% interval, in percent
-Bar = tuple[str, float, float, float]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 #: what is drawn: stage, log key, words
 PANELS = (
     ("confirmatory", FLIPPED, "answers alone: flipped, %"),
@@ -33,13 +33,7 @@ def bars(cells: Sequence[Cell], stage_name: str, key: str) -> list[Bar]:
     runs: dict[str, dict[int, RunResult]] = judged(cells, stage.name, stage.blocks[0].name)
     if any(len(runs.get(arm, {})) < stage.replicates for arm in stage.arms):
         return []
-    found = []
-    for arm in stage.arms:
-        one = interval(list(scores(runs, arm, key).values()))
-        assert one.low is not None
-        assert one.high is not None
-        found.append((arm, 100 * one.mean, 100 * one.low, 100 * one.high))
-    return found
+    return bars_of({arm: list(scores(runs, arm, key).values()) for arm in stage.arms})
 
 
 def draw(cells: Sequence[Cell], folder: Path) -> list[Path]:
@@ -50,30 +44,11 @@ def draw(cells: Sequence[Cell], folder: Path) -> list[Path]:
         folder: of figures.
     """
     panels = [(words, found) for stage, key, words in PANELS if (found := bars(cells, stage, key))]
-    if not panels:
-        return []
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
 
-    files = []
-    for theme, colours in THEMES.items():
-        figure = Figure(figsize=(7.2, 2.4), layout="constrained")
-        FigureCanvasSVG(figure)
+    def draw_panels(figure: Figure, colours: Mapping[str, str]) -> None:
         drawn = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (words, found) in zip(drawn, panels, strict=True):
-            for i, (arm, mean, low, high) in enumerate(reversed(found)):
-                colour = colours["second" if arm == FULL else "first"]
-                axes.hlines(i, low, high, color=colour, linewidth=2)
-                axes.plot([mean], [i], "o", color=colour, markersize=6)
-            axes.set_yticks(range(len(found)), [arm for arm, *_ in reversed(found)])
+            draw_bars(axes, found, lambda arm: colours["second" if arm == FULL else "first"])
             axes.set_xlabel(words, color=colours["text"], fontsize=8)
-            axes.tick_params(colors=colours["text"], labelsize=8)
-            for side, spine in axes.spines.items():
-                spine.set_visible(side in ("left", "bottom"))
-                spine.set_color(colours["line"])
-        path = folder / f"{theme}.svg"
-        with matplotlib.rc_context({"svg.hashsalt": "phantoms", "svg.fonttype": "none"}), replacing(path) as partial:
-            figure.savefig(partial, format="svg", transparent=True, metadata={"Date": None})
-        files.append(path)
-    return files
+
+    return draw_in_themes(folder, "phantoms", (7.2, 2.4), draw_panels) if panels else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from lightning_sft.files import write_text
 from lightning_sft.sweep.intervals import Interval, interval
 from studies.cells import Cell, require_one_version
 from studies.findings import judged, scores
+from studies.page_parts import code_words, missing_runs, processor_words, registered_words
 from studies.phantoms import analysis
 from studies.phantoms.analysis import AMONG, KINDS, MAIN, Outcome, Verdict
 from studies.phantoms.arms import FULL
@@ -265,26 +265,17 @@ def _costs(cells: Sequence[Cell]) -> str:
                   for r in done.values()), strict=True)]  # fmt: skip
             rows.append([stage.name, arm, *(f"{value:.0f}" for value in of)])
     told = "Seconds of training steps, and of the whole run with its readings; two runs side by side, one thread each."
-    machines = Counter(cell.processor for cell in cells)
-    if machines:
-        told += f" Cells by processor: {', '.join(f'{name}: {count}' for name, count in machines.items())}."
+    told += processor_words(cells)
     heading = ["stage", "arm", "seconds of steps", "seconds of the run", "tokens"]
     return f"## What it costs\n\n{told}\n\n{table(heading, rows)}"
 
 
 def _design(cells: Sequence[Cell], registration: Registration | None, root: Path) -> str:
-    if registration is None:
-        registered = "Nothing is registered yet, and no confirmatory run can start."
-    else:
-        registered = f"Registered by the commit `{registration.commit}`, from whose hash confirmatory seeds follow."
-        if changed := registration.changed(root):
-            registered += f" **Changed since then: {', '.join(f'`{name}`' for name in changed)}.**"
-    versions = sorted({f"{cell.stage}: {cell.version}" for cell in cells})
     half = CONTEXTS // 2
     return "\n\n".join(
         [
             "## Design",
-            registered,
+            registered_words(registration, root),
             f"One model (SmolLM2-135M-Instruct, float32, tied embeddings), {STEPS} steps of AdamW without weight "
             f"decay. A run draws {CONTEXTS} contexts without a word in common: {half} of the package's library, and "
             f"{half} sentences of WordNet 3.0 up to a word that is replaced by a rarer near-synonym, which is right by "
@@ -301,7 +292,7 @@ def _design(cells: Sequence[Cell], registration: Registration | None, root: Path
             "What the intervals cover: contexts, rows, order. What they do not: another model, untied embeddings, "
             "longer runs, near-synonyms of more than one token. Order parameter and failure modes are reconstructed "
             "from the abstract of arXiv 2606.07559; the paper's own formulas may differ, and the study is ours.",
-            f"Cells were run by: {'; '.join(versions) or 'none yet'}.",
+            code_words(cells),
         ]
     )
 
@@ -312,10 +303,7 @@ def _not_done(cells: Sequence[Cell]) -> str:
         if v.verdict in ("undecided", "contradicted"):
             lines.append(f"- {v.name}: {v.verdict}{f' ({v.why})' if v.why else ''}.")
     for name, stage in STAGES.items():
-        want = len(stage.arms) * stage.replicates
-        have = [c for c in cells if c.stage == name and c.kind == "judged"]
-        if len(have) < want:
-            lines.append(f"- {name}: {len(have)} of {want} judged runs are there.")
+        lines += missing_runs(cells, stage)
         if diverged := sum(c.run.outcome != "finished" for c in cells if c.stage == name):
             lines.append(f"- {name}: {diverged} runs diverged, at rates that are too high for their arm.")
     return "## What did not come out, and what has not run\n\n" + ("\n".join(lines) or "Everything has run.")

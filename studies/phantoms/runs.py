@@ -34,7 +34,7 @@ class Study(study.Study):
         return arm_words(arm)
 
     @override
-    def prepare_block(self, stage: Stage, block: Block, commit: str | None) -> None:
+    def make_start(self, block: Block) -> None:
         """Nothing is needed but the model."""
 
     @override

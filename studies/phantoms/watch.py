@@ -22,6 +22,7 @@ from lightning_sft.probes.forward import read_probes
 from lightning_sft.probes.history import Jump, ProbeHistory, find_jumps
 from lightning_sft.probes.probe import Probe
 from lightning_sft.probes.verdict import Verdict
+from studies.held_out import HeldOutNLL
 from studies.phantoms.rows import ProbeRows, Taught
 
 #: outcomes and failure modes as the numbers that cells hold
@@ -32,7 +33,7 @@ SILENT = ("stopped early", "failed")
 _UNDRAWN = Probe("undrawn", "one", "other")
 
 
-class Watch(OrderParameterLogger):
+class Watch(HeldOutNLL, OrderParameterLogger):
     """Read the contexts that a run is taught, and log at its end what became of each of them.
 
     Keys: ``phantoms/flipped`` and ``phantoms/silent``, shares of the contexts whose right word was behind at the start;
@@ -62,7 +63,6 @@ class Watch(OrderParameterLogger):
         self.taught: tuple[Taught, ...] = ()
         self._kept: list[Tensor] = []
         self._nll: list[float] = []  # of every validation
-        self._sum, self._count = 0.0, 0
 
     # ------------------------------------------------------------------ before the first step
 
@@ -78,26 +78,8 @@ class Watch(OrderParameterLogger):
     # ------------------------------------------------------------------ held-out NLL
 
     @override
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._sum, self._count = 0.0, 0
-
-    @override
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        logp: Tensor = outputs["scores"].logp
-        self._sum -= float(logp.double().sum())
-        self._count += len(logp)
-
-    @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._nll.append(self._sum / self._count)
+        self._nll.append(self.held_out_nll)
 
     # ------------------------------------------------------------------ the end
 

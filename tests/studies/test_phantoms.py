@@ -50,7 +50,7 @@ from studies.phantoms.rows import ProbeRows, Taught
 from studies.phantoms.runs import Study
 from studies.phantoms.small import run_small
 from studies.phantoms.watch import MODES, OUTCOMES, Watch, of_context
-from studies.registration import FILE, Registration, has_history, history_faults, registered, write_registration
+from studies.registration import FILE, Registration, has_history, registered, write_registration
 from tests.toys import save_toy, toy_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -491,11 +491,3 @@ def test_the_registered_file_holds_all_that_decides(tmp_path: Path) -> None:
         assert script in text
     for word in ("H1", "H2", "H3", "primary outcome", "decision rule", "Holm"):
         assert word in text
-
-
-def test_history_shows_pilot_registration_and_cells_in_this_order() -> None:
-    if not has_history(ROOT):
-        pytest.skip("no full git checkout: the order of commits cannot be looked up")
-    stages = {name: sorted((CELLS / name).glob("*.json")) for name in STAGES}
-    later = [file for name, files in stages.items() if STAGES[name].registered for file in files]
-    assert history_faults(CELLS / FILE, ROOT, stages["pilot"], later) == []

@@ -8,7 +8,11 @@ import pytest
 from lightning_sft.compare.design import RunSpec
 from lightning_sft.errors import UserError
 from studies.cells import read_cells
+from studies.command import Program
+from studies.continuum.__main__ import PROGRAM as continuum
 from studies.continuum.design import REGISTERED, SCRIPTS, STAGES, STUDY, plain
+from studies.cure.__main__ import PROGRAM as cure
+from studies.phantoms.__main__ import PROGRAM as phantoms
 from studies.registration import FILE, has_history, history_faults, registered, seed_text, write_registration
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,9 +171,11 @@ def test_confirmatory_seeds_follow_from_the_registering_commit() -> None:
         assert found is None or cell.rate == found[cell.arm], cell.file
 
 
-def test_history_shows_pilot_registration_and_cells_in_this_order() -> None:
+@pytest.mark.parametrize("program", [continuum, cure, phantoms], ids=lambda program: program.name)
+def test_history_shows_pilot_registration_and_cells_in_this_order(program: Program) -> None:
     if not has_history(ROOT):
         pytest.skip("no full git checkout: the order of commits cannot be looked up")
-    stages = {name: sorted((CELLS / name).glob("*.json")) for name in STAGES}
-    later = [file for name, files in stages.items() if STAGES[name].registered for file in files]
-    assert history_faults(CELLS / FILE, ROOT, stages["pilot"], later) == []
+    cells = ROOT / "docs/studies/data" / program.name
+    stages = {name: sorted((cells / name).glob("*.json")) for name in program.stages}
+    later = [file for name, files in stages.items() if program.stages[name].registered for file in files]
+    assert history_faults(cells / FILE, ROOT, stages["pilot"], later) == []
