@@ -40,7 +40,7 @@ from lightning_sft.training.exact_step import ExactSteps
 from lightning_sft.training.extra_loss import TakesExtraLoss
 from lightning_sft.training.nonfinite import OnNonfinite
 from lightning_sft.training.optim import OptimizationSettings, ParameterRule
-from lightning_sft.training.schedules import ScheduleName, follow_validation
+from lightning_sft.training.schedules import ScheduleName, follow_validation, go_on_along_own_curve
 from lightning_sft.training.strategies import StrategyAdapter, adapter_of
 from lightning_sft.training.totals import StepTotals
 
@@ -243,6 +243,7 @@ class SFTModule(TakesExtraLoss, ResumableModule, EvaluatedModule):
         self._pick_objective()
         start.seed_objective(self.objective, self, self.scorer, self.trainer)
         if self.resume_state.restore_rng():
+            go_on_along_own_curve(self.trainer)
             rank_zero_info(f"Resumed at step {self.trainer.global_step} from {self.trainer.ckpt_path}")
 
     @property

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Trainer
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau, SequentialLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau, SequentialLR
 
 from lightning_sft.errors import UserError
 
@@ -176,3 +176,24 @@ def follow_validation(trainer: Trainer) -> None:
             )
         scheduler: Any = config.scheduler  # those that follow a metric take it
         scheduler.step(value)
+
+
+def go_on_along_own_curve(trainer: Trainer) -> None:
+    """Give a resumed run the rate of its own schedule at the step reached.
+
+    A checkpoint brings the rate that its run's schedule had there. With another number of steps that is another curve's:
+    0 where a finished run is continued. A scheduler of functions, as all named ones are, takes these from the run and
+    not from the checkpoint, so the rate is known anew; of an unchanged run it is the same to the last bit. Rates that
+    somebody has set since are left alone, and so are other schedulers, whose length comes with the checkpoint.
+    """
+    for config in trainer.lr_scheduler_configs:
+        scheduler = config.scheduler
+        if not isinstance(scheduler, LambdaLR):
+            continue
+        curves = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        rates = [base * curve(scheduler.last_epoch) for base, curve in curves]
+        for i, (group, loaded) in enumerate(
+            zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=True)
+        ):
+            if not isinstance(group["lr"], torch.Tensor) and group["lr"] == loaded:
+                group["lr"] = scheduler._last_lr[i] = rates[i]

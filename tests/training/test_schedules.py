@@ -87,6 +87,50 @@ def test_a_scheduler_with_an_interval_of_its_own(toy_folder: Path) -> None:
             trainer(max_steps=1).fit(SFTModule(str(toy_folder), lr_scheduler_config=wrong), loader(batches(2, 2)))
 
 
+class KeepRates(Callback):
+    """Notes the rate of the first group in each step."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_finished_run_that_is_continued_has_the_rates_of_the_longer_run(
+    name: ScheduleName, accumulate: int, toy_folder: Path, tmp_path: Path
+) -> None:
+    def rates(steps: int, path: Path | None = None) -> list[float]:
+        module = SFTModule(str(toy_folder), optimizer=sgd, lr_scheduler=name)
+        keep = KeepRates()
+        fit = trainer(max_steps=steps, max_epochs=-1, accumulate_grad_batches=accumulate, callbacks=[keep])
+        fit.fit(module, loader(batches(6, 2)), ckpt_path=path)
+        if path is None:
+            fit.save_checkpoint(tmp_path / f"{steps}.ckpt")
+        return keep.rates
+
+    whole = rates(6)
+    assert rates(3)[1:] < whole[1:3], "another curve, which ends at 0"
+    assert rates(6, tmp_path / "3.ckpt") == whole[3:]
+
+
+def test_a_rate_that_somebody_set_before_the_first_step_stays(toy_folder: Path, tmp_path: Path) -> None:
+    class SetRate(KeepRates):
+        def on_train_start(self, trainer: Trainer, *args: Any) -> None:
+            trainer.optimizers[0].param_groups[0]["lr"] = 0.025
+
+    module, keep = SFTModule(str(toy_folder), optimizer=sgd), SetRate()
+    first = trainer(max_steps=1, max_epochs=-1)
+    first.fit(module, loader(batches(6, 2)))
+    first.save_checkpoint(tmp_path / "one.ckpt")
+    again = SFTModule(str(toy_folder), optimizer=sgd)
+    fit = trainer(max_steps=3, max_epochs=-1, callbacks=[keep])
+    fit.fit(again, loader(batches(6, 2)), ckpt_path=tmp_path / "one.ckpt")
+    assert keep.rates == pytest.approx([0.025, 0.1 / 3])
+
+
 #: what some names cannot do without
 NEEDS = {
     "cosine_with_min_lr": {"min_lr_rate": 0.1},
