@@ -1,5 +1,6 @@
 """A step tried without data allocates what the real one does; the same counter watches both."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
+from torch.profiler import ProfilerActivity, profile
 
 from lightning_sft.estimate.head import head_allocations
 from lightning_sft.estimate.live import LiveMemory
@@ -33,6 +35,54 @@ def test_what_is_freed_counts_no_longer() -> None:
     assert max(live.curve.values()) == 8000
     del one
     assert live.gradients == 0
+
+
+class _GradientsAtOnce(torch.autograd.Function):
+    """Has made its gradients when it is called, as the fused head has."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.made = torch.ones_like(hidden), torch.ones_like(weight)
+        return hidden.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        made, ctx.made = ctx.made, None
+        return tuple(one.mul_(grad).to(one.dtype) for one in made)
+
+
+USES_TWICE: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "made at once, as the head's": _GradientsAtOnce.apply,  # type: ignore[dict-item]
+    "all logits, whose gradient is a view": lambda hidden, weight: torch.nn.functional.linear(hidden, weight).sum(),
+    "a gradient of one number": lambda hidden, weight: hidden.sum() + weight.sum(),
+    "products": lambda hidden, weight: hidden.sum() + (weight * 3).sum() + (weight * 2).sum(),
+}
+
+
+@pytest.mark.parametrize("use", USES_TWICE.values(), ids=USES_TWICE.keys())
+def test_the_two_gradients_of_a_tied_matrix_count_as_autograd_adds_them(use: Any) -> None:
+    """Beside the allocator's own record of a backward pass without the counter."""
+    weight, ids = torch.nn.Parameter(torch.randn(5000, 64)), torch.arange(8)
+
+    def step() -> None:
+        weight.grad = None
+        use(torch.nn.functional.embedding(ids, weight), weight).backward()
+
+    step()
+    weight.grad = None
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        step()
+    assert record.profiler is not None
+    now = peak = 0
+    for event in record.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    weight.register_post_accumulate_grad_hook(lambda p: live.declare_gradient(p.grad))
+    weight.grad = None
+    with LiveMemory([weight]) as live:
+        step()
+    assert max(rest + gradients for gradients, rest in live.curve.items()) == pytest.approx(peak, rel=0.02)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
