@@ -30,6 +30,14 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "nll alone": (["--nll"], ("'nll'", "--objective NLL")),
     "cosine alone": (["--cosine"], ("'cosine'", "--model.lr_scheduler cosine")),
     "lora_r": (["--lora_r=8"], ("'lora_r'", "model.adapter.r")),
+    # what is not offered, by its names elsewhere
+    "context parallelism of a strategy": (
+        ["--trainer.strategy=ModelParallelStrategy", "--trainer.strategy.context_parallel_size=2"],
+        ("'context_parallel_size'", "not supported", "gradient_checkpointing", "docs/how_to/strategies.md"),
+    ),
+    "context parallelism of axolotl": (["--context_parallel_size=2"], ("not supported", "configs/strategy/fsdp2.yaml")),
+    "context parallelism of accelerate": (["--trainer.cp_size=2"], ("'trainer.cp_size'", "not supported")),
+    "a strategy that is not there": (["--trainer.strategy=context_parallel"], ("'context_parallel'", "not supported")),
     # typos of settings
     "a typo in a section": (["--model.objektive=NLL"], ("'model.objektive'", "model.objective")),
     "a typo in a short word": (["--objektive", "NLL"], ("'objektive'", "model.objective")),

@@ -83,7 +83,7 @@ class LiveMemory(TorchDispatchMode):
             self.rest -= size
 
     def _settle(self) -> None:
-        """Look at what the last operation left behind; a sum was none in place if somebody still holds its first part."""
+        """Look at what the last operation left; a sum was not in place if somebody still holds its first part."""
         most, self._sum = self._sum, None
         if most is not None and most[0] in self._sizes:
             self._look(most[1])

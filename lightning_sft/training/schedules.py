@@ -181,9 +181,9 @@ def follow_validation(trainer: Trainer) -> None:
 def go_on_along_own_curve(trainer: Trainer) -> None:
     """Give a resumed run the rate of its own schedule at the step reached.
 
-    A checkpoint brings the rate that its run's schedule had there. With another number of steps that is another curve's:
-    0 where a finished run is continued. A scheduler of functions, as all named ones are, takes these from the run and
-    not from the checkpoint, so the rate is known anew; of an unchanged run it is the same to the last bit. Rates that
+    A checkpoint brings the rate that its run's schedule had there, which was drawn for that run's number of steps: 0
+    where a finished run is continued. A scheduler of functions, as all named ones are, takes these from the run and not
+    from the checkpoint, so the rate can be computed; of an unchanged run it is the same to the last bit. Rates that
     somebody has set since are left alone, and so are other schedulers, whose length comes with the checkpoint.
     """
     for config in trainer.lr_scheduler_configs:

@@ -10,6 +10,7 @@ import yaml  # type: ignore[import-untyped]
 from lightning_sft.cli.front import say
 from lightning_sft.cli.front.given import SECTIONS, Given, read_given
 from lightning_sft.cli.front.listing import KnownClass, Listing, Setting, listing
+from lightning_sft.cli.front.names import not_offered
 from lightning_sft.cli.front.values import fits, is_inline, is_number
 from lightning_sft.cli.front.words import REPORT, class_of_word, expand, may_be_class
 from lightning_sft.cli.verbs import LIGHTNING_VERBS
@@ -165,6 +166,8 @@ class Checker:
         name = name if is_path else class_of_word(key, name) or name
         found = classes.get(name) or next((c for c in classes.values() if c.path == name), None)
         self.chosen[key] = found
+        if key == "trainer.strategy" and (instead := not_offered(name)) is not None:
+            raise UserError(f"{one.where}{key} is {name!r}. {instead}")
         if found is not None or not classes or name in _FORMER or (fits(name, setting) and not is_path):
             return
         module, dot, _ = name.rpartition(".")

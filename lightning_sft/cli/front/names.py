@@ -114,6 +114,22 @@ SETTINGS: dict[str, str] = {
     "configuration": "config",
     "yaml": "config",
 }
+_LONG_ROWS = (
+    "Context parallelism, which splits one row over devices, is not supported. For rows that a device cannot hold, in "
+    "this order: model.gradient_checkpointing: true; data.batch_size: 1 and more trainer.accumulate_grad_batches; "
+    "configs/strategy/fsdp2.yaml; configs/strategy/fsdp2_tensor_parallel.yaml; data.truncation: keep_completion. "
+    "docs/how_to/strategies.md (Rows longer than a device holds) says why, and `lightning estimate` what each saves."
+)
+#: what is asked for and not offered, by its names elsewhere -> what to do instead
+NOT_OFFERED: dict[str, str] = dict.fromkeys(
+    (
+        "contextparallel", "contextparallelism", "contextparallelsize", "contextparalleldegree", "cpsize", "cpdegree",
+        "cpbackend", "cprotatemethod", "sequenceparallel", "sequenceparallelism", "sequenceparallelsize",
+        "sequenceparalleldegree", "spsize", "spdegree", "ringattention", "ulysses", "ulyssessize", "ulyssesdegree",
+        "ulyssessequenceparallelsize", "contextparallelstrategy",
+    ),
+    _LONG_ROWS,
+)  # fmt: skip
 #: base class -> what its arguments are called elsewhere
 OPTIONS: dict[str, dict[str, str]] = {
     "PeftConfig": {
@@ -164,6 +180,11 @@ CLASSES: dict[str, dict[str, str]] = {
 def plain(word: str) -> str:
     """Return a name without case, dashes and underscores."""
     return word.casefold().replace("-", "").replace("_", "")
+
+
+def not_offered(name: str) -> str | None:
+    """Return what to do instead of a thing that is not offered, by the name that a setting or a class has elsewhere."""
+    return NOT_OFFERED.get(plain(name.rpartition(".")[2]))
 
 
 def nearest(word: str, names: Iterable[str], elsewhere: Mapping[str, str] | None = None) -> str | None:

@@ -8,7 +8,7 @@ import yaml  # type: ignore[import-untyped]
 
 from lightning_sft.cli.front.given import Given
 from lightning_sft.cli.front.listing import KnownClass, Listing, Setting
-from lightning_sft.cli.front.names import CLASSES, OPTIONS, nearest, nearest_setting, plain
+from lightning_sft.cli.front.names import CLASSES, OPTIONS, nearest, nearest_setting, not_offered, plain
 from lightning_sft.cli.front.words import WORDS
 
 _NUMBERS = {"int": "a whole number", "float": "a number", "bool": "true or false", "null": "null", "str": "a text"}
@@ -43,6 +43,8 @@ def unknown_setting(one: Given, known: Listing, own: Iterable[str]) -> str:
     if meant is None and not section:
         meant = nearest(key, [*WORDS, "model", "output"])
     text = f"{one.where}There is no setting {key!r}"
+    if (instead := not_offered(key)) is not None:
+        return f"{text}. {instead}"
     if meant is not None:
         short = "" if one.file else next((f" (in short --{w})" for w, long in WORDS.items() if long == meant), "")
         return f"{text}; did you mean {meant!r}{short}?"
@@ -128,6 +130,8 @@ def _taken_elsewhere(option: str, key: str, known: Listing) -> tuple[str, list[s
 
 def unknown_option(one: Given, key: str, option: str, known: KnownClass, listed: Listing) -> str:
     """Say that a class has no such argument, and which it has."""
+    if (instead := not_offered(option)) is not None:
+        return f"{one.where}{key}: there is no option {option!r}. {instead}"
     elsewhere: dict[str, str] = {}
     for base in listed.settings[key].bases:
         elsewhere |= OPTIONS.get(base, {})
