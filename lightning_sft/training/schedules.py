@@ -192,8 +192,6 @@ def go_on_along_own_curve(trainer: Trainer) -> None:
             continue
         curves = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
         rates = [base * curve(scheduler.last_epoch) for base, curve in curves]
-        for i, (group, loaded) in enumerate(
-            zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=True)
-        ):
-            if not isinstance(group["lr"], torch.Tensor) and group["lr"] == loaded:
+        for i, group in enumerate(scheduler.optimizer.param_groups):
+            if not isinstance(group["lr"], torch.Tensor) and group["lr"] == scheduler.get_last_lr()[i]:
                 group["lr"] = scheduler._last_lr[i] = rates[i]
