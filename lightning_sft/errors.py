@@ -10,8 +10,12 @@ class UserError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its class's name: other libraries' messages run over pages."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """Return the first line of an error's message, or its class's name: other libraries' messages run over pages.
+
+    A first line that only announces the next one, by a colon at its end, is returned with it.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(line.strip() for line in lines[: 2 if lines[0].rstrip().endswith(":") else 1])
 
 
 def require_log_name(name: object, whose: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+from pathlib import Path
 
 #: a full disk, a quota, a limit on file sizes, a read-only filesystem, missing permissions
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -23,6 +24,13 @@ def what_happened(error: BaseException) -> str | None:
         return (
             f"could not write{place}: {error.strerror}. What stood there before is whole. Make room, or give another "
             "folder (trainer.default_root_dir, the logger's save_dir, data.cache_dir)."
+        )
+    if isinstance(error, FileNotFoundError) and error.filename and not Path(error.filename).parent.is_dir():
+        place = Path(error.filename)
+        stays = f" If it was moved, its checkpoints are whole: go on with --ckpt_path THERE/{place.name}."
+        return (
+            f"could not use {str(place)!r}: there is no folder {str(place.parent)!r}, or no longer."
+            f"{stays if place.suffix == '.ckpt' else ''}"
         )
     if isinstance(error, OSError) and error.errno in _NO_FOLDER and error.filename:
         return (

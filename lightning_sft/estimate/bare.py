@@ -15,6 +15,7 @@ from lightning_sft.errors import UserError, first_line
 from lightning_sft.models.adapters import add_adapter
 from lightning_sft.models.build import ModelSettings
 from lightning_sft.models.checkpointing import enable_checkpointing
+from lightning_sft.models.loading import BAD_CONFIG, change_fields
 from lightning_sft.places import PACKAGE_SCHEME, package_file
 
 #: attention kernels that need a package or a GPU; torch's own holds about as much
@@ -44,16 +45,13 @@ def read_config(settings: ModelSettings) -> Any:
         place, more["revision"] = str(path) if path.exists() else source, settings.revision
     try:
         config = AutoConfig.from_pretrained(place, **more)
-    except (OSError, ValueError, KeyError, ImportError, NotImplementedError) as error:
+    except BAD_CONFIG as error:
         raise UserError(
             f"No configuration could be read for {source!r}: {first_line(error)} Allowed: a hub name, a folder with "
             "config.json, a .gguf file or pkg://package/file.gguf, of an architecture that the installed transformers "
             "knows; others need trust_remote_code: true, or a newer transformers."
         ) from error
-    for field, value in (settings.config_overrides or {}).items():
-        if not hasattr(config, field):
-            raise UserError(f"config_overrides names {field!r}, which {type(config).__name__} does not have.")
-        setattr(config, field, value)
+    change_fields(config, settings.config_overrides or {})
     config.use_cache = False
     return config
 

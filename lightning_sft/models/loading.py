@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_sft.errors import UserError, first_line
@@ -19,6 +21,8 @@ from lightning_sft.places import PACKAGE_SCHEME, package_file, require_model_pla
 
 Dtype = Literal["auto", "fastest", "float32", "bfloat16", "float16", "float64"]
 Init = Literal["pretrained", "random"]
+#: what transformers raises of configurations that it cannot read, or whose values contradict each other
+BAD_CONFIG = (OSError, ValueError, KeyError, ImportError, NotImplementedError, StrictDataclassError)
 
 
 def resolve(model_name_or_path: str) -> str:
@@ -63,7 +67,7 @@ def load_tokenizer(
     source = str(folder) if alone else resolve(name_or_path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError) as error:
+    except BAD_CONFIG as error:
         raise UserError(f"No tokenizer could be loaded from {name_or_path!r}: {first_line(error)}") from error
     if chat_template is not None:
         path = Path(chat_template).expanduser()
@@ -113,15 +117,9 @@ def load_causal_lm(
     source = resolve(name_or_path)
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError) as error:
+    except BAD_CONFIG as error:
         raise UserError(f"No model could be loaded from {name_or_path!r}: {first_line(error)}") from error
-    for field, value in (config_overrides or {}).items():
-        if not hasattr(config, field):
-            raise UserError(
-                f"config_overrides names {field!r}, which {type(config).__name__} does not have. Its fields: "
-                f"{', '.join(sorted(k for k in config.to_dict() if not k.startswith('_')))}."
-            )
-        setattr(config, field, value)
+    change_fields(config, config_overrides or {})
     config.use_cache = False  # training never uses it, and some architectures pay for it; generation asks for it
     _require_causal(config, name_or_path)
     # Lightning calls this under its own device and dtype contexts; from_pretrained refuses the meta device.
@@ -140,6 +138,31 @@ def load_causal_lm(
     require_accessors(model, name_or_path)
     freeze_beside_text(model)
     return model
+
+
+def change_fields(config: Any, overrides: Mapping[str, Any]) -> None:
+    """Change fields of a model's configuration, in place.
+
+    Args:
+        config: of the model.
+        overrides: field -> value.
+
+    Raises:
+        UserError: a field that it does not have, or a value that it does not take.
+    """
+    for field, value in overrides.items():
+        if not hasattr(config, field):
+            raise UserError(
+                f"config_overrides names {field!r}, which {type(config).__name__} does not have. Its fields: "
+                f"{', '.join(sorted(k for k in config.to_dict() if not k.startswith('_')))}."
+            )
+        try:
+            setattr(config, field, value)
+        except StrictDataclassError as error:
+            raise UserError(
+                f"config_overrides sets {field!r} to {value!r}, which {type(config).__name__} does not take: "
+                f"{first_line(error)}"
+            ) from error
 
 
 def grow_embeddings(model: PreTrainedModel, vocabulary: int, init: Init) -> range:

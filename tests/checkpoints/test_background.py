@@ -1,5 +1,6 @@
 """Checkpoints written behind training: what they hold, how much memory, and what a failed or killed write costs."""
 
+import json
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ from lightning_sft.checkpoints.background import BackgroundWriter
 from lightning_sft.checkpoints.io import SafeCheckpointIO
 from lightning_sft.checkpoints.read import read_checkpoint
 from tests.fitting import trainer
-from tests.running import write_rows
+from tests.running import run, toy_arguments, write_rows
 
 
 def step_of(path: Path) -> int:
@@ -167,6 +168,37 @@ def test_a_write_that_fails_ends_the_run_at_the_next_step_and_the_old_one_stays(
     place = (kept if trouble == "gone" else folder) / "last.ckpt"
     assert step_of(place) == 3
     assert list(place.parent.iterdir()) == [place]
+
+
+@pytest.mark.parametrize("trouble", ["full", "gone"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_command_line_says_in_one_line_what_became_of_a_write(
+    toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trouble: str
+) -> None:
+    folder, beside = tmp_path / "checkpoints", io.beside
+
+    def trouble_at_three(place: Path) -> Path:
+        partial = beside(place)
+        if place.exists() and step_of(place) >= 3:
+            if trouble == "full":
+                partial.symlink_to("/dev/full")
+            else:
+                folder.rename(tmp_path / "moved")
+        return partial
+
+    monkeypatch.setattr(io, "beside", trouble_at_three)
+    last = {"class_path": "LastCheckpoint", "init_args": {"every_n_train_steps": 1, "dirpath": str(folder)}}
+    words = toy_arguments(
+        toy_folder, write_rows(tmp_path / "rows.jsonl", 40), data__batch_size=2, trainer__max_steps=12
+    )
+    with pytest.raises(SystemExit) as stop:
+        run("fit", [*words, "--trainer.limit_val_batches=0", f"--trainer.callbacks={json.dumps([last])}"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    said = "No space left on device" if trouble == "full" else "--ckpt_path THERE/last.ckpt"
+    assert f"'{folder}/last.ckpt'" in error
+    assert said in error
+    assert step_of((tmp_path / "moved" if trouble == "gone" else folder) / "last.ckpt") >= 3
 
 
 def test_a_kill_in_the_middle_of_a_write_loses_nothing(tmp_path: Path) -> None:

@@ -113,9 +113,20 @@ def test_bad_models_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "new_thing" in refused(capsys, tmp_path, "--length=8")
     (tmp_path / "config.json").write_text("{}")
     assert "No configuration could be read" in refused(capsys, tmp_path, "--length=8")
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "num_attention_heads": 3, "hidden_size": 64}')
+    assert "is not a multiple of the number of attention heads (3)" in refused(capsys, tmp_path, "--length=8")
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     assert "no causal language model" in refused(capsys, tmp_path, "--length=8")
     assert "no GGUF file" in refused(capsys, tmp_path / "no.gguf", "--length=8")
+
+
+def test_a_configuration_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text("trainer:\n  max_steps: 3\n")
+    for given in ([f"--config={config}"], []):
+        with pytest.raises(SystemExit):
+            main(["estimate", *given, "--length=8"])
+        assert "Required but not given: model.model_name_or_path" in capsys.readouterr().err
 
 
 def test_a_folder_with_weights_gives_the_same(bare: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,6 +56,14 @@ def test_an_unknown_configuration_field_lists_those_that_exist(toy_folder: Path)
         load_causal_lm(str(toy_folder), config_overrides={"atention_dropout": 0.1})
 
 
+def test_values_of_a_configuration_that_contradict_each_other(toy_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "num_attention_heads": 3, "hidden_size": 64}')
+    with pytest.raises(UserError, match=r"No model could be loaded .*\(64\) is not a multiple of .* heads \(3\)"):
+        load_causal_lm(str(tmp_path))
+    with pytest.raises(UserError, match=r"'num_attention_heads' to 'many', which LlamaConfig does not take: .*int"):
+        load_causal_lm(str(toy_folder), config_overrides={"num_attention_heads": "many"})
+
+
 def test_chat_template_from_text_and_file(toy_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "t.jinja").write_text("{{ messages[0]['content'] }}")
     for template in ("{{ messages[0]['content'] }}", str(tmp_path / "t.jinja")):
