@@ -26,11 +26,11 @@ def what_happened(error: BaseException) -> str | None:
             "folder (trainer.default_root_dir, the logger's save_dir, data.cache_dir)."
         )
     if isinstance(error, FileNotFoundError) and error.filename and not Path(error.filename).parent.is_dir():
-        place = Path(error.filename)
-        stays = f" If it was moved, its checkpoints are whole: go on with --ckpt_path THERE/{place.name}."
+        path = Path(error.filename)
+        stays = f" If it was moved, its checkpoints are whole: go on with --ckpt_path THERE/{path.name}."
         return (
-            f"could not use {str(place)!r}: there is no folder {str(place.parent)!r}, or no longer."
-            f"{stays if place.suffix == '.ckpt' else ''}"
+            f"could not use {str(path)!r}: there is no folder {str(path.parent)!r}, or no longer."
+            f"{stays if path.suffix == '.ckpt' else ''}"
         )
     if isinstance(error, OSError) and error.errno in _NO_FOLDER and error.filename:
         return (
