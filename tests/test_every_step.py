@@ -31,6 +31,17 @@ def write_sums(path: Path, count: int, first: int = 0) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def rows_and_model(here: Path) -> list[str]:
+    """Write a toy model and rows into a folder; return the options that name them."""
+    save_toy(here / "toy")
+    write_sums(here / "train.jsonl", 40)
+    write_sums(here / "val.jsonl", 12, first=40)
+    run = ["--model", "./toy", "--lr", "1e-2", "--batch_size", "4", "--max_steps", "6"]
+    for name in ("train", "val"):
+        run += [f"--data.{name}", "Source", f"--data.{name}.path", f"{name}.jsonl", f"--data.{name}.columns", COLUMNS]
+    return run
+
+
 def next_commands(out: str) -> list[list[str]]:
     """The commands that the end of a fit says to type next, without the program's name."""
     lines = out[out.index("Next       ") :].splitlines()
@@ -62,17 +73,12 @@ def test_the_demo(person: Person) -> None:
 
 def test_every_step_on_rows_of_ones_own(person: Person) -> None:
     here = person.folder
-    save_toy(here / "toy")
-    write_sums(here / "train.jsonl", 40)
-    write_sums(here / "val.jsonl", 12, first=40)
+    run = rows_and_model(here)
     logs = here / "lightning_logs"
 
     # own data: a message about its columns has the option that maps them
-    run = ["--model", "./toy", "--lr", "1e-2", "--batch_size", "4", "--max_steps", "6"]
-    refused = person.types("inspect", "--train", "train.jsonl", *run, status=2).err
+    refused = person.types("inspect", "--model", "./toy", "--train", "train.jsonl", status=2).err
     assert f"--data.train Source --data.train.path FILE --data.train.columns '{COLUMNS}'" in refused
-    for name in ("train", "val"):
-        run += [f"--data.{name}", "Source", f"--data.{name}.path", f"{name}.jsonl", f"--data.{name}.columns", COLUMNS]
     person.types("init", *run)
     assert "rows" in person.types("inspect", "sft.yaml", "--rows", "1").out
     assert "GiB" in person.types("estimate", "sft.yaml").out
@@ -115,15 +121,17 @@ def test_every_step_on_rows_of_ones_own(person: Person) -> None:
     audited = json.loads((here / "audit/audit.json").read_text())
     assert audited
 
-    # a comparison that workers share, and a search for a critical rate
+
+def test_a_comparison_that_workers_share_and_a_search_for_a_critical_rate(person: Person) -> None:
+    person.types("init", *rows_and_model(person.folder), "--output", "shared.yaml")
     storage = ["--storage", "journal:shared.log"]
-    small = ["--points=2", "--refine=0", "--grow=0", "--low=1e-3", "--high=1e-2", "--replicates=2", "--max_steps=2"]
-    compared = person.types("compare", "sft.yaml", "--objectives", "NLL,PowerFamily(1)", *small, *storage)
+    small = ["--points=3", "--refine=0", "--grow=0", "--low=1e-3", "--high=1e-2", "--replicates=2", "--max_steps=2"]
+    compared = person.types("compare", "shared.yaml", "--objectives", "NLL,PowerFamily(1)", *small, *storage)
     assert "NLL" in compared.out
     assert "are done" in person.types("sweep", "status", *storage).out
     person.types("sweep", "worker", *storage)
     finder = {"criterion": "val_nll", "target": 5.5, "low": 1e-6, "high": 1e-1, "points": 2, "steps": 1}
     search = ["--trainer.callbacks=CriticalLearningRateFinder", "--trainer.callbacks.resolution=5.0"]
     search += [f"--trainer.callbacks.{key}={value}" for key, value in finder.items()]
-    found = person.types("sweep", "critical", "sft.yaml", *search, "--storage", "journal:lr.log", "--name", "mine")
+    found = person.types("sweep", "critical", "shared.yaml", *search, "--storage", "journal:lr.log", "--name", "mine")
     assert re.search(r"Critical rate|at no rate|at every rate|never|below", found.out + found.err)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -61,7 +62,7 @@ class Ran:
 
 
 class Person:
-    """Types commands in an empty folder.
+    """Types commands in an empty folder; what they print is shown by ``pytest -s``, and where a test fails.
 
     Args:
         place: gets the wheel, the environment and the folder.
@@ -105,6 +106,7 @@ class Person:
         self._driver.stdin.flush()
         ended = int(self._driver.stdout.readline())
         ran = Ran(ended, files["out"].read_text(), files["err"].read_text())
+        print(f"\n$ lightning {shlex.join(words)}", ran.out, ran.err, sep="\n", flush=True)
         assert ended == status, f"lightning {' '.join(words)}: {ended}\n{ran.out}\n{ran.err}"
         assert "Traceback" not in ran.err, ran.err
         return ran

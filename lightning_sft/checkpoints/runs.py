@@ -43,7 +43,8 @@ def find_checkpoint(which: str, roots: Iterable[Path], extra: Iterable[Path] = (
     """Return the checkpoint that ``--ckpt_path`` means.
 
     Args:
-        which: ``"last"``: the newest checkpoint of the newest run; ``"best"``: the best one of that run; or a path.
+        which: ``"last"``: the newest checkpoint of the newest run; ``"best"``: the best one of that run; or a path: of
+            a checkpoint, or of a run's folder, which means its best checkpoint, or its last if it kept no best one.
         roots: folders of runs, each with its ``checkpoints`` folder.
         extra: further checkpoint folders, such as a ModelCheckpoint's ``dirpath``.
 
@@ -51,7 +52,8 @@ def find_checkpoint(which: str, roots: Iterable[Path], extra: Iterable[Path] = (
         UserError: there is none, or it is not whole; says where was looked, and which one is whole.
     """
     if which not in ("last", "best"):
-        return _by_path(Path(which).expanduser())
+        path = Path(which).expanduser()
+        return _of_run(path) if (path / CHECKPOINTS).is_dir() else _by_path(path)
     roots = list(roots)
     newest = _newest_run(roots, extra)
     if not newest:
@@ -61,6 +63,18 @@ def find_checkpoint(which: str, roots: Iterable[Path], extra: Iterable[Path] = (
         )
     if which == "best":
         return _best(newest)
+    return _last(newest)
+
+
+def _of_run(run: Path) -> Path:
+    """Return the best checkpoint of a run, or its last if it kept no record of a best one."""
+    newest = _checkpoints([], [run / CHECKPOINTS])
+    if not newest:
+        raise UserError(f"--ckpt_path is {str(run)!r}, a run without a checkpoint. Allowed: a run that has one.")
+    return _recorded_best(newest) or _last(newest)
+
+
+def _last(newest: list[Path]) -> Path:
     last = newest[0].with_name(LAST)  # another one may have been written in the middle of a step
     meant = last if last in newest else newest[0]
     if not is_whole(meant) and not _is_left_to_its_strategy(meant):
@@ -120,7 +134,18 @@ def _is_left_to_its_strategy(path: Path) -> bool:
 
 
 def _best(newest: list[Path]) -> Path:
-    """Return the best checkpoint of a run, as the state of its ModelCheckpoint says.
+    best = _recorded_best(newest)
+    if best is not None:
+        return best
+    names = ", ".join(str(path) for path in newest[:10])
+    raise UserError(
+        f"--ckpt_path best: the run of {str(newest[0].parent)!r} kept no record of a best checkpoint. Use 'last', or "
+        f"give a path: {names}."
+    )
+
+
+def _recorded_best(newest: list[Path]) -> Path | None:
+    """Return the best checkpoint of a run, as the state of its ModelCheckpoint says; None if no state says one.
 
     Args:
         newest: the run's checkpoints, the newest first; those of weights alone and damaged ones hold no state.
@@ -139,11 +164,7 @@ def _best(newest: list[Path]) -> Path:
                 if best.name and path.exists():
                     read_checkpoint(path)
                     return path
-    names = ", ".join(str(path) for path in newest[:10])
-    raise UserError(
-        f"--ckpt_path best: the run of {str(newest[0].parent)!r} kept no record of a best checkpoint. Use 'last', or "
-        f"give a path: {names}."
-    )
+    return None
 
 
 def run_state(checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ Prompts are written as the run wrote them: its chat template, system prompt and 
 unless something is said about sampling.
 
   lightning chat --ckpt_path best
-  lightning chat --ckpt_path best --prompt "What is 12 + 30?"
+  lightning chat lightning_logs/RUN --prompt "What is 12 + 30?"
   lightning chat --model my-model --temperature 0.7 --top_p 0.9
 
 /reset begins a new conversation, /exit or Ctrl-D ends; Ctrl-C stops an answer."""
@@ -31,12 +31,16 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the verb."""
     made = argparse.ArgumentParser(
         "lightning chat",
+        usage="lightning chat (RUN | --ckpt_path CHECKPOINT | --model MODEL) [--KEY VALUE ...]",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = made.add_argument
-    add("--ckpt_path", help="a checkpoint, or 'last' or 'best' of the newest run below the current folder")
+    add(
+        "--ckpt_path",
+        help="a checkpoint, a run's folder, or 'last' or 'best' of the newest run below this folder",
+    )
     add(
         "--model", help="instead: a folder or hub name of a model or an adapter, a GGUF file or pkg://package/file.gguf"
     )

@@ -20,6 +20,7 @@ from lightning_sft.cli.failures import what_happened
 from lightning_sft.cli.front.check import check
 from lightning_sft.cli.front.help import answer, has_help
 from lightning_sft.cli.front.present import require_present
+from lightning_sft.cli.front.run_folder import spell_out_run
 from lightning_sft.cli.front.words import in_settings, tidy
 from lightning_sft.cli.verbs import LIGHTNING_VERBS, OWN_VERBS
 from lightning_sft.errors import UserError
@@ -120,7 +121,7 @@ def _in_front(verb: str, arguments: list[str]) -> list[str]:
     takes_settings = verb in LIGHTNING_VERBS or (verb in OWN_VERBS and OWN_VERBS[verb].settings)
     if verb.startswith("-"):
         return arguments
-    arguments = tidy(arguments, takes_files=takes_settings)
+    arguments = spell_out_run(verb, tidy(arguments, takes_files=takes_settings))
     asked = next((i for i, word in enumerate(arguments) if word in ("-h", "--help")), None)
     if asked is not None and has_help(verb):
         word = next(iter(arguments[asked + 1 :]), "")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from lightning_sft.cli.verbs import OWN_VERBS
-
 
 def next_commands(folder: Path, checkpoint: Path) -> list[str]:
     """Return the commands that look at a run, test its model and take it elsewhere.
@@ -16,7 +14,7 @@ def next_commands(folder: Path, checkpoint: Path) -> list[str]:
         checkpoint: its best, or its last.
     """
     run, model = shlex.quote(str(folder)), shlex.quote(str(checkpoint))
-    commands = [f"lightning report {run}"] if "report" in OWN_VERBS else []
-    commands.append(f"lightning validate {run}/config.yaml --ckpt_path {model}")
-    commands += [f"lightning chat --ckpt_path {model}"] if "chat" in OWN_VERBS else []
-    return [*commands, f"lightning export --ckpt_path {model} --output {run}/model"]
+    if (folder / "config.yaml").is_file() and checkpoint.parent == folder / "checkpoints":
+        return [f"lightning {verb} {run}" for verb in ("report", "validate", "chat", "export")]
+    # checkpoints that lie elsewhere, by a dirpath of the user's
+    return [f"lightning chat --ckpt_path {model}", f"lightning export --ckpt_path {model} --output {run}/model"]

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from lightning_sft.checkpoints import shards
 from lightning_sft.checkpoints.read import read_checkpoint
-from lightning_sft.checkpoints.runs import find_below
+from lightning_sft.checkpoints.runs import CHECKPOINTS, find_below
 from lightning_sft.checkpoints.state import KEY
 from lightning_sft.errors import UserError, first_line
 from lightning_sft.export.hub import check_repository, push_to_hub
@@ -37,10 +37,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: the arguments after the verb; those of the process by default.
     """
-    parser = argparse.ArgumentParser(prog="lightning-sft export", description=__doc__, allow_abbrev=False)
-    which = "a checkpoint file, or 'last' or 'best' of the newest run below the current folder"
+    usage = "lightning export (RUN | --ckpt_path CHECKPOINT) [--output FOLDER] [--KEY VALUE ...]"
+    parser = argparse.ArgumentParser(usage=usage, description=__doc__, allow_abbrev=False)
+    which = "a checkpoint file, a run's folder, or 'last' or 'best' of the newest run below the current folder"
     parser.add_argument("--ckpt_path", required=True, help=which)
-    parser.add_argument("--output", required=True, type=Path, help="folder to write; it must not exist yet")
+    where = "folder to write, which must not exist yet; default: model in the run's folder"
+    parser.add_argument("--output", type=Path, help=where)
     parser.add_argument(
         "--merge", action="store_true", help="merge the adapter into its base, which gives a whole model"
     )
@@ -48,22 +50,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--private", action="store_true", help="make a new repository that its owner alone sees")
     arguments = parser.parse_args(argv)
     repository = arguments.push_to_hub
-    _refuse_existing(arguments.output)  # before minutes of loading
+    if arguments.output is not None:
+        _refuse_existing(arguments.output)  # before minutes of loading
     if repository is not None:
         check_repository(repository)
     elif arguments.private:
         raise UserError("--private is given without --push_to_hub: it is about a repository of the hub.")
     checkpoint = find_below(arguments.ckpt_path)
+    output = arguments.output or _beside(checkpoint)
     module = load_module(checkpoint)
-    kind = write_folder(module, arguments.output, merge=arguments.merge, checkpoint=checkpoint, repository=repository)
-    print(f"{checkpoint} -> {arguments.output} ({'full model' if kind == 'full' else kind})")
+    kind = write_folder(module, output, merge=arguments.merge, checkpoint=checkpoint, repository=repository)
+    print(f"{checkpoint} -> {output} ({'full model' if kind == 'full' else kind})")
     if kind == "adapter" and is_converted(module.settings.name):
         print(
             f"The adapter names {resolve(module.settings.name)!r} as its base, the folder that {module.settings.name} "
             "was converted to, which exists on this machine alone. With --merge the export needs no base."
         )
     if repository is not None:
-        print(f"{arguments.output} -> {push_to_hub(arguments.output, repository, private=arguments.private)}")
+        print(f"{output} -> {push_to_hub(output, repository, private=arguments.private)}")
+
+
+def _beside(checkpoint: Path) -> Path:
+    """Return where a model goes without ``--output``: into the folder of its run.
+
+    Raises:
+        UserError: the checkpoint lies in no run, or the folder exists.
+    """
+    if checkpoint.parent.name != CHECKPOINTS:
+        raise UserError(f"{str(checkpoint)!r} lies in no run's folder. Say where to write the model: --output FOLDER.")
+    output = checkpoint.parent.parent / "model"
+    _refuse_existing(output)
+    return output
 
 
 def load_module(checkpoint: Path) -> SFTModule:

@@ -33,6 +33,11 @@ def test_a_short_run_and_its_continuation(
     heading, *rows = table(capsys.readouterr().out)
     assert heading == ["step", "2", "step", "4"], "steps beyond the added validation end with another"
     assert len(scalars(run_folder())["val/nll"]) == 2
+    run("validate", [str(run_folder())])  # as the end of a fit says to type
+    ended = capsys.readouterr().out
+    assert f"From       {run_folder()}/checkpoints/best.ckpt" in ended
+    assert table(ended + "\n")[0] == ["value"]
+    assert len(scalars(run_folder())["val/nll"]) == 2, "a reading writes nothing into the run's curves"
 
 
 def test_the_advice_names_a_configuration_that_is_there(

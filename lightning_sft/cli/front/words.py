@@ -44,8 +44,9 @@ def is_option(word: str) -> bool:
 
 
 def is_settings_file(word: str) -> bool:
-    """Return whether a word names a file of settings that exists."""
-    return Path(word).suffix in _YAML and Path(word).is_file()
+    """Return whether a word names a file of settings that exists, or a run's folder, in which one lies."""
+    path = Path(word)
+    return path.is_file() if path.suffix in _YAML else (path / "config.yaml").is_file()
 
 
 def split(arguments: Sequence[str]) -> Iterator[Word]:
@@ -125,8 +126,9 @@ def in_settings(verb: str, arguments: Sequence[str]) -> list[str]:
 def _no_file(word: str) -> str:
     if Path(word).suffix in _YAML:
         return f"There is no file {word!r} in {str(Path.cwd())!r}. Give a file of settings that exists."
+    what = "is a folder without a run's config.yaml" if Path(word).is_dir() else "is no file of settings"
     return (
-        f"{word!r} stands by itself and is no file of settings. Allowed: a YAML file, or options such as --model NAME "
+        f"{word!r} stands by itself and {what}. Allowed: a YAML file, a run's folder, or options such as --model NAME "
         "--train FILE; an option's name begins with two dashes."
     )
 

@@ -1,0 +1,66 @@
+"""A run's folder in place of its settings and its checkpoint: ``lightning validate RUN``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_sft.cli.front.words import Word, join, split
+from lightning_sft.errors import UserError
+
+#: that a run has in its folder
+SETTINGS = "config.yaml"
+LAST = "checkpoints/last.ckpt"
+#: verbs that read settings and a checkpoint; ``fit`` goes on from the last one, the others read the best
+READERS = ("fit", "validate", "test", "predict", "score")
+#: verbs that read a checkpoint alone
+OF_CHECKPOINTS = ("chat", "export")
+
+
+def spell_out_run(verb: str, arguments: Sequence[str]) -> list[str]:
+    """Return arguments with a run's settings and checkpoint in place of its folder.
+
+    Args:
+        verb: of the command line.
+        arguments: after it, in one spelling.
+
+    Raises:
+        UserError: a word by itself that is no folder of a run.
+    """
+    words = list(split(arguments))
+    runs = [Path(v[0]) for name, v, _ in words if name in ("--config", "-c") and v and Path(v[0]).is_dir()]
+    if verb in OF_CHECKPOINTS and words and not words[0][0]:
+        runs, words = _only_run(verb, words[0][1]), words[1:]
+    if not runs:
+        return list(arguments)
+    made: list[Word] = [_settings(word) for word in words]
+    if verb not in (*READERS, *OF_CHECKPOINTS) or any(name == "--model" for name, _, _ in words):
+        return join(made)
+    run = str(runs[-1])
+    last = str(runs[-1] / LAST)
+    named = [i for i, (name, _, _) in enumerate(made) if name == "--ckpt_path"]
+    if not named:
+        return join([*made, ("--ckpt_path", [last if verb == "fit" else run], True)])
+    for i in named:
+        name, values, joined = made[i]
+        made[i] = (name, [{"last": last, "best": run}.get(value, value) for value in values], joined)
+    return join(made)
+
+
+def _settings(word: Word) -> Word:
+    name, values, joined = word
+    if name not in ("--config", "-c") or not values or not Path(values[0]).is_dir():
+        return word
+    return name, [str(Path(values[0]) / SETTINGS), *values[1:]], joined
+
+
+def _only_run(verb: str, words: Sequence[str]) -> list[Path]:
+    if len(words) > 1:
+        raise UserError(f"{verb} got {len(words)} words by themselves: {' '.join(words)}. Allowed: one run's folder.")
+    run = Path(words[0])
+    if not (run / "checkpoints").is_dir():
+        raise UserError(
+            f"{words[0]!r} stands by itself and is no run's folder with checkpoints. Allowed: such a folder, or "
+            "--ckpt_path with 'best', 'last' or a checkpoint."
+        )
+    return [run]

@@ -1,0 +1,66 @@
+"""A run's folder by itself: ``lightning validate RUN``."""
+
+from pathlib import Path
+
+import pytest
+
+from lightning_sft.cli.front.run_folder import spell_out_run
+from lightning_sft.cli.front.words import tidy
+from lightning_sft.cli.next_commands import next_commands
+from lightning_sft.errors import UserError
+
+RUN = "lightning_logs/NLL_lr0.001"
+LAST = f"{RUN}/checkpoints/last.ckpt"
+
+
+@pytest.fixture(autouse=True)
+def _run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / RUN / "checkpoints").mkdir(parents=True)
+    (tmp_path / RUN / "config.yaml").write_text("model: {}\n")
+    (tmp_path / "mine.yaml").write_text("model: {}\n")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (f"validate {RUN}", f"--config={RUN}/config.yaml --ckpt_path={RUN}"),
+        (f"validate {RUN}/ --batch-size 2", f"--config={RUN}/config.yaml --batch_size 2 --ckpt_path={RUN}"),
+        (f"test {RUN} --ckpt_path last", f"--config={RUN}/config.yaml --ckpt_path {LAST}"),
+        (f"predict {RUN} mine.yaml", f"--config={RUN}/config.yaml --config=mine.yaml --ckpt_path={RUN}"),
+        (f"score {RUN} --ckpt_path=best", f"--config={RUN}/config.yaml --ckpt_path={RUN}"),
+        (f"score {RUN} --model a/b", f"--config={RUN}/config.yaml --model a/b"),
+        (f"fit {RUN} --max_steps 9", f"--config={RUN}/config.yaml --max_steps 9 --ckpt_path={LAST}"),
+        (f"fit {RUN}/config.yaml", f"--config={RUN}/config.yaml"),
+        (f"inspect {RUN}", f"--config={RUN}/config.yaml"),
+        (f"chat {RUN} --prompt hello", f"--prompt hello --ckpt_path={RUN}"),
+        (f"export {RUN} --ckpt_path last", f"--ckpt_path {LAST}"),
+    ],
+)
+def test_what_a_folder_stands_for(typed: str, meant: str) -> None:
+    verb, *words = typed.split()
+    made = spell_out_run(verb, tidy(words, takes_files=verb not in ("chat", "export")))
+    assert made == meant.split()
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("chat lightning_logs", ("'lightning_logs'", "no run's folder", "--ckpt_path")),
+        (f"export {RUN} {RUN}", ("2 words", "one run's folder")),
+        ("validate lightning_logs", ("'lightning_logs'", "a folder without a run's config.yaml", "a run's folder")),
+    ],
+)
+def test_what_is_no_run_is_named(typed: str, words: tuple[str, ...]) -> None:
+    verb, *given = typed.split()
+    with pytest.raises(UserError) as raised:
+        spell_out_run(verb, tidy(given, takes_files=verb not in ("chat", "export")))
+    for word in words:
+        assert word in str(raised.value)
+
+
+def test_what_one_types_after_a_fit_is_short() -> None:
+    commands = next_commands(Path(RUN), Path(RUN) / "checkpoints/best.ckpt")
+    assert commands == [f"lightning {verb} {RUN}" for verb in ("report", "validate", "chat", "export")]
+    elsewhere = next_commands(Path(RUN), Path("kept/best.ckpt"))
+    assert elsewhere[-1] == f"lightning export --ckpt_path kept/best.ckpt --output {RUN}/model"
