@@ -12,6 +12,8 @@ from lightning_sft.sweep.suggest import Suggestions
 Verdict = Literal["sane", "at the edge", "too high", "very low", "unknown", "diverges at once"]
 #: steps of a range test in which a curve can show anything
 _FEWEST = 4
+#: factor between two rates of a range test above which so few steps say nothing of where it diverges
+_COARSE = 5.0
 #: a rate this many times below the suggested one is called very low; ours
 _VERY_LOW = 30.0
 #: a rate up to this many times that at which the loss turns is at the edge, and not yet called too high; ours: the test
@@ -64,6 +66,14 @@ def judge_rate(rate: float, test: RangeTest, before: float | None = None) -> Rat
     def reading(verdict: Verdict, why: str, taken: float | None = suggestion) -> RateReading:
         return RateReading(rate, verdict, why, taken, test.suggestions.values(), test.rates, test.losses)
 
+    step = test.rates[1] / test.rates[0] if len(test.rates) > 1 else 1.0
+    if len(finite) < _FEWEST and step > _COARSE:
+        return reading(
+            "unknown",
+            f"The range test took {len(test.losses)} steps, each at {step:.0f} times the rate of the one before: too "
+            "coarse to read. Take more of them: --range_steps.",
+            None,
+        )
     risen = before is not None and bool(finite) and min(finite) > _RISEN * before
     if len(finite) < _FEWEST or risen:
         reached = f"{test.rates[0]:.2g}" if test.rates else "the lowest rate"

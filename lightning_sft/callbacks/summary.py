@@ -67,13 +67,16 @@ class RunSummary(Callback):
             return
         values = {key: float(value) for key, value in trainer.callback_metrics.items()}
         own = "val/" if trainer.state.fn == "validate" else "test/"
-        keys = sorted(values, key=lambda key: (not key.startswith(own), key))
+        shown = (key for key in values if key.startswith(own) or _is_short(key))
+        keys = sorted(shown, key=lambda key: (not key.startswith(own), key))
         if not keys:
             return
         width = max(_WIDTH, max(map(len, keys)) + 2)
         print(f"\n{'held out':<{width}}{'value':>14}")
         for key in keys:
             print(f"{key:<{width}}{values[key]:>14.4f}", flush=True)
+        if len(keys) < len(values):
+            print(f"{len(values) - len(keys)} more readings of callbacks are logged.", flush=True)
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -110,3 +113,8 @@ class RunSummary(Callback):
         self.before, self.before_step = state_dict["before"], state_dict["before_step"]
         self.after, self.after_step = state_dict["after"], state_dict.get("after_step", 0)
         self.before_objective = state_dict.get("before_objective", "")
+
+
+def _is_short(key: str) -> bool:
+    """Return whether a callback's reading stands in the table: no reading of a part, and no bound of an interval."""
+    return (key.count("/") < 2 or key.endswith("/share")) and not key.endswith(("_low", "_high"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -65,7 +64,5 @@ class BeforeCLI(SettingsCLI):
 @contextmanager
 def scratch(verb: str) -> Iterator[str]:
     """Give a folder that is gone afterwards."""
-    # Lightning 2.6 with torch 2.13; nothing that a user could change
-    warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated", FutureWarning)
     with tempfile.TemporaryDirectory(prefix=f"lightning_sft_{verb}_") as folder:
         yield folder

@@ -8,7 +8,6 @@ import select
 import signal
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module, metadata
@@ -147,8 +146,6 @@ def _run_lightning_cli(arguments: list[str]) -> None:
     with _loading():
         from lightning_sft.cli.lightning_cli import SFTCLI
 
-    # Lightning 2.6 with torch 2.13; nothing that a user could change
-    warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated", FutureWarning)
     SFTCLI(args=arguments)
 
 

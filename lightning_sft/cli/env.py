@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> None:
         print("usage: lightning env\n  print versions, devices, folders and variables for a bug report")
         sys.exit(0)
     for name, value in facts():
-        print(f"{name:<24}{value}", flush=True)
+        print(f"{name:<25} {value}", flush=True)
 
 
 def facts() -> Iterator[tuple[str, str]]:

@@ -27,5 +27,6 @@ def hold_back() -> None:
     # the averages are those of all ranks before they are logged
     warnings.filterwarnings("ignore", r"It is recommended to use `self\.log\(.*sync_dist=True\)`")
     warnings.filterwarnings("ignore", r"torch\.distributed\.nn\.functional\.all_gather is deprecated")  # Lightning 2.6
+    warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated", FutureWarning)  # the same
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_FILTER)  # once, however often it is called

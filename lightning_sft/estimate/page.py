@@ -56,7 +56,8 @@ def first_to_pull(found: Sequence[Lever], held: DeviceMemory, gib: float | None,
     """Return the first change that suffices, else the one that saves most; None where none is needed or helps."""
     if gib is not None and fits(held, gib, gpu=gpu):
         return None
-    tried = [(lever, lever.held) for lever in found if lever.held is not None and lever.held.peak < held.peak]
+    seen = held.peak - 0.005 * GIB  # what saves less than the table can show is no advice
+    tried = [(lever, lever.held) for lever in found if lever.held is not None and lever.held.peak < seen]
     if gib is not None:
         for lever, after in tried:
             if fits(after, gib, gpu=gpu):

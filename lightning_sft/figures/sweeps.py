@@ -101,7 +101,8 @@ def critical_figure(result: CriticalRate, predicted: Predicted = None) -> Figure
              "never": "Crossed at no rate that was tried", "below": "Crossed at every rate that was tried"}  # fmt: skip
     axes.set_title(words[result.status])
     axes.set_xlabel("learning rate (short lines: single probes)")
-    axes.set_ylabel(f"probes with {result.criterion}\nwithin {result.steps_allowed} steps")
+    what = f"probes with {result.criterion}" if result.reads_probes else result.criterion
+    axes.set_ylabel(f"{what}\nwithin {result.steps_allowed} steps")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 

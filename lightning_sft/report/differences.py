@@ -44,12 +44,22 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def differences(runs: Sequence[Run]) -> list[list[str]]:
     """Return the settings that are not the same in all runs: their names and the value in each."""
     settings = [flat(run.config) for run in runs]
+    for section in sorted({name.removesuffix(".class_path") for one in settings for name in one if _names_class(name)}):
+        if len({one.get(f"{section}.class_path") for one in settings}) > 1:  # arguments of two classes do not pair up
+            for run, one in zip(runs, settings, strict=True):
+                for name in [name for name in one if name == section or name.startswith(f"{section}.")]:
+                    del one[name]
+                one[section] = run.setting(section)
     names = sorted({name for one in settings for name in one if not name.startswith(_PLACES)})
     return [
         [name, *(_shown(one.get(name)) for one in settings)]
         for name in names
         if len({_shown(one.get(name)) for one in settings}) > 1
     ]
+
+
+def _names_class(name: str) -> bool:
+    return name.endswith(".class_path") and ".init_args." not in name
 
 
 def settings_of(run: Run) -> list[list[str]]:

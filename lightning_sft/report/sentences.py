@@ -19,6 +19,7 @@ def _learned(run: Run) -> str:
     rank = run.setting("model.adapter.init_args.r")
     if adapter:
         name = str(adapter.get("class_path", "")).rpartition(".")[2].removesuffix("Config") or "an adapter"
+        name = {"Lora": "LoRA"}.get(name, name)
         what += f" by {name}" + (f" of rank {rank}" if rank else "")
     steps = f"{run.steps} of {run.planned}" if run.planned and run.steps < run.planned else f"{run.steps}"
     rate = run.learning_rate

@@ -13,9 +13,13 @@ WORDS = {
     "val/stop_share": "answers that end by themselves",
     "val/answer_tokens": "tokens of an answer",
     "val/repetition": "repetition within answers",
+    "val/pass_at_1": "sampled answers exactly right",
     "val/loss": "loss under the objective",
 }
-SHARES = {"val/exact_match", "val/task_accuracy", "val/token_accuracy", "val/stop_share", "val/repetition"}
+#: keys whose values are shares
+SHARES = {f"val/{name}_accuracy" for name in ("task", "token")} | {
+    f"val/{name}" for name in ("exact_match", "pass_at_1", "repetition", "stop_share")
+}
 
 
 def number(value: float, key: str) -> str:
@@ -25,4 +29,4 @@ def number(value: float, key: str) -> str:
 
 def signed(value: float, key: str) -> str:
     """Return a change of a log key: shares in percentage points."""
-    return f"{100 * value:+.1f} points" if key in SHARES else f"{value:+.4g}"
+    return f"{100 * value:+.1f} points" if key in SHARES else f"{value:+.3g}"

@@ -15,7 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_sft.errors import UserError
 from lightning_sft.probes.history import JumpSettings, ProbeHistory, find_jumps
 from lightning_sft.sweep.prediction.session import predict_in_session
-from lightning_sft.sweep.results import CriticalRate, CriticalTrial, ProbeBracket
+from lightning_sft.sweep.results import AT_TARGET, CriticalRate, CriticalTrial, ProbeBracket
 from lightning_sft.sweep.search import Crossing, check_resolution, crossing, find_crossing, geometric_grid
 from lightning_sft.sweep.session import Session, SweepSettings
 from lightning_sft.sweep.trial import Observer, Trial, Values
@@ -26,7 +26,7 @@ READS = {
     "rank_flip": ("margin", "rank flip"),
     "phi": ("phi", "Phi > 0"),
     "first_jump": ("phi", "first jump of Phi"),
-    "val_nll": ("val_nll", "validation NLL at its target"),
+    "val_nll": ("val_nll", AT_TARGET),
 }
 
 

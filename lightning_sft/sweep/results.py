@@ -15,6 +15,9 @@ from lightning_sft.files import to_json, write_text
 from lightning_sft.sweep.search import CrossingStatus
 from lightning_sft.sweep.suggest import Suggestions
 
+#: what crossing means where no probes are read
+AT_TARGET = "validation NLL at its target"
+
 
 @dataclass(frozen=True)
 class SweepResult(ABC):
@@ -181,6 +184,11 @@ class CriticalRate(SweepResult):
     probes: list[ProbeBracket] = field(default_factory=list)
 
     @property
+    def reads_probes(self) -> bool:
+        """Whether probes crossed, and not the validation NLL."""
+        return self.criterion != AT_TARGET
+
+    @property
     def critical(self) -> float | None:
         """The smallest rate that was seen to cross, where a smaller one was seen not to."""
         return self.upper if self.status == "found" else None
@@ -214,7 +222,8 @@ class CriticalRate(SweepResult):
 
     def sentence(self) -> str:
         """Return the answer in words."""
-        what = f"{self.criterion} of {self.quantile:.0%} of the probes within {self.steps_allowed} steps"
+        of = f" of {self.quantile:.0%} of the probes" if self.reads_probes else ""
+        what = f"{self.criterion}{of} within {self.steps_allowed} step{'s' if self.steps_allowed > 1 else ''}"
         rates = [t.lr for t in self.trials]
         if self.status == "already":
             return f"There is no critical rate: {what} holds before any step, at any rate."

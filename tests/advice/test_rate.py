@@ -43,9 +43,17 @@ def test_a_curve_that_falls_to_its_end_calls_no_rate_too_high() -> None:
 
 @pytest.mark.parametrize("losses", [[5.0, math.nan], [math.inf], [], [5.0, 30.0, math.nan]])
 def test_divergence_at_once_is_said(losses: list[float]) -> None:
-    reading = judge_rate(1e-3, curve(losses))
+    reading = judge_rate(1e-3, curve(losses, high=4e-6))  # the steps of a fine test, which ended early
     assert reading.verdict == "diverges at once"
     assert "blows up at every rate" in reading.why
+    assert reading.suggestion is None
+
+
+def test_a_test_of_a_few_wide_steps_is_called_too_coarse() -> None:
+    reading = judge_rate(1e-2, curve([5.5, 5.3, 5.0]))
+    assert reading.verdict == "unknown"
+    assert "each at 1000 times the rate of the one before" in reading.why
+    assert "--range_steps" in reading.why
     assert reading.suggestion is None
 
 

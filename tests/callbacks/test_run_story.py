@@ -208,6 +208,7 @@ def test_a_wait_is_told_once_it_is_one(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_a_table_of_an_evaluation_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     values = {"silent/val/share": torch.tensor(0.5), "val/nll": torch.tensor(1.25)}
+    values |= {f"capability/{key}": torch.tensor(0.0) for key in ("end/nll", "nll_low", "nll_high")}
     trainer: Any = SimpleNamespace(
         barebones=False,
         is_global_zero=True,
@@ -220,10 +221,11 @@ def test_a_table_of_an_evaluation_is_asked_for(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out == "", "Trainer.validate prints Lightning's own"
     table.evaluations = True
     table.on_validation_end(trainer, SimpleNamespace())  # type: ignore[arg-type]
-    lines = capsys.readouterr().out.split("\n")[1:4]
+    lines = capsys.readouterr().out.split("\n")[1:5]
     assert [line.split() for line in lines] == [
         ["held", "out", "value"],
         ["val/nll", "1.2500"],
         ["silent/val/share", "0.5000"],
+        "3 more readings of callbacks are logged.".split(),
     ]
     assert not table.after

@@ -24,8 +24,6 @@ def quiet() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.WARNING)
-    # Lightning 2.6 with torch 2.13; nothing that a user could change
-    warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated", FutureWarning)
     # of each run, where nothing but the last readings is kept
     warnings.filterwarnings("ignore", "The number of training batches .* is smaller than the logging interval")
     try:
