@@ -25,7 +25,7 @@ def capability_figure(start: CapabilityReading, end: CapabilityReading | None = 
     readings = [("before", start.all)] + ([] if end is None else [("after", end.all)])
     _continuum(panels["place"], start, readings)
     for (name, group), colour in zip(readings, (colours.first, colours.second), strict=False):
-        _steps(panels["p"], group.p_histogram, colour, f"{name}: mean {group.mean_p:.2f}")
+        _steps(panels["p"], group.p_histogram, colour, f"{name}: mean {group.mean_p:.2g}")
         _steps(panels["log"], group.log10_p_histogram, colour, name)
         at = [float(quantile.rstrip("%")) for quantile in group.p_quantiles]
         panels["quantiles"].plot(at, list(group.p_quantiles.values()), color=colour, label=f"p, {name}")
@@ -60,7 +60,7 @@ def _continuum(axes: Axes, start: CapabilityReading, readings: list[tuple[str, G
         axes.plot([low, high], [place, place], color=colour, linewidth=6, alpha=0.4, solid_capstyle="butt")
         axes.plot([group.mean_p], [place], "o", color=colour, markersize=9)
         at, shift, side = (high, 8, "left") if high < 0.8 else (low, -8, "right")
-        axes.annotate(f"{name} {group.mean_p:.2f}", (at, place), xytext=(shift, 0), textcoords="offset points",
+        axes.annotate(f"{name} {group.mean_p:.2g}", (at, place), xytext=(shift, 0), textcoords="offset points",
                       va="center", ha=side, fontsize=10.5)  # fmt: skip
     axes.set(xlim=(0, 1), ylim=(len(readings) - 0.4, -0.6), yticks=[])
     axes.grid(visible=False)

@@ -18,8 +18,7 @@ def _learned(run: Run) -> str:
     adapter = run.setting("model.adapter")
     rank = run.setting("model.adapter.init_args.r")
     if adapter:
-        name = str(adapter.get("class_path", "")).rpartition(".")[2].removesuffix("Config") or "an adapter"
-        name = {"Lora": "LoRA"}.get(name, name)
+        name = str(adapter.get("class_path", "")).rpartition(".")[2].removesuffix("Config").replace("Lora", "LoRA") or "an adapter"
         what += f" by {name}" + (f" of rank {rank}" if rank else "")
     steps = f"{run.steps} of {run.planned}" if run.planned and run.steps < run.planned else f"{run.steps}"
     rate = run.learning_rate
