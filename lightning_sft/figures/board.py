@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -169,4 +170,6 @@ def log_settings(logger: TensorBoardLogger, settings: Mapping[str, str | float],
     value.metadata.plugin_data.content = data.SerializeToString()
     writer = logger.experiment.file_writer
     writer.add_summary(config)
-    writer.add_summary(summary_v2.hparams_pb(dict(settings), trial_id=logger.log_dir))
+    place = Path(logger.log_dir)
+    # the column is narrow: what tells runs apart stands first
+    writer.add_summary(summary_v2.hparams_pb(dict(settings), trial_id=f"{place.name} in {place.parent}"))
