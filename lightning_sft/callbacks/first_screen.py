@@ -129,7 +129,8 @@ def _adapter(settings: Any) -> str:
     if settings.adapter is None:
         return "none: all weights are trained"
     rank = getattr(settings.adapter, "r", None)
-    return type(settings.adapter).__name__.removesuffix("Config").replace("Lora", "LoRA") + ("" if rank is None else f" r={rank}")
+    kind = type(settings.adapter).__name__.removesuffix("Config").replace("Lora", "LoRA")
+    return kind if rank is None else f"{kind} r={rank}"
 
 
 def _settings_table(settings: dict[str, str | float]) -> str:

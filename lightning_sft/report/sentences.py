@@ -18,7 +18,8 @@ def _learned(run: Run) -> str:
     adapter = run.setting("model.adapter")
     rank = run.setting("model.adapter.init_args.r")
     if adapter:
-        name = str(adapter.get("class_path", "")).rpartition(".")[2].removesuffix("Config").replace("Lora", "LoRA") or "an adapter"
+        kind = str(adapter.get("class_path", "")).rpartition(".")[2].removesuffix("Config")
+        name = kind.replace("Lora", "LoRA") or "an adapter"
         what += f" by {name}" + (f" of rank {rank}" if rank else "")
     steps = f"{run.steps} of {run.planned}" if run.planned and run.steps < run.planned else f"{run.steps}"
     rate = run.learning_rate
