@@ -123,7 +123,7 @@ def check_positions(model: PreTrainedModel, longest: int, name: str, say: Callab
         return
     message = (
         f"The longest row has {longest} tokens, but {name!r} has {limit.tokens} positions. Set --data.max_length "
-        f"{limit.tokens} or less, and --data.truncation to what shall become of longer rows."
+        f"{limit.tokens} or less, and say by --data.truncation whether longer rows are cut or dropped."
     )
     if limit.is_hard:
         raise UserError(message)

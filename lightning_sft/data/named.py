@@ -107,7 +107,7 @@ def read_settings(
 
     Args:
         given: the settings ``train``, ``val``, ``test`` and ``predict``.
-        rules: what becomes of conversations that are not in order.
+        rules: what to do with conversations that are not in order.
 
     Raises:
         UserError: see `as_sets` and `as_sources`; or ``train`` or ``predict`` is a mapping.

@@ -130,6 +130,8 @@ def compare_objectives(
             with _swapped(module, copy.deepcopy(objective)):
                 return session.trial(lr, [observer], order=order, variant=name, depends=objective, last_only=True)
 
+        # a search that goes on takes more
+        session.expect(setting.steps * len(prepared) * (max(1, rates.points) + seeds))
         found = _search(list(prepared), rates, select, trial, trainer.strategy.broadcast(observer.answer_tokens))
         judged = {name: [trial(name, found.progress.best[name], i) for i in range(1, seeds + 1)] for name in prepared}
         report = _report(setting.name, session.digest, found, judged, start)

@@ -16,7 +16,7 @@ from lightning_sft.errors import UserError
 from lightning_sft.probes.history import JumpSettings, ProbeHistory, find_jumps
 from lightning_sft.sweep.prediction.session import predict_in_session
 from lightning_sft.sweep.results import AT_TARGET, CriticalRate, CriticalTrial, ProbeBracket
-from lightning_sft.sweep.search import Crossing, check_resolution, crossing, find_crossing, geometric_grid
+from lightning_sft.sweep.search import Crossing, check_resolution, crossing, find_crossing, geometric_grid, most_trials
 from lightning_sft.sweep.session import Session, SweepSettings
 from lightning_sft.sweep.trial import Observer, Trial, Values
 
@@ -147,7 +147,9 @@ def find_critical_rate(
         if judge.enough(judge.steps([])):
             found = Crossing("already", None, None, {})
         else:
-            found = find_crossing(passes, geometric_grid(low, high, points), resolution, workers)
+            grid = geometric_grid(low, high, points)
+            session.expect(setting.steps * most_trials(grid, resolution, workers))
+            found = find_crossing(passes, grid, resolution, workers)
     ordered = dict(sorted(trials.items()))
     return CriticalRate(
         name=setting.name,

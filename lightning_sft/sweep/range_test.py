@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_sft.errors import UserError
 from lightning_sft.sweep.observers import HeldOutObserver
 from lightning_sft.sweep.results import RangeTest
-from lightning_sft.sweep.search import find_crossing, geometric_grid
+from lightning_sft.sweep.search import find_crossing, geometric_grid, most_trials
 from lightning_sft.sweep.session import Session, SweepSettings
 from lightning_sft.sweep.suggest import smoothed, suggest
 from lightning_sft.sweep.trial import Observer, Values
@@ -78,6 +78,7 @@ def range_test(
         return not math.isfinite(loss) or loss > setting.divergence * abs(first[0])
 
     with Session(trainer, module, setting, observers) as session:
+        session.expect(setting.steps)
         trial = session.trial(low, observers, too_high if reads == "val" else None, rates)
         edge = _edge(session, rates[: trial.steps], edge_steps) if edge_steps else None
     if reads == "val":
@@ -101,5 +102,6 @@ def _edge(session: Session, rates: list[float], steps: int) -> float | None:
         return trial.outcome == "diverged" or trial.losses[-1] > trial.losses[0]
 
     grid = geometric_grid(rates[0], rates[-1], EDGE_POINTS)
+    session.expect(steps * most_trials(grid, EDGE_RESOLUTION))
     found = find_crossing(lambda some: {rate: diverges(rate) for rate in some}, grid, EDGE_RESOLUTION)
     return found.upper if found.status == "found" else None

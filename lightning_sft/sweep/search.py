@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from lightning_sft.errors import UserError
@@ -96,6 +97,20 @@ def find_crossing(
     while rates := rates_to_try(outcomes, grid, resolution, workers):
         outcomes |= passes(rates)
     return crossing(outcomes)
+
+
+def most_trials(grid: list[float], resolution: float, workers: int = 1) -> int:
+    """Return how many trials `find_crossing` runs at most: the grid, and all splits of its widest bracket.
+
+    >>> most_trials([1.0, 16.0], 0.02, workers=3), most_trials([1.0, 16.0], 20.0)
+    (13, 2)
+    """
+    width = max((math.log(high / low) for low, high in pairwise(grid)), default=0.0)
+    trials = len(grid)
+    while math.expm1(width) > resolution:
+        parts = max(2, min(workers + 1, math.ceil(width / math.log1p(resolution) - 1e-9)))
+        trials, width = trials + parts - 1, width / parts
+    return trials
 
 
 def rates_to_try(outcomes: Mapping[float, bool], grid: list[float], resolution: float, workers: int = 1) -> list[float]:

@@ -82,6 +82,7 @@ class Session:
         )
         self.digest = ""
         self.fresh = 0  # trials that were run and not remembered
+        self._counted = 0  # steps of trials that are behind us: taken, remembered or left out
 
     def __enter__(self) -> Self:
         self.runner.__enter__()
@@ -126,10 +127,19 @@ class Session:
             kept = "" if self.setting.folder is None else "; the finished trials are kept, the same command continues"
             rank_zero_info(f"Sweep {self.setting.name}: interrupted, the model is as it was before{kept}.")
 
-    def _stepped(self) -> None:
-        self._bar.update()
+    def expect(self, steps: int) -> None:
+        """Say how many steps of trials are still ahead at most, so that the progress has a total."""
+        total = self._counted + steps
+        self._bar.reset(total)
+        self._bar.update(self._counted)
         if self._lines is not None:
-            self._lines(1)
+            self._lines.total = total
+
+    def _stepped(self, steps: int = 1) -> None:
+        self._counted += steps
+        self._bar.update(steps)
+        if self._lines is not None:
+            self._lines(steps)
 
     def start(self, observers: Sequence[Observer]) -> Values:
         """Return what the observers read before the first step, the same on every rank."""
@@ -161,11 +171,15 @@ class Session:
             last_only: observers are read after the last step alone.
         """
         key = _key(lr, order, variant, self._rest(rates, order, depends))
+        planned = self.setting.steps if rates is None else len(rates)
         known = self._store.get(key)
         if known is not None:
+            self._stepped(planned)
             return known
+        before = self._counted
         self._bar.set_postfix_str(f"lr {lr:.4g} {variant}")
         ran = self.runner.run(lr, observers, stop, rates, order, self._stepped, last_only=last_only)
+        self._stepped(max(0, planned - (self._counted - before)))  # a trial that ended early
         # rank 0's numbers for all: different devices may differ in the last bit, and decisions may not
         trial: Trial = self.trainer.strategy.broadcast(ran)
         self._store.put(key, trial)

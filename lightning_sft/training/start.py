@@ -208,7 +208,7 @@ def check_length(model: PreTrainedModel, datamodule: Any) -> None:
         return
     message = (
         f"The longest row has {longest} tokens, but {type(model).__name__} has {limit.tokens} positions. Set "
-        f"data.max_length to {limit.tokens} or less, and data.truncation to what shall become of longer rows."
+        f"data.max_length to {limit.tokens} or less, and say by data.truncation whether longer rows are cut or dropped."
     )
     if limit.is_hard:
         raise UserError(message)

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+import lightning_sft
 from lightning_sft.cli.entry import main
 from lightning_sft.cli.front.check import check
 from lightning_sft.cli.lightning_cli import SFTCLI
+from lightning_sft.cli.quiet import as_line
 from tests.running import write_rows
 
 
@@ -96,3 +98,10 @@ def test_a_model_behind_model_and_a_class() -> None:
         choose_classes(["fit", "--model", "tests.toys.NoSuchModule"])
     with pytest.raises(UserError, match="no subclass of SFTModule"):
         choose_classes(["fit", "--model", "tests.toys.Path"])
+
+
+def test_a_warning_of_ours_is_a_line() -> None:
+    ours = str(Path(lightning_sft.__file__).parent / "training" / "start.py")
+    assert as_line("The longest row ...", UserWarning, ours, 215) == "warning: The longest row ...\n"
+    assert "somewhere.py:7" in as_line("x", UserWarning, "/elsewhere/somewhere.py", 7)
+    assert "start.py:215" in as_line("x", DeprecationWarning, ours, 215)

@@ -33,6 +33,20 @@ def margin_after(lr: float, start: float, steps: int) -> float:
     return margin
 
 
+class Shown:
+    """What a log would show of a sweep's progress."""
+
+    def __init__(self, what: str, total: int | None, unit: str) -> None:
+        self.what, self.total, self.unit, self.done = what, total, unit, 0
+        SHOWN.append(self)
+
+    def __call__(self, count: int) -> None:
+        self.done += count
+
+
+SHOWN: list[Shown] = []
+
+
 def search(toy: Toy, margin: Any, folder: Path, steps: int = 6, **given: Any) -> CriticalRate:
     settings = {"low": 0.01, "high": 10.0, "points": 7, "resolution": RESOLUTION, **given}
 
@@ -44,6 +58,23 @@ def search(toy: Toy, margin: Any, folder: Path, steps: int = 6, **given: Any) ->
     found = between(toy, work, folder)
     assert isinstance(found, CriticalRate)
     return found
+
+
+def test_its_progress_has_a_total_that_it_reaches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_sft.sweep.session.Lines", Shown)
+    SHOWN.clear()
+
+    def work(trainer: Trainer, module: LightningModule) -> CriticalRate:
+        given: dict[str, Any] = {"low": 0.01, "high": 10.0, "points": 7, "resolution": RESOLUTION}
+        setting = SweepSettings("toy", 6, None)
+        return find_critical_rate(trainer, module, setting, [Margin(lambda z: z[0] - z[1])], ["toy"], **given)
+
+    found = between(Toy([-1.0, 0.5], two_logits), work, tmp_path, enable_progress_bar=True)
+    (shown,) = SHOWN
+    assert shown.what == "Sweep toy"
+    assert shown.done == 6 * len(found.trials), "trials that ended early count whole"
+    assert shown.total is not None
+    assert abs(shown.total - shown.done) <= 6
 
 
 @pytest.mark.parametrize("steps", [1, 6])

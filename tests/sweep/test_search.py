@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_sft.errors import UserError
-from lightning_sft.sweep.search import crossing, find_crossing, geometric_grid, rates_to_try
+from lightning_sft.sweep.search import crossing, find_crossing, geometric_grid, most_trials, rates_to_try
 from lightning_sft.sweep.suggest import smoothed, suggest
 
 
@@ -37,7 +37,9 @@ def test_bisection_reaches_its_resolution(edge: float, resolution: float, points
         tried.append(rate)
         return rate >= edge
 
-    found = find_crossing(one_by_one(passes), geometric_grid(1e-6, 1.0, points), resolution)
+    grid = geometric_grid(1e-6, 1.0, points)
+    found = find_crossing(one_by_one(passes), grid, resolution)
+    assert abs(len(tried) - most_trials(grid, resolution)) <= 1  # rates are rounded
     assert found.status == "found"
     assert found.lower < edge <= found.upper <= found.lower * (1 + resolution)
     assert not found.relapses

@@ -37,7 +37,7 @@ class Encoder:
         apply_chat_template: whether rows of plain strings are put into the chat template: ``auto`` where the tokenizer
             has one, ``always``, or ``never``. Conversations always are, texts never.
         template_kwargs: variables for the template; a row's own are put over them.
-        on_dropped_reasoning: what becomes of a row whose reasoning the template does not write: ``error`` makes it a
+        on_dropped_reasoning: what to do with a row whose reasoning the template does not write: ``error`` makes it a
             bad row, ``allow`` trains it without. Reasoning of past answers may always be left out by a template that
             writes that of the last one.
         loss_weights: weights of prompts and answers in the loss.

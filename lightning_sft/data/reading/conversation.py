@@ -1,4 +1,4 @@
-"""The messages of one conversation together: their order, and what becomes of one that breaks it."""
+"""The messages of one conversation together: their order, and what to do with one that breaks it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TAIL = "messages behind the last answer"
 
 @dataclass(frozen=True)
 class Rules:
-    """What becomes of conversations that many public sets have.
+    """What to do with conversations that many public sets have.
 
     Args:
         on_unanswered: a conversation that does not end with the assistant's words is a bad row (``error``), or loses
@@ -59,7 +59,7 @@ class Conversation:
         """Return the conversation in order.
 
         Args:
-            rules: what becomes of one that is not.
+            rules: what to do with one that is not.
             answers: whether it must end with the assistant's words.
 
         Raises:

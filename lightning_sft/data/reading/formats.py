@@ -77,7 +77,7 @@ def to_example(
         form: a key of `REQUIRED`.
         where: file and line.
         answers: whether a row must have an answer; without, it may end with the user's words.
-        rules: what becomes of conversations that are not in order.
+        rules: what to do with conversations that are not in order.
 
     Raises:
         BadRowError: the row breaks a rule, or is not to be trained.

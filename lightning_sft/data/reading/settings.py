@@ -17,7 +17,7 @@ def as_sources(
     Args:
         value: the setting.
         what: its name, for messages.
-        rules: what becomes of conversations that are not in order, where a source does not say.
+        rules: what to do with conversations that are not in order, where a source does not say.
 
     Raises:
         UserError: ``value`` is of another kind, or two sources have one name.
