@@ -18,14 +18,16 @@ def blocks(language):
 
 
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
-def test_the_example_runs_around_a_plain_module(tmp_path, capsys):
+def test_the_example_runs_around_a_plain_module(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = tmp_path / "HuggingFaceTB" / "SmolLM2-135M-Instruct"
     tokenizer = word_tokenizer(["shame", "guilt"])
-    toy_model(vocab_size=len(tokenizer)).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    assert len(AutoTokenizer.from_pretrained(tmp_path / "model")) == len(tokenizer)
+    toy_model(vocab_size=len(tokenizer)).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    assert len(AutoTokenizer.from_pretrained(model)) == len(tokenizer)
     (example,) = blocks("python")
     assert len(example.splitlines()) <= 36
-    exec(compile(example, "near_synonyms.md", "exec"), {"MODEL": str(tmp_path / "model"), "__name__": "page"})
+    exec(compile(example, "near_synonyms.md", "exec"), {"__name__": "page"})
     assert re.search(r"flipped at step|never behind|stopped early|failed|did not fall", capsys.readouterr().out)
     assert list(tmp_path.rglob("verdicts.json"))
 
