@@ -167,6 +167,8 @@ def _find(name: str, config: Any) -> FoundModel:
         own = [folder for folder in own if any((folder / CHECKPOINTS).glob("*.ckpt"))]
         extra = [] if own else run_folders.checkpoint_folders(trainer)
         name = str(find_checkpoint(name, own or run_folders.roots(trainer), extra))
+    elif (Path(name).expanduser() / CHECKPOINTS).is_dir():  # a run's folder
+        name = str(find_checkpoint(name, ()))
     path = Path(name).expanduser()
     stands = (path.is_file() and path.suffix != ".gguf") or any(
         (path / file).is_file() for file in (".metadata", "adapter_config.json")

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_sft.cli.entry import main
+from lightning_sft.errors import UserError
 from lightning_sft.models.finished import FinishedModel, FoundModel
 from tests.audit.pairs import (
     calibration_error,
@@ -130,13 +131,25 @@ def test_a_checkpoint_of_ours(place: Path, lora_run: Path) -> None:
     assert (found["after"]["base"], found["after"]["step"]) == (str(base), 4)
 
 
+def test_a_runs_folder_means_a_checkpoint_of_it(
+    place: Path, lora_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(name: str, **given: object) -> None:
+        raise UserError(f"found {name}")
+
+    monkeypatch.setattr("lightning_sft.cli.audit.find_finished", found)
+    with pytest.raises(SystemExit):
+        main(["audit", f"--after={lora_run.parents[1]}", f"--data={place / 'rows.jsonl'}"])
+    assert f"found {lora_run.parent}/" in capsys.readouterr().err
+
+
 def test_a_runs_own_configuration(lora_run: Path) -> None:
     config, base = lora_run.parents[1] / "config.yaml", lora_run.parents[3] / "model"
     newer = config.parents[1] / "version_1" / "checkpoints" / "last.ckpt"
     newer.parent.mkdir(parents=True)
     newer.write_bytes(b"of another run")
     pair = [f"--before={base}", "--after=last", "--guard=null", "--device=cpu", "--output=out"]
-    main(["audit", f"--config={config}", *pair])
+    main(["audit", str(config.parent), *pair])
     found = json.loads(Path("out/audit.json").read_text())
     assert (found["set"], found["rows"], found["trained"], found["after"]["step"]) == ("val", 4, "no", 4)
     summary = torch.load(lora_run, weights_only=True)["callbacks"]["RunSummary"]
