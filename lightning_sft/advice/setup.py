@@ -81,6 +81,7 @@ def read_setup(trainer: Trainer, module: LightningModule, rate: float) -> Setup:
         sizes[name] = sizes.get(name, 0) + parameter.numel()
     adapter = getattr(settings, "adapter_config", None)
     objective, auto = getattr(module, "objective", None), getattr(getattr(module, "auto", None), "asked", False)
+    named = str(objective).removesuffix("()")
     steps = trainer.estimated_stepping_batches
     datamodule: Any = getattr(trainer, "datamodule", None)
     batch_size = getattr(datamodule, "batch_size", None)
@@ -92,8 +93,8 @@ def read_setup(trainer: Trainer, module: LightningModule, rate: float) -> Setup:
         parameters=sum(sizes.values()),
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         dtypes=tuple(sorted(sizes, key=sizes.__getitem__, reverse=True)),
-        adapter=None if adapter is None else type(adapter).__name__,
-        objective=f"auto, which takes {objective}" if auto else f"{objective}, as configured",
+        adapter=None if adapter is None else type(adapter).__name__.removesuffix("Config").replace("Lora", "LoRA"),
+        objective=f"auto, which takes {named}" if auto else f"{named}, as configured",
         optimizer=type(trainer.optimizers[0]).__name__,
         rate=rate,
         unit="packs" if packs else "rows",

@@ -92,7 +92,7 @@ def _parses(command: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_parts_can_be_left_out(toy_folder, tmp_path, capsys, skip):
     given = arguments(toy_folder, tmp_path, model__objective="auto")
     page = page_of([*given, "--skip", skip, "--range_steps=6", "--steps=1"], capsys)
-    assert ("| objective | auto, which takes NLL() |" in page) == (skip != "capability,cost,rate"), (
+    assert ("| objective | auto, which takes NLL |" in page) == (skip != "capability,cost,rate"), (
         "no trainer is needed then"
     )
     titles = {"data": "Data", "capability": "Where the model stands", "cost": "Cost", "rate": "Learning rate"}
