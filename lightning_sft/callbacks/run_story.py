@@ -86,9 +86,9 @@ class RunStory(Callback):
         best = _best(trainer) or next((path for path in found if path.stem == "last"), None)
         if folder is not None and folder.is_dir():
             yield f"{'Run':<{_WIDTH}}{near(folder)}"
-        names = dict.fromkeys(str(near(path)) for path in found)
-        if names:
-            yield f"{'Saved':<{_WIDTH}}{', '.join(names)}"
+        for i, place in enumerate(dict.fromkeys(path.parent for path in found)):
+            names = ", ".join(dict.fromkeys(path.name for path in found if path.parent == place))
+            yield f"{'' if i else 'Saved':<{_WIDTH}}{names} in {near(place)}"
         if best is not None and self.next_commands is not None:
             place = best.parent.parent if best.parent.name == CHECKPOINTS else best.parent
             for i, command in enumerate(self.next_commands(near(place), near(best))):

@@ -64,7 +64,7 @@ def test_a_fit_tells_its_story(
 
     end = out[out.index("held out") :]
     assert f"Run        {folder}" in end
-    assert f"{folder}/checkpoints/best.ckpt, {folder}/checkpoints/last.ckpt" in end
+    assert f"Saved      best.ckpt, last.ckpt in {folder}/checkpoints\n" in end
     for verb in ("report", "validate", "chat", "export"):
         assert re.search(rf" lightning {verb} {folder}$", end, re.M), end
 
