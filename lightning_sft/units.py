@@ -1,4 +1,4 @@
-"""Times and counts as people read them."""
+"""Times, counts and adapters as people read them."""
 
 from __future__ import annotations
 
@@ -38,3 +38,12 @@ def count(number: float) -> str:
             scaled = number / (1e3 if unit == "k" else size)
             return f"{scaled:.3g} {unit}" if scaled < 1000 else f"{scaled:,.0f} {unit}"
     return f"{number:,.0f}"
+
+
+def adapter_kind(name: str) -> str:
+    """Return an adapter as it is called, from the name of its configuration's class.
+
+    >>> adapter_kind("LoraConfig"), adapter_kind("peft.AdaLoraConfig"), adapter_kind("IA3Config")
+    ('LoRA', 'AdaLoRA', 'IA3')
+    """
+    return name.rpartition(".")[2].removesuffix("Config").replace("Lora", "LoRA")

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lightning_sft._lightning import data_parallel_size_and_rank
 from lightning_sft.models.access import find_causal_lm
+from lightning_sft.units import adapter_kind
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def read_setup(trainer: Trainer, module: LightningModule, rate: float) -> Setup:
         parameters=sum(sizes.values()),
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         dtypes=tuple(sorted(sizes, key=sizes.__getitem__, reverse=True)),
-        adapter=None if adapter is None else type(adapter).__name__.removesuffix("Config").replace("Lora", "LoRA"),
+        adapter=None if adapter is None else adapter_kind(type(adapter).__name__),
         objective=f"auto, which takes {named}" if auto else f"{named}, as configured",
         optimizer=type(trainer.optimizers[0]).__name__,
         rate=rate,

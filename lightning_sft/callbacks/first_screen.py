@@ -20,6 +20,7 @@ from lightning_sft.callbacks.summary import RunSummary
 from lightning_sft.callbacks.sweeping import SweepCallback
 from lightning_sft.figures.board import OUTCOMES, SETTINGS, Parts, log_layout, log_settings
 from lightning_sft.figures.loggers import log_text
+from lightning_sft.units import adapter_kind
 
 
 class FirstScreen(Callback):
@@ -129,7 +130,7 @@ def _adapter(settings: Any) -> str:
     if settings.adapter is None:
         return "none: all weights are trained"
     rank = getattr(settings.adapter, "r", None)
-    kind = type(settings.adapter).__name__.removesuffix("Config").replace("Lora", "LoRA")
+    kind = adapter_kind(type(settings.adapter).__name__)
     return kind if rank is None else f"{kind} r={rank}"
 
 

@@ -17,7 +17,7 @@ from lightning_sft.data.batches.loaders import is_flat
 from lightning_sft.models.beside_text import beside_text
 from lightning_sft.models.capability import capability, fastest
 from lightning_sft.training.schedules import warmup_length
-from lightning_sft.units import count
+from lightning_sft.units import adapter_kind, count
 
 _LONGEST = 160
 
@@ -87,7 +87,7 @@ def _trained(module: LightningModule) -> Iterator[tuple[str, str]]:
         config = next(iter(configs.values()))
         sizes = [f"{name} {getattr(config, key)}" for name, key in (("r", "r"), ("alpha", "lora_alpha"))
                  if isinstance(getattr(config, key, None), int | float)]  # fmt: skip
-        kind = type(config).__name__.removesuffix("Config").replace("Lora", "LoRA")
+        kind = adapter_kind(type(config).__name__)
         text += f": {' '.join([kind, ', '.join(sizes)]).strip()}"
     reach = getattr(scorer, "adapter_reach", None)
     yield "Trains", text

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_sft.report.run import Run, class_name
+from lightning_sft.units import adapter_kind
 
 
 def in_short(run: Run) -> list[str]:
@@ -18,8 +19,7 @@ def _learned(run: Run) -> str:
     adapter = run.setting("model.adapter")
     rank = run.setting("model.adapter.init_args.r")
     if adapter:
-        kind = str(adapter.get("class_path", "")).rpartition(".")[2].removesuffix("Config")
-        name = kind.replace("Lora", "LoRA") or "an adapter"
+        name = adapter_kind(str(adapter.get("class_path", ""))) or "an adapter"
         what += f" by {name}" + (f" of rank {rank}" if rank else "")
     steps = f"{run.steps} of {run.planned}" if run.planned and run.steps < run.planned else f"{run.steps}"
     rate = run.learning_rate

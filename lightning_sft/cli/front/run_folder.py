@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_sft.cli.front.words import Word, join, split
+from lightning_sft.cli.front.words import RUN_SETTINGS, Word, join, split
 from lightning_sft.errors import UserError
 
-#: that a run has in its folder
-SETTINGS = "config.yaml"
-LAST = "checkpoints/last.ckpt"
+#: of a run, in its folder
+CHECKPOINTS = "checkpoints"
 #: verbs that read settings and a checkpoint; ``fit`` goes on from the last one, the others read the best
 READERS = ("fit", "validate", "test", "predict", "score")
 #: verbs that read a checkpoint alone
@@ -25,7 +24,7 @@ def spell_out_run(verb: str, arguments: Sequence[str]) -> list[str]:
         arguments: after it, in one spelling.
 
     Raises:
-        UserError: a word by itself that is no folder of a run.
+        UserError: a word by itself that is no folder of a run, or a run without checkpoints.
     """
     words = list(split(arguments))
     runs = [Path(v[0]) for name, v, _ in words if name in ("--config", "-c") and v and Path(v[0]).is_dir()]
@@ -36,9 +35,13 @@ def spell_out_run(verb: str, arguments: Sequence[str]) -> list[str]:
     made: list[Word] = [_settings(word) for word in words]
     if verb not in (*READERS, *OF_CHECKPOINTS) or any(name == "--model" for name, _, _ in words):
         return join(made)
-    run = str(runs[-1])
-    last = str(runs[-1] / LAST)
+    run, last = str(runs[-1]), str(runs[-1] / CHECKPOINTS / "last.ckpt")
     named = [i for i, (name, _, _) in enumerate(made) if name == "--ckpt_path"]
+    if not named and not (runs[-1] / CHECKPOINTS).is_dir():
+        raise UserError(
+            f"{run!r} has a {RUN_SETTINGS} and no checkpoints. Allowed: a run that has some. For its settings alone, "
+            f"write {runs[-1] / RUN_SETTINGS}."
+        )
     if not named:
         return join([*made, ("--ckpt_path", [last if verb == "fit" else run], True)])
     for i in named:
@@ -51,14 +54,14 @@ def _settings(word: Word) -> Word:
     name, values, joined = word
     if name not in ("--config", "-c") or not values or not Path(values[0]).is_dir():
         return word
-    return name, [str(Path(values[0]) / SETTINGS), *values[1:]], joined
+    return name, [str(Path(values[0]) / RUN_SETTINGS), *values[1:]], joined
 
 
 def _only_run(verb: str, words: Sequence[str]) -> list[Path]:
     if len(words) > 1:
         raise UserError(f"{verb} got {len(words)} words by themselves: {' '.join(words)}. Allowed: one run's folder.")
     run = Path(words[0])
-    if not (run / "checkpoints").is_dir():
+    if not (run / CHECKPOINTS).is_dir():
         raise UserError(
             f"{words[0]!r} stands by itself and is no run's folder with checkpoints. Allowed: such a folder, or "
             "--ckpt_path with 'best', 'last' or a checkpoint."

@@ -33,6 +33,8 @@ LOGGERS: dict[str, tuple[str, dict[str, Any]]] = {
 LORA: dict[str, int | str] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 #: option of fit that adds `RunReport`; it takes no value
 REPORT = "--report"
+#: settings of a run, in its folder
+RUN_SETTINGS = "config.yaml"
 _YAML = (".yaml", ".yml", ".json")
 #: options whose value stands in a word of its own -> they may have several
 Word = tuple[str, list[str], bool]
@@ -46,7 +48,7 @@ def is_option(word: str) -> bool:
 def is_settings_file(word: str) -> bool:
     """Return whether a word names a file of settings that exists, or a run's folder, in which one lies."""
     path = Path(word)
-    return path.is_file() if path.suffix in _YAML else (path / "config.yaml").is_file()
+    return path.is_file() if path.suffix in _YAML else (path / RUN_SETTINGS).is_file()
 
 
 def split(arguments: Sequence[str]) -> Iterator[Word]:
@@ -126,7 +128,7 @@ def in_settings(verb: str, arguments: Sequence[str]) -> list[str]:
 def _no_file(word: str) -> str:
     if Path(word).suffix in _YAML:
         return f"There is no file {word!r} in {str(Path.cwd())!r}. Give a file of settings that exists."
-    what = "is a folder without a run's config.yaml" if Path(word).is_dir() else "is no file of settings"
+    what = f"is a folder without a run's {RUN_SETTINGS}" if Path(word).is_dir() else "is no file of settings"
     return (
         f"{word!r} stands by itself and {what}. Allowed: a YAML file, a run's folder, or options such as --model NAME "
         "--train FILE; an option's name begins with two dashes."

@@ -19,6 +19,8 @@ def _run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / RUN / "checkpoints").mkdir(parents=True)
     (tmp_path / RUN / "config.yaml").write_text("model: {}\n")
     (tmp_path / "mine.yaml").write_text("model: {}\n")
+    (tmp_path / "kept_nothing").mkdir()
+    (tmp_path / "kept_nothing" / "config.yaml").write_text("model: {}\n")
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,8 @@ def _run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (f"score {RUN} --model a/b", f"--config={RUN}/config.yaml --model a/b"),
         (f"fit {RUN} --max_steps 9", f"--config={RUN}/config.yaml --max_steps 9 --ckpt_path={LAST}"),
         (f"fit {RUN}/config.yaml", f"--config={RUN}/config.yaml"),
+        ("inspect kept_nothing", "--config=kept_nothing/config.yaml"),
+        ("fit kept_nothing --ckpt_path a.ckpt", "--config=kept_nothing/config.yaml --ckpt_path a.ckpt"),
         (f"inspect {RUN}", f"--config={RUN}/config.yaml"),
         (f"chat {RUN} --prompt hello", f"--prompt hello --ckpt_path={RUN}"),
         (f"export {RUN} --ckpt_path last", f"--ckpt_path {LAST}"),
@@ -48,6 +52,7 @@ def test_what_a_folder_stands_for(typed: str, meant: str) -> None:
     [
         ("chat lightning_logs", ("'lightning_logs'", "no run's folder", "--ckpt_path")),
         (f"export {RUN} {RUN}", ("2 words", "one run's folder")),
+        ("fit kept_nothing", ("'kept_nothing'", "no checkpoints", "write kept_nothing/config.yaml")),
         ("validate lightning_logs", ("'lightning_logs'", "a folder without a run's config.yaml", "a run's folder")),
     ],
 )
