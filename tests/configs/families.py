@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, PreTrainedModel, PreTrainedTokenizerFast
 
-from tests.models.zoo import shrunk, tiny_model
+from tests.models.zoo import DELETED, shrunk, tiny_model
 from tests.toys import toy_tokenizer
 
 LOOP, LAST = "{% for m in messages %}", "{% endfor %}{% if add_generation_prompt %}"
@@ -87,6 +87,9 @@ FAMILIES = {
     **dict.fromkeys(("lfm2", "lfm2_moe", "smollm3"), CHATML),
 }  # fmt: skip
 FAMILIES["qwen3_moe"] = FAMILIES["qwen3"]
+#: these attend to whole rows as published; the zoo gives their classes windows
+WHOLE_ROWS = {"use_sliding_window": False, "sliding_window": None, "layer_types": DELETED}
+AS_PUBLISHED = dict.fromkeys(("mistral", "qwen3", "qwen3_moe"), WHOLE_ROWS)
 #: towers that a type's own toy is made without
 TOWERS = {"gemma4": ("vision_config", "audio_config")}
 
@@ -106,7 +109,7 @@ def family_model(kind: str) -> PreTrainedModel:
     for name in TOWERS.get(kind, ()):
         part = config.sub_configs[name]
         towers[name] = {**shrunk(part().to_dict()), "model_type": part.model_type}
-    return tiny_model(kind, **towers)
+    return tiny_model(kind, **towers, **AS_PUBLISHED.get(kind, {}))
 
 
 def save_family(folder: Path, kind: str) -> Path:

@@ -87,6 +87,16 @@ def test_it_trains_a_toy_of_its_class(recipe: Path, tmp_path: Path) -> None:
     assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
 
 
+@pytest.mark.parametrize("recipe", FILES, ids=lambda path: path.stem)
+def test_its_toy_has_the_kinds_of_layers_that_are_published(recipe: Path) -> None:
+    published = config_of(model_of(recipe)).get_text_config()
+    toy = family_model(kind_of(recipe)).config.get_text_config()
+    for name in ("layer_types", "mlp_layer_types"):
+        ours, theirs = getattr(toy, name, None), getattr(published, name, None)
+        assert set(ours or ()) == set(theirs or ()), name
+    assert (getattr(toy, "sliding_window", None) is None) == (getattr(published, "sliding_window", None) is None)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_answer_and_its_end_are_trained(kind: str) -> None:
     tokenizer, family = family_tokenizer(kind), FAMILIES[kind]

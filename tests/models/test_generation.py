@@ -42,8 +42,8 @@ def test_prompts_are_answered_alone_where_batch_mates_would_matter(kind: str) ->
 
 
 def test_a_cache_that_fails_on_long_prompts_is_not_kept() -> None:
-    """Qwen3-MoE with sliding windows: transformers masks as many positions as there are, and keeps a window of them."""
-    model, tokenizer = zoo_model("qwen3_moe"), toy_tokenizer()
+    """A configuration names other layers than its class has: the cache believes it, the class gives all a window."""
+    model, tokenizer = zoo_model("qwen3_moe", layer_types=["full_attention", "sliding_attention"]), toy_tokenizer()
     prompts = [list(range(30, 80)), [7, 8, 9]]
     with pytest.warns(UserWarning, match="answers without keeping them"):
         answers = generate(model, tokenizer, prompts, max_new_tokens=4)

@@ -93,7 +93,8 @@ def _own_sizes() -> dict[str, dict[str, Any]]:
         **{t: dict(latent) for t in ("axk1", "axk2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "longcat_flash")},
         **{t: dict(latent) for t in ("youtu", "minicpm3", "glm4_moe_lite")},
         **{t: {"head_dim": 16} for t in ("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral")},
-        **{t: {**window, **sliding_last} for t in ("qwen2", "qwen3", "qwen3_moe", "qwen2_moe")},
+        **{t: {**window, **sliding_last} for t in ("qwen2", "qwen3", "qwen2_moe")},
+        "qwen3_moe": window,  # of every layer: it knows no layer_types
         **{
             t: {**latent, "num_experts_per_token": 2, "linear_head_dim": 16, "linear_num_heads": 4}
             for t in ("bailing_hybrid", "kimi_linear")
