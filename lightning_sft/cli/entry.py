@@ -18,7 +18,7 @@ from lightning_sft.cli.duplicates import refuse_duplicates
 from lightning_sft.cli.failures import what_happened
 from lightning_sft.cli.front.check import check
 from lightning_sft.cli.front.help import answer, has_help
-from lightning_sft.cli.front.present import require_present
+from lightning_sft.cli.front.present import require_checkpoint, require_present
 from lightning_sft.cli.front.run_folder import spell_out_run
 from lightning_sft.cli.front.words import in_settings, tidy
 from lightning_sft.cli.verbs import LIGHTNING_VERBS, OWN_VERBS
@@ -136,6 +136,8 @@ def _in_front(verb: str, arguments: list[str]) -> list[str]:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # the first of the ranks that Lightning starts
             for line in remarks:
                 print(f"note: {line}", file=sys.stderr)
+    elif asked is None:
+        require_checkpoint(arguments)
     return arguments
 
 

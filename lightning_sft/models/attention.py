@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,22 @@ PER_DOCUMENT = "per_document"
 
 SHORT = 512
 """Tokens up to which 16-bit documents on a CPU are attended to by plain products (docs/performance_log.md)."""
+
+
+def attention_of_parts(
+    config: Any, choose: Callable[[Any, str | None], str | None] = lambda part, own: own
+) -> dict[str, Any]:
+    """Return the attention of a model and of its parts, in the form in which transformers takes it back.
+
+    One name for all would not do: a tower for images or sound may know fewer implementations than the language part.
+
+    Args:
+        config: of the model.
+        choose: takes the configuration of the model or a part, and the attention that it has; returns the one to have.
+    """
+    parts = ((name, getattr(config, name, None)) for name in config.sub_configs)
+    inside = {name: attention_of_parts(part, choose) for name, part in parts if part is not None}
+    return {"": choose(config, config._attn_implementation), **inside}
 
 
 def document_sizes(position_ids: Tensor) -> Tensor:

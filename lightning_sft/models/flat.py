@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import PreTrainedModel
 
 from lightning_sft.errors import UserError
+from lightning_sft.models.attention import attention_of_parts
 from lightning_sft.models.packing import attends_by_document, choose_attention, masks_everything
 from lightning_sft.models.proofs import DocumentsMix, prove_documents_apart
 
@@ -36,14 +39,14 @@ class DocumentRows:
         """Whether rows may hold several documents."""
         return self.packed or self.flat
 
-    def choose_attention(self, model: PreTrainedModel) -> str:
-        """Set the attention that rows of several documents want; return the one that the model came with."""
-        usual = str(model.config._attn_implementation)
+    def choose_attention(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Set the attention that rows of several documents want; return what the model and its parts came with."""
+        usual = attention_of_parts(model.config)
         if self.asked:
             choose_attention(model, self.attention)
         return usual
 
-    def prove(self, model: PreTrainedModel, tried: PreTrainedModel | None, usual: str) -> None:
+    def prove(self, model: PreTrainedModel, tried: PreTrainedModel | None, usual: dict[str, Any]) -> None:
         """Find out whether a model keeps documents apart; where it need not, give it its usual attention back.
 
         Args:
@@ -66,7 +69,9 @@ class DocumentRows:
         if self.flat_refusal is not None and not self.packed:
             model.set_attn_implementation(usual)
 
-    def prove_reference(self, model: PreTrainedModel, tried: PreTrainedModel | None, usual: str, name: str) -> None:
+    def prove_reference(
+        self, model: PreTrainedModel, tried: PreTrainedModel | None, usual: dict[str, Any], name: str
+    ) -> None:
         """Find out whether a reference of another architecture keeps documents apart as the model does.
 
         Args:

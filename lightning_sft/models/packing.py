@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from lightning_sft.errors import UserError
 from lightning_sft.models.access import text_config
-from lightning_sft.models.attention import PER_DOCUMENT, document_sizes
+from lightning_sft.models.attention import PER_DOCUMENT, attention_of_parts, document_sizes
 from lightning_sft.models.router import asks_for_router_loss
 from lightning_sft.scores import IGNORED
 
@@ -176,7 +176,10 @@ def choose_attention(model: PreTrainedModel, asked: str | None) -> None:
             "the mask that documents in calls of their own do not have. Leave attn_implementation out, or set sdpa."
         )
     if asked is None and name in PROVEN and not balances:
-        model.set_attn_implementation(PER_DOCUMENT)
+        where = (model.config, text_config(model))
+        model.set_attn_implementation(
+            attention_of_parts(model.config, lambda part, own: PER_DOCUMENT if any(part is w for w in where) else own)
+        )
     if asked == PER_DOCUMENT and name not in PROVEN:
         raise UserError(
             f"attn_implementation is {PER_DOCUMENT!r}, which is proven for {', '.join(PROVEN)}, and not for {name!r}. "

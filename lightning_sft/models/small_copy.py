@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from lightning_sft.models.access import text_config
+from lightning_sft.models.attention import attention_of_parts
 
 VOCABULARY = 512
 WINDOW = 16
@@ -142,7 +143,7 @@ def _small_config(model: PreTrainedModel, layers: int | None, narrow: bool, over
     values.pop("quantization_config", None)
     part.update(overrides)
     config = type(whole).from_dict(values)
-    config._attn_implementation = _on_a_cpu(str(whole._attn_implementation))
+    config._attn_implementation = attention_of_parts(whole, lambda part, own: own and _on_a_cpu(own))
     config.use_cache = False
     return config
 

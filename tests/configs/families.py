@@ -28,12 +28,14 @@ class Family:
         end: the token that closes an answer.
         tokens: its other special tokens.
         before: what the assistant writes before its last answer, if it has no reasoning.
+        closes: the token behind the last answer, if the whole is closed by one of its own.
     """
 
     template: str
     end: str
     tokens: tuple[str, ...] = ()
     before: str = ""
+    closes: str = ""
 
 
 CHATML = Family(
@@ -45,9 +47,12 @@ THINKS = LOOP + (
     "<|im_start|>{{ m.role }}\n" + ANSWERS + "{% if loop.last %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
     "{{ m.content }}<|im_end|>\n"
 )
+#: the day stands in a system prompt that nobody asked for
+TODAY = "Today: {{ strftime_now('%d %b %Y') }}\n"
 FAMILIES = {
     "llama": Family(
-        "{{ bos_token }}" + LOOP + "<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content }}<|eot_id|>"
+        "{{ bos_token }}<|start_header_id|>system<|end_header_id|>\n\n" + TODAY + "<|eot_id|>" + LOOP
+        + "<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content }}<|eot_id|>"
         + LAST + "<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
         "<|eot_id|>", ("<|start_header_id|>", "<|end_header_id|>"),
     ),
@@ -77,29 +82,49 @@ FAMILIES = {
         + "<|im_start|>assistant<|im_sep|>{% endif %}",
         "<|im_end|>", ("<|im_sep|>",),
     ),
+    "phi4_mini": Family(
+        LOOP + "<|{{ m.role }}|>{{ m.content }}<|end|>" + LAST + "<|assistant|>{% else %}{{ eos_token }}{% endif %}",
+        "<|end|>", ("<|user|>", "<|assistant|>"), closes="<|endoftext|>",
+    ),
+    # it is told whether to reason; its markers hold the header, too, which is not trained
+    "smollm3": Family(
+        "{% set thinks = enable_thinking is not defined or enable_thinking %}<|im_start|>system\n" + TODAY
+        + "{{ 'Reason first.' if thinks else 'Answer.' }}<|im_end|>\n" + LOOP + ANSWERS
+        + "{% generation %}<|im_start|>assistant\n{% if not thinks %}<think>\n\n</think>\n{% endif %}"
+        "{{ m.content }}<|im_end|>\n{% endgeneration %}{% else %}<|im_start|>user\n{{ m.content }}<|im_end|>\n"
+        "{% endif %}" + LAST + "<|im_start|>assistant\n{% if not thinks %}<think>\n\n</think>\n{% endif %}{% endif %}",
+        "<|im_end|>",
+    ),
     # the last answer is closed by another token than those before
     "gpt_oss": Family(
-        LOOP + "<|start|>{{ m.role }}" + ANSWERS + "<|channel|>final{% endif %}<|message|>{{ m.content }}"
+        "<|start|>system<|message|>" + TODAY + "<|end|>" + LOOP
+        + "<|start|>{{ m.role }}" + ANSWERS + "<|channel|>final{% endif %}<|message|>{{ m.content }}"
         "{{ '<|return|>' if loop.last and m.role == 'assistant' else '<|end|>' }}" + LAST
         + "<|start|>assistant{% endif %}",
         "<|return|>", ("<|start|>", "<|channel|>", "<|message|>", "<|end|>"), "<|channel|>final<|message|>",
     ),
-    **dict.fromkeys(("lfm2", "lfm2_moe", "smollm3"), CHATML),
+    **dict.fromkeys(("lfm2", "lfm2_moe"), CHATML),
 }  # fmt: skip
 FAMILIES["qwen3_moe"] = FAMILIES["qwen3"]
 #: these attend to whole rows as published; the zoo gives their classes windows
 WHOLE_ROWS = {"use_sliding_window": False, "sliding_window": None, "layer_types": DELETED}
-AS_PUBLISHED = dict.fromkeys(("mistral", "qwen3", "qwen3_moe"), WHOLE_ROWS)
+#: the upper layers take keys and values of those below, and have wider MLPs for it
+SHARED: dict[str, Any] = {"num_hidden_layers": 4, "num_kv_shared_layers": 2, "use_double_wide_mlp": True}
+SHARED["layer_types"] = ["sliding_attention", "full_attention"] * 2
+AS_PUBLISHED: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("mistral", "qwen3", "qwen3_moe"), WHOLE_ROWS),
+    "gemma4": {"text_config": {"model_type": "gemma4_text", **SHARED}},
+}
 #: towers that a type's own toy is made without
 TOWERS = {"gemma4": ("vision_config", "audio_config")}
 
 
-def family_tokenizer(kind: str) -> PreTrainedTokenizerFast:
+def family_tokenizer(name: str) -> PreTrainedTokenizerFast:
     """The toy tokenizer with the special tokens and the chat template of a family."""
-    family, tokenizer = FAMILIES[kind], toy_tokenizer()
+    family, tokenizer = FAMILIES[name], toy_tokenizer()
     new = [token for token in (family.end, *family.tokens) if token not in tokenizer.get_vocab()]
     tokenizer.add_special_tokens({"additional_special_tokens": new})
-    tokenizer.eos_token, tokenizer.chat_template = family.end, family.template
+    tokenizer.eos_token, tokenizer.chat_template = family.closes or family.end, family.template
     return tokenizer
 
 
@@ -112,12 +137,18 @@ def family_model(kind: str) -> PreTrainedModel:
     return tiny_model(kind, **towers, **AS_PUBLISHED.get(kind, {}))
 
 
-def save_family(folder: Path, kind: str) -> Path:
-    """Write a tiny model of a family as a Hugging Face folder, as its checkpoints are published."""
+def save_family(folder: Path, kind: str, family: str | None = None) -> Path:
+    """Write a tiny model of a type as a Hugging Face folder, as its checkpoints are published.
+
+    Args:
+        folder: to write.
+        kind: the model type.
+        family: whose tokenizer it gets; that of its type by default.
+    """
     family_model(kind).save_pretrained(folder)
     if kind == "gpt_oss":
         _pack_experts(folder)
-    family_tokenizer(kind).save_pretrained(folder)
+    family_tokenizer(family or kind).save_pretrained(folder)
     return folder
 
 

@@ -144,6 +144,11 @@ def kind_of(recipe: Path) -> str:
     return SHAPES[model_of(recipe)][0]
 
 
+def family_of(recipe: Path) -> str:
+    """Who a recipe's model writes its turns like: others of its type, but for one."""
+    return "phi4_mini" if model_of(recipe) == "microsoft/Phi-4-mini-instruct" else kind_of(recipe)
+
+
 def model_of(recipe: Path) -> str:
     """The model that a recipe names."""
     name = yaml.safe_load(recipe.read_text())["model"]["model_name_or_path"]

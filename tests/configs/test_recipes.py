@@ -18,12 +18,22 @@ from lightning_sft.models.adapters import add_adapter
 from lightning_sft.models.beside_text import freeze_beside_text
 from lightning_sft.models.reach import kinds_of
 from tests.configs.families import FAMILIES, family_model, family_tokenizer, save_family
-from tests.configs.shapes import GIB, RECIPES, SHAPES, config_of, estimate, kind_of, memory_of, model_of, stated
+from tests.configs.shapes import (
+    GIB,
+    RECIPES,
+    SHAPES,
+    config_of,
+    estimate,
+    family_of,
+    kind_of,
+    memory_of,
+    model_of,
+    stated,
+)
 from tests.running import QUIET, run, run_folder
 
 FILES = sorted(RECIPES.glob("*.yaml"))
 LORA = [path for path in FILES if path.stem.endswith("_lora")]
-KINDS = sorted(set(map(kind_of, FILES)))
 #: fitted here; the others are fitted in the slow tests
 FITTED = ("qwen3_lora", "gemma3_full", "gpt_oss_lora", "lfm2_full")
 #: what a toy on one CPU has otherwise
@@ -74,7 +84,7 @@ def test_recipes_are_those_of_the_page() -> None:
     ids=lambda path: path.stem,
 )
 def test_it_trains_a_toy_of_its_class(recipe: Path, tmp_path: Path) -> None:
-    folder = save_family(tmp_path / "toy", kind_of(recipe))
+    folder = save_family(tmp_path / "toy", kind_of(recipe), family_of(recipe))
     rows = [
         {"messages": [{"role": "user", "content": f"how many is {i}"}, {"role": "assistant", "content": f"it is {i}"}]}
         for i in range(10)
@@ -84,7 +94,8 @@ def test_it_trains_a_toy_of_its_class(recipe: Path, tmp_path: Path) -> None:
     run("fit", [f"--config={recipe}", *HERE, *given])
     checkpoint = torch.load(run_folder(Path(f"runs/{recipe.stem}")) / "checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 2
-    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+    clipped = ("_min", "_max")  # bounds of Gemma 4's towers, infinite in a new model
+    assert all(value.isfinite().all() for name, value in checkpoint["state_dict"].items() if not name.endswith(clipped))
 
 
 @pytest.mark.parametrize("recipe", FILES, ids=lambda path: path.stem)
@@ -97,17 +108,21 @@ def test_its_toy_has_the_kinds_of_layers_that_are_published(recipe: Path) -> Non
     assert (getattr(toy, "sliding_window", None) is None) == (getattr(published, "sliding_window", None) is None)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_answer_and_its_end_are_trained(kind: str) -> None:
-    tokenizer, family = family_tokenizer(kind), FAMILIES[kind]
+@pytest.mark.parametrize("recipe", FILES, ids=lambda path: path.stem)
+def test_every_answer_and_its_end_are_trained_whatever_the_day(recipe: Path) -> None:
+    name, variables = family_of(recipe), settings_of(recipe)["data"].get("template_kwargs")
+    tokenizer, family = family_tokenizer(name), FAMILIES[name]
     said = [("user", "how many?"), ("assistant", "it is 4"), ("user", "and now?"), ("assistant", "5, I think")]
     row = {"messages": [{"role": role, "content": content} for role, content in said]}
-    encoded = Encoder(tokenizer)(to_example(row, "messages"))
+    encoder = Encoder(tokenizer, template_kwargs=variables)
+    encoded = encoder(to_example(row, "messages"))
     trained = tokenizer.decode(encoded.ids[encoded.trained])
-    earlier = {"gpt_oss": "<|channel|>final<|message|>it is 4<|end|>"}.get(kind, f"it is 4{family.end}")
+    earlier = {"gpt_oss": "<|channel|>final<|message|>it is 4<|end|>"}.get(name, f"it is 4{family.end}")
     trained = re.sub(r"^ | (?=5)", "", trained)  # Mistral's answers begin with a space
-    assert trained == f"{earlier}{family.before}5, I think{family.end}"
+    assert trained == f"{earlier}{family.before}5, I think{family.end}{family.closes}"
     assert encoded.ids[encoded.trained][-1] == tokenizer.eos_token_id
+    assert "Reason first" not in tokenizer.decode(encoded.ids), "answers without reasoning under a call for it"
+    assert not encoder.template.tells_the_date
 
 
 @pytest.mark.parametrize("recipe", LORA, ids=lambda path: path.stem)

@@ -27,8 +27,10 @@ from lightning_sft.models.scorer import TokenScorer
 from lightning_sft.models.small_copy import small_copy
 from lightning_sft.objectives import DFT, IWSFT, NLL, TALR, Objective, PerSource
 from lightning_sft.objectives.base import RunFacts
+from tests.configs.families import save_family
 from tests.devices import RunIf
 from tests.models.architectures import PACKS, VOCABULARY, documents, packed, padded, tiny_model
+from tests.models.zoo import save_tiny
 from tests.toys import save_toy
 
 IMPLEMENTATIONS = (PER_DOCUMENT, "sdpa", "eager")
@@ -164,6 +166,19 @@ def test_default_attention_under_packing(tmp_path):
     with pytest.raises(UserError, match=r"per_document.*not for 'opt'"):
         choose_attention(tiny_model("opt"), PER_DOCUMENT)
     assert attention(llama, neftune_noise_alpha=5) == PER_DOCUMENT
+
+
+def test_towers_keep_the_attention_that_they_know(tmp_path):
+    """Gemma 4's tower for sound has no scaled_dot_product_attention, SigLIP is not one that was proven."""
+    gemma3 = build_scorer(ModelSettings(save_tiny(tmp_path / "3", "gemma3")), NLL(), 10, flat=True).causal_lm.config
+    assert (gemma3.text_config._attn_implementation, gemma3.vision_config._attn_implementation) == (
+        PER_DOCUMENT,
+        "sdpa",
+    )
+    folder = save_family(tmp_path / "4", "gemma4")
+    gemma4 = build_scorer(ModelSettings(str(folder)), NLL(), 10, flat=True).causal_lm.config
+    assert (gemma4._attn_implementation, gemma4.text_config._attn_implementation) == ("sdpa", "sdpa")
+    assert gemma4.audio_config._attn_implementation == "eager"
 
 
 @pytest.mark.parametrize("kind", PROVEN)

@@ -7,8 +7,6 @@ import pytest
 
 from lightning_sft.sweep import code
 
-CACHED = ("_file", "_tree", "_imported", "_digest", "_content", "_holds_packages")
-
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
@@ -32,8 +30,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def forget() -> None:
-    for name in CACHED:
-        getattr(code, name).cache_clear()
+    for member in vars(code).values():
+        getattr(member, "cache_clear", lambda: None)()
 
 
 def test_a_class_is_its_file_and_what_that_imports(project: Path) -> None:
@@ -87,10 +85,12 @@ def test_a_fit_is_made_of_what_trains_and_reads() -> None:
 
 def test_what_the_package_reads_beside_its_code_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     modules = ["lightning_sft.guard.texts", "lightning_sft.probes.library", "lightning_sft.scores"]
-    before = code.code_of(modules)
-    content = code._content
-    monkeypatch.setattr(code, "_content", lambda file: "other" if file.name == "general.txt" else content(file))
-    after = code.code_of(modules)
+    before, read = code.code_of(modules), Path.read_bytes
+    with monkeypatch.context() as changed:
+        changed.setattr(Path, "read_bytes", lambda file: b"other" if file.name == "general.txt" else read(file))
+        forget()
+        after = code.code_of(modules)
+    forget()
     assert {room for room in before if before[room] != after[room]} == {"lightning_sft.guard"}
 
 

@@ -1,4 +1,4 @@
-"""What settings name and this machine lacks: data files, models, packages; found before torch is imported."""
+"""What settings name and this machine lacks: data, models, checkpoints, packages; found before torch is imported."""
 
 from __future__ import annotations
 
@@ -10,9 +10,17 @@ import yaml  # type: ignore[import-untyped]
 from lightning_sft.cli.front.given import Given, read_given
 from lightning_sft.cli.front.listing import listing
 from lightning_sft.cli.front.values import NULL, is_inline
-from lightning_sft.cli.front.words import class_of_word, expand, may_be_class
+from lightning_sft.cli.front.words import class_of_word, expand, may_be_class, split
 from lightning_sft.errors import UserError
-from lightning_sft.places import DEMO_EXTRA, SUFFIXES, data_files, is_installed, require_model_place, suffix
+from lightning_sft.places import (
+    DEMO_EXTRA,
+    SUFFIXES,
+    data_files,
+    is_installed,
+    require_checkpoint_place,
+    require_model_place,
+    suffix,
+)
 
 #: verb -> the settings whose rows it surely reads; `score` reads those of its --sets
 _READS = {
@@ -24,6 +32,8 @@ _READS = {
 }
 #: verbs that name their models otherwise, or write down what is still to come
 _OTHER_MODEL = ("audit", "score", "estimate", "init")
+#: verbs that read the checkpoint of --ckpt_path; a comparison refuses it altogether
+_CHECKPOINT = ("fit", "validate", "test", "predict", "score")
 #: logger -> the package that it needs
 _LOGGERS = {"WandbLogger": "wandb", "CometLogger": "comet_ml", "MLFlowLogger": "mlflow", "LitLogger": "litlogger"}
 _SOURCE, _TASK = "Source", "ReasoningGymTask"
@@ -44,6 +54,8 @@ def require_present(verb: str, arguments: Sequence[str]) -> None:
     given = {one.key: one for one in read_given(expand(arguments), listing())}  # the last one of each key counts
     if any(key == "print_config" or key.endswith("help") for key in given):
         return
+    if "ckpt_path" in given and verb in _CHECKPOINT:
+        _require_named(given["ckpt_path"], require_checkpoint_place)
     if "trainer.logger" in given:
         _require_loggers(given["trainer.logger"])
     # a class of the user's own may mean something else by them, and arms of a comparison may have rows of their own
@@ -54,9 +66,27 @@ def require_present(verb: str, arguments: Sequence[str]) -> None:
                 _require_rows(key, given)
     model = given.get("model.model_name_or_path")
     if model is not None and verb not in _OTHER_MODEL and not {"model", "model.class_path"} & given.keys():
-        name = model.value.value if isinstance(model.value, yaml.ScalarNode) else model.value
-        if isinstance(name, str):
-            _placed(model, name, require_model_place)
+        _require_named(model, require_model_place)
+
+
+def require_checkpoint(arguments: Sequence[str]) -> None:
+    """Raise if ``--ckpt_path`` of a verb without settings names what is not there.
+
+    Args:
+        arguments: those after the verb, tidied.
+
+    Raises:
+        UserError: see `require_checkpoint_place`.
+    """
+    for name, values, _ in split(arguments):
+        if name == "--ckpt_path" and values:
+            _require_named(Given("ckpt_path", values[0]), require_checkpoint_place)
+
+
+def _require_named(one: Given, look: Callable[[str], object]) -> None:
+    name = one.value.value if isinstance(one.value, yaml.ScalarNode) else one.value
+    if isinstance(name, str) and name not in NULL:
+        _placed(one, name, look)
 
 
 def _require_loggers(one: Given) -> None:

@@ -99,10 +99,14 @@ class ResumableDataLoader(DataLoader[Any]):
             if state.get(key) != value and key not in ignored
         ]
         if different:
+            dated = (
+                " Rows of a chat template that writes today's date are others each day: data.template_kwargs: "
+                '{strftime_now: "2026-01-31"} is the day on which the run began.'
+            )
             raise UserError(
                 f"The checkpoint's position in the training data was stored with {', '.join(different)}; it means "
                 "nothing here. Resume with the same data settings (data.order, batch_size, seed, sources), or start a "
-                "new run from the checkpoint's weights."
+                f"new run from the checkpoint's weights.{dated if state.get('data') != here['data'] else ''}"
             )
         self._epoch, self._batches = int(state["epoch"]), int(state["batches"])
         self._resumed = True

@@ -78,7 +78,7 @@ class Encoder:
             TypeError: see `tokenizer_digest`.
         """
         # a template that writes today's date gives other tokens tomorrow
-        today = str(datetime.date.today()) if "strftime_now" in self.template.every_source else None
+        today = str(datetime.date.today()) if self.template.tells_the_date else None
         tokenizer = tokenizer_digest(self.tokenizer)
         kwargs = self.template.kwargs
         weights = [self.loss_weights.prompt, self.loss_weights.answer]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import datetime
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_sft.data.codes import Code
 from lightning_sft.data.types import BadRowError, Message
+from lightning_sft.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,7 +25,13 @@ Tools = Sequence[dict[str, Any]] | None
 REASONING_TAG = re.compile(r"[<\[]/?[^\s<>\[\]]{0,12}(?:think|thought|reason)[^<>\[\]\s]{0,20}[>\]]", re.I)
 """A tag that opens or closes reasoning, such as ``<think>`` or ``[/THINK]``."""
 
+CLOCK = "strftime_now"
+"""The function by which templates ask for the date; as a variable of ours it is a day, such as ``2026-01-31``."""
+
 QUOTED = r"""(?P<quoted>'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")"""
+ASKS = re.compile(rf"\b{CLOCK}\(\s*{QUOTED}\s*\)")
+"""Where a template asks for the date, and in which form."""
+
 LOOKED_FOR = re.compile(
     rf"""{QUOTED}\s*(?:not\s+)?\bin\b|\.(?:r?split|startswith|endswith|replace|r?partition|r?find|count)\(\s*"""
     + QUOTED.replace("quoted", "argument")
@@ -36,12 +44,20 @@ class ChatTemplate:
 
     Args:
         tokenizer: a tokenizer, possibly without a chat template.
-        kwargs: variables for the template, such as ``enable_thinking``.
+        kwargs: variables for the template, such as ``enable_thinking``; ``strftime_now`` is a day that the template is
+            told in place of today.
+
+    Raises:
+        UserError: ``strftime_now`` is no day.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, kwargs: dict[str, Any] | None = None) -> None:
         self.tokenizer = tokenizer
-        self.kwargs = kwargs or {}
+        self.kwargs = dict(kwargs or {})
+        self._variables = {name: value for name, value in self.kwargs.items() if name != CLOCK}
+        self._day = _day(self.kwargs[CLOCK]) if CLOCK in self.kwargs else None
+        if self._day is not None:
+            self.kwargs[CLOCK] = str(self._day)  # plain data, whatever YAML made of it
 
     @cached_property
     def source(self) -> str:
@@ -57,6 +73,16 @@ class ChatTemplate:
         template = self.tokenizer.chat_template
         return "\n".join(template.values()) if isinstance(template, dict) else self.source
 
+    @property
+    def tells_the_date(self) -> bool:
+        """Whether it writes today's date, and so other tokens tomorrow."""
+        return f"{CLOCK}(" in self._of_the_day(self.every_source)
+
+    def _of_the_day(self, source: str) -> str:
+        """Return a template with a day in the place of today; transformers hands no functions on to templates."""
+        day = self._day
+        return source if day is None else ASKS.sub(lambda m: repr(day.strftime(ast.literal_eval(m["quoted"]))), source)
+
     def render(self, messages: Sequence[Message], tools: Tools, prompt: bool) -> str:
         """Return the text of ``messages``; with ``prompt``, up to where the assistant's next words begin.
 
@@ -69,7 +95,8 @@ class ChatTemplate:
                 tools=list(tools) if tools else None,
                 tokenize=False,
                 add_generation_prompt=prompt,
-                **self.kwargs,
+                chat_template=self._of_the_day(self.tokenizer.get_chat_template(None, list(tools) if tools else None)),
+                **self._variables,
             )
         assert isinstance(text, str)
         return text
@@ -84,9 +111,9 @@ class ChatTemplate:
             rendered = render_jinja_template(
                 conversations=[list(messages)],
                 tools=schemas,
-                chat_template=self.tokenizer.get_chat_template(None, schemas),
+                chat_template=self._of_the_day(self.tokenizer.get_chat_template(None, schemas)),
                 return_assistant_tokens_mask=True,
-                **{**self.tokenizer.special_tokens_map, **self.kwargs},
+                **{**self.tokenizer.special_tokens_map, **self._variables},
             )
         texts, marked = rendered
         return str(texts[0]), [(int(start), int(end)) for start, end in marked[0]]
@@ -118,6 +145,16 @@ class ChatTemplate:
                 found.add(text)
         literals = [re.escape(text) for text in sorted(found, key=len, reverse=True)]
         return re.compile("|".join([*literals, REASONING_TAG.pattern]), re.I)
+
+
+def _day(given: object) -> datetime.date:
+    try:
+        return datetime.date.fromisoformat(str(given))
+    except ValueError as error:
+        raise UserError(
+            f"data.template_kwargs has {CLOCK}: {given!r}, which must be the day that the chat template is told in "
+            'place of today, such as "2026-01-31".'
+        ) from error
 
 
 @contextmanager

@@ -1,10 +1,13 @@
 """What settings name and this machine lacks: told apart from hub names, classes and what the verb does not read."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from lightning_sft.cli.front.present import require_present
+from lightning_sft.cli.front.present import require_checkpoint, require_present
 from lightning_sft.errors import UserError
 
 MODEL = ["--model=some/model"]
@@ -30,6 +33,11 @@ FINE = {
     "a question": ["fit", "--model=./gone", "--train=gone.jsonl", "--print_config"],
     "arms with rows of their own": ["compare", *MODEL, "--train=gone.jsonl", "--arm", "a", "data.train=here.jsonl"],
     "a set that an audit may not read": ["audit", "--config=tested.yaml", "--after=some/model"],
+    "a checkpoint": ["fit", *MODEL, "--ckpt_path=here.ckpt"],
+    "the best checkpoint": ["test", *MODEL, "--ckpt_path=best"],
+    "no checkpoint": ["validate", *MODEL, "--ckpt_path=null"],
+    "a checkpoint elsewhere": ["fit", *MODEL, "--ckpt_path=s3://bucket/last.ckpt"],
+    "a checkpoint that a comparison refuses": ["compare", *MODEL, "--ckpt_path=gone.ckpt"],
     "a task": ["fit", *MODEL, "--train=ReasoningGymTask"],
 }
 WRONG = {
@@ -41,6 +49,13 @@ WRONG = {
     "rows to validate": (["validate", *MODEL, "--data.val=gone.jsonl"], "--data.val"),
     "rows to test": (["test", *MODEL, "--data.test=gone.jsonl"], "--data.test"),
     "a folder": (["predict", "--model=~/gone", "--data.predict=here.jsonl"], "no model folder '~/gone'"),
+    "a checkpoint": (
+        ["fit", *MODEL, "--ckpt_path=gone.ckpt"],
+        "--ckpt_path: The checkpoint 'gone.ckpt' does not exist",
+    ),
+    "a checkpoint to score": (["score", *MODEL, "--ckpt_path", "~/gone.ckpt"], "'~/gone.ckpt' does not exist"),
+    "a checkpoint of a file": (["fit", "--config=going.yaml", *MODEL], "going.yaml, line 1: ckpt_path: The checkpoint"),
+    "a folder of checkpoints": (["test", *MODEL, "--ckpt_path=."], "Give one of them: here.ckpt"),
     "a GGUF file": (["fit", "--model=gone.gguf", "--train=here.jsonl"], "no GGUF file 'gone.gguf'"),
 }
 
@@ -48,6 +63,8 @@ WRONG = {
 @pytest.fixture(autouse=True)
 def _files(tmp_path: Path) -> None:
     (tmp_path / "here.jsonl").write_text("{}")
+    (tmp_path / "here.ckpt").touch()
+    (tmp_path / "going.yaml").write_text("ckpt_path: gone.ckpt\n")
     (tmp_path / "named.yaml").write_text(NAMED.lstrip())
     (tmp_path / "tested.yaml").write_text("data: {test: gone.jsonl}\n")
     (tmp_path / "source.yaml").write_text("data: {train: {class_path: Source, init_args: {path: gone.jsonl}}}\n")
@@ -72,3 +89,14 @@ def test_a_task_without_its_package_says_how_to_install_it(monkeypatch: pytest.M
     monkeypatch.setattr("lightning_sft.cli.front.present.is_installed", lambda module: module != "reasoning_gym")
     with pytest.raises(UserError, match=r"pip install 'lightning-sft\[demo\]'"):
         require_present("fit", [*MODEL, "--data.train=lightning_sft.data.ReasoningGymTask"])
+
+
+@pytest.mark.parametrize("verb", ["chat", "export"])
+def test_verbs_without_settings_look_for_their_checkpoint_before_torch_is_imported(verb: str) -> None:
+    require_checkpoint(["--ckpt_path", "best", "--output", "gone"])
+    require_checkpoint(["--model", "gone"])
+    command = [sys.executable, "-X", "importtime", "-m", "lightning_sft", verb, "--ckpt_path=gone.ckpt"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--ckpt_path: The checkpoint 'gone.ckpt' does not exist" in done.stderr
+    assert not re.search(r"\| +(torch|lightning|transformers)$", done.stderr, re.M)

@@ -18,6 +18,7 @@ from lightning_sft.data import DataSource, Example, ReasoningGymTask, Source
 from lightning_sft.data.encoding.encode import Encoder
 from lightning_sft.data.inspect import inspect
 from lightning_sft.data.reading import sources
+from lightning_sft.data.reading.formats import to_example
 from lightning_sft.data.types import Record
 from lightning_sft.errors import UserError
 from lightning_sft.files import encoded_rows_root
@@ -231,6 +232,23 @@ def test_a_template_that_tells_the_date_is_asked_again_tomorrow(rows, root, monk
     monkeypatch.setattr("lightning_sft.data.encoding.encode.datetime.date", Tomorrow)
     built(train=rows, tokenizer=byte_tokenizer(dated), cache_dir=str(root))
     assert len(entries(root)) == 2
+
+
+def test_a_template_that_is_told_the_day_gives_the_same_rows_tomorrow():
+    dated = '{{ strftime_now("%d %B %Y") if strftime_now is defined }}' + CHATML
+    tokenizer = byte_tokenizer(dated)
+
+    def encoded(told):
+        encoder = Encoder(tokenizer, template_kwargs=told)
+        return tokenizer.decode(encoder(to_example(chat(0), "messages")).ids), encoder.identity()
+
+    text, identity = encoded({"strftime_now": "2024-07-26"})
+    assert text.startswith("26 July 2024")
+    assert encoded({"strftime_now": datetime.date(2024, 7, 26)}) == (text, identity), "YAML reads it as a date"
+    assert str(datetime.date.today()) not in identity
+    assert str(datetime.date.today()) in encoded(None)[1]
+    with pytest.raises(UserError, match=r"strftime_now: 'yesterday', which must be the day"):
+        encoded({"strftime_now": "yesterday"})
 
 
 def test_a_tokenizer_that_was_used_before_is_the_same(rows, root):
