@@ -9,6 +9,7 @@ import yaml  # type: ignore[import-untyped]
 
 from lightning_sft.cli.front.given import Given, read_given
 from lightning_sft.cli.front.listing import listing
+from lightning_sft.cli.front.run_folder import READERS
 from lightning_sft.cli.front.values import NULL, is_inline
 from lightning_sft.cli.front.words import class_of_word, expand, may_be_class, split
 from lightning_sft.errors import UserError
@@ -32,8 +33,6 @@ _READS = {
 }
 #: verbs that name their models otherwise, or write down what is still to come
 _OTHER_MODEL = ("audit", "score", "estimate", "init")
-#: verbs that read the checkpoint of --ckpt_path; a comparison refuses it altogether
-_CHECKPOINT = ("fit", "validate", "test", "predict", "score")
 #: logger -> the package that it needs
 _LOGGERS = {"WandbLogger": "wandb", "CometLogger": "comet_ml", "MLFlowLogger": "mlflow", "LitLogger": "litlogger"}
 _SOURCE, _TASK = "Source", "ReasoningGymTask"
@@ -54,7 +53,7 @@ def require_present(verb: str, arguments: Sequence[str]) -> None:
     given = {one.key: one for one in read_given(expand(arguments), listing())}  # the last one of each key counts
     if any(key == "print_config" or key.endswith("help") for key in given):
         return
-    if "ckpt_path" in given and verb in _CHECKPOINT:
+    if "ckpt_path" in given and verb in READERS:  # a comparison refuses it altogether
         _require_named(given["ckpt_path"], require_checkpoint_place)
     if "trainer.logger" in given:
         _require_loggers(given["trainer.logger"])
