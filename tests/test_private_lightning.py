@@ -38,6 +38,7 @@ def test_trainer_attributes() -> None:
     assert _lightning.attached_trainer(module) is None
     module.trainer = trainer
     assert _lightning.attached_trainer(module) is trainer
+    assert _lightning.state_key_of(ProgressBar(), name="a") == "ProgressBar{'name': 'a'}"
 
 
 def test_sizes_of_model_parallel_strategy() -> None:

@@ -93,6 +93,11 @@ class ConfigurationWins:
         """Leave the configuration as the user gave it."""
 
 
+def state_key_of(callback: Callback, **settings: Any) -> str:
+    """Return the key of a callback's state in checkpoints, for one that may be there several times."""
+    return callback._generate_state_key(**settings)
+
+
 def accumulation(trainer: Trainer) -> int | str:
     """Return ``accumulate_grad_batches``, or the schedule of epochs that a GradientAccumulationScheduler follows."""
     schedules = [c.scheduling for c in callbacks_of(trainer) if isinstance(c, GradientAccumulationScheduler)]

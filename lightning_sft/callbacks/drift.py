@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
-from lightning_sft._lightning import data_parallel_size_and_rank
+from lightning_sft._lightning import data_parallel_size_and_rank, state_key_of
 from lightning_sft.errors import UserError, require_log_name
 from lightning_sft.guard.texts import GENERAL, GuardBatch, encode_texts, load_texts
 from lightning_sft.metrics.drift import StoredDistribution, kl_divergence, kl_lower_bound, log_probabilities, store
@@ -106,7 +106,7 @@ class DriftMonitor(Callback):
     @property
     @override
     def state_key(self) -> str:
-        return self._generate_state_key(sets=sorted(self.texts))
+        return state_key_of(self, sets=sorted(self.texts))
 
     # ------------------------------------------------------------------ hooks
 

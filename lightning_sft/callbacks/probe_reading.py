@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import override
 
+from lightning_sft._lightning import state_key_of
 from lightning_sft.callbacks.monitors import monitored_keys
 from lightning_sft.errors import UserError
 from lightning_sft.models.access import input_embeddings
@@ -79,7 +80,7 @@ class ProbeCallback(Callback):
     @property
     @override
     def state_key(self) -> str:
-        return self._generate_state_key(name=self.name, every_n_steps=self.every_n_steps)
+        return state_key_of(self, name=self.name, every_n_steps=self.every_n_steps)
 
     # ------------------------------------------------------------------ what a subclass says
 

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
-from lightning_sft._lightning import callbacks_of
+from lightning_sft._lightning import callbacks_of, state_key_of
 from lightning_sft.callbacks.training_metrics import TrainingMetrics
 from lightning_sft.errors import UserError
 from lightning_sft.figures.loggers import log_figure, log_text
@@ -72,7 +72,7 @@ class SweepCallback(Callback):
     @property
     @override
     def state_key(self) -> str:
-        return self._generate_state_key(name=self.name)
+        return state_key_of(self, name=self.name)
 
     @abstractmethod
     def sweep(self, trainer: Trainer, module: LightningModule, folder: Path | None) -> SweepResult:

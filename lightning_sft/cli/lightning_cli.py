@@ -33,6 +33,7 @@ from lightning_sft.cli.next_commands import next_commands
 from lightning_sft.cli.parser_errors import explain
 from lightning_sft.cli.quiet import hold_back
 from lightning_sft.cli.run_names import run_name
+from lightning_sft.cli.spelt_out import forget_spelt_out
 from lightning_sft.errors import UserError
 from lightning_sft.files import write_text
 from lightning_sft.training.signals import WATCH
@@ -50,6 +51,13 @@ class Parser(LightningArgumentParser):
             # else `--data.train rows.json` would be opened here, and what it holds taken for the setting itself
             kwargs["sub_configs"] = False
         return cast("list[str]", super().add_class_arguments(theclass, nested_key, **kwargs))
+
+    @override
+    def dump(self, namespace: Namespace, *args: Any, skip_default: bool = False, **kwargs: Any) -> str:
+        if skip_default:
+            namespace = namespace.clone()
+            forget_spelt_out(namespace)
+        return cast("str", super().dump(namespace, *args, skip_default=skip_default, **kwargs))
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml  # type: ignore[import-untyped]
 from lightning.pytorch.cli import LightningCLI
 
 from lightning_sft import SFTModule
@@ -152,6 +153,22 @@ def test_printed_configuration_runs_unchanged(toy_folder: Path, rows: Path, caps
     Path("printed.yaml").write_text(capsys.readouterr().out)
     run("fit", ["--config=printed.yaml"])
     assert torch.load(run_folder() / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
+
+
+def test_of_a_plain_lora_only_what_differs_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    def adapter(*more: str) -> dict[str, Any]:
+        given = ["--model.model_name_or_path=a/b", "--data.train=a/b", "--model.adapter=peft.LoraConfig", *more]
+        with pytest.raises(SystemExit):
+            main(["fit", *given, "--print_config=skip_default"])
+        found = yaml.safe_load(capsys.readouterr().out)["model"]["adapter"]
+        assert isinstance(found, dict)
+        return found
+
+    lora = {"class_path": "peft.LoraConfig"}
+    assert adapter() == lora
+    assert adapter("--model.adapter.r=4") == {**lora, "init_args": {"r": 4}}
+    asked = adapter("--model.adapter.init_lora_weights=loftq", "--model.adapter.loftq_config.loftq_bits=8")
+    assert asked["init_args"]["loftq_config"]["loftq_bits"] == 8
 
 
 RESUME = {

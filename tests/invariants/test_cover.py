@@ -13,8 +13,7 @@ from lightning_sft.errors import UserError
 from tests.distributed.ranks import some_ranks
 from tests.invariants.cover import Case, pairs_of, pairwise
 from tests.lazy import Lazy
-from tests.running import run_folder, scalars, toy_arguments, write_rows
-from tests.toys import save_toy
+from tests.running import run_folder, scalars, toy_arguments
 
 FACTORS = {
     "strategy": ("single", "ddp", "fsdp2"),
@@ -86,15 +85,6 @@ def run_case(case: Case, place: Path, root: Path) -> None:
 def readings(root: Path) -> dict[str, list[tuple[int, float]]]:
     found = scalars(run_folder(root / "lightning_logs"))
     return {key: found[key] for key in KEYS}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model and rows."""
-    place = tmp_path_factory.mktemp("cover")
-    save_toy(place / "toy", "gpt_neox")  # computes in float64 throughout
-    write_rows(place / "rows.jsonl", ROWS)
-    return place
 
 
 @pytest.fixture(scope="module")

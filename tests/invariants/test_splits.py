@@ -10,8 +10,7 @@ import torch
 
 from tests.distributed.ranks import two_ranks
 from tests.lazy import Lazy
-from tests.running import run, toy_arguments, write_rows
-from tests.toys import save_toy
+from tests.running import run, toy_arguments
 
 ROWS = 8
 CHECKPOINTING = {"model__gradient_checkpointing": "true"}
@@ -90,15 +89,6 @@ def line(name: str, kind: str, model: Path, rows: Path, place: Path) -> list[str
 
 def file(name: str, kind: str, place: Path) -> Path:
     return place / f"{kind} {name}.pt".replace(" ", "_")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model and rows."""
-    place = tmp_path_factory.mktemp("splits")
-    save_toy(place / "toy", "gpt_neox")  # computes in float64 throughout
-    write_rows(place / "rows.jsonl", ROWS)
-    return place
 
 
 @pytest.fixture(scope="module")
