@@ -1,12 +1,12 @@
-"""How well critical rates are predicted over a grid: `python -m tests.benchmarks.predict_grid --part design`.
+"""How well critical rates are predicted over a grid: `python -m tests.benchmarks.predict_grid --part fresh`.
 
-Seven toy architectures (66k to 161k parameters, 2 layers), optimizers, schedules and lengths of a run. In each cell one
-answer token is trained (fp32, no dropout); the prediction stands beside trials of all steps, which close in on the
-critical rate until it stands in a bracket of 0.05%.
+Toys of fifteen architectures (2 layers), optimizers, schedules and lengths of a run. In each cell one answer token is
+trained (fp32, no dropout); the prediction stands beside trials of all steps, which close in on the critical rate until
+it stands in a bracket of 0.002%.
 
-What is kept aside is kept aside whole: three architectures, five optimizers and three schedules. The predictor and its
-intervals were set on `design` alone and committed before a cell of `kept` was run. FILE keeps what was run, a line a
-cell; with the same file the command goes on where it stopped.
+What is kept aside is kept aside whole: see `tests/benchmarks/predict_cells.py`. The widths of the intervals were
+calibrated on `design` and `kept` and committed before a cell of `fresh` was run; `--widths` prints them. FILE keeps
+what was run, a line a cell; with the same file the command goes on where it stopped.
 """
 
 import argparse
@@ -18,99 +18,25 @@ from pathlib import Path
 
 import torch
 from scipy.stats import beta, binomtest
-from torch import optim
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from lightning_sft.errors import UserError
 from lightning_sft.probes import Probe, encode_probes
+from lightning_sft.sweep.prediction.gains import habits
 from lightning_sft.sweep.prediction.model import ModelRunner
 from lightning_sft.sweep.prediction.predict import LONGEST_SHORT_RUN, START, make_target, predict_set
 from lightning_sft.sweep.prediction.refine import OF_REPLAY, by_replays
 from tests import toys
+from tests.benchmarks.predict_cells import CONTEXTS, OPTIMIZERS, SCHEDULES, SIZES, cells
 
 LETTERS = "abcdefghijkl"
-CONTEXTS = ("He saw the", "A b", "The quick brown fox said")
-#: widths that make the toys of tests/toys.py wider, by architecture
-WIDE = {"hidden_size": 64, "intermediate_size": 128}
-SIZES = {
-    "llama": WIDE,
-    "gpt2": {"n_embd": 64},
-    "qwen3": {**WIDE, "head_dim": 16},
-    "olmo2": {**WIDE, "num_key_value_heads": 2},
-    "gpt_neox": WIDE,
-    "gemma2": {**WIDE, "head_dim": 16},
-    "opt": {"hidden_size": 64, "ffn_dim": 128, "word_embed_proj_dim": 64},
-}
-DESIGN, KEPT = ("llama", "gpt2", "qwen3", "olmo2"), ("gpt_neox", "gemma2", "opt")
-LENGTHS = (12, 30)
-RESOLUTION = 0.0005
-
-
-class Lion(optim.Optimizer):
-    """Sign of an interpolated moment (arXiv 2302.06675), which torch does not have."""
-
-    def __init__(self, parameters, lr=1e-4, betas=(0.9, 0.99)):
-        super().__init__(parameters, {"lr": lr, "betas": betas})
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        """Take a step."""
-        for group in self.param_groups:
-            first, second = group["betas"]
-            for p in (p for p in group["params"] if p.grad is not None):
-                moment = self.state[p].setdefault("moment", torch.zeros_like(p))
-                p.add_((moment * first + p.grad * (1 - first)).sign(), alpha=-group["lr"])
-                moment.mul_(second).add_(p.grad, alpha=1 - second)
-
-
-OPTIMIZERS = {
-    "AdamW": lambda p: optim.AdamW(p, weight_decay=0.0, fused=True),
-    "SGD": lambda p: optim.SGD(p, lr=1.0),
-    "momentum": lambda p: optim.SGD(p, lr=1.0, momentum=0.9),
-    # kept aside
-    "AdamW, decay .1, beta2 .95": lambda p: optim.AdamW(p, weight_decay=0.1, betas=(0.9, 0.95)),
-    "Lion": Lion,
-    "RMSprop": optim.RMSprop,
-    "Adafactor": optim.Adafactor,
-    "NAdam": optim.NAdam,
-}
-DESIGN_OPTIMIZERS = ("AdamW", "SGD", "momentum")
-SCHEDULES = {
-    "constant": lambda t, steps: 1.0,
-    "linear": lambda t, steps: 1 - t / steps,
-    "warm-up, cosine": lambda t, steps: (
-        (t + 1) / (steps // 10 + 1)
-        if t < max(1, steps // 10)
-        else 0.5 * (1 + math.cos(math.pi * (t - max(1, steps // 10)) / (steps - max(1, steps // 10))))
-    ),
-    # kept aside
-    "warm-up over half": lambda t, steps: min(1.0, 2 * (t + 1) / steps),
-    "inverse root": lambda t, steps: 1 / math.sqrt(1 + t),
-    "drop to a tenth": lambda t, steps: 1.0 if t < steps // 2 else 0.1,
-}
-DESIGN_SCHEDULES = ("constant", "linear", "warm-up, cosine")
-#: the five settings that are judged on the kept architectures
-FIVE = (
-    ("AdamW", "constant"), ("SGD", "constant"), ("momentum", "constant"), ("AdamW", "linear"),
-    ("AdamW", "warm-up, cosine"),
-)  # fmt: skip
-
-
-def cells(part):
-    """Return (block, architecture, context, optimizer, schedule, steps) of each cell."""
-    if part == "design":
-        settings = [(o, s) for o in DESIGN_OPTIMIZERS for s in DESIGN_SCHEDULES]
-        return [("design", k, i, *s, n) for i in (0, 1) for n in LENGTHS for s in settings for k in DESIGN]
-    found = [("architectures", k, i, *s, n) for k in KEPT for s in FIVE for n in LENGTHS for i in (0, 1)]
-    new = [(o, "constant") for o in OPTIMIZERS if o not in DESIGN_OPTIMIZERS]
-    found += [("optimizers", k, 2, *s, n) for k in DESIGN for s in new for n in LENGTHS]
-    new = [(o, s) for o in ("AdamW", "momentum") for s in SCHEDULES if s not in DESIGN_SCHEDULES]
-    return found + [("schedules", k, 2, *s, n) for k in DESIGN for s in new for n in LENGTHS]
+RESOLUTION = 2e-5
 
 
 def toy(kind):
     """Return a wide toy with logits that are far apart."""
-    toys.KINDS.setdefault("olmo2", {})
+    toys.KINDS.setdefault(kind, {})
     model = toys.toy_model(kind, **SIZES[kind])
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -153,23 +79,34 @@ def furthest(model, encoded, make, rates):
 
 
 def swept(model, encoded, make, shares, guess):
-    """Return the critical rate from a bracket of RESOLUTION, None if there is none within a factor of 100."""
-    below, above, step = None, None, 1.002
-    rate = guess
-    while below is None or above is None or above / below > 1 + RESOLUTION:
-        if furthest(model, encoded, make, [rate * share for share in shares]) > 0:
-            above = rate
-            below = below if below is not None and below < above else None
+    """Return the critical rate from a bracket of RESOLUTION, None if there is none within a factor of 100.
+
+    Secants between the ends of the bracket, each a little beyond, so that it closes from the other side.
+    """
+
+    def gap(log_rate):
+        return furthest(model, encoded, make, [math.exp(log_rate) * share for share in shares])
+
+    fine, beyond = math.log1p(RESOLUTION), 0.45 * math.log1p(RESOLUTION)
+    below, above, at, step = None, None, math.log(guess), 5e-4
+    while below is None or above is None or above[0] - below[0] > fine:
+        seen = (at, gap(at))
+        if seen[1] > 0:
+            above = seen
         else:
-            below = rate
-        if above is not None and below is not None:
-            rate = math.sqrt(below * above)
-        else:
-            rate = rate * step if above is None else rate / step
-            step = step**2
-        if not guess / 100 < rate < guess * 100:
-            return None
-    return math.sqrt(below * above)
+            below = seen
+        if below is None or above is None:
+            at += step if above is None else -step
+            step *= 2
+            if abs(at - math.log(guess)) > math.log(100):
+                return None
+            continue
+        (low, under), (high, over) = below, above
+        middle, at = (low + high) / 2, low + (high - low) * -under / (over - under)
+        at += beyond if at < middle else -beyond
+        if not low < at < high:
+            at = middle
+    return math.exp((below[0] + above[0]) / 2)
 
 
 def run_cell(cell, known, critical=None):
@@ -186,7 +123,7 @@ def run_cell(cell, known, critical=None):
             return {**found, "status": f"refused: {error}"}
         target, replays = make_target(steps, runner.beta, shares, gains), []
         whole = by_replays(runner, target)
-        width = OF_REPLAY[runner.grows_with_gradient()]
+        width = OF_REPLAY[runner.habits()]
         said = predict_set(
             runner, ["probe"], target, whole=lambda *a: replays.append(whole(*a)) or replays[-1], width=width
         )
@@ -197,6 +134,22 @@ def run_cell(cell, known, critical=None):
     own = {"predicted": estimate.lr, "low": estimate.low, "high": estimate.high, "uniform": estimate.uniform_lr}
     own["surprise"] = replays[-1].surprise if replays else None
     return {**found, "critical": critical, "status": estimate.status, "d0": estimate.d0, "gradients": spent, **own}
+
+
+def widths(lines, share=0.8):
+    """Return by habits of the optimizer which multiple of the surprise holds a share of the cells (split conformal).
+
+    Beside the floor, which counts as a part of each error.
+    """
+    scores = defaultdict(list)
+    for line in (line for line in lines if line["critical"] and line["predicted"] and line["surprise"]):
+        own = habits(OPTIMIZERS[line["cell"][3]]([nn.Parameter(torch.ones(2, 2))]))
+        off = math.log(line["predicted"] / line["critical"])
+        scores[own].append(math.sqrt(max(off**2 - OF_REPLAY[own].floor ** 2, 0.0)) / line["surprise"])
+    return {
+        own: (len(found), sorted(found)[min(math.ceil(share * (len(found) + 1)), len(found)) - 1])
+        for own, found in scores.items()
+    }
 
 
 def error(line):
@@ -272,14 +225,21 @@ def tables(lines):
 def main():
     """Run what is missing, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("design", "kept"), default="design")
+    parser.add_argument("--part", choices=("design", "kept", "fresh"), default="design")
     parser.add_argument("--cells", type=Path, default=Path("predict_grid.jsonl"), help="file of cells")
     parser.add_argument("--only-known", action="store_true", help="run nothing: print what the file holds")
+    parser.add_argument(
+        "--widths", action="store_true", help="of all cells in the file: what intervals would hold 80%%"
+    )
     parser.add_argument("--again", type=Path, help="predict anew, with the critical rates that this file holds")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     text = arguments.cells.read_text() if arguments.cells.is_file() else ""
     done = {tuple(line["cell"]): line for line in map(json.loads, text.splitlines())}
+    if arguments.widths:
+        for own, (count, factor) in widths(done.values()).items():
+            print(f"{own}: {factor:.3f} times the surprise holds 80% of {count} cells")
+        return
     again = arguments.again.read_text().splitlines() if arguments.again else []
     rates = {tuple(line["cell"]): line["critical"] for line in map(json.loads, again)}
     known = {"models": {}, "tokenizer": toys.toy_tokenizer()}

@@ -13,12 +13,13 @@ from lightning_sft.probes import encode_probes
 from lightning_sft.sweep.prediction.checks import check_predictable
 from lightning_sft.sweep.prediction.curve import crossing_between
 from lightning_sft.sweep.prediction.estimate import Estimate, ShortRun, Target
-from lightning_sft.sweep.prediction.gains import grows_with_gradient, step_gains
+from lightning_sft.sweep.prediction.gains import habits, step_gains
 from lightning_sft.sweep.prediction.model import ModelRunner
 from lightning_sft.sweep.prediction.predict import predict_critical_lr
 from lightning_sft.sweep.prediction.refine import REPLAYS, refine
 from lightning_sft.sweep.prediction.replay import Field, Replay, combined, replay, spread_nodes
-from tests.benchmarks.predict_grid import Lion, probe_of
+from tests.benchmarks.predict_cells import Lion
+from tests.benchmarks.predict_grid import probe_of
 from tests.sweep.toys import fit
 from tests.toys import toy_model, toy_tokenizer
 
@@ -50,9 +51,21 @@ def test_gains(optimizer, expected):
 
 def test_gains_of_later_steps():
     assert step_gains(optim.SGD(weights(), **MOMENTUM), 2, done=100) == pytest.approx([10, 10], rel=1e-4)
-    assert grows_with_gradient(optim.SGD(weights(), **MOMENTUM))
-    assert not grows_with_gradient(optim.AdamW(weights()))
-    assert not grows_with_gradient(optim.RMSprop(weights()))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected"),
+    [
+        (optim.SGD(weights(), lr=0.1), (True, False)),
+        (optim.SGD(weights(), **MOMENTUM), (True, True)),
+        (optim.RMSprop(weights()), (False, False)),
+        (optim.AdamW(weights()), (False, True)),
+        (optim.RAdam(weights()), (True, True)),  # its first steps, the longest, are those of momentum
+        (Lion(weights()), (False, True)),
+    ],
+)
+def test_what_an_optimizer_does_with_its_gradients(optimizer, expected):
+    assert habits(optimizer) == expected
 
 
 def test_an_optimizer_whose_step_a_scheduler_has_wrapped_is_not_stepped():

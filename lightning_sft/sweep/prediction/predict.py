@@ -105,7 +105,7 @@ def predict_critical_lr(
             **settings_inputs(target, together, quantile, start),
             "optimizer": runner.describe_optimizer(),
         }
-        replays, width = by_replays(runner, target), OF_REPLAY[runner.grows_with_gradient()]
+        replays, width = by_replays(runner, target), OF_REPLAY[runner.habits()]
         if together:
             whole, single = predict_set(runner, names, target, quantile, start, replays, width)
             prediction = CriticalLRPrediction(single, replace(whole, steps=runner.steps), inputs)
