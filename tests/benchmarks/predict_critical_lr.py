@@ -28,7 +28,6 @@ from lightning_sft.sweep.prediction.curve import first_crossing
 from lightning_sft.sweep.prediction.model import ModelRunner, adamw
 from lightning_sft.sweep.prediction.predict import (
     CONSTANT_TOTAL,
-    LONGEST_SHORT_RUN,
     START,
     TOTAL_PER_LOGIT,
     make_target,
