@@ -12,6 +12,7 @@ what was run, a line a cell; with the same file the command goes on where it sto
 import argparse
 import json
 import math
+import random
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -243,12 +244,13 @@ def main():
     again = arguments.again.read_text().splitlines() if arguments.again else []
     rates = {tuple(line["cell"]): line["critical"] for line in map(json.loads, again)}
     known = {"models": {}, "tokenizer": toys.toy_tokenizer()}
-    for cell in cells(arguments.part):
+    wanted = cells(arguments.part)
+    for cell in random.Random(0).sample(wanted, len(wanted)):  # so that what is run so far is a fair part
         if cell not in done and not arguments.only_known:
             done[cell] = run_cell(cell, known, rates.get(cell))
             with arguments.cells.open("a") as file:
                 file.write(json.dumps(done[cell]) + "\n")
-    print(tables([done[cell] for cell in cells(arguments.part) if cell in done]))
+    print(tables([done[cell] for cell in wanted if cell in done]))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from lightning_sft.sweep.prediction.curve import crossing_between
 from lightning_sft.sweep.prediction.estimate import Estimate, ShortRun, Target
+from lightning_sft.sweep.prediction.gains import Habits
 from lightning_sft.sweep.prediction.replay import Field, Replay, Steerable, replay, spread_nodes
 
 #: pieces of the way, at whose ends gradients are computed
@@ -28,18 +29,27 @@ class Width:
         floor: in any case.
         of_surprise: times how far carried-on gradients were off, where that was looked at.
         of_change: times what the last run has changed.
-        of_away: times the log distance of a probe's rate from that of the last run.
+        of_away: times the log distance of a probe's rate from that of the last run, beyond ``near``.
+        near: distance at which the last run is made as much for the probe as a run can be.
     """
 
     floor: float
     of_surprise: float
     of_change: float
     of_away: float
+    near: float = 0.0
 
 
-#: for optimizers whose steps grow with the gradient, and for the others; set on the design cells of
-#: tests/benchmarks/predict_grid.py
-OF_REPLAY = {True: Width(0.0003, 0.4, 0.0, 0.1), False: Width(0.0003, 0.08, 0.0, 0.1)}
+#: what fp32 leaves open in any case, in log rate
+_FLOOR = 2e-5
+#: by what the optimizer does: of SGD, of momentum, of RMSprop, of Adam and their like. Each share is the one that holds
+#: 80% of the cells of tests/benchmarks/predict_grid.py but the fresh ones (`--widths`; split conformal).
+OF_REPLAY = {
+    Habits(grows=True, goes_on=False): Width(_FLOOR, 0.4, 0.0, 0.1, REPLAYS[0]),
+    Habits(grows=True, goes_on=True): Width(_FLOOR, 0.2, 0.0, 0.1, REPLAYS[0]),
+    Habits(grows=False, goes_on=False): Width(_FLOOR, 0.08, 0.0, 0.1, REPLAYS[0]),
+    Habits(grows=False, goes_on=True): Width(_FLOOR, 0.08, 0.0, 0.1, REPLAYS[0]),
+}
 OF_TRIAL = Width(0.02, 0.0, 0.1, 0.3)
 
 
@@ -138,7 +148,7 @@ def refined(said: Estimate, found: Refined, rate: float, width: Width) -> Estima
         rate: the critical rate of this gap.
         width: of the interval.
     """
-    away = math.log(rate / found.last.rate)
+    away = max(abs(math.log(rate / found.last.rate)) - width.near, 0.0)
     change = math.log(rate / said.lr) if said.lr else found.change
     parts = (width.of_surprise * found.last.surprise, width.of_change * change, width.of_away * away)
     half = math.hypot(width.floor, *parts)
