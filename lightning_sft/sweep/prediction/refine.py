@@ -45,10 +45,10 @@ _FLOOR = 2e-5
 #: by what the optimizer does: of SGD, of momentum, of RMSprop, of Adam and their like. Each share is the one that holds
 #: 80% of the cells of tests/benchmarks/predict_grid.py but the fresh ones (`--widths`; split conformal).
 OF_REPLAY = {
-    Habits(grows=True, goes_on=False): Width(_FLOOR, 0.4, 0.0, 0.1, REPLAYS[0]),
-    Habits(grows=True, goes_on=True): Width(_FLOOR, 0.2, 0.0, 0.1, REPLAYS[0]),
-    Habits(grows=False, goes_on=False): Width(_FLOOR, 0.08, 0.0, 0.1, REPLAYS[0]),
-    Habits(grows=False, goes_on=True): Width(_FLOOR, 0.08, 0.0, 0.1, REPLAYS[0]),
+    Habits(grows=True, goes_on=False): Width(_FLOOR, 0.376, 0.0, 0.1, REPLAYS[0]),
+    Habits(grows=True, goes_on=True): Width(_FLOOR, 0.230, 0.0, 0.1, REPLAYS[0]),
+    Habits(grows=False, goes_on=False): Width(_FLOOR, 0.087, 0.0, 0.1, REPLAYS[0]),
+    Habits(grows=False, goes_on=True): Width(_FLOOR, 0.065, 0.0, 0.1, REPLAYS[0]),
 }
 OF_TRIAL = Width(0.02, 0.0, 0.1, 0.3)
 
