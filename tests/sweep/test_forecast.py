@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import optim
 
 from lightning_sft.callbacks import ExposureForecast
@@ -134,7 +136,7 @@ def test_a_run_is_forecast_and_grades_itself(tmp_path: Path) -> None:
     told = ExposureForecast(learned(20), stretch=24, every=1)
     fit_stranger(
         Scheduled(40, attention_dropout=0.1), [told], tmp_path, max_steps=40, gradient_clip_val=1.0,
-        accumulate_grad_batches=2, max_epochs=-1,
+        accumulate_grad_batches=2, max_epochs=-1, logger=TensorBoardLogger(tmp_path),
     )  # fmt: skip
     result = told.result
     assert isinstance(result, Forecast)
@@ -144,6 +146,9 @@ def test_a_run_is_forecast_and_grades_itself(tmp_path: Path) -> None:
     assert len(flipped) >= 3
     assert result.median_error() < math.log(1.3)
     assert "intervals of 80% held" in result.text()
+    events = EventAccumulator(str(next(tmp_path.rglob("events.out*"))))
+    events.Reload()
+    assert len(events.Images("sweep/forecast/figure")) == 2  # before the run, and after it
     again = ExposureForecast(learned(20), stretch=20, every=1)
     again.load_state_dict(told.state_dict())
     assert again.result == result
