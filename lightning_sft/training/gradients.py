@@ -28,8 +28,7 @@ def gradient_norm(gradients: Iterable[Tensor]) -> Tensor:
     for group in _by_placement(gradients):
         first = group[0]
         local = [g.to_local() if isinstance(g, DTensor) else g for g in group]
-        dtype = torch.promote_types(first.dtype, torch.float32)
-        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(local, 2.0, dtype=dtype)))
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(_norms(local)))
         if isinstance(first, DTensor):
             parts = [Replicate() if place.is_replicate() else Partial() for place in first.placements]
             norm = DTensor.from_local(norm.square(), first.device_mesh, parts).full_tensor().sqrt()
@@ -37,6 +36,30 @@ def gradient_norm(gradients: Iterable[Tensor]) -> Tensor:
     if not norms:
         return torch.zeros(())
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms]))
+
+
+def _norms(tensors: list[Tensor]) -> list[Tensor]:
+    """Return the 2-norm of each tensor, (), in fp32 or float64.
+
+    On a CPU torch copies 16-bit tensors whole for that. Here they pass through one piece of memory.
+    """
+    first = tensors[0]
+    dtype = torch.promote_types(first.dtype, torch.float32)
+    if first.device.type != "cpu" or first.dtype == dtype:
+        return list(torch._foreach_norm(tensors, 2.0, dtype=dtype))
+    piece = torch.empty(min(_PIECE, max(t.numel() for t in tensors)), dtype=dtype)
+    return [
+        torch.linalg.vector_norm(
+            torch.stack(
+                [torch.linalg.vector_norm(piece[: len(part)].copy_(part)) for part in t.reshape(-1).split(_PIECE)]
+            )
+        )
+        for t in tensors
+    ]
+
+
+_PIECE = 2**20
+"""Entries of a gradient that are widened at once: 4 MiB, which a processor's cache holds."""
 
 
 class SharedNorm:

@@ -24,7 +24,7 @@ from lightning_sft.models.capability import capability
 from lightning_sft.models.loading import load_tokenizer
 from tests.benchmarks import corpus
 from tests.benchmarks.step import MODEL, save_model
-from tests.benchmarks.turns import Contender, count, python, take_turns
+from tests.benchmarks.turns import Contender, count, heats, python, take_turns
 
 LENGTH = 512
 """The longest row; GSM8K has a few longer ones, which are dropped."""
@@ -79,15 +79,6 @@ def sizes(name: str, rows: int) -> dict[str, int]:
         if "one sequence" in name
         else {"batch_size": packs, "max_length": LENGTH}
     )
-
-
-def heats(names: list[str], together: int) -> list[list[str]]:
-    """Split contenders into heats of at most ``together``, the first one in each unless they run one by one."""
-    if together == 1:
-        return [[name] for name in names]
-    first, others = names[0], names[1:]
-    step = max(together - 1, 1)
-    return [[first, *others[i : i + step]] for i in range(0, len(others), step)] or [[first]]
 
 
 def epoch_padding(settings: dict[str, Any], tokenizer: Any) -> float:

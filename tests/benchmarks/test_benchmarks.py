@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lightning_sft import SFTModule
 from lightning_sft.data import SFTDataModule
 from tests.benchmarks import corpus, data_path, head, silent, step, utilisation, validation, waits
-from tests.benchmarks.turns import count
+from tests.benchmarks.turns import count, heats
 from tests.running import write_rows
 from tests.toys import save_toy
 
@@ -103,9 +103,9 @@ def test_data_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
 
 def test_heats_hold_the_first_contender():
-    assert data_path.heats(["a", "b", "c", "d"], 3) == [["a", "b", "c"], ["a", "d"]]
-    assert data_path.heats(["a"], 3) == [["a"]]
-    assert data_path.heats(["a", "b"], 1) == [["a"], ["b"]]
+    assert heats(["a", "b", "c", "d"], 3) == [["a", "b", "c"], ["a", "d"]]
+    assert heats(["a"], 3) == [["a"]]
+    assert heats(["a", "b"], 1) == [["a"], ["b"]]
 
 
 def test_made_up_rows_have_the_lengths_of_gsm8k():

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from tests.benchmarks.turns import Gate
+from tests.benchmarks.axolotl_trainer import axolotl
+from tests.benchmarks.phases import FORWARD
+from tests.benchmarks.turns import MANY, Gate
 
 Settings = dict[str, Any]
-MANY = 10**6  # steps; the parent ends the process
 
 
 def ours(settings: Settings, gate: Gate) -> None:
@@ -169,6 +170,7 @@ def hugging_face(settings: Settings, gate: Gate) -> None:
             callbacks=[Turn()],
         )
     trainer.data_collator = gate.counted(trainer.data_collator)
+    trainer.compute_loss = gate.phases.timed(FORWARD, trainer.compute_loss)
     trainer.train()
 
 
@@ -178,14 +180,20 @@ def _lora(settings: Settings) -> Any:
     return LoraConfig(**settings["lora"], task_type="CAUSAL_LM") if settings.get("lora") else None
 
 
+def train(settings: Settings, gate: Gate) -> None:
+    """Train as the settings say, and tell the gate."""
+    if settings["kind"] != "products":
+        gate.phases.watch(settings["kind"])
+    kinds = {"ours": ours, "bare": bare, "products": products, "axolotl": axolotl}
+    kinds.get(settings["kind"], hugging_face)(settings, gate)
+
+
 def main() -> None:
     """Run the contender that the settings name."""
     settings: Settings = json.loads(sys.argv[1])
     torch.set_num_threads(settings["threads"])
     torch.manual_seed(0)
-    gate = Gate()
-    kinds = {"ours": ours, "bare": bare, "products": products}
-    kinds.get(settings["kind"], hugging_face)(settings, gate)
+    train(settings, Gate())
 
 
 if __name__ == "__main__":

@@ -21,6 +21,10 @@ from typing import Any
 
 import torch
 
+from tests.benchmarks.phases import Phases
+
+MANY = 10**6
+"""Steps that a contender is to take; the parent ends its process."""
 REPLIES = "BENCHMARK_REPLIES"  # names the file descriptor that replies go to; stdout is the libraries' own
 
 
@@ -35,6 +39,7 @@ class Step:
         positions: positions of the batch, with padding.
         trained: supervised tokens.
         peak: MiB of the resident set at its peak so far.
+        phases: processor seconds of each phase that is known.
     """
 
     wall: float
@@ -43,12 +48,18 @@ class Step:
     positions: int
     trained: int
     peak: float
+    phases: dict[str, float] = field(default_factory=dict)
 
 
 class Gate:
-    """The worker's side: ``wait`` before each step."""
+    """The worker's side: ``wait`` before each step.
+
+    Attributes:
+        phases: the clock of the step's phases.
+    """
 
     def __init__(self) -> None:
+        self.phases = Phases()
         self._replies = os.fdopen(int(os.environ[REPLIES]), "w")
         self._since: tuple[float, float] | None = None
         self._taken: tuple[float, float] | None = None
@@ -76,7 +87,7 @@ class Gate:
             self.stop()
             assert self._taken is not None
             (wall, cpu), self._taken = self._taken, None
-            self._reply(Step(wall, cpu, *self._batches.popleft(), peak_resident()).__dict__)
+            self._reply(Step(wall, cpu, *self._batches.popleft(), peak_resident(), self.phases.taken()).__dict__)
         else:
             self._reply({"ready": True})
         if not sys.stdin.readline():
@@ -200,6 +211,15 @@ def take_turns(contenders: Sequence[Contender], warm: int, rounds: int) -> None:
     finally:
         for contender in contenders:
             contender.close()
+
+
+def heats(names: Sequence[str], together: int) -> list[list[str]]:
+    """Split contenders into heats of at most ``together``, the first one in each unless they run one by one."""
+    if together == 1:
+        return [[name] for name in names]
+    first, others = names[0], names[1:]
+    step = max(together - 1, 1)
+    return [[first, *others[i : i + step]] for i in range(0, len(others), step)] or [[first]]
 
 
 def median(values: Iterable[float]) -> float:

@@ -7,10 +7,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_sft import SFTModule
 from lightning_sft.callbacks import TrainingMetrics
-from lightning_sft.training import optim
+from lightning_sft.training import gradients, optim
 from lightning_sft.training.gradients import SharedNorm, clip_to_norm, gradient_norm
 from tests.fitting import batches, loader, trainer
 
@@ -136,3 +137,26 @@ def test_adam_is_fused_unless_told_otherwise() -> None:
     pairs = zip(fused.param_groups[0]["params"], loop.param_groups[0]["params"], strict=True)
     for a, b in pairs:
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+class WidestFloat(TorchDispatchMode):
+    """Notes the entries of the largest fp32 tensor that any operator returns."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.dtype == torch.float32:
+            self.entries = max(self.entries, out.numel())
+        return out
+
+
+def test_16_bit_gradients_are_widened_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradients, "_PIECE", 128)
+    given = [p.grad for p in parameters(torch.bfloat16)]
+    given += [given[0][:, ::2], torch.zeros(0, dtype=torch.bfloat16)]
+    right = torch.cat([g.flatten().double() for g in given]).norm()
+    with WidestFloat() as seen:
+        norm = gradient_norm(given)
+    assert float(norm) == pytest.approx(float(right), rel=1e-6)
+    assert seen.entries == 128
