@@ -63,7 +63,7 @@ CONTENDERS: dict[str, dict[str, Any]] = {
             ),
         },
         "accelerators": ["cuda"],
-        "needs": "axolotl.train",
+        "needs": "axolotl.train, flash_attn, liger_kernel",
     },
     "Hugging Face Trainer": {"kind": "hf", "options": {}, "padding": "longest"},
 }
@@ -100,7 +100,7 @@ def missing(arguments: argparse.Namespace, name: str) -> str | None:
         return None
     call = [interpreter(arguments, settings["kind"]), "-c", f"import {settings['needs']}"]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
-    return done.stderr.strip().splitlines()[-1] if done.returncode else None
+    return (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1] if done.returncode else None
 
 
 def prepared(arguments: argparse.Namespace, folder: Path, precision: str, threads: int) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def table(contenders: list[Contender], flops: float, accelerator: str) -> None:
             raise RuntimeError(f"the contenders had different batches: {steps}")
     first = contenders[0].steps
     padding = 1 - sum(step.tokens for step in first) / sum(step.positions for step in first)
-    print(f"{sum(step.trained for step in first) / sum(step.tokens for step in first):.0%} supervised, ", end="")
+    print(f"\n{sum(step.trained for step in first) / sum(step.tokens for step in first):.0%} supervised, ", end="")
     print(f"padding of the first {padding:.0%}, medians of {len(first)} steps, ratios of medians of seconds\n")
     columns = "wall s | CPU s | real tokens/s | tokens/s of the first over this: wall | CPU | peak MiB | model TFLOP/s"
     print(f"| trainer | {columns} |")

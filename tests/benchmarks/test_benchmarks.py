@@ -106,6 +106,7 @@ def test_heats_hold_the_first_contender():
     assert heats(["a", "b", "c", "d"], 3) == [["a", "b", "c"], ["a", "d"]]
     assert heats(["a"], 3) == [["a"]]
     assert heats(["a", "b"], 1) == [["a"], ["b"]]
+    assert heats([], 3) == []
 
 
 def test_made_up_rows_have_the_lengths_of_gsm8k():

@@ -215,7 +215,7 @@ def take_turns(contenders: Sequence[Contender], warm: int, rounds: int) -> None:
 
 def heats(names: Sequence[str], together: int) -> list[list[str]]:
     """Split contenders into heats of at most ``together``, the first one in each unless they run one by one."""
-    if together == 1:
+    if together == 1 or not names:
         return [[name] for name in names]
     first, others = names[0], names[1:]
     step = max(together - 1, 1)
