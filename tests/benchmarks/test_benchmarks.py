@@ -44,14 +44,21 @@ def test_head_accuracy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
 
 def test_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """Ours and a plain Trainer of transformers, in processes of their own, on the same batches."""
+    """Ours and a plain Trainer of transformers, in processes of their own, on the same batches, heat by heat."""
     model, data = save_toy(tmp_path / "toy"), write_rows(tmp_path / "rows.jsonl", 30)
     names = [step.OURS, "its parts in a bare loop", "its matrix products alone", "Hugging Face Trainer"]
-    sizes = ["--batch-size", "2", "--rounds", "2", "--precisions", "fp32"]
+    sizes = ["--batch-size", "2", "--rounds", "2", "--precisions", "fp32", "--together", "3"]
     step.main(["--model", str(model), "--data", str(data), "--contenders", *names, *sizes])
-    rows = rows_of(capsys.readouterr().out)
-    assert set(names) <= set(rows)
-    assert all(float(cells[1]) > 0 for cells in (rows[name] for name in names))
+    _, first, first_phases, second, second_phases = re.split(
+        r"[^\n]* supervised, |\| CPU s of", capsys.readouterr().out
+    )
+    assert [set(rows_of(table)) & set(names) for table in (first, second)] == [set(names[:3]), {names[0], names[3]}]
+    totals = rows_of(first) | rows_of(second)
+    assert all(float(cells[1]) > 0 for cells in (totals[name] for name in names))
+    parts = rows_of(first_phases) | rows_of(second_phases)
+    assert set(parts) & set(names) == {*names} - {"its matrix products alone"}
+    for name in (names[1], names[3]):  # every phase is found, and together they are no more than the step
+        assert all(float(cell) > 0 for cell in parts[name])
 
 
 def test_waits(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
