@@ -65,6 +65,8 @@ def cases(place: Path) -> dict[str, dict[str, Any]]:
         "layers that are no nn.Linear": {"model": save_toy(place / "gpt2", "gpt2"), **half},
         "soft-capping": {"model": save_toy(place / "gemma2", "gemma2"), **half},
         "two kinds of rotary embeddings": {"model": save_tiny(place / "gemma3", "gemma3_text"), **lora},
+        "a tower for images": {"model": save_tiny(place / "gemma3_images", "gemma3")},
+        "a tower for images, lora": {"model": save_tiny(place / "gemma3_images_again", "gemma3"), **lora},
         "stacked experts": {"model": save_tiny(place / "qwen3_moe", "qwen3_moe"), **half},
         "stacked experts, lora": {"model": save_tiny(place / "mixtral", "mixtral"), **lora},
         "a buffer of the checkpoint": {"model": save_tiny(place / "deepseek", "deepseek_v3")},
