@@ -89,13 +89,17 @@ class ChatTemplate:
         Raises:
             BadRowError: the template refuses the messages.
         """
+        given: Any = list(tools) if tools else None
+        of_the_day: dict[str, Any] = {}
+        if self._day is not None:
+            of_the_day["chat_template"] = self._of_the_day(self.tokenizer.get_chat_template(None, given))
         with _refusals():
             text = self.tokenizer.apply_chat_template(
                 list(messages),
-                tools=list(tools) if tools else None,
+                tools=given,
                 tokenize=False,
                 add_generation_prompt=prompt,
-                chat_template=self._of_the_day(self.tokenizer.get_chat_template(None, list(tools) if tools else None)),
+                **of_the_day,
                 **self._variables,
             )
         assert isinstance(text, str)
