@@ -192,7 +192,7 @@ def table_of_phases(contenders: list[Contender]) -> None:
     for contender in known:
         cells = [median(step.phases.get(phase, 0.0) for step in contender.steps) for phase in PHASES]
         rest = median(step.cpu - sum(step.phases.values()) for step in contender.steps)
-        print(f"| {' | '.join([contender.name, *(f'{seconds:.3f}' for seconds in [*cells, rest])])} |", flush=True)
+        print(f"| {' | '.join([contender.name, *(f'{seconds:.3g}' for seconds in [*cells, rest])])} |", flush=True)
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
