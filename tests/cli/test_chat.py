@@ -56,7 +56,7 @@ def test_base_and_tuned_answer_what_they_are_asked(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(runs[name])
-    main(["chat", "--ckpt_path=last", f"--prompt={ASKED}", "--max-new-tokens=8"])
+    main(["chat", str(checkpoint_of(Path()).parents[1]), "--ckpt_path=last", f"--prompt={ASKED}", "--max-new-tokens=8"])
     out, err = capsys.readouterr()
     asked = [{"role": "system", "content": "Count."}, {"role": "user", "content": ASKED}]
     base = AutoModelForCausalLM.from_pretrained(toy_folder).eval()

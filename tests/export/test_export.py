@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,19 @@ def test_best_and_last_of_the_runs_below(trained: Trained, monkeypatch: pytest.M
         assert (Path("out") / which / "model.safetensors").is_file()
     card = Path("out/best/README.md").read_text()
     assert "Best `val/nll` of the run so far: " in card
+
+
+def test_a_runs_folder_gets_its_model(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained["full"].parents[1]
+    monkeypatch.chdir(run.parent)
+    main(["export", run.name])
+    assert f"{run.name}/checkpoints/best.ckpt -> {run.name}/model (full model)" in capsys.readouterr().out
+    assert (run / "model" / "model.safetensors").is_file()
+    assert f"'{run.name}/model', which exists" in message_of([run.name], capsys)
+    alone = shutil.copy(trained["full"], run.parent)
+    assert "--output FOLDER" in message_of([f"--ckpt_path={alone}"], capsys)
 
 
 def message_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
