@@ -29,6 +29,7 @@ from lightning_sft.models.gguf import quiet_progress
 from lightning_sft.models.loading import resolve
 from lightning_sft.models.tuners import changes_base, initialisation
 from lightning_sft.module import SFTModule
+from lightning_sft.places import near
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = arguments.output or _beside(checkpoint)
     module = load_module(checkpoint)
     kind = write_folder(module, output, merge=arguments.merge, checkpoint=checkpoint, repository=repository)
-    print(f"{checkpoint} -> {output} ({'full model' if kind == 'full' else kind})")
+    print(f"{near(checkpoint)} -> {output} ({'full model' if kind == 'full' else kind})")
     if kind == "adapter" and is_converted(module.settings.name):
         print(
             f"The adapter names {resolve(module.settings.name)!r} as its base, the folder that {module.settings.name} "
@@ -78,7 +79,7 @@ def _beside(checkpoint: Path) -> Path:
     """
     if checkpoint.parent.name != CHECKPOINTS:
         raise UserError(f"{str(checkpoint)!r} lies in no run's folder. Say where to write the model: --output FOLDER.")
-    output = checkpoint.parent.parent / "model"
+    output = near(checkpoint.parent.parent / "model")
     _refuse_existing(output)
     return output
 
