@@ -7,8 +7,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_sft import SFTDataModule, SFTModule
+from lightning_sft.callbacks import ExposureForecast
 from lightning_sft.cli.entry import main
 from lightning_sft.errors import UserError
+from lightning_sft.probes import Probe
 from lightning_sft.sweep.parts import PartsObserver
 from lightning_sft.sweep.prediction.session import predict_in_session
 from lightning_sft.sweep.session import Session, SweepSettings
@@ -57,6 +59,21 @@ def parts(rank: int, model: str, rows: str, devices: int = 2) -> dict[str, Any]:
     trainer = Trainer(max_steps=1, accelerator="cpu", devices=devices, callbacks=callbacks, **strategy, **quiet)  # type: ignore[arg-type]
     trainer.fit(SFTModule(model), data)
     return found
+
+
+def exposures(rank: int, model: str, rows: str, devices: int = 2, asked: bool = True) -> dict[str, Any]:
+    """A run whose exposures are forecast (unless it is not asked) and graded, and the weights that it ends with."""
+    told = ExposureForecast([Probe("say ", *pair, leading_space=False) for pair in ("wq", "qw", "z1")], stretch=8)
+    data = SFTDataModule(train=rows, batch_size=4 // devices, batching="padded", cache_dir=False)
+    strategy: dict[str, Any] = {"strategy": "ddp", "use_distributed_sampler": False} if devices > 1 else {}
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    settings = {"accelerator": "cpu", "devices": devices, "max_steps": 20, "gradient_clip_val": 1.0, **strategy}
+    trainer = Trainer(callbacks=[told] if asked else [], **settings, **quiet)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    module = SFTModule(model, optimizer=lambda params: torch.optim.AdamW(params, lr=3e-3))
+    trainer.fit(module, data)
+    weights = torch.cat([p.detach().flatten() for p in module.parameters()])
+    return {"said": told.result.to_json() if told.result is not None else "", "weights": weights}
 
 
 def predict(rank: int, arguments: list[str]) -> None:

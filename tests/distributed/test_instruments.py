@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from tests.distributed.instruments import parts
+from tests.distributed.instruments import exposures, parts
 from tests.distributed.ranks import two_ranks
 from tests.running import toy_arguments, write_rows
 
@@ -15,6 +15,27 @@ def test_a_prediction_starts_from_one_reading_on_every_rank(tmp_path: Path) -> N
     assert first["start"] == second["start"] == -2.0, "rank 0's reading"
     assert first["found"] == second["found"]
     assert torch.equal(first["x"], second["x"])
+
+
+def test_exposures_are_forecast_and_graded_on_two_ranks_as_on_one(toy_folder: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        "".join(json.dumps({"prompt": "say ", "completion": f"{'wz'[i % 2]}or{i}"}) + "\n" for i in range(80))
+    )
+    given = {"model": str(toy_folder), "rows": str(rows)}
+    first, second = two_ranks("instruments:exposures", tmp_path, **given)
+    plain, _ = two_ranks("instruments:exposures", tmp_path, **given, asked=False)
+    assert torch.equal(first["weights"], second["weights"])
+    assert torch.equal(first["weights"], plain["weights"]), "the short runs left a trace"
+    assert first["said"] == second["said"]
+    said, alone = json.loads(first["said"]), json.loads(exposures(0, **given, devices=1)["said"])
+    assert (said["rows_per_step"], said["seen"]) == (4, alone["seen"])
+    for on_two, on_one in zip(said["probes"], alone["probes"], strict=True):
+        assert on_two["outcome"] == on_one["outcome"]
+        assert (on_two["step"] is None) == (on_one["step"] is None)
+        if on_two["step"] is not None:
+            assert abs(on_two["step"] - on_one["step"]) < 0.5
+    assert {probe["outcome"] for probe in said["probes"]} >= {"flips"}
 
 
 def test_held_out_rows_are_dealt_alike_by_all_ranks(toy_folder: Path, tmp_path: Path) -> None:

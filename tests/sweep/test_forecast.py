@@ -60,6 +60,7 @@ def test_what_cannot_be_said_is_refused_by_name():
     assert "loss rose" in forecast("a", 0, own, broken, fine, WAY).why
     near = stretches(lambda p: p - 50, far=4.0)
     assert "beyond the reach" in forecast("a", 0, *near, WAY).why
+    assert "near the end or beyond it (from step" in forecast("a", 0, *stretches(lambda p: p - 12.5), WAY).why
     lost = Stretch(own.progress, [[math.nan]] * 3, own.losses)
     assert "no number" in forecast("a", 0, lost, coarse, fine, WAY).why
 
