@@ -21,6 +21,13 @@ def points(difference: Interval | None, digits: int = 1) -> str:
     return f"{text} [{100 * difference.low:+.{digits}f}, {100 * difference.high:+.{digits}f}]"
 
 
+def p_text(p: float | None) -> str:
+    """Return the p of a test for a table; "-" where nothing was tested."""
+    if p is None:
+        return "-"
+    return f"{p:.4f}" if p >= 0.0001 else "< 0.0001"
+
+
 def cell_text(one: Finding) -> str:
     """Return a finding for a table; of an incomplete one, how much of it has run."""
     if one.complete:

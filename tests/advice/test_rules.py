@@ -34,7 +34,7 @@ class Case:
 
 PER_SOURCE = Choice("PerSource", {"objectives": {"maths": MINUS_P, "puzzles": NLL}, "default": NLL})
 CASES = {
-    "strong": Case(planted({"a": 0.8}), "strong", MINUS_P, (NLL,), MINUS_P, False, "lean on what it believes"),
+    "strong": Case(planted({"a": 0.8}), "strong", MINUS_P, (), MINUS_P, True, "lean on what it believes"),
     "weak": Case(
         planted({"a": 0.02}, end=0.02),
         "weak",
@@ -46,14 +46,14 @@ CASES = {
     ),
     "between": Case(planted({"a": 0.4}), "intermediate", NLL, (), NLL, True, "no objective is known to win here"),
     "an interval over the cut-off": Case(
-        planted({"a": 0.71}, noise=0.25), "strong", MINUS_P, (NLL,), NLL, True, "holds the cut-off 0.7"
+        planted({"a": 0.71}, noise=0.25), "strong", MINUS_P, (), NLL, True, "holds the cut-off 0.7"
     ),
-    "few rows": Case(planted({"a": 0.8}, rows=7), "strong", MINUS_P, (NLL,), NLL, True, "13 are missing"),
+    "few rows": Case(planted({"a": 0.8}, rows=7), "strong", MINUS_P, (), NLL, True, "13 are missing"),
     "sources that differ": Case(
         planted({"maths": 0.95, "puzzles": 0.02}, end=None), "intermediate", PER_SOURCE, (), NLL, True, "puzzles: weak"
     ),
     "an unknown end token, strong": Case(
-        planted({"a": 0.99}, end=1e-5), "strong", WITH_FLOOR, (NLL, MINUS_P), WITH_FLOOR, False, "End-of-turn trap"
+        planted({"a": 0.99}, end=1e-5), "strong", WITH_FLOOR, (MINUS_P,), WITH_FLOOR, True, "End-of-turn trap"
     ),
     "an unknown end token, between": Case(
         planted({"a": 0.5}, end=1e-5), "intermediate", NLL, (MINUS_P,), NLL, True, "mean p 1e-05"
@@ -61,9 +61,7 @@ CASES = {
     "short answers whose end is known": Case(
         planted({"a": 0.057}, end=0.9), "weak", NLL, (MINUS_P, LIKELY_ONLY, Choice("DFT")), NLL, False, "teach it"
     ),
-    "all known": Case(
-        planted({"a": 0.99}, exact=True), "strong", MINUS_P, (NLL,), MINUS_P, False, "little left to teach"
-    ),
+    "all known": Case(planted({"a": 0.99}, exact=True), "strong", MINUS_P, (), MINUS_P, True, "little left to teach"),
 }
 
 

@@ -134,13 +134,26 @@ def test_a_late_write_is_made_up_for_between_two_rhythms(
     assert look.steps == [3, 7, 8]
 
 
+def wait_for_each_write(monkeypatch: pytest.MonkeyPatch, ended: list[int]) -> None:
+    """Let each step's write end before the next step, and note the steps that end."""
+    begun = LastCheckpoint.on_train_batch_end
+
+    def wait(self, run, *args) -> None:
+        begun(self, run, *args)
+        ended.append(run.global_step)
+        if (write := io.writes_behind(run).background._write) is not None:
+            write.exception()
+
+    monkeypatch.setattr(LastCheckpoint, "on_train_batch_end", wait)
+
+
 @pytest.mark.parametrize("trouble", ["full", "gone"])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch's writer is closed half-way
 def test_a_write_that_fails_ends_the_run_at_the_next_step_and_the_old_one_stays(
     toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
     folder, kept = tmp_path / "checkpoints", tmp_path / "kept"
-    beside, ended = io.beside, []
+    beside, ended = io.beside, list[int]()
 
     def trouble_at_four(place: Path) -> Path:
         partial = beside(place)
@@ -152,15 +165,7 @@ def test_a_write_that_fails_ends_the_run_at_the_next_step_and_the_old_one_stays(
         return partial
 
     monkeypatch.setattr(io, "beside", trouble_at_four)
-    begun = LastCheckpoint.on_train_batch_end
-
-    def wait(self, run, *args) -> None:
-        begun(self, run, *args)
-        ended.append(run.global_step)
-        if (write := io.writes_behind(run).background._write) is not None:
-            write.exception()
-
-    monkeypatch.setattr(LastCheckpoint, "on_train_batch_end", wait)
+    wait_for_each_write(monkeypatch, ended)
     said = "No space left on device" if trouble == "full" else "No such file or directory"
     with pytest.raises(OSError, match=rf"{said}: '.*last.ckpt'"):
         fit(toy_folder, folder, steps=9)
@@ -187,6 +192,7 @@ def test_the_command_line_says_in_one_line_what_became_of_a_write(
         return partial
 
     monkeypatch.setattr(io, "beside", trouble_at_three)
+    wait_for_each_write(monkeypatch, [])
     last = {"class_path": "LastCheckpoint", "init_args": {"every_n_train_steps": 1, "dirpath": str(folder)}}
     words = toy_arguments(
         toy_folder, write_rows(tmp_path / "rows.jsonl", 40), data__batch_size=2, trainer__max_steps=12

@@ -47,7 +47,7 @@ FSDP2 = [
 
 
 def test_no_weights_are_read(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    page = said(capsys, bare, "--length=64", CPU)
+    page = said(capsys, bare, "--length=512", CPU)
     assert "single on 1 CPU rank" in page
     assert "What saves most: " in page
     for lever in ("smaller micro-batches", "gradient checkpointing", "8-bit optimizer", "LoRA"):

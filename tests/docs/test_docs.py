@@ -76,8 +76,12 @@ def test_python_block_runs(block: Block, toy_folder: Path) -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """The current folder, with the configurations of the repository and those that pages tell to save."""
+    """The current folder: the repository's configurations, those that pages tell to save, the runs that they name."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for named in {word for command in COMMANDS for word in command.split() if word.startswith("runs/")}:
+        (tmp_path / named / "checkpoints").mkdir(parents=True)
+        (tmp_path / named / "config.yaml").symlink_to(ROOT / "configs/demo.yaml")
+        (tmp_path / named / "checkpoints/last.ckpt").touch()
     for block in blocks("yaml"):
         name = re.fullmatch(r"file=([\w.-]+)", block.marker or "")
         if name:

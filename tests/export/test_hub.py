@@ -129,12 +129,14 @@ def test_an_adapter_whose_base_is_not_on_the_hub_is_refused(
 def test_bad_input_is_refused_before_anything_is_loaded(
     given: list[str], message: str, hub: Hub, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert message in refused(["--ckpt_path=absent.ckpt", "--output=out", *given], capsys)
+    Path("run.ckpt").touch()
+    assert message in refused(["--ckpt_path=run.ckpt", "--output=out", *given], capsys)
 
 
 def test_nobody_logged_in_is_said_before_anything_is_loaded(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-    message = refused(["--ckpt_path=absent.ckpt", "--output=out", "--push_to_hub=me/counts"], capsys)
+    Path("run.ckpt").touch()
+    message = refused(["--ckpt_path=run.ckpt", "--output=out", "--push_to_hub=me/counts"], capsys)
     assert "Run `hf auth login`, or set HF_TOKEN" in message

@@ -48,7 +48,9 @@ def test_a_complete_page_says_what_the_cells_say(tmp_path: Path) -> None:
     opening = text.split("\n\n")[2]
     assert opening.count("H") >= 3
     assert re.search(r"H1 is supported \(\+3\d\.\d \[\+3\d\.\d, \+3\d\.\d\]\)", opening)
-    assert "changes at mean p 0." in opening
+    assert re.search(r"is -\d\d\.\d \[[^]]+\] at mean p 0\.05 under noise;", opening)
+    assert re.search(r"\| noisy \| 3 of 3 \| 0\.\d\d ", section(text, "Where the sign changes"))
+    assert "< 0.0001" in section(text, "Hypotheses")
     assert text.index("](../assets/studies/continuum/light.svg#only-light)") < text.index("## Hypotheses")
     figures = {p.name: p.read_text() for p in (tmp_path / "docs/assets").rglob("*.svg")}
     assert set(figures) == {"light.svg", "dark.svg"}
@@ -83,7 +85,7 @@ def test_null_and_contrary_results_stay_on_the_page(tmp_path: Path) -> None:
     text = page_of(tmp_path, simulated(MAIN, lambda block, arm: 0.4, seed=3))
     ending = section(text, "What did not come out, and what has not run")
     assert all(f"- {name} is undecided" in ending for name in ("H1", "H2", "H3"))
-    assert "H1 is undecided" in sentences(simulated(MAIN, lambda block, arm: 0.4, seed=3))[1]
+    assert "H1 is undecided" in sentences(simulated(MAIN, lambda block, arm: 0.4, seed=3))[2]
 
 
 def test_a_script_that_changed_after_it_was_registered_is_said(tmp_path: Path) -> None:
