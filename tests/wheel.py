@@ -144,7 +144,8 @@ def install(wheel: Path, place: Path) -> Path:
 
 
 def pip(*words: str) -> None:
-    """Run pip quietly."""
+    """Run pip quietly; a checkout on PYTHONPATH would count as installed."""
     command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *words]
-    ran = subprocess.run(command, capture_output=True, text=True)
+    bare = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    ran = subprocess.run(command, capture_output=True, text=True, env=bare)
     assert ran.returncode == 0, ran.stdout + ran.stderr
