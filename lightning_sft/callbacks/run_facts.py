@@ -106,6 +106,10 @@ def _data(trainer: Trainer, module: LightningModule) -> Iterator[tuple[str, str]
         packs = f", in {report.packs:,} packs" if report.packs else ""
         text = f"{name} {report.rows:,} rows{packs}, {count(report.tokens)} tokens, {count(trained)} of them trained"
         yield "" if i else "Data", text
+        changed = {"left out as too long": report.dropped, "shortened": report.truncated, "bad": len(report.rejected)}
+        told = ", ".join(f"{number:,} {what}" for what, number in changed.items() if number)
+        if told:
+            yield "", f"{' ' * len(name)} {told} (`lightning inspect` shows which)"
 
 
 def _plan(trainer: Trainer) -> Iterator[tuple[str, str]]:

@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 
 from lightning_sft.callbacks import RunProgress, RunSummary
 from lightning_sft.callbacks.run_clock import RunClock, validations_left
-from lightning_sft.callbacks.run_facts import name_of
+from lightning_sft.callbacks.run_facts import _data, name_of
 from lightning_sft.cli.entry import main
 from lightning_sft.objectives import NLL, PowerFamily, WeightedSum
 from lightning_sft.progress import progress, waiting
@@ -71,6 +71,19 @@ def test_a_fit_tells_its_story(
     for noise in ("Tip:", "FLOPs", "v_num", "Epoch 0", "Seed set to", "TPU available", "Modules in"):
         assert noise not in everything, noise
     assert everything.count("of 14 weights of linear layers") == everything.count("lie end to end") == 1
+
+
+def test_rows_that_are_left_out_or_shortened_are_counted() -> None:
+    report = SimpleNamespace(
+        rows=9, packs=0, tokens=90, trained=torch.tensor([40]), dropped=1384, truncated=5, rejected=[]
+    )
+    whole = SimpleNamespace(**{**vars(report), "dropped": 0, "truncated": 0})
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(report={"train": report, "val": whole}))
+    assert [text for _, text in _data(trainer, None)] == [
+        "train 9 rows, 90 tokens, 40 of them trained",
+        "      1,384 left out as too long, 5 shortened (`lightning inspect` shows which)",
+        "val 9 rows, 90 tokens, 40 of them trained",
+    ]
 
 
 def test_the_numbers_of_a_line(toy_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
