@@ -133,6 +133,8 @@ def _plan(trainer: Trainer) -> Iterator[tuple[str, str]]:
     passes = f", {epochs} epoch{'s' * (epochs != '1')}" if epochs else ""
     text = f"{int(total):,}{each}{passes}{begun}"
     yield "Steps", text
+    if total < trainer.max_steps:
+        yield "", f"max_epochs={trainer.max_epochs} ends the run before max_steps={trainer.max_steps} (-1: no such end)"
 
 
 def _rate(trainer: Trainer, module: LightningModule) -> Iterator[tuple[str, str]]:

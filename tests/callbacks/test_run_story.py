@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 
 from lightning_sft.callbacks import RunProgress, RunSummary
 from lightning_sft.callbacks.run_clock import RunClock, validations_left
-from lightning_sft.callbacks.run_facts import _data, name_of
+from lightning_sft.callbacks.run_facts import _data, _plan, name_of
 from lightning_sft.cli.entry import main
 from lightning_sft.objectives import NLL, PowerFamily, WeightedSum
 from lightning_sft.progress import progress, waiting
@@ -84,6 +84,19 @@ def test_rows_that_are_left_out_or_shortened_are_counted() -> None:
         "      1,384 left out as too long, 5 shortened (`lightning inspect` shows which)",
         "val 9 rows, 90 tokens, 40 of them trained",
     ]
+
+
+@pytest.mark.parametrize(("most_steps", "said"), [(20, 1), (13, 0), (-1, 0)])
+def test_an_end_before_the_steps_that_were_asked_for_is_said(most_steps: int, said: int) -> None:
+    trainer = SimpleNamespace(
+        estimated_stepping_batches=13,
+        max_steps=most_steps,
+        max_epochs=1,
+        global_step=0,
+        distributed_sampler_kwargs=None,
+    )
+    told = [text for _, text in _plan(trainer) if "max_epochs=1 ends the run before max_steps=20" in text]
+    assert len(told) == said
 
 
 def test_the_numbers_of_a_line(toy_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
