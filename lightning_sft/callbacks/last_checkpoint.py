@@ -17,10 +17,11 @@ from lightning_sft._lightning.loops import leave_signals_alone, requeue_signal, 
 from lightning_sft._lightning.saving import save_when_validated, swap_back, watch_swaps
 from lightning_sft.checkpoints.best import keep_best
 from lightning_sft.checkpoints.io import write_safely, writes_behind
-from lightning_sft.checkpoints.runs import CHECKPOINTS, LAST, LOGS, next_version, run_folder
+from lightning_sft.checkpoints.runs import LOGS, next_version, run_folder
 from lightning_sft.checkpoints.slurm import requeue, slurm_job
 from lightning_sft.errors import UserError
 from lightning_sft.files import remove_leftovers
+from lightning_sft.places import CHECKPOINTS, LAST
 from lightning_sft.training.signals import WATCH, Stopped, stop_requested
 
 

@@ -9,8 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_sft.callbacks.run_facts import facts_of_run
-from lightning_sft.checkpoints.runs import CHECKPOINTS, run_folder
-from lightning_sft.places import near
+from lightning_sft.checkpoints.runs import run_folder
+from lightning_sft.places import CHECKPOINTS, near
 
 _WIDTH = 11
 

@@ -20,7 +20,7 @@ from lightning_sft.errors import UserError
 from lightning_sft.figures.loggers import log_text
 from lightning_sft.metrics.silent_verdict import SilentVerdict, judge
 from lightning_sft.models.instruments import tokenizer_to_use
-from lightning_sft.places import near
+from lightning_sft.places import RUN_SETTINGS, near
 from lightning_sft.probes.contexts import contexts_table, failed_contexts, write_contexts
 from lightning_sft.probes.watched_set import WatchedSet
 
@@ -254,7 +254,7 @@ class SilentFailureMonitor(Callback):
             return []
         objective = "RunnerUpMargin" if "silent failure" in outcomes else "LabelSmoothing"
         pairs = None if folder is None or objective != "RunnerUpMargin" else folder / FILE
-        if folder is None or not (folder / "config.yaml").is_file():
+        if folder is None or not (folder / RUN_SETTINGS).is_file():
             given = "" if pairs is None else f"pairs={str(pairs)!r}"
             return [f"Next: SFTModule(..., objective={objective}({given}))"]
         command = f"lightning fit --config {near(folder / 'config.yaml')} --model.objective {objective}"

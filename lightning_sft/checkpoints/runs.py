@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any
 from lightning_sft.checkpoints.read import is_whole, read_checkpoint
 from lightning_sft.checkpoints.slurm import is_continued_by
 from lightning_sft.errors import UserError
-from lightning_sft.places import require_checkpoint_place
+from lightning_sft.places import CHECKPOINT_WORDS, CHECKPOINTS, LAST, require_checkpoint_place
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-CHECKPOINTS = "checkpoints"
-LAST = "last.ckpt"
 #: callbacks that keep a best checkpoint, by the beginning of their key in a checkpoint; the first one present counts
 KEEPERS = ("BestCheckpoint", "ModelCheckpoint")
 #: the folder of runs under the root, as Lightning's loggers name it
@@ -52,7 +50,7 @@ def find_checkpoint(which: str, roots: Iterable[Path], extra: Iterable[Path] = (
     Raises:
         UserError: there is none, or it is not whole; says where was looked, and which one is whole.
     """
-    if which not in ("last", "best"):
+    if which not in CHECKPOINT_WORDS:
         path = Path(which).expanduser()
         return _of_run(path) if (path / CHECKPOINTS).is_dir() else _by_path(path)
     roots = list(roots)

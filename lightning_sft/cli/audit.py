@@ -19,12 +19,13 @@ from lightning_sft.audit.report import PAGE, new_place, write_report
 from lightning_sft.audit.result import Asked, Trained
 from lightning_sft.audit.rows import What
 from lightning_sft.audit.summary import CONTEXTS, in_short
-from lightning_sft.checkpoints.runs import CHECKPOINTS, find_checkpoint
+from lightning_sft.checkpoints.runs import find_checkpoint
 from lightning_sft.cli import run_folders
 from lightning_sft.cli.settings import SettingsCLI, check_place
 from lightning_sft.data import SFTDataModule
 from lightning_sft.errors import UserError
 from lightning_sft.models.finished import FoundModel, find_finished
+from lightning_sft.places import CHECKPOINT_WORDS, CHECKPOINTS
 
 #: the exit status under --fail_above
 TOO_MANY = 3
@@ -161,7 +162,7 @@ def _choose_set(asked: What | None, data: SFTDataModule) -> tuple[What, Trained]
 
 def _find(name: str, config: Any) -> FoundModel:
     """Find a model; ``--base`` is for those that stand on something, ``last`` of the run whose config.yaml is given."""
-    if name in ("last", "best"):
+    if name in CHECKPOINT_WORDS:
         trainer = config.trainer
         own = [Path(str(file)).parent for file in config.config or ()]
         own = [folder for folder in own if any((folder / CHECKPOINTS).glob("*.ckpt"))]

@@ -36,6 +36,7 @@ from lightning_sft.cli.run_names import run_name
 from lightning_sft.cli.spelt_out import forget_spelt_out
 from lightning_sft.errors import UserError
 from lightning_sft.files import write_text
+from lightning_sft.places import CHECKPOINTS
 from lightning_sft.training.signals import WATCH
 
 # Defaults such as Timer's interval are names in an enumeration, which YAML would not write.
@@ -94,7 +95,7 @@ class RunConfig(SaveConfigCallback):
         again = self.config.clone()
         again.ckpt_path = None  # so that the file starts a run of its own
         run_folders.forget_versions(again.trainer)
-        place = folder.parent if folder.name == runs.CHECKPOINTS else folder
+        place = folder.parent if folder.name == CHECKPOINTS else folder
         write_text(place / name, with_classes(self.parser.dump(again, skip_none=False), self._classes))
 
 
@@ -214,7 +215,7 @@ class SFTCLI(ConfigurationWins, LightningCLI):
             callbacks += [] if any(issubclass(c, LastCheckpoint) for c in given) else [LastCheckpoint()]
         for callback in callbacks:
             if isinstance(callback, ModelCheckpoint | LastCheckpoint) and self._folder and callback.dirpath is None:
-                callback.dirpath = str(self._folder / runs.CHECKPOINTS)
+                callback.dirpath = str(self._folder / CHECKPOINTS)
         if not any(isinstance(c, RunStory) for c in callbacks):
             callbacks.append(RunStory())
         for callback in callbacks:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from lightning_sft.places import CHECKPOINTS, RUN_SETTINGS
+
 
 def next_commands(folder: Path, checkpoint: Path) -> list[str]:
     """Return the commands that look at a run, test its model and take it elsewhere.
@@ -14,7 +16,7 @@ def next_commands(folder: Path, checkpoint: Path) -> list[str]:
         checkpoint: its best, or its last.
     """
     run, model = shlex.quote(str(folder)), shlex.quote(str(checkpoint))
-    if (folder / "config.yaml").is_file() and checkpoint.parent == folder / "checkpoints":
+    if (folder / RUN_SETTINGS).is_file() and checkpoint.parent == folder / CHECKPOINTS:
         return [f"lightning {verb} {run}" for verb in ("report", "validate", "chat", "export")]
     # checkpoints that lie elsewhere, by a dirpath of the user's
     return [f"lightning chat --ckpt_path {model}", f"lightning export --ckpt_path {model} --output {run}/model"]

@@ -14,6 +14,7 @@ from lightning_sft.checkpoints.read import read_checkpoint
 from lightning_sft.cli.front.words import join, split
 from lightning_sft.cli.verbs import LIGHTNING_VERBS
 from lightning_sft.errors import UserError
+from lightning_sft.places import CHECKPOINTS
 
 TENSORBOARD = "lightning.pytorch.loggers.TensorBoardLogger"
 CSV = "lightning.pytorch.loggers.CSVLogger"
@@ -86,7 +87,7 @@ def checkpoint_folders(trainer: Namespace) -> list[Path]:
     """Return the folders that callbacks of a configuration write checkpoints to."""
     callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
     arguments = [c.init_args for c in callbacks if isinstance(c, Namespace) and "init_args" in c]
-    older = Path(trainer.default_root_dir or ".") / runs.CHECKPOINTS  # of runs without a logger in Python
+    older = Path(trainer.default_root_dir or ".") / CHECKPOINTS  # of runs without a logger in Python
     return [Path(a.dirpath) for a in arguments if a.get("dirpath")] + [older]
 
 
@@ -124,7 +125,7 @@ def go_on(trainer: Namespace, checkpoint: Path, verb: str) -> Path | None:
     Returns:
         The run's folder if it has no logger, else None.
     """
-    run = checkpoint.parent.parent if checkpoint.parent.name == runs.CHECKPOINTS else None
+    run = checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else None
     loggers = spell_out_loggers(trainer)
     if not loggers:
         root = roots(trainer)[0]

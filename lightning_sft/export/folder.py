@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from lightning_sft.checkpoints import shards
 from lightning_sft.checkpoints.read import read_checkpoint
-from lightning_sft.checkpoints.runs import CHECKPOINTS, find_below
+from lightning_sft.checkpoints.runs import find_below
 from lightning_sft.checkpoints.state import KEY
 from lightning_sft.errors import UserError, first_line
 from lightning_sft.export.hub import check_repository, push_to_hub
@@ -29,7 +29,7 @@ from lightning_sft.models.gguf import quiet_progress
 from lightning_sft.models.loading import resolve
 from lightning_sft.models.tuners import changes_base, initialisation
 from lightning_sft.module import SFTModule
-from lightning_sft.places import near
+from lightning_sft.places import CHECKPOINTS, near
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml  # type: ignore[import-untyped]
 
-from lightning_sft.checkpoints.runs import CHECKPOINTS, KEEPERS
+from lightning_sft.checkpoints.runs import KEEPERS
 from lightning_sft.checkpoints.state import KEY
-from lightning_sft.places import PACKAGE_SCHEME
+from lightning_sft.places import CHECKPOINTS, PACKAGE_SCHEME, RUN_SETTINGS
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -73,7 +73,7 @@ def model_card(
 
 def run_config(checkpoint: Path) -> dict[str, Any] | None:
     """Return config.yaml of the run that a checkpoint lies in, or None if there is none."""
-    path = checkpoint.resolve().parent.parent / "config.yaml"
+    path = checkpoint.resolve().parent.parent / RUN_SETTINGS
     if checkpoint.resolve().parent.name != CHECKPOINTS or not path.is_file():
         return None
     config = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -14,9 +14,9 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from lightning_sft.errors import UserError
+from lightning_sft.places import RUN_SETTINGS
 from lightning_sft.report.events import EVENTS, METRICS, Logs, read_logs
 
-CONFIG = "config.yaml"
 #: a run that wrote nothing for so many seconds is not under way any more
 _STILL = 600
 
@@ -136,7 +136,7 @@ def open_runs(folders: Sequence[str]) -> list[Run]:
 
 def _find(given: str) -> Path:
     path = Path(given).expanduser()
-    if path.is_file() and path.name == CONFIG:
+    if path.is_file() and path.name == RUN_SETTINGS:
         path = path.parent
     if not path.exists():
         raise UserError(f"{given!r} does not exist. Allowed: the folder of a run, such as lightning_logs/NAME.")
@@ -148,13 +148,13 @@ def _find(given: str) -> Path:
             some = " ".join(str(p) for p in within[:4])
             raise UserError(f"{given!r} is no run, but holds {len(within)}. Give them: {some}")
     raise UserError(
-        f"{given!r} is no run: it has no event file of TensorBoard, no {METRICS} and no {CONFIG}. Allowed: the folder "
-        "that a fit wrote, such as lightning_logs/NAME."
+        f"{given!r} is no run: it has no event file of TensorBoard, no {METRICS} and no {RUN_SETTINGS}. Allowed: the "
+        "folder that a fit wrote, such as lightning_logs/NAME."
     )
 
 
 def _is_run(path: Path) -> bool:
-    return any(path.glob(EVENTS)) or (path / METRICS).is_file() or (path / CONFIG).is_file()
+    return any(path.glob(EVENTS)) or (path / METRICS).is_file() or (path / RUN_SETTINGS).is_file()
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -168,7 +168,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def _open(folder: Path, name: str) -> Run:
     run = Run(folder, name, logs=read_logs(folder))
-    config = _structured(run, folder / CONFIG)
+    config = _structured(run, folder / RUN_SETTINGS)
     run.config = config if isinstance(config, dict) else {}
     capability = _structured(run, folder / "capability.json")
     run.capability = capability if isinstance(capability, dict) else {}

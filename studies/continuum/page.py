@@ -19,7 +19,6 @@ from studies.continuum.design import (
     MARGIN,
     REGISTERED,
     RULES,
-    SAMPLED,
     SECOND,
     STAGES,
     STEPS,
@@ -135,17 +134,15 @@ def _blocks(cells: Sequence[Cell]) -> str:
             row, place = analysis.block_row(cells, stage, block), analysis.mean_p(cells, block)
             whole = row.exact.complete
             runs = judged(cells, stage.name, block.name)
-            more = [
-                cell_text(finding(differences(runs, key, SECOND, FIRST), stage.replicates))
-                for key in (TOKENS_RIGHT, SAMPLED)
-            ]
+            right = finding(differences(runs, TOKENS_RIGHT, SECOND, FIRST), stage.replicates)
             tempered = finding(differences(runs, CONTROLLED, SECOND, FIRST), stage.replicates)
             arms = [f"{100 * row.means[arm]:.1f} at {_rate(cells, stage, block, arm)}" if whole else "-"
                     for arm in (FIRST, SECOND)]  # fmt: skip
             rows.append(
                 [
-                    name, row.block, "-" if place is None else f"{place:.3f}", *arms, cell_text(row.exact), *more,
-                    cell_text(row.controlled), cell_text(tempered), str(sum(row.diverged.values())) if whole else "-",
+                    name, row.block, "-" if place is None else f"{place:.3f}", *arms, cell_text(row.exact),
+                    cell_text(right), cell_text(row.sampled), cell_text(row.controlled), cell_text(tempered),
+                    str(sum(row.diverged.values())) if whole else "-",
                 ]
             )  # fmt: skip
     told = (

@@ -26,7 +26,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from lightning_sft.callbacks import FinalValidation, RunStory, RunSummary
-from lightning_sft.checkpoints.runs import LAST
 from lightning_sft.cli.compare.reading_less import reading_less
 from lightning_sft.cli.compare.readings import Readings, Recorder
 from lightning_sft.cli.failures import what_happened
@@ -39,6 +38,7 @@ from lightning_sft.data import SFTDataModule
 from lightning_sft.data.draws import draw_afresh
 from lightning_sft.errors import first_line
 from lightning_sft.files import write_text
+from lightning_sft.places import LAST
 
 CONFIG, RESULT, SPEC = "config.yaml", "result.json", "spec.json"
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_sft.cli.front.words import RUN_SETTINGS, Word, join, split
+from lightning_sft.cli.front.words import Word, join, split
 from lightning_sft.errors import UserError
+from lightning_sft.places import CHECKPOINTS, LAST, RUN_SETTINGS
 
-#: of a run, in its folder
-CHECKPOINTS = "checkpoints"
 #: verbs that read settings and a checkpoint; ``fit`` goes on from the last one, the others read the best
 READERS = ("fit", "validate", "test", "predict", "score")
 #: verbs that read a checkpoint alone
@@ -35,7 +34,7 @@ def spell_out_run(verb: str, arguments: Sequence[str]) -> list[str]:
     made: list[Word] = [_settings(word) for word in words]
     if verb not in (*READERS, *OF_CHECKPOINTS) or any(name == "--model" for name, _, _ in words):
         return join(made)
-    run, last = str(runs[-1]), str(runs[-1] / CHECKPOINTS / "last.ckpt")
+    run, last = str(runs[-1]), str(runs[-1] / CHECKPOINTS / LAST)
     named = [i for i, (name, _, _) in enumerate(made) if name == "--ckpt_path"]
     if not named and not (runs[-1] / CHECKPOINTS).is_dir():
         raise UserError(

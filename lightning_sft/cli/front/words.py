@@ -9,6 +9,7 @@ from typing import Any
 from lightning_sft.cli.front.listing import listing
 from lightning_sft.cli.front.names import plain
 from lightning_sft.errors import UserError
+from lightning_sft.places import RUN_SETTINGS
 
 #: short word -> the key that it stands for; what follows a dot is kept
 WORDS = {
@@ -33,8 +34,6 @@ LOGGERS: dict[str, tuple[str, dict[str, Any]]] = {
 LORA: dict[str, int | str] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 #: option of fit that adds `RunReport`; it takes no value
 REPORT = "--report"
-#: settings of a run, in its folder
-RUN_SETTINGS = "config.yaml"
 _YAML = (".yaml", ".yml", ".json")
 #: options whose value stands in a word of its own -> they may have several
 Word = tuple[str, list[str], bool]

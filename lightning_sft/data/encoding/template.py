@@ -156,8 +156,8 @@ def _day(given: object) -> datetime.date:
         return datetime.date.fromisoformat(str(given))
     except ValueError as error:
         raise UserError(
-            f"data.template_kwargs has {CLOCK}: {given!r}, which must be the day that the chat template is told in "
-            'place of today, such as "2026-01-31".'
+            f"data.template_kwargs has {CLOCK}: {given!r}, which must be the day to tell the chat template "
+            'instead of today, such as "2026-01-31".'
         ) from error
 
 
