@@ -1,0 +1,45 @@
+"""What the advice and its page say of a study is what the study's cells say."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lightning_sft.advice.evidence import STRONG_END_HERE, WEAK_END_HERE, Evidence
+from studies.cells import read_cells
+from studies.continuum import analysis
+from studies.continuum.design import STAGES, Block
+from studies.tables import points
+
+ROOT = Path(__file__).resolve().parents[2]
+MAIN = STAGES["confirmatory"]
+
+
+@pytest.fixture(scope="module")
+def told() -> dict[str, tuple[str, str, str]]:
+    """Return for each complete level: its mean p, and D on clean and on noisy rows, as the pages write them."""
+    cells = read_cells(ROOT / "docs/studies/data/continuum")
+    found = {}
+    for level in ("weak", "middle", "strong"):
+        blocks = [Block("initials", level, noisy) for noisy in (False, True)]
+        rows = [analysis.block_row(cells, MAIN, block).exact for block in blocks]
+        if all(row.complete for row in rows):
+            place = f"{analysis.mean_p(cells, blocks[0]):.2f}".removeprefix("0")
+            found[level] = (place, *(points(row.difference) for row in rows))
+    return found
+
+
+def test_the_page_on_objectives_shows_every_level_that_is_complete(told: dict[str, tuple[str, str, str]]) -> None:
+    page = (ROOT / "docs/which_objective.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^ *\| (\.\d\d) \| ([^|]+) \| ([^|]+) \|$", page, re.M)
+    assert shown == list(told.values())
+
+
+@pytest.mark.parametrize(("level", "evidence"), [("weak", WEAK_END_HERE), ("strong", STRONG_END_HERE)])
+def test_the_advice_cites_the_cells(level: str, evidence: Evidence, told: dict[str, tuple[str, str, str]]) -> None:
+    place, *differences = told[level]
+    assert f"mean p {place}," in evidence.what
+    for difference in differences:
+        middle, *ends = re.findall(r"\d+\.\d", difference)
+        assert middle in evidence.what
+        assert all(re.search(rf"[\[ ]-?{re.escape(end)}[\],]", evidence.what) for end in ends), difference
