@@ -49,7 +49,7 @@ class Block:
         return self.density
 
 
-DENSE, SPARSE = Block("dense", contexts=7, steps=40), Block("sparse", contexts=2, steps=80)
+DENSE, SPARSE = Block("dense", contexts=6, steps=32), Block("sparse", contexts=2, steps=80)
 
 
 @dataclass(frozen=True)
@@ -167,9 +167,9 @@ def arm_words(
 def times_of(block: Block, weight: float, sizes: Mapping[str, int]) -> int:
     """Return how often the oversampled arm sees a replaced sentence.
 
-    As often as the weighted arm's weight says, but they never fill more than half of all rows.
+    As often as the weighted arm's weight says, but they never fill more than three quarters of all rows.
     """
-    most = block.steps * sizes["rows"] // (2 * sizes["pairs"] * block.contexts)
+    most = 3 * block.steps * sizes["rows"] // (4 * sizes["pairs"] * block.contexts)
     return max(1, min(round(weight), most))
 
 

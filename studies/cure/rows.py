@@ -14,7 +14,7 @@ from typing_extensions import Self, override
 from lightning_sft.data import DataSource
 from lightning_sft.data.types import Example
 from lightning_sft.errors import UserError
-from studies.cure.texts import Context, Pair, Part, Pool, pairs, part_of, split_by_pair
+from studies.cure.texts import Context, Pair, Part, Pool, pairs, part_of, sentences, split_by_pair
 
 
 class Sentences(DataSource):
@@ -66,11 +66,7 @@ class Background(Sentences):
 
     @override
     def texts(self) -> list[str]:
-        contexts, background = split_by_pair()
-        own = [text for text in background if part_of(text) == self.part]
-        if self.whole:
-            found = [c.sentence(c.pair.competitor) for some in contexts.values() for c in some]
-            own = sorted([*own, *(text for text in found if part_of(text) == self.part)])
+        own = [text for text in (sentences() if self.whole else split_by_pair()[1]) if part_of(text) == self.part]
         if self.size > len(own):
             raise UserError(f"The part {self.part!r} has {len(own)} sentences, and {self.size} are asked for.")
         chosen = np.random.default_rng([self.seed, 1]).permutation(len(own))[: self.size]
@@ -113,9 +109,9 @@ class HouseRows(Sentences):
     def __init__(
         self,
         pool: Pool = "design",
-        size: int = 1280,
+        size: int = 1024,
         trained_pairs: int = 60,
-        contexts: int = 7,
+        contexts: int = 6,
         judged_contexts: int = 5,
         untouched_pairs: int = 20,
         replaced: bool = True,
@@ -136,25 +132,28 @@ class HouseRows(Sentences):
     def draw(self) -> Drawn:
         """Return the draw; it does not depend on ``replaced`` and ``times``, so that arms are paired."""
         found, _ = split_by_pair()
-        able = [p for p in pairs() if p.pool == self.pool and len(found[p]) >= self.contexts + self.judged_contexts]
-        asked = self.trained_pairs + self.untouched_pairs
-        if asked > len(able):
-            raise UserError(
-                f"The pool {self.pool!r} has {len(able)} pairs with {self.contexts} + {self.judged_contexts} sentences,"
-                f" and {asked} are asked for. Ask for fewer pairs, or fewer sentences of each."
-            )
+        needed = self.contexts + self.judged_contexts
         rng = np.random.default_rng([self.seed, 2])
-        chosen = [able[i] for i in rng.permutation(len(able))[:asked]]
+        mine = [pair for pair in pairs() if pair.pool == self.pool and len(found[pair]) >= self.judged_contexts]
+        shuffled = [mine[i] for i in rng.permutation(len(mine))]
+        able = [pair for pair in shuffled if len(found[pair]) >= needed]
+        chosen = able[: self.trained_pairs]
+        others = [pair for pair in shuffled if pair not in set(chosen)][: self.untouched_pairs]
+        if len(chosen) < self.trained_pairs or len(others) < self.untouched_pairs:
+            raise UserError(
+                f"trained_pairs is {self.trained_pairs} and untouched_pairs {self.untouched_pairs}. The pool "
+                f"{self.pool!r} has {len(able)} pairs with the {self.contexts} + {self.judged_contexts} sentences that "
+                f"training and judging need, and {len(mine)} in all. Ask for fewer pairs, or fewer sentences of each."
+            )
         trained: list[Context] = []
         judged: list[Context] = []
         untouched: list[Context] = []
-        for number, pair in enumerate(chosen):
-            mine = [found[pair][i] for i in rng.permutation(len(found[pair]))[: self.contexts + self.judged_contexts]]
-            if number < self.trained_pairs:
-                trained += mine[: self.contexts]
-                judged += mine[self.contexts :]
-            else:
-                untouched += mine[self.contexts :]
+        for pair in chosen:
+            some = [found[pair][i] for i in rng.permutation(len(found[pair]))[:needed]]
+            trained += some[: self.contexts]
+            judged += some[self.contexts :]
+        for pair in others:
+            untouched += [found[pair][i] for i in rng.permutation(len(found[pair]))[: self.judged_contexts]]
         return Drawn(tuple(trained), tuple(judged), tuple(untouched))
 
     @override

