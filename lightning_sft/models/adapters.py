@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lightning_sft.errors import UserError, first_line
+from lightning_sft.models.one_pass_lora import add_in_one_pass
 from lightning_sft.models.reach import kinds_of
 from lightning_sft.models.targets import (
     ALL_LINEAR,
@@ -55,6 +56,7 @@ def add_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     _refuse_unfit_layers(adapted, model)
     if dropout:
         _drop_out(adapted, dropout)
+    add_in_one_pass(adapted)
     return adapted
 
 
@@ -116,6 +118,7 @@ def load_adapter(model: PreTrainedModel, path: str) -> PeftModel:
             "adapter_config.json)."
         ) from error
     assert isinstance(adapted, PeftModel)
+    add_in_one_pass(adapted)
     return adapted
 
 

@@ -38,8 +38,10 @@ def padded(head: str = "auto", attention: str | None = None, **data: Any) -> dic
 
 
 def packed(attention: str) -> dict[str, Any]:
-    """Our trainer on packed rows."""
-    return {"kind": "ours", "module": {"attn_implementation": attention}, "data": {"order": "packed"}}
+    """Our trainer on packed rows, flat where attention keeps documents apart without masks."""
+    layout = "flat" if attention == "per_document" else "auto"
+    data = {"order": "packed", "layout": layout}
+    return {"kind": "ours", "module": {"attn_implementation": attention}, "data": data}
 
 
 def trl(order: str = "random", attention: str | None = None, **options: Any) -> dict[str, Any]:
@@ -48,7 +50,7 @@ def trl(order: str = "random", attention: str | None = None, **options: Any) -> 
 
 
 CONTENDERS: dict[str, dict[str, Any]] = {
-    "flat": {"kind": "ours", "module": {}, "data": {}},
+    "flat": {"kind": "ours", "module": {}, "data": {"layout": "flat"}},
     "padded to max_length, plain head": padded("reference", pad_to_multiple_of=LENGTH),
     "padded to the longest": padded(),
     "grouped by length": padded(order="grouped"),
