@@ -67,6 +67,8 @@ def data_files(name: str) -> list[Path]:
         if path.parent.is_dir():
             names = sorted(p.name for p in path.parent.iterdir() if suffix(p) in SUFFIXES)[:10]
             beside = f" {path.parent.resolve()} has {', '.join(names) or 'no data files'}."
+        if name.startswith("configs/"):
+            beside = " It is shipped: `lightning configs copy` puts the configurations and their rows here."
         raise UserError(f"There is no file {name} (in {Path.cwd()}).{beside} Check the path.")
     return []
 

@@ -11,7 +11,8 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from lightning.pytorch import LightningDataModule, LightningModule
 
-from lightning_sft.cli.front.words import is_model_name, spell_out
+from lightning_sft.cli.front.meant import is_model_name
+from lightning_sft.cli.front.words import spell_out
 from lightning_sft.data import SFTDataModule
 from lightning_sft.errors import UserError
 from lightning_sft.module import SFTModule

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,15 @@ from lightning_sft.cli.front.check import check
 from lightning_sft.cli.front.given import SECTIONS, Given, read_given
 from lightning_sft.cli.front.help import SCREEN
 from lightning_sft.cli.front.listing import Listing, listing
+from lightning_sft.cli.front.meant import is_data_path
 from lightning_sft.cli.front.words import expand, join, spell_out, split
+from lightning_sft.data.reading.formats import REQUIRED
+from lightning_sft.data.reading.guess import Guess, guess, in_braces
+from lightning_sft.data.reading.readers import read_file
+from lightning_sft.data.types import Record, printable
 from lightning_sft.errors import UserError
 from lightning_sft.files import write_text
+from lightning_sft.places import data_files
 
 #: what a run needs and may not be given
 START: dict[str, Any] = {
@@ -27,6 +36,10 @@ START: dict[str, Any] = {
 }
 #: taken unless rows to validate on are given
 _SPLIT = ("data.val_split", 0.05)
+#: rows at the beginning of a file whose columns are looked at, and the most bytes of one
+_LOOKED_AT, _LONGEST = 20, 1 << 22
+#: characters of a row in a message
+_SHOWN = 300
 _HEAD = """\
 # Made by `lightning init`. A line with a leading # is a default, or an example of what may stand there; other settings:
 # `lightning fit --help all`. Start with: lightning fit {name}
@@ -42,8 +55,9 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--output is {str(output)!r}. Allowed: a file that ends in .yaml.")
     check("fit", [*rest, f"--model.model_name_or_path={START['model.model_name_or_path']}"])
     values = settings_of(rest)
+    remarks = [remark for key in ("data.train", "data.val") for remark in map_columns(key, values, rest)]
     write_text(output, document(values, output.name))
-    print(f"{output} is written. Next:")
+    print("\n".join([*remarks, f"{output} is written. Next:"]))
     for verb in ("inspect", "advise", "fit"):
         print(f"  lightning {verb} {output}")
 
@@ -58,6 +72,70 @@ def _output(arguments: Sequence[str]) -> tuple[Path, list[str]]:
         else:
             rest.append((name, values, joined))
     return Path(found), join(rest)
+
+
+def map_columns(key: str, values: dict[str, Any], arguments: Sequence[str]) -> Iterator[str]:
+    """Look at the first rows of a file, map its columns to ours where they have other names, and say what was found.
+
+    Args:
+        key: ``data.train``, or another set.
+        values: of all keys; a path becomes a `Source` with its columns.
+        arguments: of the verb, for the message.
+
+    Raises:
+        UserError: nothing tells which column asks and which answers; says how to.
+    """
+    given = values.get(key, START.get(key))
+    source = given if isinstance(given, dict) else {"class_path": "Source", "init_args": {"path": given}}
+    asked = source.get("init_args", {})
+    path = asked.get("path")
+    is_source = str(source.get("class_path")).rpartition(".")[2] == "Source"
+    if not isinstance(path, str) or not is_source or not is_data_path(key, path) or "columns" in asked:
+        return
+    try:
+        files = data_files(path)
+    except UserError as error:
+        if key in values:
+            yield f"{key} is {path!r}, which was not looked at: {error}"
+        else:
+            yield f"Put your rows into {path}, or change {key}."
+        return
+    if not files or asked.get("format", "auto") != "auto":  # a name on the hub, or somebody who knows
+        return
+    rows = _first_rows(files[0])
+    if not rows:
+        yield f"{files[0]} has no row that can be read: `lightning inspect` says why."
+        return
+    found = guess(rows)
+    if found is None:
+        texts = [str(name) for name, value in rows[0].items() if isinstance(value, str)]
+        names = texts if len(texts) > 1 else ["question", "answer"]
+        example = in_braces(dict(zip(("prompt", "completion"), names, strict=False)))
+        again = shlex.join(["lightning", "init", *arguments, f"--{key.removeprefix('data.')}.columns", example])
+        raise UserError(
+            f"{files[0]} has the columns {', '.join(map(str, rows[0]))}, and their names do not tell which of them "
+            "asks and which answers. Nothing was written. Say it, for example (our name: the name in your file):\n"
+            f"  {again}\n"
+            f"The first row: {printable(json.dumps(rows[0], ensure_ascii=False, default=str), _SHOWN)}"
+        )
+    yield f"{files[0]}: {_in_words(found)}"
+    if found.trouble:
+        yield f"  {found.trouble}. `lightning inspect` says how many rows are like it."
+    if found.columns:
+        values[key] = {"class_path": "Source", "init_args": {**asked, "path": path, "columns": found.columns}}
+
+
+def _first_rows(file: Path) -> list[dict[str, Any]]:
+    records = islice(read_file(file, lambda row: True, _LONGEST), _LOOKED_AT)
+    return [record.row for record in records if isinstance(record, Record) and record.row]
+
+
+def _in_words(found: Guess) -> str:
+    if found.columns:
+        said = ", ".join(f"{theirs} is read as {ours}" for ours, theirs in found.columns.items())
+    else:
+        said = f"rows with {' and '.join(REQUIRED[found.format])}"
+    return said + (f"; nothing reads {', '.join(found.unused)}" if found.unused else "") + "."
 
 
 def settings_of(arguments: Sequence[str]) -> dict[str, Any]:
@@ -148,6 +226,8 @@ def _lines(key: str, name: str, values: dict[str, Any], texts: dict[str, str], i
     if key not in values:
         yield f"{indent}# {name}: {listing().settings[key].default}{note}"
         return
-    dumped = str(yaml.safe_dump({name: values[key]}, sort_keys=False, width=100)).rstrip().splitlines()
+    flow = None if isinstance(values[key], dict | list) else False  # the innermost ones stand on one line
+    text = yaml.safe_dump({name: values[key]}, sort_keys=False, width=float("inf"), default_flow_style=flow)
+    dumped = str(text).rstrip().splitlines()
     yield f"{indent}{dumped[0]}{note}"
     yield from (f"{indent}{line}" for line in dumped[1:])

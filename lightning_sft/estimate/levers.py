@@ -92,7 +92,7 @@ def levers(run: PlannedRun, longest: int | None = None, mean: float | None = Non
         lora |= {"dtype": "bfloat16"} if run.gpu else {}
         add(
             "LoRA",
-            "--config configs/adapter/lora.yaml",
+            "--adapter lora",
             "another model is trained: rank 16 beside a frozen base; a rate some ten times as high",
             lambda: run.changed(model=lora, reference="none" if run.reference == "frozen" else run.reference),
         )

@@ -10,9 +10,10 @@ import yaml  # type: ignore[import-untyped]
 from lightning_sft.cli.front import say
 from lightning_sft.cli.front.given import SECTIONS, Given, read_given
 from lightning_sft.cli.front.listing import KnownClass, Listing, Setting, listing
+from lightning_sft.cli.front.meant import may_be_class
 from lightning_sft.cli.front.names import not_offered
 from lightning_sft.cli.front.values import fits, is_inline, is_number
-from lightning_sft.cli.front.words import REPORT, class_of_word, expand, may_be_class
+from lightning_sft.cli.front.words import REPORT, class_of_word, expand
 from lightning_sft.cli.verbs import LIGHTNING_VERBS
 from lightning_sft.errors import UserError
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import yaml  # type: ignore[import-untyped]
 
 from lightning_sft.cli.front.listing import Listing
-from lightning_sft.cli.front.words import is_settings_file, split
+from lightning_sft.cli.front.meant import is_settings_file
+from lightning_sft.cli.front.words import split
 from lightning_sft.errors import UserError
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]
 
 from lightning_sft.cli.front.given import Given, read_given
 from lightning_sft.cli.front.listing import listing
+from lightning_sft.cli.front.meant import is_data_path
 from lightning_sft.cli.front.run_folder import READERS
 from lightning_sft.cli.front.values import NULL, is_inline
-from lightning_sft.cli.front.words import class_of_word, expand, may_be_class, split
+from lightning_sft.cli.front.words import class_of_word, expand, split
 from lightning_sft.errors import UserError
 from lightning_sft.places import (
     DEMO_EXTRA,
-    SUFFIXES,
     data_files,
     is_installed,
     require_checkpoint_place,
     require_model_place,
-    suffix,
 )
 
 #: verb -> the settings whose rows it surely reads; `score` reads those of its --sets
@@ -141,7 +139,7 @@ def _sources(key: str, node: str | yaml.Node | None) -> Iterator[tuple[str, str 
         named = text if text in listed else next((n for n, c in listed.items() if c.path == text), None)
         if named is not None:
             yield named, None, place
-        elif not (may_be_class(text) and suffix(Path(text)) not in SUFFIXES):
+        elif is_data_path(key, text):
             yield _SOURCE, text, place
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:

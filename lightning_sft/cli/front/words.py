@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_sft.cli.front.listing import listing
+from lightning_sft.cli.front.meant import YAML, is_data_path, is_model_name, is_settings_file, shipped_or
 from lightning_sft.cli.front.names import plain
 from lightning_sft.errors import UserError
 from lightning_sft.places import RUN_SETTINGS
@@ -34,7 +35,8 @@ LOGGERS: dict[str, tuple[str, dict[str, Any]]] = {
 LORA: dict[str, int | str] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 #: option of fit that adds `RunReport`; it takes no value
 REPORT = "--report"
-_YAML = (".yaml", ".yml", ".json")
+#: options that take the path of rows, or a source of them
+_SETS = {f"--data.{name}" for name in ("train", "val", "test", "predict")}
 #: options whose value stands in a word of its own -> they may have several
 Word = tuple[str, list[str], bool]
 
@@ -42,12 +44,6 @@ Word = tuple[str, list[str], bool]
 def is_option(word: str) -> bool:
     """Return whether a word of the command line names an option."""
     return word.startswith("--") or word in ("-c", "-h")
-
-
-def is_settings_file(word: str) -> bool:
-    """Return whether a word names a file of settings that exists, or a run's folder, in which one lies."""
-    path = Path(word)
-    return path.is_file() if path.suffix in _YAML else (path / RUN_SETTINGS).is_file()
 
 
 def split(arguments: Sequence[str]) -> Iterator[Word]:
@@ -104,10 +100,13 @@ def tidy(arguments: Sequence[str], *, takes_files: bool) -> list[str]:
     for name, values, joined in split(arguments):
         name = underscored(name)
         one = 1 if name and (joined or not _is_flag(name)) else 0
+        if takes_files:
+            first = 0 if name in ("--config", "-c") else one  # where files may stand
+            values = [*values[:first], *map(shipped_or, values[first:])]
         loose = values[one:] if takes_files and name != "--arm" else []
         if not all(is_settings_file(word) for word in loose):
             missing = next(word for word in loose if not is_settings_file(word))
-            if not name or Path(missing).suffix in _YAML or _takes_one(name):
+            if not name or Path(missing).suffix in YAML or _takes_one(name):
                 raise UserError(_no_file(missing))
             loose = []  # a list of values of an option that we do not know
         kept = values[:one] if loose else values
@@ -125,7 +124,7 @@ def in_settings(verb: str, arguments: Sequence[str]) -> list[str]:
 
 
 def _no_file(word: str) -> str:
-    if Path(word).suffix in _YAML:
+    if Path(word).suffix in YAML:
         return f"There is no file {word!r} in {str(Path.cwd())!r}. Give a file of settings that exists."
     what = f"is a folder without a run's {RUN_SETTINGS}" if Path(word).is_dir() else "is no file of settings"
     return (
@@ -184,7 +183,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
             made.append(("--model.model_name_or_path", values, joined))
         else:
             made.append((name, values, joined))
-    return join([*first, *files, *made, *_alpha(made), *last])
+    return join([*first, *files, *_sources(made), *_alpha(made), *last])
 
 
 def _long(word: str, dot: str, below: str, long: str, values: list[str], joined: bool) -> list[Word]:
@@ -195,6 +194,18 @@ def _long(word: str, dot: str, below: str, long: str, values: list[str], joined:
     if word == "logger" and not dot:
         return _logger(values, joined)
     return [(long, values, joined)]
+
+
+def _sources(made: Sequence[Word]) -> list[Word]:
+    """Return words with ``--data.train FILE --data.train.columns ...`` as options of a `Source` of that path."""
+    above = {name.rpartition(".init_args")[0] or name.rpartition(".")[0] for name, _, _ in made}
+    found: list[Word] = []
+    for name, values, joined in made:
+        if name in above & _SETS and values and is_data_path(name.removeprefix("--"), values[0]):
+            found += [(name, ["Source"], True), (f"{name}.path", values, joined)]
+        else:
+            found.append((name, values, joined))
+    return found
 
 
 def _adapter(values: list[str], joined: bool) -> list[Word]:
@@ -247,20 +258,6 @@ def class_of_word(key: str, word: str) -> str | None:
         name, values, _ = _adapter([word], False)[0]
         return values[0] if name == "--model.adapter" and values[0] not in (word, "null") else None
     return None
-
-
-def is_model_name(value: str) -> bool:
-    """Return whether ``--model VALUE`` can only be a model's name: no settings, no path of a class."""
-    if not value or is_settings_file(value) or value.lstrip()[0] in "{[" or "\n" in value or value == "null":
-        return False
-    return not may_be_class(value)
-
-
-def may_be_class(value: str) -> bool:
-    """Return whether a word reads like the path of a class, such as ``my_module.MyModule``."""
-    parts = value.split(".")
-    named = len(parts) > 1 and all(part.isidentifier() for part in parts) and parts[-1] != "gguf"
-    return value == "SFTModule" or named
 
 
 def spell_out(content: dict[str, Any]) -> bool:

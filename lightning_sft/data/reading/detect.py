@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lightning_sft.data.reading import formats
+from lightning_sft.data.reading.guess import guess, in_braces
 from lightning_sft.data.spool import Spool
 from lightning_sft.data.types import BadRow, Record, printable
 from lightning_sft.errors import UserError
@@ -49,17 +50,21 @@ def detect_format(
     present = dict.fromkeys(column for row in first for column in row.row)
     found = printable(", ".join(map(str, present)), 400) or "(none)"
     known = "; ".join(f"{name}: {', '.join(formats.needed(name, answers))}" for name in formats.REQUIRED)
-    example = _example(list(map(str, present)))
     under = f" under columns={columns}" if columns else ""
+    example = in_braces(_example([row.row for row in first], answers))
     raise UserError(
         f"{first[0].where}: no known format has the columns {found}{under}. "
         f"Formats and their columns are: {known}. Map the columns, for example "
-        f"`columns: {{{example}}}` beside the path of a Source. On the command line: --data.train Source "
-        f"--data.train.path FILE --data.train.columns '{{{example}}}'"
+        f"`columns: {example}` beside the path of a Source. On the command line: --train FILE "
+        f"--train.columns '{example}'"
     )
 
 
-def _example(columns: list[str]) -> str:
-    """Return a mapping that fits a row as far as can be guessed: the first of its columns asks, the next answers."""
-    prompt, completion = (*columns, "question", "answer")[:2] if len(columns) > 1 else ("question", "answer")
-    return f"prompt: {prompt}, completion: {completion}"
+def _example(rows: list[dict[str, Any]], answers: bool) -> dict[str, str]:
+    """Return a mapping that fits as far as can be guessed: by names, or the first column asks, the next answers."""
+    guessed = guess(rows) if answers else None
+    if guessed is not None and guessed.columns:
+        return guessed.columns
+    columns = list(map(str, rows[0]))
+    names = columns[:2] if len(columns) > 1 else ["question", "answer"]
+    return dict(zip(("prompt", "completion"), names, strict=True))

@@ -1,4 +1,4 @@
-"""Values of a row that must be of one kind: text that a tokenizer can take, and lists."""
+"""Columns of a row under our names, and values that must be of one kind: text for a tokenizer, and lists."""
 
 from __future__ import annotations
 
@@ -11,6 +11,18 @@ from lightning_sft.data.types import BadRowError
 
 CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
 """Control characters but for those that break lines and columns."""
+
+
+def under_our_names(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """Return a row under the standard column names.
+
+    Args:
+        row: as it stands in the file.
+        columns: standard column name -> name in the file.
+    """
+    taken = set(columns.values())
+    rest = {k: v for k, v in row.items() if k not in taken and k not in columns}
+    return {**rest, **{name: row[column] for name, column in columns.items() if column in row}}
 
 
 def as_list(value: object, column: str) -> list[Any]:

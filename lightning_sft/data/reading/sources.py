@@ -17,6 +17,7 @@ from lightning_sft.data.reading import formats
 from lightning_sft.data.reading.columns import without_padding
 from lightning_sft.data.reading.conversation import STRICT, OnRepeatedRole, OnUnanswered, Rules
 from lightning_sft.data.reading.detect import detect_format
+from lightning_sft.data.reading.fields import under_our_names
 from lightning_sft.data.reading.readers import read_file
 from lightning_sft.data.reading.scorers import Score, Scorer, as_scorer, scored
 from lightning_sft.data.types import BadRow, BadRowError, Example, Record
@@ -222,10 +223,7 @@ class Source(DataSource):
             yield Record(f"{folder}[{i}]", plain(row))
 
     def _mapped(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Return ``row`` under the standard column names."""
-        taken = set(self.columns.values())
-        rest = {k: v for k, v in row.items() if k not in taken and k not in self.columns}
-        return {**rest, **{name: row[column] for name, column in self.columns.items() if column in row}}
+        return under_our_names(row, self.columns)
 
     def _is_row(self, row: dict[str, Any]) -> bool:
         found = formats.detect(self._mapped(row))

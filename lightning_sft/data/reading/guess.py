@@ -1,0 +1,111 @@
+"""Columns under other names than ours: which of them ask and which answer, guessed from their names and values."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from lightning_sft.data.reading import formats
+from lightning_sft.data.reading.fields import under_our_names
+from lightning_sft.data.types import BadRowError
+
+#: what public sets call the words of the user, the answer to them, what goes with a question, and the system prompt;
+#: the first that a row has is taken
+ASKS = (
+    "prompt", "question", "instruction", "query", "problem", "user", "human", "request", "task", "input", "inputs",
+    "source", "q",
+)  # fmt: skip
+ANSWERS = (
+    "completion", "answer", "response", "output", "outputs", "solution", "reply", "assistant", "target", "targets",
+    "label", "chosen", "a",
+)  # fmt: skip
+BESIDE = ("context", "input", "inputs", "passage", "document")
+SYSTEM = ("system", "systemprompt", "systemmessage")
+TEXTS = ("text", "content", "document", "body", "story", "code")
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What the columns of some rows are taken for.
+
+    Attributes:
+        format: see `formats.REQUIRED`.
+        columns: our name -> the name in the rows, where the two differ.
+        unused: columns that nothing reads.
+        trouble: why a row cannot be read even so; empty where all can.
+    """
+
+    format: str
+    columns: dict[str, str]
+    unused: tuple[str, ...] = ()
+    trouble: str = ""
+
+
+def guess(rows: Sequence[Mapping[str, Any]]) -> Guess | None:
+    """Return what most rows are taken for; None where nothing tells which of their columns ask and answer.
+
+    Args:
+        rows: column name -> value, some from the beginning of a file.
+    """
+    found = Counter(taken for row in rows if (taken := _guess(row)) is not None)
+    if not found:
+        return None
+    (form, pairs), _ = found.most_common(1)[0]
+    columns = {ours: theirs for ours, theirs in pairs if ours != theirs}
+    unused: dict[str, None] = {}
+    trouble = ""
+    for number, row in enumerate(rows):
+        try:
+            unused |= dict.fromkeys(formats.to_example(under_our_names(row, columns), form).unused)
+        except BadRowError as error:
+            trouble = trouble or f"row {number}: {error}"
+    return Guess(form, columns, tuple(unused), trouble)
+
+
+def in_braces(columns: Mapping[str, str]) -> str:
+    """Return a mapping of columns as one writes it, in a file or on the command line."""
+    text: str = yaml.safe_dump(dict(columns), default_flow_style=True, sort_keys=False, width=float("inf"))
+    return text.strip()
+
+
+def _guess(row: Mapping[str, Any]) -> tuple[str, tuple[tuple[str, str], ...]] | None:
+    known = formats.detect(row)
+    if known is not None:
+        return known, ()
+    chats = [name for name, value in row.items() if _is_chat(value)]
+    if "chosen" in chats or len(chats) == 1:  # of a preferred and a rejected conversation, the preferred one
+        return "messages", (("messages", "chosen" if "chosen" in chats else chats[0]),)
+    texts = {_plain(name): name for name, value in row.items() if isinstance(value, str)}
+    answer = _first(texts, ANSWERS)
+    asks = None if answer is None else _first({k: v for k, v in texts.items() if v != answer}, ASKS)
+    if answer is None or asks is None:
+        alone = next(iter(texts.values())) if len(row) == 1 and texts else None
+        only = _first(texts, TEXTS) or alone
+        return None if only is None or (asks or answer) else ("text", (("text", only),))
+    rest = {k: v for k, v in texts.items() if v not in (answer, asks)}
+    beside = _first(rest, BESIDE)
+    form = "prompt_completion" if beside is None else "alpaca"
+    first, last = formats.REQUIRED[form]
+    columns = [(first, asks), (last, answer)]
+    columns += [] if beside is None else [("input", beside)]
+    system = _first(rest, SYSTEM)
+    columns += [] if system is None else [("system", system)]
+    return form, tuple(columns)
+
+
+def _is_chat(value: object) -> bool:
+    """Return whether a value is a list of messages, by the keys of its first."""
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, Mapping) and any(pair <= first.keys() for pair in ({"role", "content"}, {"from", "value"}))
+
+
+def _plain(name: object) -> str:
+    return str(name).lower().replace("_", "").replace("-", "").replace(" ", "")
+
+
+def _first(present: Mapping[str, str], names: Sequence[str]) -> str | None:
+    return next((present[name] for name in names if name in present), None)
