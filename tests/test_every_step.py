@@ -43,9 +43,9 @@ def rows_and_model(here: Path) -> list[str]:
 
 
 def next_commands(out: str) -> list[list[str]]:
-    """The commands that the end of a fit says to type next, without the program's name."""
-    lines = out[out.index("Next       ") :].splitlines()
-    return [shlex.split(line[11:])[1:] for line in lines if line[11:].startswith("lightning ")]
+    """The commands about the run itself that its end says to type next, without the program's name."""
+    lines = out[out.index("Next       ") :].partition("Train again")[0].splitlines()
+    return [shlex.split(line)[1:] for line in lines if line[11:].strip().startswith("lightning ")]
 
 
 def test_what_is_installed(person: Person) -> None:

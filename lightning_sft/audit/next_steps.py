@@ -40,7 +40,7 @@ def next_steps(audit: Audit, folder: Path) -> list[Block]:
         return [
             *blocks,
             f"Train again with less certainty{_which(audit)}:",
-            Command(f"{_fit(audit)} --model.objective LabelSmoothing"),
+            Command(f"{_fit(audit)} --objective LabelSmoothing"),
             "Fewer epochs or a lower learning rate do the same.",
         ]
     if failed or (few and audit.contexts):
@@ -48,12 +48,28 @@ def next_steps(audit: Audit, folder: Path) -> list[Block]:
     return blocks
 
 
+def first_step(audit: Audit, folder: Path) -> list[str]:
+    """Return the first thing to try in two lines, why and what to type; nothing where there is no command.
+
+    Args:
+        audit: what was found.
+        folder: where the page will stand.
+    """
+    blocks = next_steps(audit, folder)
+    at = next((i for i, block in enumerate(blocks) if isinstance(block, Command)), None)
+    if at is None:
+        return []
+    why, command = blocks[at - 1] if at else "", blocks[at]
+    assert isinstance(command, Command)
+    return [*([why] if isinstance(why, str) and why else []), f"  {command.text}"]
+
+
 def _at_the_places(audit: Audit, file: Path) -> list[Block]:
     weights = shlex.quote(f'{{"{file}": 4}}')
     return [
         "Train again with a margin between the right words and their competitors, or weigh those places more"
         f"{_which(audit)}; with another trainer, weigh the tokens that the file names.",
-        Command(f"{_fit(audit)} --model.objective RunnerUpMargin --model.objective.pairs {shlex.quote(str(file))}"),
+        Command(f"{_fit(audit)} --objective RunnerUpMargin --objective.pairs {shlex.quote(str(file))}"),
         Command(f"{_fit(audit)} --data.loss_weights.contexts {weights}"),
         "A higher learning rate or more steps help where the right word was simply not pushed far enough.",
     ]
@@ -65,7 +81,7 @@ def _faster(audit: Audit) -> list[Block]:
         return ["The model is almost unchanged: train it again with a higher learning rate or more steps."]
     return [
         f"The model is almost unchanged: train it again with a higher learning rate (it was {lr:g}) or more steps:",
-        Command(f"{_fit(audit)} --model.optimizer.init_args.lr {FASTER * lr:g}"),
+        Command(f"{_fit(audit)} --lr {FASTER * lr:g}"),
     ]
 
 
@@ -93,7 +109,7 @@ def _again(audit: Audit, replaced: Sequence[str], by: str) -> list[Block]:
 
 def _fit(audit: Audit) -> str:
     configs = [] if audit.asked is None else audit.asked.configs
-    return "lightning fit " + " ".join(f"--config {shlex.quote(config)}" for config in configs or ["RUN.yaml"])
+    return shlex.join(["lightning", "fit", *(configs or ["RUN.yaml"])])
 
 
 def _which(audit: Audit) -> str:

@@ -13,10 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lightning_sft._lightning import callbacks_of, data_parallel_size_and_rank
-from lightning_sft.advice.advice import CONFIG, JUDGED
+from lightning_sft.advice.advice import CONFIG, JUDGED, Advice
 from lightning_sft.advice.measure import measure, why_unreadable
 from lightning_sft.advice.rows import ReadingRows, rows_of_datamodule, rows_of_loader
 from lightning_sft.advice.rules import ENOUGH_ROWS, advise
+from lightning_sft.callbacks.next_step import NextStep, ends_with_commands
 from lightning_sft.checkpoints.runs import run_folder
 from lightning_sft.errors import UserError
 from lightning_sft.figures.capability import capability_figure
@@ -92,6 +93,7 @@ class CapabilityProbe(Callback):
         self.start: CapabilityReading | None = None
         self.end: CapabilityReading | None = None
         self.seconds: float | None = None  # that the last reading took
+        self.next_step: NextStep | None = None
 
     @classmethod
     def where_possible(cls) -> CapabilityProbe:
@@ -129,7 +131,7 @@ class CapabilityProbe(Callback):
             return
         reading = self._read(trainer, pl_module, "val")
         if reading is not None:
-            pl_module.log_dict(_scalars(reading), batch_size=1)
+            pl_module.log_dict(reading.scalars(), batch_size=1)
             self._tell(reading, "validation", None)
 
     def _works(self, trainer: Trainer) -> bool:
@@ -200,23 +202,25 @@ class CapabilityProbe(Callback):
         step, advice = trainer.global_step, advise(self.start)
         options = _options(trainer, advice.compare)
         for logger in trainer.loggers:
-            logger.log_metrics(_scalars(reading), step=step)
+            logger.log_metrics(reading.scalars(), step=step)
         if can_show(trainer):
             log_figure(trainer, "capability/figure", capability_figure(self.start, self.end), step)
         if self.end is None:
             log_text(trainer, "capability/advice", advice.markdown(options or f"--config {CONFIG}"), step)
             told = options if _is_news(self.start, pl_module) else None
             picked = getattr(getattr(pl_module, "auto", None), "choice", None) is not None
+            if told is not None and not picked and ends_with_commands(trainer):
+                self.next_step, told = NextStep(_why(advice), advice.command(told), measured=False), None
             self._tell(self.start, "training", told, advises=not picked)  # what was picked has been told, and why
         else:
-            rank_zero_info(f"Capability on the same tokens after the fit: {_in_short(self.end)}.")
+            rank_zero_info(f"Capability on the same tokens after the fit: {self.end.in_short()}")
         folder = run_folder(trainer) if trainer.is_global_zero else None
         if folder is not None:
             content = advice.to_dict(options or f"--config {CONFIG}")
             save_reading(folder / FILE, self.start, self.end, advice=content, step=step)
 
     def _tell(self, reading: CapabilityReading, what: str, options: str | None, advises: bool = True) -> None:
-        found = f"Capability on {reading.all.rows} {what} rows: {_in_short(reading)}."
+        found = f"Capability on {reading.all.rows} {what} rows: {reading.in_short()}"
         rank_zero_info(f"{found}\n{advise(reading).text(options)}" if advises else found)
 
     # ------------------------------------------------------------------ checkpoints
@@ -261,30 +265,14 @@ def _options(trainer: Trainer, compares: bool) -> str | None:
     return f"--config {shlex.quote(str(config))}" + (f" {JUDGED}" if lacks else "")
 
 
+def _why(advice: Advice) -> str:
+    """Return what speaks for the command of an advice."""
+    if advice.compare:
+        return "what the model knew before training does not tell which objective is best, and a comparison does"
+    return f"what the model knew before training speaks for {advice.pick.short()}"
+
+
 def _is_news(reading: CapabilityReading, pl_module: LightningModule) -> bool:
     """Return whether the advice is another objective than the run trains under, or a comparison."""
     advice = advise(reading)
     return advice.compare or str(advice.pick.build()) != str(getattr(pl_module, "objective", None))
-
-
-def _scalars(reading: CapabilityReading) -> dict[str, float]:
-    """Return the log keys of a reading."""
-    content = reading.content if reading.special is not None else None  # else it would be all of them again
-    groups = {"": reading.all, "content/": content, "special/": reading.special, "end/": reading.end}
-    if len(reading.sources) > 1:
-        groups |= {f"source/{name}/": group for name, group in reading.sources.items()}
-    some = {prefix: group for prefix, group in groups.items() if group is not None}
-    return {f"capability/{prefix}{key}": v for prefix, group in some.items() for key, v in group.scalars().items()}
-
-
-def _in_short(reading: CapabilityReading) -> str:
-    group, judged = reading.all, reading.judged
-    bounds = "" if judged.mean_p_interval is None else " [{:.3f}, {:.3f}]".format(*judged.mean_p_interval)
-    apart = reading.special is not None and reading.content is not None
-    of = f" of the answers' own tokens ({group.mean_p:.3f} with special tokens)" if apart else ""
-    exact = "" if group.exact_match is None else f", {group.exact_answers} of {group.answers} answers exact"
-    return (
-        f"mean p {judged.mean_p:.3f}{bounds}{of}: {reading.place} (cut-offs {reading.cut_offs.weak:g} and "
-        f"{reading.cut_offs.strong:g}, which are ours). Of all tokens: NLL {group.nll:.2f}, right first choice "
-        f"{group.top1_share:.1%}{exact}"
-    )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from lightning_sft.callbacks.next_step import next_step_of
 from lightning_sft.callbacks.run_facts import facts_of_run
 from lightning_sft.checkpoints.runs import run_folder
 from lightning_sft.places import CHECKPOINTS, near
@@ -24,15 +25,15 @@ class RunStory(Callback):
     another kind does not have are left out.
 
     Attributes:
-        next_commands: gives the commands to type next from the run's folder and its best checkpoint; the command line
-            sets it.
+        next_commands: gives what to do next, and the commands for it, from the run's folder and its best checkpoint;
+            the command line sets it.
     """
 
     #: others leave out what this callback says
     tells_the_run = True
 
     def __init__(self) -> None:
-        self.next_commands: Callable[[Path, Path], list[str]] | None = None
+        self.next_commands: Callable[[Path, Path], Mapping[str, Sequence[str]]] | None = None
         self._told = self._ended = False
 
     @override
@@ -89,10 +90,16 @@ class RunStory(Callback):
         for i, place in enumerate(dict.fromkeys(path.parent for path in found)):
             names = ", ".join(dict.fromkeys(path.name for path in found if path.parent == place))
             yield f"{'' if i else 'Saved':<{_WIDTH}}{names} in {near(place)}"
-        if best is not None and self.next_commands is not None:
-            place = best.parent.parent if best.parent.name == CHECKPOINTS else best.parent
-            for i, command in enumerate(self.next_commands(near(place), near(best))):
-                yield f"{'' if i else 'Next':<{_WIDTH}}{command}"
+        if best is None or self.next_commands is None:
+            return
+        place = best.parent.parent if best.parent.name == CHECKPOINTS else best.parent
+        listed = dict(self.next_commands(near(place), near(best)))
+        again = next_step_of(trainer)
+        if again is not None:
+            listed[f"Train again: {again.why}:"] = [again.command]
+        for i, (what, commands) in enumerate(listed.items()):
+            yield f"{'' if i else 'Next':<{_WIDTH}}{what}"
+            yield from (f"{'':<{_WIDTH + 2}}{command}" for command in commands)
 
 
 def _best(trainer: Trainer) -> Path | None:

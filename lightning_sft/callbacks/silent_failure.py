@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
+from lightning_sft.callbacks.next_step import NextStep, after_verdicts, ends_with_commands
 from lightning_sft.callbacks.silent_reader import TokenReader
 from lightning_sft.callbacks.silent_rows import from_datamodule, from_loaders
 from lightning_sft.checkpoints.runs import run_folder
@@ -20,7 +20,6 @@ from lightning_sft.errors import UserError
 from lightning_sft.figures.loggers import log_text
 from lightning_sft.metrics.silent_verdict import SilentVerdict, judge
 from lightning_sft.models.instruments import tokenizer_to_use
-from lightning_sft.places import RUN_SETTINGS, near
 from lightning_sft.probes.contexts import contexts_table, failed_contexts, write_contexts
 from lightning_sft.probes.watched_set import WatchedSet
 
@@ -112,12 +111,13 @@ class SilentFailureMonitor(Callback):
         self._model, self._tokenizer = model, tokenizer
         self._reader: TokenReader | None = None
         self._restored: dict[str, Any] = {}
+        self.next_step: NextStep | None = None
 
     # ------------------------------------------------------------------ hooks
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.watched, self.verdicts = [], {}
+        self.watched, self.verdicts, self.next_step = [], {}, None
         if trainer.barebones or not self.enabled:
             self._reader = None
             return
@@ -239,26 +239,15 @@ class SilentFailureMonitor(Callback):
         )
         folder = None if trainer.fast_dev_run else run_folder(trainer)  # type: ignore[attr-defined]
         folder = trainer.strategy.broadcast(folder)
-        text = "\n".join([v.sentence for v in self.verdicts.values()] + self._next(folder))
-        rank_zero_info(text)
-        log_text(trainer, "silent/verdict", text, trainer.global_step)
+        told = [verdict.sentence for verdict in self.verdicts.values()]
+        self.next_step, line = after_verdicts({v.outcome for v in self.verdicts.values()}, folder, FILE)
+        whole = "\n".join([*told, line] if line else told)
+        rank_zero_info("\n".join(told) if self.next_step and ends_with_commands(trainer) else whole)
+        log_text(trainer, "silent/verdict", whole, trainer.global_step)
         if lines:
             log_text(trainer, "silent/contexts", contexts_table(lines), trainer.global_step)
         if folder is not None and trainer.is_global_zero:
             write_contexts(folder / FILE, lines)
-
-    def _next(self, folder: Path | None) -> list[str]:
-        """Return what to try next as one command, or in Python for a run that was not started by a command."""
-        outcomes = {verdict.outcome for verdict in self.verdicts.values()}
-        if not outcomes & {"silent failure", "overconfident"}:
-            return []
-        objective = "RunnerUpMargin" if "silent failure" in outcomes else "LabelSmoothing"
-        pairs = None if folder is None or objective != "RunnerUpMargin" else folder / FILE
-        if folder is None or not (folder / RUN_SETTINGS).is_file():
-            given = "" if pairs is None else f"pairs={str(pairs)!r}"
-            return [f"Next: SFTModule(..., objective={objective}({given}))"]
-        command = f"lightning fit --config {near(folder / 'config.yaml')} --model.objective {objective}"
-        return [f"Next: {command}" + ("" if pairs is None else f" --model.objective.pairs {near(pairs)}")]
 
     # ------------------------------------------------------------------ small things
 

@@ -11,9 +11,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from typing_extensions import override
 
+from lightning_sft.callbacks.next_step import ends_with_commands
 from lightning_sft.callbacks.run_facts import name_of
 from lightning_sft.places import near
 
+#: what people look at first, in this order
+_FIRST = ("exact_match", "task_accuracy", "pass_at_1", "nll", "loss", "perplexity", "token_accuracy", "mean_p")
 #: characters of a key
 _WIDTH = 24
 
@@ -63,12 +66,13 @@ class RunSummary(Callback):
 
     def _print_evaluation(self, trainer: Trainer) -> None:
         """Print what a validation or a test by itself has read."""
+        folder = trainer.log_dir  # a collective: every rank asks
         if not self.evaluations or trainer.barebones or not trainer.is_global_zero:
             return
         values = {key: float(value) for key, value in trainer.callback_metrics.items()}
         own = "val/" if trainer.state.fn == "validate" else "test/"
         shown = (key for key in values if key.startswith(own) or _is_short(key))
-        keys = sorted(shown, key=lambda key: (not key.startswith(own), key))
+        keys = sorted(shown, key=lambda key: (not key.startswith(own), *_order(key)))
         if not keys:
             return
         width = max(_WIDTH, max(map(len, keys)) + 2)
@@ -76,7 +80,8 @@ class RunSummary(Callback):
         for key in keys:
             print(f"{key:<{width}}{values[key]:>14.4f}", flush=True)
         if len(keys) < len(values):
-            print(f"{len(values) - len(keys)} more readings of callbacks are logged.", flush=True)
+            where = f"are in {near(Path(folder))}" if folder and trainer.loggers else "are shown where a logger is set"
+            print(f"{len(values) - len(keys)} more readings, by source, set or bound, {where}.", flush=True)
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -88,14 +93,15 @@ class RunSummary(Callback):
             columns.insert(0, ("before" if self.before_step == 0 else f"step {self.before_step}", self.before))
         other = bool(self.before_objective) and self.before_objective != self.after_objective
         print(f"\n{'held out':<{_WIDTH}}" + "".join(f"{head:>14}" for head, _ in columns))
-        for key in sorted(self.after):
+        for key in sorted(self.after, key=_order):
             shown = [values.get(key) for _, values in columns]
             if other and key.endswith("/loss"):  # in the units of another objective
                 shown[:-1] = [None] * (len(shown) - 1)
             print(f"{key:<{_WIDTH}}" + "".join(f"{'-':>14}" if x is None else f"{x:>14.4f}" for x in shown))
         if other and len(columns) > 1:
             print(f"val/loss was {self.before_objective}'s then and is {self.after_objective}'s now: not comparable.")
-        if folder and any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+        shows = folder and any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
+        if shows and not ends_with_commands(trainer):  # which name it, too
             print(f"\nLook at it: tensorboard --logdir {near(Path(folder))}")
 
     @override
@@ -113,6 +119,12 @@ class RunSummary(Callback):
         self.before, self.before_step = state_dict["before"], state_dict["before_step"]
         self.after, self.after_step = state_dict["after"], state_dict.get("after_step", 0)
         self.before_objective = state_dict.get("before_objective", "")
+
+
+def _order(key: str) -> tuple[int, str]:
+    """Return where a reading stands in the table: those that people look at first, then all others by name."""
+    name = key.partition("/")[2]
+    return (_FIRST.index(name) if name in _FIRST else len(_FIRST), key)
 
 
 def _is_short(key: str) -> bool:

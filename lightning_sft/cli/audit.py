@@ -13,8 +13,7 @@ from typing_extensions import override
 from lightning_sft.advice.options import without
 from lightning_sft.audit.audit import AuditSettings, audit
 from lightning_sft.audit.headline import headline
-from lightning_sft.audit.next_steps import next_steps
-from lightning_sft.audit.render import Command
+from lightning_sft.audit.next_steps import first_step
 from lightning_sft.audit.report import PAGE, new_place, write_report
 from lightning_sft.audit.result import Asked, Trained
 from lightning_sft.audit.rows import What
@@ -25,7 +24,7 @@ from lightning_sft.cli.settings import SettingsCLI, check_place
 from lightning_sft.data import SFTDataModule
 from lightning_sft.errors import UserError
 from lightning_sft.models.finished import FoundModel, find_finished
-from lightning_sft.places import CHECKPOINT_WORDS, CHECKPOINTS
+from lightning_sft.places import CHECKPOINT_WORDS, CHECKPOINTS, RUN_SETTINGS
 
 #: the exit status under --fail_above
 TOO_MANY = 3
@@ -91,8 +90,9 @@ def main(arguments: list[str]) -> None:
     write_report(found, place)
     print(headline(found))
     print("\n".join(f"- {line}" for line in in_short(found)))
-    print("\n".join(f"Next: {step.text}" for step in next_steps(found, place) if isinstance(step, Command)))
-    print(f"-> {place / PAGE} (for people), {place / 'audit.md'}, {place / 'audit.json'}, {place / CONTEXTS}")
+    print(f"\nPage       {place / PAGE}\nAlso       audit.md, audit.json and {CONTEXTS} in {place}")
+    if step := first_step(found, place):
+        print("\n".join(["Next", *step]))
     if config.fail_above is not None and (found.is_broken or found.headline > config.fail_above):
         print(f"{found.headline_name} is {found.headline:.1%}, above {config.fail_above:.1%}", file=sys.stderr)
         sys.exit(TOO_MANY)
@@ -109,7 +109,14 @@ def _asked(arguments: list[str], config: Any) -> Asked:
     optimizer = config.model.get("optimizer") if configs else None
     init_args = optimizer.get("init_args") if optimizer is not None else None
     lr = None if init_args is None else init_args.get("lr")
-    return Asked(kept, configs, lr if isinstance(lr, float) else None)
+    return Asked(kept, configs or _settings_of_run(config.after), lr if isinstance(lr, float) else None)
+
+
+def _settings_of_run(model: str) -> list[str]:
+    """Return the settings of the run that a model is from, where it is a run of ours or a checkpoint in one."""
+    path = Path(model).expanduser()
+    beside = [folder / RUN_SETTINGS for folder in (path, path.parent.parent)]
+    return [str(file) for file in beside if file.is_file() and (file.parent / CHECKPOINTS).is_dir()][:1]
 
 
 def _plain(arguments: list[str]) -> list[str]:

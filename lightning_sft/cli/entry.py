@@ -17,6 +17,7 @@ from typing import NoReturn
 from lightning_sft.cli.duplicates import refuse_duplicates
 from lightning_sft.cli.failures import what_happened
 from lightning_sft.cli.front.check import check
+from lightning_sft.cli.front.ending import with_an_end
 from lightning_sft.cli.front.help import answer, has_help
 from lightning_sft.cli.front.present import require_checkpoint, require_present
 from lightning_sft.cli.front.run_folder import spell_out_run
@@ -28,6 +29,8 @@ from lightning_sft.training.signals import WATCH, Stopped
 
 #: what takes a few seconds before anything else can be said, and a minute on a busy machine
 LOADING = "Loading torch, Lightning and transformers ..."
+#: verbs that write checkpoints
+_SAVING = ("fit", "demo")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"lightning-sft {metadata.version('lightning-sft')}, lightning {metadata.version('lightning')}")
         return
     owns_signals = WATCH.install()
+    WATCH.saves = verb in _SAVING
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, os.getcwd())  # a script's path lacks the folder where users keep classes of their own
     try:
@@ -120,7 +124,7 @@ def _in_front(verb: str, arguments: list[str]) -> list[str]:
     takes_settings = verb in LIGHTNING_VERBS or (verb in OWN_VERBS and OWN_VERBS[verb].settings)
     if verb.startswith("-"):
         return arguments
-    arguments = spell_out_run(verb, tidy(arguments, takes_files=takes_settings))
+    typed, arguments = arguments, spell_out_run(verb, tidy(arguments, takes_files=takes_settings))
     asked = next((i for i, word in enumerate(arguments) if word in ("-h", "--help")), None)
     if asked is not None and has_help(verb):
         word = next(iter(arguments[asked + 1 :]), "")
@@ -132,7 +136,9 @@ def _in_front(verb: str, arguments: list[str]) -> list[str]:
         refuse_duplicates([verb, *arguments])  # first: of a key that stands twice only one would be checked
         settings = in_settings(verb, arguments)
         remarks = check(verb, settings)
-        require_present(verb, settings)
+        require_present(verb, settings, typed)
+        arguments, remark = with_an_end(verb, arguments)
+        remarks += [remark] if remark else []
         if os.environ.get("LOCAL_RANK", "0") == "0":  # the first of the ranks that Lightning starts
             for line in remarks:
                 print(f"note: {line}", file=sys.stderr)

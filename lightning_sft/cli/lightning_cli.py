@@ -28,6 +28,7 @@ from lightning_sft.cli import run_folders
 from lightning_sft.cli.classes import OURS, Classes, choose_classes, with_classes
 from lightning_sft.cli.devices import check_devices
 from lightning_sft.cli.duplicates import refuse_duplicates
+from lightning_sft.cli.front.say import nothing_for
 from lightning_sft.cli.front.words import REPORT, expand
 from lightning_sft.cli.next_commands import next_commands
 from lightning_sft.cli.parser_errors import explain
@@ -255,7 +256,7 @@ def _refuse_nothing(verb: str, data: Namespace | None) -> None:
     given = data or Namespace()
     if given.get(key) or (key == "val" and given.get("train") and given.get("val_split")):
         return
-    raise UserError(f"There is nothing for {verb}: data.{key} is not set. Give a path or a DataSource.")
+    raise UserError(nothing_for(verb))
 
 
 def _best_checkpoint() -> Callback:

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
 
 from lightning_sft.places import CHECKPOINTS, RUN_SETTINGS
 
 
-def next_commands(folder: Path, checkpoint: Path) -> list[str]:
-    """Return the commands that look at a run, test its model and take it elsewhere.
+def next_commands(folder: Path, checkpoint: Path) -> dict[str, list[str]]:
+    """Return the commands that look at a run, and those that test its model and take it elsewhere.
 
     Args:
         folder: of the run, with its config.yaml.
         checkpoint: its best, or its last.
     """
     run, model = shlex.quote(str(folder)), shlex.quote(str(checkpoint))
+    look = [f"lightning report {run}"]
+    if any(folder.glob("events.out.tfevents.*")):
+        look.insert(0, f"tensorboard --logdir {run}")
     if (folder / RUN_SETTINGS).is_file() and checkpoint.parent == folder / CHECKPOINTS:
-        return [f"lightning {verb} {run}" for verb in ("report", "validate", "chat", "export")]
-    # checkpoints that lie elsewhere, by a dirpath of the user's
-    return [f"lightning chat --ckpt_path {model}", f"lightning export --ckpt_path {model} --output {run}/model"]
+        use = [f"lightning {verb} {run}" for verb in (*_readers(folder / RUN_SETTINGS), "chat", "export")]
+    else:  # checkpoints that lie elsewhere, by a dirpath of the user's
+        use = [f"lightning chat --ckpt_path {model}", f"lightning export --ckpt_path {model} --output {run}/model"]
+    return {"Look at the run:": look, "Use its best model:" if checkpoint.stem == "best" else "Use its model:": use}
+
+
+def _readers(settings: Path) -> list[str]:
+    """Return the verbs that find rows to read in the settings of a run."""
+    data: Any = (yaml.safe_load(settings.read_text(encoding="utf-8")) or {}).get("data")
+    data = data.get("init_args", data) if isinstance(data, dict) else {}
+    sets = {"test": data.get("test"), "validate": data.get("val") or data.get("val_split")}
+    return [verb for verb, rows in sets.items() if rows]

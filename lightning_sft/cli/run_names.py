@@ -65,7 +65,7 @@ def _settings(config: Namespace) -> str:
 
 
 def _objective(given: Any) -> str:
-    """Return the short name of an objective with the numbers that are not its defaults."""
+    """Return the short name of an objective with its first number, such as alpha, and others that are no defaults."""
     if given is None:
         return "NLL"
     if not isinstance(given, Namespace):
@@ -74,7 +74,8 @@ def _objective(given: Any) -> str:
     cls = getattr(lightning_sft.objectives, name, None)
     defaults = {} if cls is None else {k: p.default for k, p in inspect.signature(cls).parameters.items()}
     numbers = {k: v for k, v in _arguments(given).items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    return "_".join([name, *(f"{k}{v:g}" for k, v in numbers.items() if defaults.get(k) != v)])
+    first = next((key for key in defaults if key in numbers), None)
+    return "_".join([name, *(f"{k}{v:g}" for k, v in numbers.items() if k == first or defaults.get(k) != v)])
 
 
 def _arguments(given: Any) -> Mapping[str, Any]:

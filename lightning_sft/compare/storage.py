@@ -39,7 +39,9 @@ def open_storage(url: str, beat: float) -> Any:
         import optuna
         import sqlalchemy
         from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
-        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
+        from optuna.storages.journal import JournalFileBackend, JournalStorage
+
+        from lightning_sft.compare.journal_lock import JournalLock
     except ImportError as error:
         raise UserError("--storage needs the package optuna: `pip install lightning-sft[sweep]`.") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -47,7 +49,7 @@ def open_storage(url: str, beat: float) -> Any:
         path = Path(url.removeprefix(JOURNAL)).expanduser()
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path))))
+            return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalLock(str(path))))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"--storage is {url!r}, and {str(path)!r} is no journal of Optuna: {_cause(error)}."

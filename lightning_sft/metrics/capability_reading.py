@@ -174,6 +174,28 @@ class CapabilityReading:
         """Where the model stands on the continuum."""
         return self.judged.place
 
+    def scalars(self) -> dict[str, float]:
+        """Return the reading as log keys."""
+        content = self.content if self.special is not None else None  # else it would be all of them again
+        groups = {"": self.all, "content/": content, "special/": self.special, "end/": self.end}
+        if len(self.sources) > 1:
+            groups |= {f"source/{name}/": group for name, group in self.sources.items()}
+        some = {prefix: group for prefix, group in groups.items() if group is not None}
+        return {f"capability/{prefix}{key}": v for prefix, group in some.items() for key, v in group.scalars().items()}
+
+    def in_short(self) -> str:
+        """Return the place, and the figures that it rests on, in two sentences."""
+        group, judged = self.all, self.judged
+        bounds = "" if judged.mean_p_interval is None else " [{:.3f}, {:.3f}]".format(*judged.mean_p_interval)
+        apart = self.special is not None and self.content is not None
+        tokens = f", special tokens left out ({group.mean_p:.3f} with them)" if apart else ""
+        exact = "" if group.exact_match is None else f", {group.exact_answers} of {group.answers} answers exact"
+        return (
+            f"{self.place}. The right token has a probability of {judged.mean_p:.3f}{bounds} on average{tokens}; up to "
+            f"{self.cut_offs.weak:g} we call weak, from {self.cut_offs.strong:g} strong. Of all tokens: NLL "
+            f"{group.nll:.2f}, right first choice {group.top1_share:.1%}{exact}."
+        )
+
     def judged_of(self, source: str) -> GroupReading:
         """Return the group by which the place of a source is judged."""
         return self.content_of_sources.get(source, self.sources[source])

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
 
 from lightning_sft.errors import UserError
 from lightning_sft.files import cache_root, new_folder
-from lightning_sft.progress import note
+from lightning_sft.progress import counted, note, progress
 
 
 def converted_folder(gguf: Path) -> Path:
@@ -66,8 +66,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        # transformers counts the tensors, for which a terminal is the place
-        with contextlib.nullcontext() if sys.stderr.isatty() else quiet_progress():
+        with quiet_progress(), _counting(gguf.name):
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
@@ -81,8 +80,28 @@ def _convert(gguf: Path, folder: Path) -> None:
         plain = type(loaded)(config)
     plain.load_state_dict(loaded.state_dict(), assign=True)  # the same memory: there is one copy
     plain.generation_config = loaded.generation_config
-    plain.save_pretrained(folder)
+    with quiet_progress():
+        plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def _counting(name: str) -> Iterator[None]:
+    """Show our progress in place of transformers' own, which it writes whether bars are turned off or not."""
+    from transformers import modeling_gguf_pytorch_utils as reading
+
+    def counting(tensors: Sequence[Any], **kwargs: Any) -> Iterator[Any]:
+        with progress(f"Converting {name}", len(tensors), "tensors") as advance:
+            yield from counted(tensors, advance)
+
+    theirs = vars(reading).get("tqdm")
+    if theirs is not None:  # of another version of transformers: then it shows its own
+        vars(reading)["tqdm"] = counting
+    try:
+        yield
+    finally:
+        if theirs is not None:
+            vars(reading)["tqdm"] = theirs
 
 
 @contextlib.contextmanager

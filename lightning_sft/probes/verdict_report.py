@@ -60,7 +60,7 @@ def as_text(rows: Sequence[Mapping[str, Any]], *, frozen: bool) -> str:
     for row in rows:
         if row["advice"]:
             advice.setdefault(f"{row['verdict']}: {row['advice']}", []).append(row["probe"])
-    lines += [f"Next: {text} [{', '.join(names)}]" for text, names in advice.items()]
+    lines += [f"What may help against {text} [{', '.join(names)}]" for text, names in advice.items()]
     return "\n".join(["Verdicts on the near-synonym probes", *lines, *([FROZEN] if frozen else []), NOTE])
 
 

@@ -119,7 +119,8 @@ def _capability(run: Run) -> Part:
         part.lines.append(f"Try first: {', '.join(advice['try_first'])}.")
         part.lines += [f"Avoid: {', '.join(advice['avoid'])}."] if advice["avoid"] else []
         part.lines += [" ".join(advice.get("why", ()))]
-        part.command = advice["command"]
+        if not _silent(run).command:  # what the trained model speaks for counts more than a reading before training
+            part.command = advice["command"]
     return part
 
 

@@ -35,6 +35,7 @@ class SignalWatch:
         agreed: all ranks know of the request.
         ranks: gives the ids of the rank processes that this one started.
         only_waits: this process is no rank itself and only waits for them.
+        saves: whether the command keeps what it has done so far in checkpoints; else there is nothing to say of them.
     """
 
     def __init__(self) -> None:
@@ -49,6 +50,7 @@ class SignalWatch:
         self.deferring = False
         self.agreed = False
         self.only_waits = False
+        self.saves = True
         self.ranks: Callable[[], Iterable[int]] = tuple
 
     def install(self, *more: int) -> bool:
@@ -93,7 +95,7 @@ class SignalWatch:
         if self.only_waits:
             self._send(signum)
         elif not self.deferring:
-            self.stop("where no step was under way; there is nothing new to save")
+            self.stop("where no step was under way; there is nothing new to save" if self.saves else "")
 
     def _in_a_helper(self, signum: int) -> None:
         """Act in a forked process that is no rank, such as a loader's worker or one that tokenises."""
@@ -108,7 +110,8 @@ class SignalWatch:
         if self.is_started_rank:  # the process that started this one decides; a terminal's Ctrl-C reaches both
             return
         self._send(signal.SIGKILL)
-        _say(f"{signal.Signals(signum).name} again: ended at once. The last checkpoint that was complete is whole.")
+        kept = " The last checkpoint that was complete is whole." if self.saves else ""
+        _say(f"{signal.Signals(signum).name} again: ended at once.{kept}")
         os._exit(128 + signum)
 
     def end_ranks(self) -> None:
@@ -125,7 +128,7 @@ class SignalWatch:
         """Say where the run stops, in one line, and end it.
 
         Args:
-            where: completes "Stopped by SIGTERM ...".
+            where: completes "Stopped by SIGTERM ..."; empty where there is nothing to add.
             speak: on one rank.
 
         Raises:
@@ -133,7 +136,7 @@ class SignalWatch:
         """
         signum = signal.SIGTERM if self.requested is None else self.requested
         if speak and not (self.is_started_rank and os.environ.get("LOCAL_RANK", "0") != "0"):
-            _say(f"Stopped by {signal.Signals(signum).name} {where}.")
+            _say(f"Stopped by {signal.Signals(signum).name}{' ' * bool(where)}{where}.")
         raise Stopped(signum)
 
 

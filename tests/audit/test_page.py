@@ -92,7 +92,7 @@ def test_a_silent_failure_names_the_next_commands() -> None:
     loss = "- The loss fell: mean NLL of all 100 tokens 2.000 -> 1.500 nats per token"
     assert f"{loss} (-0.500, 95% interval -0.600 to -0.400)." in page
     assert "- Silent failure: of 70 trained tokens" in page
-    assert "lightning fit --config RUN.yaml --model.objective RunnerUpMargin --model.objective.pairs out/" in page
+    assert "lightning fit RUN.yaml --objective RunnerUpMargin --objective.pairs out/" in page
     assert "--data.loss_weights.contexts '{\"out/contexts.jsonl\": 4}'" in page
     assert (
         "| `...she was very` | `\u2423glad` | `\u2423proud` | 0.130 -> 0.200 | 0.450 -> 0.400 | 2.00 -> 1.60 |" in page
@@ -103,7 +103,7 @@ def test_a_silent_failure_names_the_next_commands() -> None:
 def test_overconfidence_asks_for_something_else() -> None:
     page = page_of(made(trained="no"))
     assert "- Overconfident: " in page
-    assert "--model.objective LabelSmoothing" in page
+    assert "--objective LabelSmoothing" in page
     assert "RunnerUpMargin" not in page
 
 
@@ -204,7 +204,7 @@ def test_the_next_commands_can_be_copied() -> None:
                  asked=Asked(arguments, ["run.yaml"], 2e-7))  # fmt: skip
     kept = "lightning audit '--before=a b' --after x --config run.yaml"
     page = page_of(audit)
-    assert "lightning fit --config run.yaml --model.optimizer.init_args.lr 2e-06\n" in page
+    assert "lightning fit run.yaml --lr 2e-06\n" in page
     assert f"{kept} --data ROWS.jsonl --trained yes\n" in page
     assert "RUN.yaml" not in page
     assert f"{kept} --set train --rows null\n" in page_of(replace(audit, total_rows=2000))

@@ -241,6 +241,8 @@ def test_a_table_of_an_evaluation_is_asked_for(capsys: pytest.CaptureFixture[str
         state=SimpleNamespace(fn="validate"),
         sanity_checking=False,
         callback_metrics=values,
+        log_dir="logs/run/validate",
+        loggers=[None],
     )
     table = RunSummary()
     table.on_validation_end(trainer, SimpleNamespace())  # type: ignore[arg-type]
@@ -252,6 +254,6 @@ def test_a_table_of_an_evaluation_is_asked_for(capsys: pytest.CaptureFixture[str
         ["held", "out", "value"],
         ["val/nll", "1.2500"],
         ["silent/val/share", "0.5000"],
-        "3 more readings of callbacks are logged.".split(),
+        "3 more readings, by source, set or bound, are in logs/run/validate.".split(),
     ]
     assert not table.after

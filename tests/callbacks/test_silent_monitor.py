@@ -280,15 +280,18 @@ def test_sources_and_named_sets_have_their_own_keys(planted, tmp_path):
                 assert value == pytest.approx(want[field], abs=1e-6), (key, field)
 
 
-def test_the_next_command_runs_as_it_is_printed(planted, tmp_path, caplog):
+def test_the_next_command_runs_as_it_is_printed(planted, tmp_path, caplog, capsys):
     model, rows = planted[0], write_planted(tmp_path / "many.jsonl", 60)
     plant = "--trainer.callbacks+=tests.callbacks.bigrams.Plant"
     settings = {"data__val_split": 8, "data__apply_chat_template": "never", "trainer__max_steps": 2}
     with caplog.at_level("INFO"):
         run("fit", [*toy_arguments(model, rows, **settings, model__optimizer="SGD", model__optimizer__lr=1e-6), plant])
-    (line,) = (x for x in caplog.text.splitlines() if x.startswith("Next: lightning fit --config lightning_logs"))
-    assert "--model.objective RunnerUpMargin" in line
-    words = line.removeprefix("Next: lightning ").split()
+    out = capsys.readouterr().out
+    assert "Next:" not in caplog.text, "one list of commands, at the end"
+    assert out.count("Train again: ") == 1, "the verdict speaks, and not also the reading before training"
+    (line,) = (x.strip() for x in out.splitlines() if x.strip().startswith("lightning fit"))
+    assert "--objective RunnerUpMargin" in line
+    words = line.removeprefix("lightning ").split()
     main([*words, "--trainer.max_steps=1"])
     again = (run_folder() / "config.yaml").read_text()
     assert "RunnerUpMargin" in again

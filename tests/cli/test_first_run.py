@@ -18,17 +18,28 @@ def table(text: str) -> list[list[str]]:
     return [lines[0].removeprefix("held out").split(), *(line.split() for line in lines[1 : lines.index("")])]
 
 
+def suggested(out: str) -> list[str]:
+    """The commands below ``Train again`` in the list of next commands, of which there is one list."""
+    assert out.count("\nNext ") == 1
+    lines = [line.strip() for line in out[out.index("\nNext ") :].splitlines()]
+    at = next((i for i, line in enumerate(lines) if line.startswith("Train again: ")), len(lines))
+    return lines[at + 1 :]
+
+
 def test_a_short_run_and_its_continuation(
     toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     given = toy_arguments(toy_folder, write_rows(tmp_path / "rows.jsonl"), trainer__max_steps=2)
     with caplog.at_level("INFO"):
         run("fit", given)
-    heading, *rows = table(capsys.readouterr().out)
+    out = capsys.readouterr().out
+    heading, *rows = table(out)
+    assert suggested(out) == [], "the advice is NLL, and the run has it"
+    assert "lightning validate lightning_logs/version_0" in out
+    assert "lightning test" not in out, "there are no rows for it"
     assert heading == ["step", "2"], "one reading stands once"
     assert all(len(row) == 2 for row in rows)
     assert "Capability on" in caplog.text
-    assert "Next:" not in caplog.text, "the advice is NLL, and the run has it"
     run("fit", [*given, "--ckpt_path=last", "--trainer.max_steps=4"])
     heading, *rows = table(capsys.readouterr().out)
     assert heading == ["step", "2", "step", "4"], "steps beyond the added validation end with another"
@@ -41,14 +52,15 @@ def test_a_short_run_and_its_continuation(
 
 
 def test_the_advice_names_a_configuration_that_is_there(
-    toy_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    toy_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = write_rows(tmp_path / "rows.jsonl")
     with caplog.at_level("INFO"):
         run("fit", toy_arguments(toy_folder, rows, trainer__max_steps=1, model__objective="PowerFamily"))
-    (line,) = (line for line in caplog.text.splitlines() if line.startswith("Next: "))
+    assert "Next:" not in caplog.text, "commands stand in one list, at the end"
+    (line,) = suggested(capsys.readouterr().out)
     assert "--config lightning_logs/version_0/config.yaml --model.objective NLL" in line
-    main([*line.removeprefix("Next: lightning ").split(), "--trainer.max_steps=1"])
+    main([*line.removeprefix("lightning ").split(), "--trainer.max_steps=1"])
     assert "objectives.NLL" in (run_folder() / "config.yaml").read_text()
 
 
@@ -68,10 +80,10 @@ def test_a_comparison_that_is_advised_has_rows_to_judge_by(
     rows = write_rows(tmp_path / "rows.jsonl", 12)  # too few for one objective
     with caplog.at_level("INFO"):
         run("fit", toy_arguments(toy_folder, rows, trainer__max_steps=1, data__val_split=None))
+    (said,) = suggested(capsys.readouterr().out)
     run("advise", [*toy_arguments(toy_folder, rows, data__val_split=None), "--skip=cost,rate"])
-    (said,) = (line for line in caplog.text.splitlines() if line.startswith("Next: "))
     (page,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("lightning compare"))
-    for line in (said.removeprefix("Next: "), page):
+    for line in (said, page):
         main([*shlex.split(line)[1:], "--power"])
         assert "is found in 80% of such comparisons" in capsys.readouterr().out
 

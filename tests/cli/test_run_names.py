@@ -30,6 +30,8 @@ def test_names_say_objective_rate_and_time(tmp_path: Path) -> None:
         class_path="lightning_sft.objectives.PowerFamily", init_args=Namespace(alpha=0.5, floor=0.0, x=None)
     )
     assert run_name(config(power), [tmp_path]).startswith("PowerFamily_alpha0.5_lr0.001_20")
+    power.init_args.alpha = 1.0
+    assert run_name(config(power), [tmp_path]).startswith("PowerFamily_alpha1_lr0.001_20"), "though it is the default"
     assert run_name(config("auto", 2e-5), [tmp_path]).startswith("auto_lr2e-05_20")
     assert run_name(config(lr=None), [tmp_path]).startswith("NLL_20")
     assert run_name(Namespace(model=Namespace()), [tmp_path]).startswith("NLL_20")

@@ -1,5 +1,6 @@
 """init, env, completion, and what verbs of our own leave unsaid."""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import yaml
 import lightning_sft
 from lightning_sft.cli.entry import main
 from lightning_sft.cli.front.check import check
+from lightning_sft.cli.front.ending import with_an_end
 from lightning_sft.cli.lightning_cli import SFTCLI
 from lightning_sft.cli.quiet import as_line
+from lightning_sft.data import Source
 from tests.running import write_rows
 
 
@@ -50,6 +53,54 @@ def test_init_without_options_is_a_start() -> None:
     content = yaml.safe_load(Path("sft.yaml").read_text())
     assert content["model"]["objective"] == "NLL"
     assert content["data"]["val_split"] == 0.05
+
+
+def test_init_maps_columns_that_have_other_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "1 + 1?", "answer": "2"}\n' * 3)
+    main(["init", "--model", "some/model", "--train", str(rows)])
+    assert "question is read as prompt, answer is read as completion" in capsys.readouterr().out
+    text = Path("sft.yaml").read_text()
+    assert "columns: {prompt: question, completion: answer}" in text
+    given = yaml.safe_load(text)["data"]["train"]["init_args"]
+    assert len([*Source(**given).examples()]) == 3
+    assert check("fit", ["--config=sft.yaml"]) == []
+
+
+def test_init_asks_for_columns_that_tell_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("odd.jsonl").write_text('{"id": 1, "foo": "1 + 1?", "bar": "2"}\n')
+    with pytest.raises(SystemExit):
+        main(["init", "--model=some/model", "--train", "odd.jsonl"])
+    assert not Path("sft.yaml").exists()
+    said = capsys.readouterr().err
+    assert "the columns id, foo, bar" in said
+    (again,) = (line.strip() for line in said.splitlines() if line.startswith("  lightning init "))
+    assert again.endswith("--train.columns '{prompt: foo, completion: bar}'")
+    main(shlex.split(again)[1:])
+    given = yaml.safe_load(Path("sft.yaml").read_text())["data"]["train"]["init_args"]
+    assert [example.reference for example in Source(**given).examples()] == ["2"]
+
+
+def test_init_says_what_it_could_not_look_at(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("broken.jsonl").write_text("no json\n")
+    main(["init", "--train=broken.jsonl", "--val=gone.jsonl"])
+    said = capsys.readouterr().out
+    assert "broken.jsonl has no row that can be read" in said
+    assert "data.val is 'gone.jsonl', which was not looked at: There is no file" in said
+
+
+def test_a_run_without_an_end_makes_one_pass() -> None:
+    model = ["--model=some/model", "--train=rows.jsonl"]
+    assert with_an_end("fit", model)[0] == [*model, "--trainer.max_epochs=1"]
+    assert "--max_steps" in with_an_end("advise", model)[1]
+    Path("ends.yaml").write_text("trainer: {max_epochs: null, max_steps: 9}\n")
+    Path("open.yaml").write_text("trainer: {max_epochs: null, max_steps: -1}\n")
+    ends = ["--max_epochs=-1", "--max_steps=3", "--trainer.max_time=00:01:00:00", "--config=ends.yaml",
+            "--trainer.callbacks+=EarlyStopping", "--config=s3://bucket/a.yaml", "--print_config"]  # fmt: skip
+    for given in ends:
+        assert with_an_end("fit", [*model, given]) == ([*model, given], ""), given
+    assert with_an_end("fit", [*model, "--config=open.yaml"])[1]
+    assert with_an_end("validate", model) == (model, "")
 
 
 def test_env_says_what_there_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

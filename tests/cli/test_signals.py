@@ -133,6 +133,7 @@ def test_nothing_to_finish(toy_folder, rows, send, monkeypatch, tmp_path, capfd)
     with pytest.raises(SystemExit) as end:
         main(["validate", *toy_arguments(toy_folder, rows), "--ckpt_path=last"])
     assert end.value.code == 130
+    assert "Stopped by SIGINT.\n" in capfd.readouterr().err, "nothing is said of saving where nothing is trained"
 
 
 def test_before_a_sweep_the_run_is_kept(toy_folder, rows, send) -> None:

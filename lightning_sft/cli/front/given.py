@@ -65,6 +65,11 @@ def read_given(arguments: Sequence[str], listing: Listing) -> Iterator[Given]:
             yield Given(key, value)
 
 
+def has_files_elsewhere(arguments: Sequence[str]) -> bool:
+    """Return whether settings lie at an address such as ``s3://bucket/run.yaml``, which only the parser reads."""
+    return any("://" in value for name, values, _ in split(arguments) if name in ("--config", "-c") for value in values)
+
+
 def _is_inline(value: str) -> bool:
     return value.lstrip().startswith("{") or "\n" in value
 

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import yaml  # type: ignore[import-untyped]
 
-from lightning_sft.cli.front.given import Given, read_given
+from lightning_sft.cli.front.given import Given, has_files_elsewhere, read_given
 from lightning_sft.cli.front.listing import listing
 from lightning_sft.cli.front.meant import is_data_path
 from lightning_sft.cli.front.run_folder import READERS
+from lightning_sft.cli.front.say import nothing_for
 from lightning_sft.cli.front.values import NULL, is_inline
 from lightning_sft.cli.front.words import class_of_word, expand, split
+from lightning_sft.cli.verbs import LIGHTNING_VERBS
 from lightning_sft.errors import UserError
 from lightning_sft.places import (
     DEMO_EXTRA,
@@ -36,14 +38,15 @@ _LOGGERS = {"WandbLogger": "wandb", "CometLogger": "comet_ml", "MLFlowLogger": "
 _SOURCE, _TASK = "Source", "ReasoningGymTask"
 
 
-def require_present(verb: str, arguments: Sequence[str]) -> None:
-    """Raise if settings name a file of data, a model's folder, or a package that is not there.
+def require_present(verb: str, arguments: Sequence[str], typed: Sequence[str] = ()) -> None:
+    """Raise if settings name no rows at all, or a file of data, a model's folder, or a package that is not there.
 
     What only the run itself can tell, such as a name on the hub, is left to it.
 
     Args:
         verb: fit, or another that takes its settings.
         arguments: those after the verb, tidied.
+        typed: the same as they were typed.
 
     Raises:
         UserError: says where it is named, and what to change.
@@ -53,6 +56,8 @@ def require_present(verb: str, arguments: Sequence[str]) -> None:
         return
     if "ckpt_path" in given and verb in READERS:  # a comparison refuses it altogether
         _require_named(given["ckpt_path"], require_checkpoint_place)
+    if not has_files_elsewhere(arguments):
+        _require_any(verb, given, typed)
     if "trainer.logger" in given:
         _require_loggers(given["trainer.logger"])
     # a class of the user's own may mean something else by them, and arms of a comparison may have rows of their own
@@ -64,6 +69,22 @@ def require_present(verb: str, arguments: Sequence[str]) -> None:
     model = given.get("model.model_name_or_path")
     if model is not None and verb not in _OTHER_MODEL and not {"model", "model.class_path"} & given.keys():
         _require_named(model, require_model_place)
+
+
+def _require_any(verb: str, given: Mapping[str, Given], typed: Sequence[str]) -> None:
+    """Raise if one of Lightning's verbs has no rows to work on."""
+    if verb not in LIGHTNING_VERBS or {"data", "data.class_path"} & given.keys():
+        return
+    key = {"fit": "data.train", "validate": "data.val"}.get(verb, f"data.{verb}")
+    named = {k for k, one in given.items() if not _is_null(one)}
+    split = verb == "validate" and "data.val_split" in named
+    if not split and not any(k == key or k.startswith(f"{key}.") for k in named):
+        raise UserError(nothing_for(verb, typed))
+
+
+def _is_null(one: Given) -> bool:
+    value = one.value.value if isinstance(one.value, yaml.ScalarNode) else one.value
+    return isinstance(value, str) and value in NULL
 
 
 def require_checkpoint(arguments: Sequence[str]) -> None:

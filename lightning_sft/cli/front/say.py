@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 
 import yaml  # type: ignore[import-untyped]
 
@@ -159,3 +160,20 @@ def replaced(before: Given, after: Given) -> str:
         f"{after.file}." if after.file else
         f"{by} replaces the callbacks of {before.file} ({', '.join(names)}). To keep them, write --{after.key}+=..."
     )  # fmt: skip
+
+
+def nothing_for(verb: str, arguments: Sequence[str] = ()) -> str:
+    """Say that a verb of Lightning has no rows to work on, and what to type.
+
+    Args:
+        verb: fit, validate, test or predict.
+        arguments: after it, as they were typed.
+    """
+    key = {"fit": "train", "validate": "val"}.get(verb, verb)
+    typed = shlex.join(["lightning", verb, *(arguments or ["..."])])
+    text = f"There is nothing for {verb}: data.{key} is not set. Give the rows: {typed} --data.{key} FILE"
+    if verb == "fit":
+        return f"{text}; or `lightning init --train FILE` writes a file of settings."
+    if verb == "test":
+        return f"{text}. `lightning validate` in its place reads the rows that the run holds out, if it does."
+    return f"{text}{'; or hold out some of data.train by --data.val_split 0.05' if verb == 'validate' else ''}."

@@ -33,10 +33,12 @@ FINE = {
     "a question": ["fit", "--model=./gone", "--train=gone.jsonl", "--print_config"],
     "arms with rows of their own": ["compare", *MODEL, "--train=gone.jsonl", "--arm", "a", "data.train=here.jsonl"],
     "a set that an audit may not read": ["audit", "--config=tested.yaml", "--after=some/model"],
-    "a checkpoint": ["fit", *MODEL, "--ckpt_path=here.ckpt"],
-    "the best checkpoint": ["test", *MODEL, "--ckpt_path=best"],
-    "no checkpoint": ["validate", *MODEL, "--ckpt_path=null"],
-    "a checkpoint elsewhere": ["fit", *MODEL, "--ckpt_path=s3://bucket/last.ckpt"],
+    "a checkpoint": ["fit", *MODEL, "--train=here.jsonl", "--ckpt_path=here.ckpt"],
+    "the best checkpoint": ["test", *MODEL, "--data.test=here.jsonl", "--ckpt_path=best"],
+    "no checkpoint": ["validate", *MODEL, "--data.val=here.jsonl", "--ckpt_path=null"],
+    "a checkpoint elsewhere": ["fit", *MODEL, "--train=here.jsonl", "--ckpt_path=s3://bucket/last.ckpt"],
+    "rows held out of others": ["validate", *MODEL, "--train=here.jsonl", "--data.val_split=0.1"],
+    "settings elsewhere": ["test", *MODEL, "--config=s3://bucket/run.yaml"],
     "a checkpoint that a comparison refuses": ["compare", *MODEL, "--ckpt_path=gone.ckpt"],
     "a task": ["fit", *MODEL, "--train=ReasoningGymTask"],
 }
@@ -48,14 +50,23 @@ WRONG = {
     "a path of a file": (["inspect", "--config=source.yaml", *MODEL], "source.yaml, line 1: data.train: There is no"),
     "rows to validate": (["validate", *MODEL, "--data.val=gone.jsonl"], "--data.val"),
     "rows to test": (["test", *MODEL, "--data.test=gone.jsonl"], "--data.test"),
+    "no rows to test": (["test", *MODEL, "--train=here.jsonl"], "data.test is not set"),
+    "no rows to validate on": (["validate", *MODEL, "--train=here.jsonl", "--data.val=null"], "--data.val_split 0.05"),
+    "no rows to train on": (["fit", *MODEL], "`lightning init --train FILE`"),
     "a folder": (["predict", "--model=~/gone", "--data.predict=here.jsonl"], "no model folder '~/gone'"),
     "a checkpoint": (
-        ["fit", *MODEL, "--ckpt_path=gone.ckpt"],
+        ["fit", *MODEL, "--ckpt_path=gone.ckpt", "--train=here.jsonl"],
         "--ckpt_path: The checkpoint 'gone.ckpt' does not exist",
     ),
     "a checkpoint to score": (["score", *MODEL, "--ckpt_path", "~/gone.ckpt"], "'~/gone.ckpt' does not exist"),
-    "a checkpoint of a file": (["fit", "--config=going.yaml", *MODEL], "going.yaml, line 1: ckpt_path: The checkpoint"),
-    "a folder of checkpoints": (["test", *MODEL, "--ckpt_path=."], "Give one of them: here.ckpt"),
+    "a checkpoint of a file": (
+        ["fit", "--config=going.yaml", *MODEL, "--train=here.jsonl"],
+        "going.yaml, line 1: ckpt_path: The checkpoint",
+    ),
+    "a folder of checkpoints": (
+        ["test", *MODEL, "--data.test=here.jsonl", "--ckpt_path=."],
+        "Give one of them: here.ckpt",
+    ),
     "a GGUF file": (["fit", "--model=gone.gguf", "--train=here.jsonl"], "no GGUF file 'gone.gguf'"),
 }
 

@@ -66,6 +66,14 @@ def test_what_is_no_run_is_named(typed: str, words: tuple[str, ...]) -> None:
 
 def test_what_one_types_after_a_fit_is_short() -> None:
     commands = next_commands(Path(RUN), Path(RUN) / "checkpoints/best.ckpt")
-    assert commands == [f"lightning {verb} {RUN}" for verb in ("report", "validate", "chat", "export")]
+    assert commands == {
+        "Look at the run:": [f"lightning report {RUN}"],
+        "Use its best model:": [f"lightning {verb} {RUN}" for verb in ("chat", "export")],
+    }
+    (Path(RUN) / "config.yaml").write_text("data: {val_split: 0.1, test: some.jsonl, val: null}\n")
+    (Path(RUN) / "events.out.tfevents.1").touch()
+    look, use = next_commands(Path(RUN), Path(RUN) / "checkpoints/last.ckpt").values()
+    assert look == [f"tensorboard --logdir {RUN}", f"lightning report {RUN}"]
+    assert use == [f"lightning {verb} {RUN}" for verb in ("test", "validate", "chat", "export")], "it has rows for both"
     elsewhere = next_commands(Path(RUN), Path("kept/best.ckpt"))
-    assert elsewhere[-1] == f"lightning export --ckpt_path kept/best.ckpt --output {RUN}/model"
+    assert elsewhere["Use its best model:"][-1] == f"lightning export --ckpt_path kept/best.ckpt --output {RUN}/model"

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from lightning_sft.cli.front.words import expand, spell_out, tidy
+from lightning_sft.cli.configs import shipped_folder
+from lightning_sft.cli.front.words import expand, spell_out, split, tidy
 from lightning_sft.errors import UserError
+from lightning_sft.places import near
 
 LORA = [
     "--model.adapter=peft.LoraConfig",
@@ -22,6 +24,12 @@ LORA = [
         (["--lr=1", "--model.optimizer=SGD"], ["--model.optimizer=SGD", "--model.optimizer.lr=1"]),
         (["--objective", "Focal", "--objective.gamma=2"], ["--model.objective", "Focal", "--model.objective.gamma=2"]),
         (["--train", "a.jsonl", "--val=b.jsonl"], ["--data.train", "a.jsonl", "--data.val=b.jsonl"]),
+        (
+            ["--train", "a.jsonl", "--train.columns={prompt: q, completion: a}"],
+            ["--data.train=Source", "--data.train.path", "a.jsonl", "--data.train.columns={prompt: q, completion: a}"],
+        ),
+        (["--val=mine.Rows", "--val.size=3"], ["--data.val=mine.Rows", "--data.val.size=3"]),
+        (["--train=Source", "--train.path=a.csv"], ["--data.train=Source", "--data.train.path=a.csv"]),
         (["--model", "org/name"], ["--model.model_name_or_path", "org/name"]),
         (["--model", "gpt2"], ["--model.model_name_or_path", "gpt2"]),
         (["--model=pkg://package/a.gguf"], ["--model.model_name_or_path=pkg://package/a.gguf"]),
@@ -79,6 +87,19 @@ def test_files_by_themselves() -> None:
     assert tidy(["worker", "--storage", "x"], takes_files=False) == ["worker", "--storage", "x"]
     with pytest.raises(UserError, match=r"There is no file 'c\.yaml'"):
         tidy(["c.yaml"], takes_files=True)
+
+
+def test_shipped_configurations_work_by_name_where_they_are_not() -> None:
+    place = str(near(shipped_folder() / "strategy/ddp.yaml"))
+    for typed in (["configs/strategy/ddp.yaml"], ["--config", "./configs/strategy/ddp.yaml"]):
+        (found,) = (value for _, values, _ in split(tidy(typed, takes_files=True)) for value in values)
+        assert found == place
+    Path("configs/strategy").mkdir(parents=True)
+    Path("configs/strategy/ddp.yaml").write_text("trainer: {devices: 3}\n")
+    assert tidy(["configs/strategy/ddp.yaml"], takes_files=True) == ["--config=configs/strategy/ddp.yaml"]
+    with pytest.raises(UserError, match=r"no file 'configs/strategy/dpp\.yaml'"):
+        tidy(["configs/strategy/dpp.yaml"], takes_files=True)
+    assert tidy(["--output", "configs/demo.yaml"], takes_files=True) == ["--output", "configs/demo.yaml"]
 
 
 def test_short_words_in_a_file() -> None:

@@ -1,0 +1,64 @@
+"""What to train next: callbacks suggest it, and the end of a run says one of the suggestions."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+
+from lightning_sft._lightning import callbacks_of
+from lightning_sft.places import RUN_SETTINGS, near
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """A run to try after this one.
+
+    Attributes:
+        why: what speaks for it, in a sentence.
+        command: what to type.
+        measured: whether the trained model speaks for it, and not only what was read before training: this counts more.
+    """
+
+    why: str
+    command: str
+    measured: bool
+
+
+def next_step_of(trainer: Trainer) -> NextStep | None:
+    """Return the one suggestion that a run ends with; what a callback suggests is its attribute ``next_step``."""
+    found = (getattr(callback, "next_step", None) for callback in callbacks_of(trainer))
+    steps = [step for step in found if isinstance(step, NextStep)]
+    return min(steps, key=lambda step: not step.measured, default=None)
+
+
+def ends_with_commands(trainer: Trainer) -> bool:
+    """Return whether a callback closes the run with commands to type, so that others need not print theirs."""
+    return any(getattr(callback, "next_commands", None) is not None for callback in callbacks_of(trainer))
+
+
+def after_verdicts(outcomes: Collection[str], folder: Path | None, contexts: str) -> tuple[NextStep | None, str]:
+    """Return what to try after the verdicts on silent failure, and as a line for a log; nothing where all is well.
+
+    Args:
+        outcomes: of the verdicts.
+        folder: of the run; None without one.
+        contexts: name of the file there that holds the worst contexts.
+    """
+    if not {"silent failure", "overconfident"} & set(outcomes):
+        return None, ""
+    if "silent failure" in outcomes:
+        objective, pairs = "RunnerUpMargin", None if folder is None else folder / contexts
+        why = "the loss fell while right words stay behind their competitors; a margin between them may help"
+    else:
+        objective, pairs = "LabelSmoothing", None
+        why = "the model is surer than it is right; smoothed labels may help"
+    if folder is None or not (folder / RUN_SETTINGS).is_file():  # no command has started it
+        given = "" if pairs is None else f"pairs={str(pairs)!r}"
+        return None, f"Next: SFTModule(..., objective={objective}({given}))"
+    command = f"lightning fit --config {shlex.quote(str(near(folder / RUN_SETTINGS)))} --objective {objective}"
+    command += "" if pairs is None else f" --objective.pairs {shlex.quote(str(near(pairs)))}"
+    return NextStep(why, command, measured=True), f"Next: {command}"
