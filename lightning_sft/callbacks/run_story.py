@@ -90,10 +90,12 @@ class RunStory(Callback):
         for i, place in enumerate(dict.fromkeys(path.parent for path in found)):
             names = ", ".join(dict.fromkeys(path.name for path in found if path.parent == place))
             yield f"{'' if i else 'Saved':<{_WIDTH}}{names} in {near(place)}"
-        if best is None or self.next_commands is None:
+        if self.next_commands is None:
             return
-        place = best.parent.parent if best.parent.name == CHECKPOINTS else best.parent
-        listed = dict(self.next_commands(near(place), near(best)))
+        listed: dict[str, Sequence[str]] = {}
+        if best is not None:
+            place = best.parent.parent if best.parent.name == CHECKPOINTS else best.parent
+            listed |= self.next_commands(near(place), near(best))
         again = next_step_of(trainer)
         if again is not None:
             listed[f"Train again: {again.why}:"] = [again.command]

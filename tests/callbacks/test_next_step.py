@@ -1,0 +1,64 @@
+"""A run ends with one suggestion: what the trained model speaks for comes before what was read at the start."""
+
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lightning_sft.callbacks import RunStory
+from lightning_sft.callbacks.next_step import NextStep, after_verdicts, ends_with_commands, next_step_of
+
+BEFORE = NextStep("it knew the task", "lightning fit --config a.yaml --objective PowerFamily", measured=False)
+AFTER = NextStep("it failed silently", "lightning fit --config a.yaml --objective RunnerUpMargin", measured=True)
+
+
+def run(*steps: NextStep | None) -> Any:
+    callbacks = [SimpleNamespace(next_step=step) for step in steps]
+    return SimpleNamespace(callbacks=[*callbacks, SimpleNamespace()], checkpoint_callbacks=[], loggers=[], log_dir=None,
+                           default_root_dir=".")  # fmt: skip
+
+
+def test_one_is_said() -> None:
+    assert next_step_of(run(BEFORE, AFTER)) == AFTER
+    assert next_step_of(run(AFTER, None, BEFORE)) == AFTER
+    assert next_step_of(run(None, BEFORE)) == BEFORE
+    assert next_step_of(run(None)) is None
+
+
+def test_it_is_said_without_a_checkpoint_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_sft.callbacks.run_story.run_folder", lambda trainer: None)
+    story, trainer = RunStory(), run(BEFORE, AFTER)
+    trainer.callbacks.append(story)
+    assert not ends_with_commands(trainer)
+    assert list(story._closing(trainer)) == []
+    story.next_commands = lambda folder, checkpoint: {}
+    assert ends_with_commands(trainer)
+    assert list(story._closing(trainer)) == [
+        "Next       Train again: it failed silently:",
+        f"             {AFTER.command}",
+    ]
+
+
+def test_what_follows_from_verdicts(tmp_path: Path) -> None:
+    assert after_verdicts({"fine", "undecided"}, tmp_path, "silent.jsonl") == (None, "")
+    step, line = after_verdicts({"silent failure", "overconfident"}, tmp_path, "silent.jsonl")
+    assert step is None, "no command has started this run"
+    assert line == f"Next: SFTModule(..., objective=RunnerUpMargin(pairs='{tmp_path}/silent.jsonl'))"
+    run_folder = tmp_path / "a b"
+    run_folder.mkdir()
+    (run_folder / "config.yaml").write_text("")
+    step, line = after_verdicts({"silent failure"}, run_folder, "silent.jsonl")
+    assert step is not None
+    assert line == f"Next: {step.command}"
+    words = shlex.split(step.command)
+    assert words[:3] == ["lightning", "fit", "--config"]
+    assert (Path(words[3]).resolve(), words[4:7]) == (
+        (run_folder / "config.yaml").resolve(),
+        ["--objective", "RunnerUpMargin", "--objective.pairs"],
+    )
+    assert Path(words[7]).resolve() == (run_folder / "silent.jsonl").resolve()
+    step, _ = after_verdicts({"overconfident"}, run_folder, "silent.jsonl")
+    assert step is not None
+    assert step.command.endswith("--objective LabelSmoothing")
