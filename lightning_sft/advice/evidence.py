@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from lightning_sft.places import DOCS
+
 Kind = Literal["published", "reported", "measured here", "guess"]
 
 
@@ -24,8 +26,8 @@ class Evidence:
 
 
 _PAPER = "https://arxiv.org/abs/2510.00526"
-_PAGE = "docs/which_objective.md"
-_STUDY = "docs/studies/continuum.md"
+_PAGE = f"{DOCS}/which_objective.md"
+_STUDY = f"{DOCS}/studies/continuum.md"
 
 STRONG_END = Evidence(
     "published",

@@ -16,6 +16,7 @@ from lightning_sft.cli.front.words import spell_out
 from lightning_sft.data import SFTDataModule
 from lightning_sft.errors import UserError
 from lightning_sft.module import SFTModule
+from lightning_sft.places import DOCS
 
 #: key of a configuration -> the class that stands there unless another is named
 OURS: dict[str, type] = {"model": SFTModule, "data": SFTDataModule}
@@ -138,6 +139,6 @@ def _subclass(key: str, path: str) -> type[Any]:
     if not (isinstance(found, type) and issubclass(found, ours)):
         raise UserError(
             f"{key}: {path!r} is no subclass of {ours.__name__}. A LightningModule of another kind runs with a Trainer "
-            "of its own; docs/how_to/own_project.md shows which parts of this package it can use."
+            f"of its own. Which parts of this package it can use: {DOCS}/how_to/own_project.md"
         )
     return found

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 
+from lightning_sft.places import DOCS
+
 #: last word of a setting, as it is called elsewhere -> our key
 SETTINGS: dict[str, str] = {
     "learning_rate": "model.optimizer.lr",
@@ -118,7 +120,8 @@ _LONG_ROWS = (
     "Context parallelism, which splits one row over devices, is not supported. For rows that a device cannot hold, in "
     "this order: model.gradient_checkpointing: true; data.batch_size: 1 and more trainer.accumulate_grad_batches; "
     "configs/strategy/fsdp2.yaml; configs/strategy/fsdp2_tensor_parallel.yaml; data.truncation: keep_completion. "
-    "docs/how_to/strategies.md (Rows longer than a device holds) says why, and `lightning estimate` what each saves."
+    "`lightning estimate` says what each saves. Why it is so: "
+    f"{DOCS}/how_to/strategies.md#rows-longer-than-a-device-holds"
 )
 #: what is asked for and not offered, by its names elsewhere -> what to do instead
 NOT_OFFERED: dict[str, str] = dict.fromkeys(
