@@ -77,9 +77,9 @@ def _require_any(verb: str, given: Mapping[str, Given], typed: Sequence[str]) ->
         return
     key = {"fit": "data.train", "validate": "data.val"}.get(verb, f"data.{verb}")
     named = {k for k, one in given.items() if not _is_null(one)}
-    split = verb == "validate" and "data.val_split" in named
-    if not split and not any(k == key or k.startswith(f"{key}.") for k in named):
-        raise UserError(nothing_for(verb, typed))
+    validates = any(k in ("data.val", "data.val_split") or k.startswith("data.val.") for k in named)
+    if not (verb == "validate" and validates) and not any(k == key or k.startswith(f"{key}.") for k in named):
+        raise UserError(nothing_for(verb, typed, validates=validates))
 
 
 def _is_null(one: Given) -> bool:

@@ -162,18 +162,21 @@ def replaced(before: Given, after: Given) -> str:
     )  # fmt: skip
 
 
-def nothing_for(verb: str, arguments: Sequence[str] = ()) -> str:
+def nothing_for(verb: str, arguments: Sequence[str] = (), *, validates: bool = False) -> str:
     """Say that a verb of Lightning has no rows to work on, and what to type.
 
     Args:
         verb: fit, validate, test or predict.
         arguments: after it, as they were typed.
+        validates: whether the settings name rows to validate on.
     """
     key = {"fit": "train", "validate": "val"}.get(verb, verb)
     typed = shlex.join(["lightning", verb, *(arguments or ["..."])])
     text = f"There is nothing for {verb}: data.{key} is not set. Give the rows: {typed} --data.{key} FILE"
     if verb == "fit":
         return f"{text}; or `lightning init --train FILE` writes a file of settings."
-    if verb == "test":
-        return f"{text}. `lightning validate` in its place reads the rows that the run holds out, if it does."
-    return f"{text}{'; or hold out some of data.train by --data.val_split 0.05' if verb == 'validate' else ''}."
+    if verb == "validate":
+        return f"{text}; or hold out some of data.train by --data.val_split 0.05."
+    if verb == "test" and validates:
+        return f"{text}; or read the rows that were held out: {shlex.join(['lightning', 'validate', *arguments])}"
+    return text

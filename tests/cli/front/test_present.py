@@ -51,6 +51,10 @@ WRONG = {
     "rows to validate": (["validate", *MODEL, "--data.val=gone.jsonl"], "--data.val"),
     "rows to test": (["test", *MODEL, "--data.test=gone.jsonl"], "--data.test"),
     "no rows to test": (["test", *MODEL, "--train=here.jsonl"], "data.test is not set"),
+    "no rows to test, but others": (
+        ["test", *MODEL, "--train=here.jsonl", "--data.val_split=0.1"],
+        "or read the rows that were held out: lightning validate",
+    ),
     "no rows to validate on": (["validate", *MODEL, "--train=here.jsonl", "--data.val=null"], "--data.val_split 0.05"),
     "no rows to train on": (["fit", *MODEL], "`lightning init --train FILE`"),
     "a folder": (["predict", "--model=~/gone", "--data.predict=here.jsonl"], "no model folder '~/gone'"),
