@@ -100,8 +100,8 @@ class RunSummary(Callback):
             print(f"{key:<{_WIDTH}}" + "".join(f"{'-':>14}" if x is None else f"{x:>14.4f}" for x in shown))
         if other and len(columns) > 1:
             print(f"val/loss was {self.before_objective}'s then and is {self.after_objective}'s now: not comparable.")
-        shows = folder and any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
-        if shows and not ends_with_commands(trainer):  # which name it, too
+        shows = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
+        if folder and shows and not ends_with_commands(trainer):  # which name it, too
             print(f"\nLook at it: tensorboard --logdir {near(Path(folder))}")
 
     @override

@@ -86,7 +86,8 @@ def map_columns(key: str, values: dict[str, Any], arguments: Sequence[str]) -> I
         UserError: nothing tells which column asks and which answers; says how to.
     """
     given = values.get(key, START.get(key))
-    source = given if isinstance(given, dict) else {"class_path": "Source", "init_args": {"path": given}}
+    plain: dict[str, Any] = {"class_path": "Source", "init_args": {"path": given}}
+    source = given if isinstance(given, dict) else plain
     asked = source.get("init_args", {})
     path = asked.get("path")
     is_source = str(source.get("class_path")).rpartition(".")[2] == "Source"

@@ -31,7 +31,8 @@ def with_an_end(verb: str, arguments: Sequence[str]) -> tuple[list[str], str]:
         return list(arguments), ""
     given = {one.key.rstrip("+"): one for one in read_given(expand(arguments), listing())}
     ends = any(key in given and _text(given[key]) not in nothing for key, nothing in _ENDS.items())
-    if ends or has_files_elsewhere(arguments) or {"trainer", "arm", "print_config"} & given.keys():
+    trains = any(key == "data" or key.startswith("data.") for key in given)
+    if ends or not trains or has_files_elsewhere(arguments) or {"trainer", "arm", "print_config"} & given.keys():
         return list(arguments), ""
     callbacks = _text(given["trainer.callbacks"]) if "trainer.callbacks" in given else ""
     if any(name in callbacks for name in _CALLBACKS):
