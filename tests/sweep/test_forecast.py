@@ -44,8 +44,8 @@ def test_a_gap_that_depends_on_progress_alone_is_forecast_exactly(crossing):
 
 
 def test_what_will_not_be():
-    late = forecast("a", 0, *stretches(lambda p: p - 18), WAY)
-    assert (late.outcome, late.step) == ("not by the end", pytest.approx(9))
+    late = forecast("a", 0, *stretches(lambda p: p - 24), WAY)
+    assert (late.outcome, late.step) == ("not by the end", pytest.approx(12))
     assert forecast("a", 0, *stretches(lambda p: -1 - p), WAY) == ProbeForecast("a", -1, "not by the end")
     ahead = forecast("a", 0, *stretches(lambda p: 1 + p), WAY, at=3)
     assert (ahead.outcome, ahead.step, ahead.progress) == ("already ahead", 3.0, 0.0)
@@ -60,9 +60,33 @@ def test_what_cannot_be_said_is_refused_by_name():
     assert "loss rose" in forecast("a", 0, own, broken, fine, WAY).why
     near = stretches(lambda p: p - 50, far=4.0)
     assert "beyond the reach" in forecast("a", 0, *near, WAY).why
-    assert "near the end or beyond it (from step" in forecast("a", 0, *stretches(lambda p: p - 12.5), WAY).why
+    for crossing in (12.5, 18):  # the second one lies far beyond, and what is late may be earlier by a factor of 1.8
+        said = forecast("a", 0, *stretches(lambda p, c=crossing: p - c), WAY)
+        assert "near the end or beyond it (from step" in said.why
     lost = Stretch(own.progress, [[math.nan]] * 3, own.losses)
     assert "no number" in forecast("a", 0, lost, coarse, fine, WAY).why
+
+
+def test_a_late_flip_is_given_as_an_upper_bound():
+    way = [float(i) for i in range(41)]
+
+    def said(crossing):
+        own, rest = Stretch(way[:5], [[p - crossing] for p in way[:5]], [2.0, 1.9]), [8.0 * i for i in range(6)]
+        coarse = Stretch(rest[::2] + [40.0], [[p - crossing] for p in [*rest[::2], 40.0]], [2.0, 1.9])
+        return forecast("a", 0, own, coarse, Stretch(rest, [[p - crossing] for p in rest], [2.0, 1.9]), way, at=100)
+
+    soon, late = said(9.0), said(18.0)
+    assert (soon.outcome, late.outcome) == ("flips", "flips by")  # the own steps are 4, so late is beyond 10
+    assert late.step == pytest.approx(118)
+    assert late.low == pytest.approx(110)
+    assert soon.low == pytest.approx(100 + 9 * math.exp(-0.12))
+    assert late.high == pytest.approx(100 + 18 * math.exp(0.12))
+    result = Forecast("f", 100, "", 40, 16, 4, 1.0, 1e-3, None, [soon, late], 1).graded([109, 111])
+    assert "118 or earlier" in result.text()
+    assert "1 do so late" in result.text()
+    assert result.coverage() == (2, 2)
+    assert result.median_error() == pytest.approx(0), "an upper bound has no error"
+    assert result.scalars()["share"] == 1.0
 
 
 def test_stretches_that_disagree_widen_the_interval():
@@ -74,17 +98,17 @@ def test_stretches_that_disagree_widen_the_interval():
 
 
 def test_the_rate_for_a_share():
-    told = [forecast(str(c), 0, *stretches(lambda p, c=c: p - c), WAY) for c in (3.0, 6.0, 18.0)]
+    told = [forecast(str(c), 0, *stretches(lambda p, c=c: p - c), WAY) for c in (3.0, 6.0, 24.0)]
     rate, low, high = rate_for_share(told, 2 / 3, 1e-3)
     assert rate == pytest.approx(0.5e-3)
     assert low < rate < high
-    assert rate_for_share(told, 1.0, 1e-3)[0] == pytest.approx(1.5e-3)
+    assert rate_for_share(told, 1.0, 1e-3)[0] == pytest.approx(2e-3)
     unknown = ProbeForecast("d", -1, "cannot predict this", why="x")
     assert rate_for_share([*told, unknown], 1.0, 1e-3) is None
 
 
 def graded(seen):
-    told = [forecast(str(c), 0, *stretches(lambda p, c=c: p - c), WAY) for c in (3.0, 9.0, 18.0)]
+    told = [forecast(str(c), 0, *stretches(lambda p, c=c: p - c), WAY) for c in (3.0, 9.0, 24.0)]
     return Forecast("f", 0, "", 6, 16, 4, 0.5, 1e-3, rate_for_share(told, 0.5, 1e-3), told, 1).graded(seen)
 
 
@@ -97,7 +121,7 @@ def test_the_grade():
     page = (Path(__file__).parents[2] / "docs" / "reference" / "log_keys.md").read_text()
     assert all(f"`sweep/<name>/{key}`" in page for key in result.scalars())
     assert "3 of 3 intervals of 80% held (95% for the share: 0.29 to 1.00)" in result.text()
-    assert [row["rows"] for row in result.rows()] == [8, 16, 36]
+    assert [row["rows"] for row in result.rows()] == [8, 16, 48]
     assert json.loads(result.to_json())["seen"] == [2, 4, None]
     assert len(sweep_figure(result).axes[0].lines) > 5
 

@@ -68,7 +68,7 @@ class Forecast(SweepResult):
     @override
     def scalars(self) -> dict[str, float]:
         told = [p for p in self.probes if p.outcome != "cannot predict this"]
-        flips = [p for p in told if p.outcome in ("flips", "already ahead")]
+        flips = [p for p in told if p.outcome in ("flips", "flips by", "already ahead")]
         values = {"told": len(told) / len(self.probes)}
         if told:
             values["share"] = len(flips) / len(told)
@@ -88,14 +88,17 @@ class Forecast(SweepResult):
     def _judged(self) -> list[tuple[ProbeForecast, int | None]]:
         """Return the probes whose forecast the run can judge: told, and not ahead from the start."""
         pairs = zip(self.probes, self.seen, strict=True) if self.seen else ()
-        return [(p, s) for p, s in pairs if p.outcome in ("flips", "not by the end")]
+        return [(p, s) for p, s in pairs if p.outcome in ("flips", "flips by", "not by the end")]
 
     def median_error(self) -> float | None:
-        """Return the median of |log(forecast / seen)| of the steps from the forecast on, of probes that have both."""
+        """Return the median of |log(forecast / seen)| of the steps from the forecast on, of probes that have both.
+
+        A step that is only an upper bound has no error.
+        """
         errors = [
             abs(math.log(max(self._read_at(p.step) - self.step, 1) / max(s - self.step, 1)))
             for p, s in self._judged()
-            if p.step is not None and s is not None
+            if p.step is not None and s is not None and p.outcome != "flips by"
         ]
         return statistics.median(errors) if errors else None
 
@@ -137,7 +140,8 @@ class Forecast(SweepResult):
         elif of.step is not None and of.outcome != "already ahead":
             assert of.low is not None
             assert of.high is not None
-            when = f"{of.step:.0f}" if of.outcome == "flips" else f"not by the end ({of.step:.0f})"
+            words = {"flips": "{:.0f}", "flips by": "{:.0f} or earlier", "not by the end": "not by the end ({:.0f})"}
+            when = words[of.outcome].format(of.step)
             interval = f"{of.low:.0f} to {of.high:.0f}"
         cells = [of.probe, f"{of.start:+.2f}", when, interval, "-" if row["rows"] is None else str(row["rows"])]
         return [*cells, ("no" if self.seen[i] is None else str(self.seen[i]))] if self.seen else cells
@@ -146,12 +150,18 @@ class Forecast(SweepResult):
         """Return the answer in words."""
         told = [p for p in self.probes if p.outcome != "cannot predict this"]
         ahead = sum(p.outcome == "already ahead" for p in told)
-        flips = sum(p.outcome == "flips" for p in told)
+        bounds = sum(p.outcome == "flips by" for p in told)
+        flips = bounds + sum(p.outcome == "flips" for p in told)
         parts = [
             f"Of {len(self.probes)} probes {ahead} are ahead already, {flips} flip by step {self.end}, "
             f"{len(told) - ahead - flips} do not, and {len(self.probes) - len(told)} cannot be predicted. The forecast "
             f"took {self.spent} steps, which leave no trace."
         ]
+        if bounds:
+            parts.append(
+                f"Of those that flip, {bounds} do so late, where short runs see flips too late: their steps are upper "
+                "bounds. A longer stretch says more, and so does a forecast later in the run."
+            )
         if len(told) < len(self.probes):
             parts.append("For those that cannot be predicted: sweep, or forecast again later in the run.")
         if self.rate_for_share is not None:
