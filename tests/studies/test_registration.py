@@ -13,6 +13,7 @@ from studies.continuum.__main__ import PROGRAM as continuum
 from studies.continuum.design import REGISTERED, SCRIPTS, STAGES, STUDY, plain
 from studies.cure.__main__ import PROGRAM as cure
 from studies.phantoms.__main__ import PROGRAM as phantoms
+from studies.rates.__main__ import PROGRAM as rates
 from studies.registration import FILE, has_history, history_faults, registered, seed_text, write_registration
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -171,7 +172,7 @@ def test_confirmatory_seeds_follow_from_the_registering_commit() -> None:
         assert found is None or cell.rate == found[cell.arm], cell.file
 
 
-@pytest.mark.parametrize("program", [continuum, cure, phantoms], ids=lambda program: program.name)
+@pytest.mark.parametrize("program", [continuum, cure, phantoms, rates], ids=lambda program: program.name)
 def test_history_shows_pilot_registration_and_cells_in_this_order(program: Program) -> None:
     if not has_history(ROOT):
         pytest.skip("no full git checkout: the order of commits cannot be looked up")

@@ -1,0 +1,163 @@
+"""Rules that name a learning rate, from nothing or from what a run's start has shown: pure functions, registered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from lightning_sft.sweep.suggest import suggest
+from studies.rates.design import WARM_UP, Block
+from studies.rates.unit import LINE, QUARTER, TRAIN_TEST, VAL_TEST, at_rates
+
+#: of the training loss in `lightning advise`
+SMOOTHING = 0.8
+#: ten times the rate for LoRA, as "LoRA Without Regret" and others have it
+TIMES = 10.0
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule.
+
+    Attributes:
+        name: in tables.
+        kind: ``free``: costs nothing and was published; ``tuned``: a constant of the pilot; ``finder``: needs steps.
+        words: what it says.
+        rate: returns its rate from what a unit has read, its block, width, and optimizer steps; None where it has none.
+    """
+
+    name: str
+    kind: str
+    words: str
+    rate: Callable[[Mapping[str, float], Block, float, int], float | None]
+
+
+def _constant(full: float, lora: float | None = None) -> Callable[[Mapping[str, float], Block, float, int], float]:
+    return lambda readings, block, width, steps: (full if lora is None else lora) if block.lora else full
+
+
+def by_width(readings: Mapping[str, float], block: Block, width: float, steps: int) -> float:
+    """Return the published formula's rate for Llama models: 5e-5 (2000 / width)^0.781, ten times that for LoRA."""
+    return 5e-5 * (2000 / width) ** 0.781 * (TIMES if block.lora else 1.0)
+
+
+def _from_training(name: str) -> Callable[[Mapping[str, float], Block, float, int], float | None]:
+    """Return a suggestion of the range test that `lightning advise` runs."""
+
+    def rate(readings: Mapping[str, float], block: Block, width: float, steps: int) -> float | None:
+        test = at_rates(readings, TRAIN_TEST)
+        return suggest(list(test), list(test.values()), SMOOTHING).values().get(name)
+
+    return rate
+
+
+def _advised(readings: Mapping[str, float], block: Block, width: float, steps: int) -> float | None:
+    """Return what `lightning advise` suggests: the first of three suggestions that the curve has."""
+    for name in ("minimum_tenth", "valley", "steepest"):
+        if (rate := _from_training(name)(readings, block, width, steps)) is not None:
+            return rate
+    return None
+
+
+def _from_validation(name: str) -> Callable[[Mapping[str, float], Block, float, int], float | None]:
+    """Return a suggestion of a range test that reads the validation NLL."""
+
+    def rate(readings: Mapping[str, float], block: Block, width: float, steps: int) -> float | None:
+        test = at_rates(readings, VAL_TEST)
+        return suggest(list(test), list(test.values())).values().get(name)
+
+    return rate
+
+
+def band(readings: Mapping[str, float], steps: int) -> tuple[float, float] | None:
+    """Return the recommended band: from a range test that reads the validation NLL, by the forecast's law of progress.
+
+    The upper end is the rate r at which the validation NLL was lowest: beyond it a step hurts. There the test had made
+    the progress sum of rates up to r. A run of ``steps`` steps makes the same progress, which is what the forecast
+    counts flips by, at this sum divided by the sum of its schedule's shares: the lower end.
+
+    Args:
+        readings: of a unit.
+        steps: of the run.
+
+    Returns:
+        Low and high; None where the test never lowered the validation NLL.
+    """
+    test = {rate: loss for rate, loss in at_rates(readings, VAL_TEST).items() if math.isfinite(loss)}
+    if len(test) < 3:
+        return None
+    high = min(test, key=test.__getitem__)
+    if high == min(test):
+        return None
+    shares = schedule_sum(steps)
+    low = sum(rate for rate in test if rate <= high) / shares
+    return min(low, high), high
+
+
+def schedule_sum(steps: int) -> float:
+    """Return the sum over steps of the rate as a share of its peak: linear warm-up, then linear decay to 0."""
+    warm = math.ceil(WARM_UP * steps)
+    return sum(t / max(warm, 1) if t < warm else (steps - t) / max(steps - warm, 1) for t in range(steps))
+
+
+def _band_middle(readings: Mapping[str, float], block: Block, width: float, steps: int) -> float | None:
+    found = band(readings, steps)
+    return None if found is None else math.sqrt(found[0] * found[1])
+
+
+def _band_end(end: int) -> Callable[[Mapping[str, float], Block, float, int], float | None]:
+    def rate(readings: Mapping[str, float], block: Block, width: float, steps: int) -> float | None:
+        found = band(readings, steps)
+        return None if found is None else found[end]
+
+    return rate
+
+
+def _quarter(readings: Mapping[str, float], block: Block, width: float, steps: int) -> float | None:
+    """Return the rate of the grid with the lowest validation NLL after a quarter of the run."""
+    return lowest(at_rates(readings, QUARTER))
+
+
+def line_minimum(readings: Mapping[str, float]) -> float | None:
+    """Return the rate at which one step of the run's own optimizer lowers the validation NLL most."""
+    return lowest(at_rates(readings, LINE))
+
+
+def lowest(curve: Mapping[float, float]) -> float | None:
+    """Return the rate with the lowest finite reading; None without one."""
+    finite = {rate: value for rate, value in curve.items() if math.isfinite(value)}
+    return min(finite, key=finite.__getitem__) if finite else None
+
+
+BAND, TUNED, FORMULA, ADVISED = "band", "pilot's", "by width", "advise"
+
+
+def rules(tuned: float | None) -> tuple[Rule, ...]:
+    """Return all rules.
+
+    Args:
+        tuned: the constant for all weights that the pilot has found; None before it.
+    """
+    found = (
+        Rule("2e-5", "free", "2e-5 for everything", _constant(2e-5)),
+        Rule("5e-5", "free", "transformers' default", _constant(5e-5)),
+        Rule("1e-4", "free", "1e-4 for everything", _constant(1e-4)),
+        Rule("1e-3", "free", "Adam's default in torch", _constant(1e-3)),
+        Rule("2e-5, LoRA 2e-4", "free", "ten times for LoRA", _constant(2e-5, 2e-4)),
+        Rule("1e-4, LoRA 1e-3", "free", "ten times for LoRA", _constant(1e-4, 1e-3)),
+        Rule(FORMULA, "free", "5e-5 (2000 / width)^0.781, LoRA ten times that", by_width),
+        Rule("steepest", "finder", "range test, training loss: where it falls most", _from_training("steepest")),
+        Rule("minimum / 10", "finder", "range test, training loss", _from_training("minimum_tenth")),
+        Rule("valley", "finder", "range test, training loss", _from_training("valley")),
+        Rule(ADVISED, "finder", "what `lightning advise` suggests today", _advised),
+        Rule("val, minimum / 10", "finder", "range test, validation NLL", _from_validation("minimum_tenth")),
+        Rule("val, valley", "finder", "range test, validation NLL", _from_validation("valley")),
+        Rule("band, low end", "finder", "range test, validation NLL, law of progress", _band_end(0)),
+        Rule(BAND, "finder", "geometric middle of the band", _band_middle),
+        Rule("band, high end", "finder", "range test, validation NLL: its minimum", _band_end(1)),
+        Rule("quarter run", "finder", "best of the grid after a quarter of the run, validation NLL", _quarter),
+    )
+    if tuned is None:
+        return found
+    return (*found, Rule(TUNED, "tuned", f"{tuned:.2g}, LoRA ten times that", _constant(tuned, TIMES * tuned)))
