@@ -72,7 +72,7 @@ def test_a_late_flip_is_given_as_an_upper_bound():
 
     def said(crossing):
         own, rest = Stretch(way[:5], [[p - crossing] for p in way[:5]], [2.0, 1.9]), [8.0 * i for i in range(6)]
-        coarse = Stretch(rest[::2] + [40.0], [[p - crossing] for p in [*rest[::2], 40.0]], [2.0, 1.9])
+        coarse = Stretch([*rest[::2], 40.0], [[p - crossing] for p in [*rest[::2], 40.0]], [2.0, 1.9])
         return forecast("a", 0, own, coarse, Stretch(rest, [[p - crossing] for p in rest], [2.0, 1.9]), way, at=100)
 
     soon, late = said(9.0), said(18.0)

@@ -22,8 +22,8 @@ MOST_APART = 2.0
 #: stretches differ by
 FLOOR = 0.12
 OF_APART = 0.4
-#: A flip beyond this multiple of the steps at the run's own rates is late: on a real model all 16 such forecasts were too
-#: late, by up to a factor of two, and 13 of 16 by no more than `LATE`: docs/how_to/forecast.md.
+#: A flip beyond this multiple of the steps at the run's own rates is late: on a real model all 16 such forecasts were
+#: too late, by up to a factor of two, and 13 of 16 by no more than `LATE`: docs/how_to/forecast.md.
 LATE_FROM = 2.5
 LATE = 1.8
 
