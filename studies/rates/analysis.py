@@ -15,7 +15,7 @@ from lightning_sft.sweep.intervals import Interval
 from studies.cells import Cell
 from studies.findings import Finding, finding
 from studies.rates.design import MAIN, PILOT, Block, Stage
-from studies.rates.rules import BAND, FORMULA, TIMES, TUNED, Rule, line_minimum, lowest, rules
+from studies.rates.rules import BAND, FORMULA, TUNED, Rule, line_minimum, lowest, rules
 from studies.rates.unit import JUDGED, START_JUDGED, STATICS, at_rates
 
 PERMUTATIONS, SEED = 20_000, 7
@@ -90,13 +90,16 @@ def units(cells: Sequence[Cell], stage: Stage) -> list[Unit]:
     return found
 
 
-def tuned(cells: Sequence[Cell]) -> float | None:
-    """Return the constant that the pilot speaks for: the geometric mean of its best rates, LoRA's divided by ten."""
+def tuned(cells: Sequence[Cell]) -> tuple[float, float] | None:
+    """Return the constants that the pilot speaks for, for all weights and for LoRA: geometric means of best rates."""
     some = units(cells, PILOT)
     if len(some) < len(PILOT.blocks) * PILOT.replicates:
         return None
-    logs = [math.log(unit.best / (TIMES if unit.block.lora else 1.0)) for unit in some]
-    return float(f"{math.exp(statistics.fmean(logs)):.2g}")
+    full, lora = (
+        math.exp(statistics.fmean(math.log(unit.best) for unit in some if unit.block.lora == which))
+        for which in (False, True)
+    )
+    return float(f"{full:.2g}"), float(f"{lora:.2g}")
 
 
 def by_block(some: Sequence[Unit], rule: Rule) -> dict[str, float]:
@@ -139,18 +142,14 @@ def losses(cells: Sequence[Cell], stage: Stage = MAIN) -> list[Loss]:
     for rule in rules(tuned(cells)):
         row = by_block(some, rule)
         apart = {lora: [row[u.block.name] for u in some if u.block.lora == lora] for lora in (False, True)}
+        full, lora = (statistics.fmean(apart[which]) if apart[which] else math.nan for which in (False, True))
         rates = [(u, u.rate(rule)) for u in some]
         known = [(u, rate) for u, rate in rates if rate is not None]
         logs = [math.log(rate / u.best) for u, rate in known]
+        ratio = math.exp(statistics.fmean(logs)) if len(known) == len(some) else None
         excess = [value for u, rate in known if math.isfinite(value := u.nll(rate) - u.curve[u.best])]
-        result.append(
-            Loss(
-                rule, statistics.fmean(row.values()),
-                *(statistics.fmean(apart[lora]) if apart[lora] else math.nan for lora in (False, True)),
-                max(row.values()), math.exp(statistics.fmean(logs)) if len(known) == len(some) else None,
-                statistics.fmean(excess) if excess else math.nan,
-            )
-        )  # fmt: skip
+        nats = statistics.fmean(excess) if excess else math.nan
+        result.append(Loss(rule, statistics.fmean(row.values()), full, lora, max(row.values()), ratio, nats))
     return result
 
 

@@ -93,9 +93,10 @@ def plain() -> dict[str, Any]:
 
 
 HYPOTHESES = {
-    "H1": "The middle of the band loses less than the pilot's constant: the geometric mean of the best rates of two "
-    "other tasks on the same model, ten times that for LoRA.",
-    "H2": "The middle of the band loses less than the published formula 5e-5 (2000 / width)^0.781, ten times for LoRA.",
+    "H1": "The rate that the band recommends loses less than the pilot's constants: the geometric means of the best "
+    "rates of two other tasks on the same model, for all weights and for LoRA.",
+    "H2": "The rate that the band recommends loses less than the published formula 5e-5 (2000 / width)^0.781, "
+    "ten times for LoRA.",
     "H3": "Over units, the rate at which one step of the run's own optimizer lowers the validation NLL most, read "
     "before the run, rises with the best rate of the run.",
 }
@@ -114,7 +115,7 @@ REGISTERED = {
         "band's loss minus the rule's. H3: Spearman's correlation over the 24 units, the one-sided p of 20000 "
         "permutations of whole blocks. Holm over the three; supported at an adjusted p of at most .05 with the sign "
         "that is named, contradicted with the other sign, undecided else. Nothing is decided before all 24 units are "
-        "there. The band wins only if H1 and H2 are supported: a constant that was tuned on models of this size is "
+        "there. The band wins only if H1 and H2 are supported: constants that were tuned on models of this size are "
         "what a free rule is for those who know their models, while 2e-5 and 1e-4 lose on small models by "
         "construction, and beating them shows nothing. If the band does not win, `advise` and the finders do not "
         "recommend it, and the page names the finder or published formula that loses least. The stage 'sizes' has one "

@@ -93,9 +93,9 @@ def sentences(cells: Sequence[Cell]) -> list[str]:
     shown = {name: percent(by_name[name].mean) for name in (BAND, TUNED, FORMULA, ADVISED)}
     return [
         asked,
-        f"On small models the middle of our band loses {shown[BAND]}% of what the best rate gains; a constant tuned on "
-        f"two other tasks of the same model {shown[TUNED]}%, the published formula by width {shown[FORMULA]}%, and "
-        f"what `lightning advise` suggests {shown[ADVISED]}%.",
+        f"On small models the rate that our band recommends loses {shown[BAND]}% of what the best rate gains; "
+        f"constants tuned on two other tasks of the same model {shown[TUNED]}%, the published formula by width "
+        f"{shown[FORMULA]}%, and what `lightning advise` suggests {shown[ADVISED]}%.",
         decision(cells),
     ]
 
@@ -202,7 +202,8 @@ def _best(cells: Sequence[Cell]) -> str:
                 rows.append(_best_row(mine))
     told = (
         "By block: the best rates of its seeds; NLL of the judged rows before, and at the best rate (means); the band "
-        "of the first seed; and the rate at which one step of the optimizer lowers the validation NLL most."
+        "of the first seed (low end, recommended rate, high end); and the rate at which one step of the optimizer "
+        "lowers the validation NLL most."
     )
     head = ["block", "best rates", "NLL before", "at the best rate", "band", "line minimum"]
     return f"## Best rates\n\n{told}\n\n{table(head, rows) if rows else 'No unit has run.'}"
@@ -216,7 +217,7 @@ def _best_row(mine: Sequence[Unit]) -> list[str]:
         ", ".join(f"{unit.best:.2g}" for unit in mine),
         f"{statistics.fmean(unit.start for unit in mine):.2f}",
         f"{least:.2f}",
-        "-" if first is None else f"{first[0]:.2g} to {first[1]:.2g}",
+        "-" if first is None else f"{first.low:.2g}, {first.rate:.2g}, {first.high:.2g}",
         ", ".join(f"{line_minimum(unit.readings) or math.nan:.2g}" for unit in mine),
     ]
 
@@ -264,7 +265,7 @@ def _costs(cells: Sequence[Cell]) -> str:
 
 def _design(cells: Sequence[Cell], registration: Registration | None, root: Path) -> str:
     found = analysis.tuned(cells)
-    constant = "the pilot is not complete" if found is None else f"{found:.2g}, LoRA ten times that"
+    constant = "the pilot is not complete" if found is None else f"{found[0]:.2g}, LoRA {found[1]:.2g}"
     return "\n\n".join(
         [
             "## Design",
@@ -280,11 +281,13 @@ def _design(cells: Sequence[Cell], registration: Registration | None, root: Path
             f"on a log scale, so that the best is known to a factor of {4**0.25:.2f}; range tests from {LOW:.0e} "
             f"to {HIGH:.2g}. Finders read the training loss, or {VAL} validation rows; what is lost is read on "
             f"{JUDGED} other rows.",
-            "The band: its upper end is the rate at which a range test's validation NLL was lowest; its lower end the "
-            "rate at which the whole run makes the progress (sum of rates) that the test had made there, which is the "
-            "law that [forecasts](../how_to/forecast.md) rest on; the recommendation is their geometric middle. No "
-            "near-synonym probe stands in these tasks, so no forecast of flips narrows it. The pilot's constant is "
-            f"the geometric mean of its best rates: {constant}. It is a yardstick: nobody has it for free.",
+            "The band, by a range test that reads the validation NLL: its high end is the rate at which the NLL was "
+            "lowest; the rate to take is the lowest at which the NLL had made nine tenths of its fall (chosen on the "
+            "pilot); the low end is the rate at which the whole run makes the progress (sum of rates) that the test "
+            "had made there, which is the law that [forecasts](../how_to/forecast.md) rest on. No near-synonym probe "
+            "stands in these tasks, so no forecast of flips narrows it. A run is as long as the test, so the low end "
+            "is hardly tested. The pilot's constants are geometric means of its best rates: "
+            f"{constant}. They are a yardstick: nobody has them for free.",
             "Rules of thumb: transformers' default of 5e-5; 2e-5 and 1e-4 of common recipes, ten times that for LoRA "
             '("LoRA Without Regret", Thinking Machines 2025); and the formula of the same authors\' cookbook with its '
             "exponent for Llama.",

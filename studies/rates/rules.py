@@ -14,6 +14,8 @@ from studies.rates.unit import LINE, QUARTER, TRAIN_TEST, VAL_TEST, at_rates
 SMOOTHING = 0.8
 #: ten times the rate for LoRA, as "LoRA Without Regret" and others have it
 TIMES = 10.0
+#: share of its fall that the validation NLL has made at the rate that the band recommends; by the pilot
+OF_FALL = 0.9
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def _constant(full: float, lora: float | None = None) -> Callable[[Mapping[str, 
 
 def by_width(readings: Mapping[str, float], block: Block, width: float, steps: int) -> float:
     """Return the published formula's rate for Llama models: 5e-5 (2000 / width)^0.781, ten times that for LoRA."""
-    return 5e-5 * (2000 / width) ** 0.781 * (TIMES if block.lora else 1.0)
+    return 5e-5 * math.pow(2000 / width, 0.781) * (TIMES if block.lora else 1.0)
 
 
 def _from_training(name: str) -> Callable[[Mapping[str, float], Block, float, int], float | None]:
@@ -70,29 +72,42 @@ def _from_validation(name: str) -> Callable[[Mapping[str, float], Block, float, 
     return rate
 
 
-def band(readings: Mapping[str, float], steps: int) -> tuple[float, float] | None:
-    """Return the recommended band: from a range test that reads the validation NLL, by the forecast's law of progress.
+@dataclass(frozen=True)
+class Band:
+    """Rates that a range test with the validation NLL speaks for, rising.
 
-    The upper end is the rate r at which the validation NLL was lowest: beyond it a step hurts. There the test had made
-    the progress sum of rates up to r. A run of ``steps`` steps makes the same progress, which is what the forecast
-    counts flips by, at this sum divided by the sum of its schedule's shares: the lower end.
+    Attributes:
+        low: at which the run makes, by its end, the progress (sum of rates) that the test had made at ``rate``.
+        rate: the one to take: the lowest at which the NLL had made nine tenths of its fall.
+        high: at which the NLL was lowest: beyond it a step hurts.
+    """
+
+    low: float
+    rate: float
+    high: float
+
+
+def band(readings: Mapping[str, float], steps: int) -> Band | None:
+    """Return the recommended band, by a range test that reads the validation NLL and the forecast's law of progress.
 
     Args:
         readings: of a unit.
         steps: of the run.
 
     Returns:
-        Low and high; None where the test never lowered the validation NLL.
+        None where the test never lowered the validation NLL.
     """
     test = {rate: loss for rate, loss in at_rates(readings, VAL_TEST).items() if math.isfinite(loss)}
     if len(test) < 3:
         return None
     high = min(test, key=test.__getitem__)
-    if high == min(test):
+    first = next(iter(test.values()))
+    if test[high] >= first:
         return None
-    shares = schedule_sum(steps)
-    low = sum(rate for rate in test if rate <= high) / shares
-    return min(low, high), high
+    enough = first - OF_FALL * (first - test[high])
+    rate = next(rate for rate, loss in test.items() if loss <= enough)
+    low = sum(other for other in test if other <= rate) / schedule_sum(steps)
+    return Band(min(low, rate), rate, high)
 
 
 def schedule_sum(steps: int) -> float:
@@ -101,15 +116,10 @@ def schedule_sum(steps: int) -> float:
     return sum(t / max(warm, 1) if t < warm else (steps - t) / max(steps - warm, 1) for t in range(steps))
 
 
-def _band_middle(readings: Mapping[str, float], block: Block, width: float, steps: int) -> float | None:
-    found = band(readings, steps)
-    return None if found is None else math.sqrt(found[0] * found[1])
-
-
-def _band_end(end: int) -> Callable[[Mapping[str, float], Block, float, int], float | None]:
+def _of_band(end: str) -> Callable[[Mapping[str, float], Block, float, int], float | None]:
     def rate(readings: Mapping[str, float], block: Block, width: float, steps: int) -> float | None:
         found = band(readings, steps)
-        return None if found is None else found[end]
+        return None if found is None else float(getattr(found, end))
 
     return rate
 
@@ -133,11 +143,11 @@ def lowest(curve: Mapping[float, float]) -> float | None:
 BAND, TUNED, FORMULA, ADVISED = "band", "pilot's", "by width", "advise"
 
 
-def rules(tuned: float | None) -> tuple[Rule, ...]:
+def rules(tuned: tuple[float, float] | None) -> tuple[Rule, ...]:
     """Return all rules.
 
     Args:
-        tuned: the constant for all weights that the pilot has found; None before it.
+        tuned: the constants for all weights and for LoRA that the pilot has found; None before it.
     """
     found = (
         Rule("2e-5", "free", "2e-5 for everything", _constant(2e-5)),
@@ -153,11 +163,17 @@ def rules(tuned: float | None) -> tuple[Rule, ...]:
         Rule(ADVISED, "finder", "what `lightning advise` suggests today", _advised),
         Rule("val, minimum / 10", "finder", "range test, validation NLL", _from_validation("minimum_tenth")),
         Rule("val, valley", "finder", "range test, validation NLL", _from_validation("valley")),
-        Rule("band, low end", "finder", "range test, validation NLL, law of progress", _band_end(0)),
-        Rule(BAND, "finder", "geometric middle of the band", _band_middle),
-        Rule("band, high end", "finder", "range test, validation NLL: its minimum", _band_end(1)),
+        Rule("band, low end", "finder", "range test, validation NLL, law of progress", _of_band("low")),
+        Rule(BAND, "finder", "range test, validation NLL: nine tenths of its fall", _of_band("rate")),
+        Rule("band, high end", "finder", "range test, validation NLL: its minimum", _of_band("high")),
         Rule("quarter run", "finder", "best of the grid after a quarter of the run, validation NLL", _quarter),
     )
     if tuned is None:
         return found
-    return (*found, Rule(TUNED, "tuned", f"{tuned:.2g}, LoRA ten times that", _constant(tuned, TIMES * tuned)))
+    full, lora = tuned
+    one = math.sqrt(full * lora / TIMES)
+    return (
+        *found,
+        Rule(TUNED, "tuned", f"{full:.2g}, LoRA {lora:.2g}", _constant(full, lora)),
+        Rule("pilot's, LoRA x 10", "tuned", f"{one:.2g}, LoRA ten times that", _constant(one, TIMES * one)),
+    )

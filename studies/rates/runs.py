@@ -91,7 +91,7 @@ class Study(study.Study):
         )  # fmt: skip
 
     @override
-    def _run_stage(self, stage: Stage, commit: str | None, blocks: Sequence[Any]) -> None:
+    def _run_stage(self, stage: Any, commit: str | None, blocks: Sequence[Any]) -> None:
         quiet()
         prepare_processes(self.root)
         mine = [cell for cell in read_cells(self.cells) if cell.stage == stage.name]

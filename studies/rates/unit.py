@@ -22,10 +22,10 @@ from lightning_sft.callbacks import CapabilityProbe, GenerationMonitor, SilentFa
 from lightning_sft.cli.compare.finish import quiet
 from lightning_sft.compare.result import Point, RunResult
 from lightning_sft.metrics.wide import wide
-from lightning_sft.models.access import find_causal_lm, find_tokenizer
+from lightning_sft.models.access import find_causal_lm, find_tokenizer, input_embeddings
 from lightning_sft.models.mode import eval_mode
 from lightning_sft.sweep.observers import HeldOutObserver
-from lightning_sft.sweep.range_test import range_test
+from lightning_sft.sweep.range_test import Reads, range_test
 from lightning_sft.sweep.session import Session, SweepSettings
 from lightning_sft.sweep.trial import Values
 from studies.rates.texts import TaskRows
@@ -147,7 +147,7 @@ def refined(scores: Mapping[float, float]) -> list[float]:
 
 
 class _Work(Callback):
-    """Does the work of a unit before the first optimizer step, and ends the fit.
+    """Does the work of a unit before the first optimizer step, and ends the fit after it.
 
     Args:
         task: of the unit.
@@ -159,7 +159,7 @@ class _Work(Callback):
         self.steps = 0
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> int:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         trainer.should_stop = True
         sizes, tokenizer = self.task.sizes, find_tokenizer(pl_module)
         steps = sizes["steps"]
@@ -177,15 +177,15 @@ class _Work(Callback):
         with Session(trainer, pl_module, SweepSettings("grid", steps, None)) as session:
             self._line(session, trainer)
             self._grid(session, readers)
-        return -1
 
     def _range_tests(self, trainer: Trainer, module: LightningModule) -> None:
         """Run the package's range tests at its defaults but for range and length."""
         steps = self.task.sizes["range"]
-        for named, reads in ((TRAIN_TEST, "train"), (VAL_TEST, "val")):
+        kinds: tuple[tuple[str, Reads], ...] = ((TRAIN_TEST, "train"), (VAL_TEST, "val"))
+        for named, reads in kinds:
             found = range_test(
                 trainer, module, SweepSettings(named, steps, None), low=LOW, high=HIGH, reads=reads, smoothing=0.8
-            )  # type: ignore[arg-type]
+            )
             self.values |= {key_of(named, rate): loss for rate, loss in zip(found.rates, found.losses, strict=False)}
             self.steps += len(found.losses)
 
@@ -233,7 +233,7 @@ def statics(module: LightningModule, task: Task) -> dict[str, float]:
         logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
         loss = cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
         gradients = torch.autograd.grad(loss, trained)
-    table = wide(model.get_input_embeddings().weight.detach())
+    table = wide(input_embeddings(model).detach())
     spectrum = torch.linalg.eigvalsh(torch.cov(table.T))
     found = (
         float(torch.stack([wide(g).square().sum() for g in gradients]).sum().sqrt()),
