@@ -1,6 +1,7 @@
 """init, env, completion, and what verbs of our own leave unsaid."""
 
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -65,6 +66,16 @@ def test_init_maps_columns_that_have_other_names(tmp_path: Path, capsys: pytest.
     given = yaml.safe_load(text)["data"]["train"]["init_args"]
     assert len([*Source(**given).examples()]) == 3
     assert check("fit", ["--config=sft.yaml"]) == []
+
+
+def test_init_reads_rows_without_torch(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"query": "1 + 1?", "response": "2"}\n')
+    code = "import sys; from lightning_sft.cli.entry import main; main(['init', '--train', sys.argv[1]]); "
+    code += "print([m for m in ('torch', 'lightning', 'transformers') if m in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", code, str(rows)], capture_output=True, text=True, check=True)
+    assert "query is read as prompt" in ran.stdout
+    assert ran.stdout.endswith("[]\n")
 
 
 def test_init_asks_for_columns_that_tell_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
