@@ -36,10 +36,10 @@ def rows_and_model(here: Path) -> list[str]:
     save_toy(here / "toy")
     write_sums(here / "train.jsonl", 40)
     write_sums(here / "val.jsonl", 12, first=40)
-    run = ["--model", "./toy", "--lr", "1e-2", "--batch_size", "4", "--max_steps", "6"]
+    run = ["--model", "./toy"]
     for name in ("train", "val"):
         run += [f"--data.{name}", "Source", f"--data.{name}.path", f"{name}.jsonl", f"--data.{name}.columns", COLUMNS]
-    return run
+    return [*run, "--lr", "1e-2", "--batch_size", "4", "--max_steps", "6"]
 
 
 def next_commands(out: str) -> list[list[str]]:
@@ -78,8 +78,9 @@ def test_every_step_on_rows_of_ones_own(person: Person) -> None:
 
     # own data: a message about its columns has the option that maps them
     refused = person.types("inspect", "--model", "./toy", "--train", "train.jsonl", status=2).err
-    assert f"--data.train Source --data.train.path FILE --data.train.columns '{COLUMNS}'" in refused
-    person.types("init", *run)
+    assert f"--train FILE --train.columns '{COLUMNS}'" in refused
+    made = person.types("init", "--model", "./toy", "--train", "train.jsonl", "--val", "val.jsonl", *run[-6:])
+    assert made.out.count("question is read as prompt, answer is read as completion") == 2
     assert "rows" in person.types("inspect", "sft.yaml", "--rows", "1").out
     assert "GiB" in person.types("estimate", "sft.yaml").out
     person.types("advise", "sft.yaml", "--range_steps", "4", "--rows", "12")

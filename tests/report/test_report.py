@@ -124,13 +124,21 @@ def test_a_whole_run(tmp_path: Path, fast: None) -> None:
     ):
         assert said in seen.text, said
     assert "<script>alert" not in html
-    assert "lightning fit --config run/config.yaml" in seen.text, "the command names the run's own settings"
+    assert "lightning fit --config c.yaml" in seen.text
+    assert "lightning fit --config run/config.yaml" not in seen.text, "one thing to try: what the trained model needs"
     drawn = specs(html)
     assert len(drawn) == html.count("<figure>")
     critical = json.dumps(drawn)
     assert '{"a": 0.05, "b": 0.1}' in critical, "the bracket"
     assert '{"a": 0.07, "b": 0.09}' in critical, "the prediction with its interval"
     assert '{"a": 0.0005, "b": 0.002}' in critical, "the recommended band"
+
+
+def test_the_advice_has_its_command_where_nothing_failed(tmp_path: Path, fast: None) -> None:
+    run = make_run(tmp_path / "run")
+    with SummaryWriter(str(run)) as writer:
+        writer.add_text("silent/verdict", "No silent failure.", 11)
+    assert "lightning fit --config run/config.yaml" in Texts(render(open_runs([str(run)]))).text, "its own settings"
 
 
 def test_it_opens_without_a_network_and_is_small(tmp_path: Path) -> None:
