@@ -8,12 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_sft.data.indices import PIECE
 from lightning_sft.data.spool import pieces
 
 ROW, PROMPT = slice(16), slice(16, 32)
 """The digest of a row, and that of its prompt."""
-PIECE = 1 << 15
-"""Rows that are looked at together."""
 
 
 def standing_in(rows: NDArray[np.uint8], earlier: Sequence[NDArray[np.uint8]], part: slice) -> NDArray[np.bool_]:
@@ -29,6 +28,8 @@ def standing_in(rows: NDArray[np.uint8], earlier: Sequence[NDArray[np.uint8]], p
     Returns:
         (rows,) whether each does.
     """
+    if not earlier:
+        return np.zeros(len(rows), np.bool_)
     own = _words(rows[:, part])
     beginnings = np.unique(own[:, 0])
     found: set[tuple[int, int]] = set()

@@ -13,6 +13,7 @@ from lightning_sft.data.encoding.build import BuildOptions, build
 from lightning_sft.data.encoding.contexts import contexts_identity
 from lightning_sft.data.encoding.encode import Encoder
 from lightning_sft.data.encoding.weights import tell
+from lightning_sft.data.indices import stretches
 from lightning_sft.data.known import ROW, fingerprint, standing_in
 from lightning_sft.data.reading.sources import DataSource
 from lightning_sft.data.sets import RawSet, read, split_off, without_leaks
@@ -147,7 +148,7 @@ class SetLibrary:
         entry = self.cache.get(key, make, lambda: storable and key == self._key_of_sources(what, encoder))
         examples = self._raw[what].examples if keeps_examples and what in self._raw else ()
         built = unpack(entry, *self._origin(what), examples)
-        self._keys.setdefault(what, entry.arrays["keys"])
+        self._keys[what] = entry.arrays["keys"]  # mapped: those that were read are let go
         if "train_keys" in entry.arrays:
             self._keys.setdefault("train", entry.arrays["train_keys"])
         built.report.leaked = int(standing_in(self._keys[what], self._known_earlier(what, needed=False), ROW).sum())
@@ -264,7 +265,7 @@ class SetLibrary:
         """Return the rows of a set, how many of them stand in an earlier set, and how many were dropped for it."""
         raw = self._read(what)
         drops = [source.drop_leaks for source in self.sources]
-        earlier = self._known_earlier(what, needed=any(drops[s] for s in np.unique(raw.sources)))
+        earlier = self._known_earlier(what, needed=any(drops[s] for s, _, _ in stretches(raw.sources)))
         kept, leaked = without_leaks(raw, earlier, drops)
         if not len(kept.examples):
             raise UserError(

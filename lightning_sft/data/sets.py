@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
 from lightning_sft.data.codes import NO_MISTAKES
+from lightning_sft.data.indices import shuffled_indices, taken, where
 from lightning_sft.data.known import PROMPT, ROW, standing_in
 from lightning_sft.data.reading.sources import DataSource
 from lightning_sft.data.spool import Chosen, GrowingArray, Spool
@@ -47,8 +48,8 @@ class RawSet:
             rows: (rows,) whether to keep each.
             rejected: the bad rows of the new set.
         """
-        at = np.flatnonzero(rows)
-        return RawSet(Chosen(self.examples, at), self.sources[at], self.keys[at], rejected)
+        at = where(rows)
+        return RawSet(Chosen(self.examples, at), taken(self.sources, at), taken(self.keys, at), rejected)
 
 
 def read(
@@ -123,7 +124,7 @@ def split_off(raw: RawSet, share: int | float, seed: int) -> tuple[RawSet, RawSe
             "Give a fraction between 0 and 1 or a smaller number of rows."
         )
     held_out = np.zeros(rows, np.bool_)
-    held_out[np.random.default_rng([seed, rows]).permutation(rows)[:count]] = True
+    held_out[shuffled_indices(rows, np.random.default_rng([seed, rows]))[:count]] = True
     return raw.chosen(~held_out, raw.rejected), raw.chosen(held_out, [])
 
 

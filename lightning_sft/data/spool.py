@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import tempfile
-from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -51,8 +50,8 @@ class Spool(Sequence[T]):
     def __init__(self) -> None:
         self._items: list[T] | None = []
         self._waiting: list[bytes] = []
-        self._waiting_size = self._written = 0
-        self._starts = array("q", [0])
+        self._waiting_size = self._written = self._size = 0
+        self._ends = GrowingArray(np.int64)
         self._unpicklable: dict[int, T] = {}
         self._file: UnnamedFile | None = None
 
@@ -72,8 +71,9 @@ class Spool(Sequence[T]):
             text = b""
         self._waiting.append(text)
         self._waiting_size += len(text)
-        self._starts.append(self._starts[-1] + len(text))
-        if self._items is not None and self._starts[-1] > ROOM:
+        self._size += len(text)
+        self._ends.extend(self._size)
+        if self._items is not None and self._size > ROOM:
             self._items = None
         if self._items is None and self._waiting_size >= BLOCK:
             self._write()
@@ -86,7 +86,7 @@ class Spool(Sequence[T]):
         self._waiting, self._waiting_size = [], 0
 
     def __len__(self) -> int:
-        return len(self._starts) - 1
+        return len(self._ends)
 
     @overload
     def __getitem__(self, index: int) -> T: ...
@@ -105,7 +105,7 @@ class Spool(Sequence[T]):
             text = self._waiting[number - self._written]
         else:
             assert self._file is not None
-            start, end = self._starts[number], self._starts[number + 1]
+            start, end = self._ends.read(number - 1, number + 1) if number else (0, *self._ends.read(0, 1))
             text = self._file.read(start, end - start)
         item: T = pickle.loads(text)
         return item
@@ -185,6 +185,15 @@ class GrowingArray(Generic[S]):
         self._file.append(self._waiting)
         self._written += len(self._waiting)
         self._waiting = bytearray()
+
+    def read(self, start: int, stop: int) -> list[Any]:
+        """Return the elements from ``start`` up to ``stop``, while more may be added; a forked process can, too."""
+        first, last = start * self._dtype.itemsize, stop * self._dtype.itemsize
+        content = bytes(self._waiting[max(first - self._written, 0) : max(last - self._written, 0)])
+        if first < self._written:
+            assert self._file is not None
+            content = self._file.read(first, min(last, self._written) - first) + content
+        return np.frombuffer(content, self._dtype).tolist()  # type: ignore[no-any-return]
 
     def finish(self) -> NDArray[S]:
         """Return the array, mapped into memory where it is in a file; nothing can be added afterwards."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from lightning_sft.data.batches.collate import Collator, FlatCollator, PackCollator
 from lightning_sft.data.batches.packing import PackedDataset
 from lightning_sft.data.batches.sampler import EpochSampler
 from lightning_sft.data.batches.settings import BatchSettings
+from lightning_sft.data.indices import stretches
 from lightning_sft.data.storage.dataset import SetReport, TokenDataset
 from lightning_sft.errors import UserError
 
@@ -74,11 +73,10 @@ class TrainingBatches:
             rank: this one.
         """
         assert self.items is not None
-        numbers, counts = np.unique(self.items.sources, return_counts=True)
         lengths = self.items.lengths if isinstance(self.items, TokenDataset) else None
         return EpochSampler(
             self.items,
-            [(int(count), weights[int(n)]) for n, count in zip(numbers, counts, strict=True)],
+            [(end - start, weights[source]) for source, start, end in stretches(self.items.sources)],
             num_replicas,
             rank,
             self.settings.permuted,

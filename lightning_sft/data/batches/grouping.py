@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_sft.data.indices import Indices
+
 POOL = 50
 """Batches that are sorted together: the more, the less padding, and the less random what shares a batch."""
 
 
-def group_by_length(
-    order: NDArray[np.int64], lengths: NDArray[np.int64], batch_size: int, random: np.random.Generator
-) -> NDArray[np.int64]:
-    """Rearrange a permutation so that each batch holds rows of similar length.
+def group_by_length(order: Indices, lengths: NDArray[np.int64], batch_size: int, random: np.random.Generator) -> None:
+    """Rearrange a permutation, in place, so that each batch holds rows of similar length.
 
     Stretches of the permutation, `POOL` batches each (fewer in small sets, so that there are at least four), are
     sorted by length and cut into batches; then the batches of all stretches are shuffled. Rows that do not fill a
@@ -23,13 +23,12 @@ def group_by_length(
         lengths: tokens of each row, by its index.
         batch_size: rows of a batch, over all ranks.
         random: draws the order of the batches.
-
-    Returns:
-        (rows,) the same indices.
     """
     batches = len(order) // batch_size
-    whole, rest = np.split(order, [batches * batch_size])
+    whole = order[: batches * batch_size]
     pool = max(1, min(POOL, batches // 4)) * batch_size
-    stretch = np.arange(len(whole)) // pool
-    grouped = whole[np.lexsort((lengths[whole], stretch))].reshape(batches, batch_size)
-    return np.concatenate([random.permutation(grouped).reshape(-1), rest])
+    for start in range(0, len(whole), pool):
+        stretch = whole[start : start + pool]
+        stretch[:] = stretch[np.argsort(lengths[stretch], kind="stable")]
+    grouped = whole.reshape(batches, batch_size)
+    grouped[:] = grouped[random.permutation(batches)]

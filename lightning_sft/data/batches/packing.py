@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from typing_extensions import override
 
+from lightning_sft.data.indices import PIECE, Indices, empty_indices, shuffled_indices, stretches
+from lightning_sft.data.spool import pieces
 from lightning_sft.data.storage.dataset import Row, TokenDataset
 from lightning_sft.data.types import PADDING
 from lightning_sft.errors import UserError
@@ -30,7 +32,7 @@ class PackPlan:
         tokens: tokens of all packs.
     """
 
-    rows: NDArray[np.int64]
+    rows: Indices
     ends: NDArray[np.int64]
     capacity: int
     tokens: int
@@ -39,7 +41,7 @@ class PackPlan:
         """Return the number of packs."""
         return len(self.ends)
 
-    def __getitem__(self, pack: int) -> NDArray[np.int64]:
+    def __getitem__(self, pack: int) -> Indices:
         """Return the rows of one pack."""
         return self.rows[int(self.ends[pack - 1]) if pack else 0 : int(self.ends[pack])]
 
@@ -71,33 +73,38 @@ def best_fit(lengths: NDArray[np.int64], capacity: int, seed: int = 0) -> PackPl
             "keep_completion."
         )
     random = np.random.default_rng([seed, len(lengths)])
-    shuffled = random.permutation(len(lengths))
-    longest_first = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
-    packs: list[list[int]] = []
+    longest_first = shuffled_indices(len(lengths), random)
+    longest_first = longest_first[np.argsort(-lengths[longest_first], kind="stable")]
+    pack_of, packs = empty_indices(len(lengths), len(lengths)), 0
     with_room: defaultdict[int, list[int]] = defaultdict(list)  # by room in tokens: packs
     rooms = 0  # bit r: some pack has room r
-    for row, length in zip(longest_first.tolist(), lengths[longest_first].tolist(), strict=True):
-        fitting = rooms >> length
-        if fitting:
-            room = length + (fitting & -fitting).bit_length() - 1
-            pack = with_room[room].pop()
-            if not with_room[room]:
-                rooms ^= 1 << room
-            packs[pack].append(row)
-        else:
-            room, pack = capacity, len(packs)
-            packs.append([row])
-        left = room - length
-        with_room[left].append(pack)
-        rooms |= 1 << left
-    order = random.permutation(len(packs)).tolist()
-    rows = [random.permutation(packs[pack]) for pack in order]
-    return PackPlan(
-        np.concatenate(rows) if rows else np.empty(0, np.int64),
-        np.cumsum([len(pack) for pack in rows], dtype=np.int64),
-        capacity,
-        int(lengths.sum()),
-    )
+    for piece in pieces(len(lengths), PIECE):
+        chosen: list[int] = []
+        for length in lengths[longest_first[piece]].tolist():
+            fitting = rooms >> length
+            if fitting:
+                room = length + (fitting & -fitting).bit_length() - 1
+                pack = with_room[room].pop()
+                if not with_room[room]:
+                    rooms ^= 1 << room
+            else:
+                room, pack = capacity, packs
+                packs += 1
+            chosen.append(pack)
+            left = room - length
+            with_room[left].append(pack)
+            rooms |= 1 << left
+        pack_of[piece] = chosen
+    order = random.permutation(packs)
+    sizes = np.bincount(pack_of, minlength=packs)
+    starts = np.cumsum(sizes) - sizes
+    by_pack = longest_first[np.argsort(pack_of, kind="stable")]
+    ends = np.cumsum(sizes[order])
+    for pack, end in zip(order.tolist(), ends.tolist(), strict=True):
+        inside = by_pack[starts[pack] : starts[pack] + sizes[pack]]
+        random.shuffle(inside)
+        longest_first[end - len(inside) : end] = inside
+    return PackPlan(longest_first, ends, capacity, int(lengths.sum()))
 
 
 class PackedDataset(Dataset[Pack]):
@@ -119,14 +126,12 @@ class PackedDataset(Dataset[Pack]):
 
     def __init__(self, dataset: TokenDataset, capacity: int, seed: int = 0) -> None:
         self.dataset = dataset
-        numbers, firsts = np.unique(dataset.sources, return_index=True)
-        ends = [*firsts[1:].tolist(), len(dataset)]
-        plans = [
-            (first, best_fit(dataset.lengths[first:end], capacity, seed))
-            for first, end in zip(firsts.tolist(), ends, strict=True)
-        ]
+        sources, plans = [], []
+        for source, first, end in stretches(dataset.sources):
+            sources.append(source)
+            plans.append((first, best_fit(dataset.lengths[first:end], capacity, seed)))
         self.plan = _joined(plans, capacity)
-        self.sources = np.repeat(numbers, [len(plan) for _, plan in plans])
+        self.sources = np.repeat(np.array(sources, np.int64), [len(plan) for _, plan in plans])
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -140,11 +145,16 @@ class PackedDataset(Dataset[Pack]):
 
 def _joined(plans: Sequence[tuple[int, PackPlan]], capacity: int) -> PackPlan:
     """Return the plans of all sources as one; each comes with the index of its source's first row."""
-    rows = [first + plan.rows for first, plan in plans]
-    sizes = [np.diff(plan.ends, prepend=0) for _, plan in plans]
+    if len(plans) == 1:
+        return plans[0][1]
+    total = sum(len(plan.rows) for _, plan in plans)
+    rows = empty_indices(total, total)
+    for first, plan in plans:
+        np.add(plan.rows, first, out=rows[first : first + len(plan.rows)], dtype=rows.dtype)
+    ends = [first + plan.ends for first, plan in plans]
     return PackPlan(
-        np.concatenate(rows) if rows else np.empty(0, np.int64),
-        np.cumsum(np.concatenate(sizes)) if sizes else np.empty(0, np.int64),
+        rows,
+        np.concatenate(ends) if ends else np.empty(0, np.int64),
         capacity,
         sum(plan.tokens for _, plan in plans),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Sized
+from itertools import chain, repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,8 @@ from torch.utils.data import DistributedSampler
 from typing_extensions import override
 
 from lightning_sft.data.batches.grouping import group_by_length
+from lightning_sft.data.indices import Indices, count_up, empty_indices, shuffled_indices
+from lightning_sft.data.spool import pieces
 from lightning_sft.data.types import PADDING
 
 PIECE = 1 << 14
@@ -48,8 +51,9 @@ class EpochSampler(DistributedSampler[int]):
     ) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
         self.groups = tuple(groups) if groups is not None else ((len(dataset), 1.0),)
-        if sum(rows for rows, _ in self.groups) != len(dataset):
-            raise ValueError(f"groups {self.groups} do not add up to the dataset's {len(dataset)} rows")
+        self.rows = len(dataset)
+        if sum(rows for rows, _ in self.groups) != self.rows:
+            raise ValueError(f"groups {self.groups} do not add up to the dataset's {self.rows} rows")
         self.epoch_rows = sum(int(rows * weight + 0.5) for rows, weight in self.groups)
         self.num_samples = -(-self.epoch_rows // num_replicas)
         self.total_size = self.num_samples * num_replicas
@@ -57,34 +61,47 @@ class EpochSampler(DistributedSampler[int]):
         self.step_rows = batch_size * num_replicas
         self.start = 0
 
-    def order(self, epoch: int) -> NDArray[np.int64]:
-        """Return the row indices of one epoch over all ranks, (epoch_rows,)."""
-        first, parts = 0, []
+    def order(self, epoch: int) -> Indices:
+        """Return the row indices of one epoch over all ranks, (epoch_rows,): one array, rearranged in its place."""
+        order = empty_indices(self.epoch_rows, self.rows)
+        first = filled = 0
         for number, (rows, weight) in enumerate(self.groups):
-            parts.append(first + self._share(rows, weight, number, epoch))
-            first += rows
-        order = np.concatenate(parts) if parts else np.empty(0, np.int64)
-        if not self.shuffle:
-            return order
-        random = np.random.default_rng([self.seed, epoch])
-        order = random.permutation(order)
-        return order if self.lengths is None else group_by_length(order, self.lengths, self.step_rows, random)
+            share = order[filled : filled + int(rows * weight + 0.5)]
+            self._deal(share, first, rows, number, epoch)
+            first, filled = first + rows, filled + len(share)
+        if self.shuffle:
+            random = np.random.default_rng([self.seed, epoch])
+            random.shuffle(order)
+            if self.lengths is not None:
+                group_by_length(order, self.lengths, self.step_rows, random)
+        return order
 
-    def _share(self, rows: int, weight: float, number: int, epoch: int) -> NDArray[np.int64]:
-        """Return one source's rows for one epoch: whole passes, then the next stretch of a fixed cycle."""
-        total = int(rows * weight + 0.5)
-        every = np.arange(rows, dtype=np.int64)
-        passes, rest = divmod(total, rows) if rows else (0, 0)
-        if not rest:
-            return np.tile(every, passes)
-        cycle = np.random.default_rng([self.seed, number, 1 << 31]).permutation(every)
-        stretch = cycle[(epoch * rest + np.arange(rest)) % rows]
-        return np.concatenate([np.tile(every, passes), np.sort(stretch)])
+    def _deal(self, share: Indices, first: int, rows: int, number: int, epoch: int) -> None:
+        """Fill in one source's rows for one epoch: whole passes, then the next stretch of a fixed cycle.
+
+        Args:
+            share: where they go.
+            first: index of the source's first row.
+            rows: of the source.
+            number: of the source.
+            epoch: of the run.
+        """
+        passes, rest = divmod(len(share), rows) if rows else (0, 0)
+        for done in range(passes):
+            count_up(share[done * rows : (done + 1) * rows], first)
+        if rest:
+            cycle = shuffled_indices(rows, np.random.default_rng([self.seed, number, 1 << 31]))
+            start, stretch = epoch * rest % rows, share[passes * rows :]
+            head = cycle[start : start + rest]
+            stretch[: len(head)], stretch[len(head) :] = head, cycle[: rest - len(head)]
+            stretch.sort()
+            stretch += first
 
     @override
     def __iter__(self) -> Iterator[int]:
         """Yield this rank's row indices, from position ``start`` on."""
-        order = self.order(self.epoch)
-        padded = np.concatenate([order, np.full(self.total_size - len(order), PADDING, np.int64)])
-        mine = padded[self.rank :: self.num_replicas][self.start :].copy()  # the others' rows are let go
-        return (index for start in range(0, len(mine), PIECE) for index in mine[start : start + PIECE].tolist())
+        mine = self.order(self.epoch)[self.rank :: self.num_replicas]
+        missing = self.num_samples - max(len(mine), self.start)
+        mine = np.ascontiguousarray(mine[self.start :])  # the others' rows are let go
+        rows = (row for piece in pieces(len(mine), PIECE) for row in mine[piece].tolist())
+        return chain(rows, repeat(PADDING, missing))

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lightning_sft.data.codes import Code
 from lightning_sft.data.encoding.contexts import ContextWeights
 from lightning_sft.data.encoding.encode import Encoder
 from lightning_sft.data.encoding.parallel import encode_rows
 from lightning_sft.data.encoding.truncate import Truncation, truncate
+from lightning_sft.data.indices import stretches, taken
 from lightning_sft.data.known import fingerprint
 from lightning_sft.data.sets import OnBadRow, RawSet, describe, reject
 from lightning_sft.data.spool import Chosen, GrowingArray
@@ -99,14 +99,14 @@ def build(raw: RawSet, names: Sequence[str], encoder: Encoder, options: BuildOpt
             + (f" The first bad row: {describe(report.rejected[0])}" if report.rejected else "")
         )
     at = kept.finish()
-    dataset = encoded.finish(raw.sources[at])
+    dataset = encoded.finish(taken(raw.sources, at))
     report.rows = len(dataset)
     report.lengths, report.full_lengths, report.trained = dataset.lengths, full_lengths.finish(), encoded.trained_tokens
     report.negative = encoded.negative
     report.contexts = weigh.found
     report.masks = dict(masks)
     report.unused = _unused(unused, encoder.template.every_source)
-    report.source_rows = {names[s]: rows for s, rows in _in_order(dataset.sources)}
+    report.source_rows = {names[s]: end - start for s, start, end in stretches(dataset.sources)}
     return BuiltSet(dataset, Chosen(raw.examples, at), report, at, fingerprint(raw.keys, at))
 
 
@@ -114,12 +114,6 @@ _WEIGHS_NOTHING = (
     "nothing would be trained: data.loss_weights.contexts gives weight 0 to the only tokens of the row that are. Give "
     "them another weight, or leave the row out."
 )
-
-
-def _in_order(sources: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Return each source with its rows, in the order in which they come."""
-    numbers, firsts, counts = np.unique(sources, return_index=True, return_counts=True)
-    return [(int(numbers[i]), int(counts[i])) for i in np.argsort(firsts)]
 
 
 def _unused(counts: Counter[str], template: str) -> dict[str, int]:

@@ -57,6 +57,7 @@ class TokenDataset(Dataset[Row]):
         ids: NDArray[np.int32],
         trained: NDArray[np.bool_],
         lengths: NDArray[np.int64],
+        ends: NDArray[np.int64],
         sources: NDArray[np.int64],
         folder: Path | None = None,
         weights: NDArray[np.float32] | None = None,
@@ -67,14 +68,14 @@ class TokenDataset(Dataset[Row]):
             ids: (tokens,) ids of all rows, one after the other.
             trained: (tokens,) whether each is trained.
             lengths: (rows,) tokens of each row.
+            ends: (rows,) where each ends in ``ids``.
             sources: (rows,) index of each row's source.
-            folder: where ``ids``, ``trained`` and ``weights`` are mapped from: another process maps them again.
+            folder: where all but ``sources`` are mapped from: another process maps them again.
             weights: (tokens,) what the loss of each is multiplied by; None for 1.
         """
         self = cls([], [])
         self.weights = weights
-        self.ids, self.trained, self.lengths, self.sources = ids, trained, lengths, sources
-        self.ends = np.cumsum(lengths)
+        self.ids, self.trained, self.lengths, self.ends, self.sources = ids, trained, lengths, ends, sources
         self._folder = folder
         return self
 
@@ -85,7 +86,7 @@ class TokenDataset(Dataset[Row]):
     def _mapped(self) -> list[str]:
         if self._folder is None:
             return []
-        return ["ids", "trained", *(["weights"] if (self._folder / "weights.npy").exists() else [])]
+        return ["ids", "trained", "lengths", "ends", *(["weights"] if (self._folder / "weights.npy").exists() else [])]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

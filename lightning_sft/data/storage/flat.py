@@ -19,7 +19,8 @@ class FlatRows:
 
     def __init__(self) -> None:
         self._ids, self._trained = GrowingArray(np.int32), GrowingArray(np.bool_)
-        self._lengths, self._trained_tokens = GrowingArray(np.int64), GrowingArray(np.int64)
+        self._lengths, self._ends, self._trained_tokens = (GrowingArray(np.int64) for _ in range(3))
+        self._tokens = 0
         self._weights: GrowingArray[np.float32] | None = None
         self.negative = 0
 
@@ -35,7 +36,9 @@ class FlatRows:
             self.negative += bool((row.weights[row.trained] < 0).any())
         self._ids.extend(row.ids)
         self._trained.extend(row.trained)
+        self._tokens += len(row.ids)
         self._lengths.extend(len(row.ids))
+        self._ends.extend(self._tokens)
         self._trained_tokens.extend(int(row.trained.sum()))
 
     def __len__(self) -> int:
@@ -56,6 +59,7 @@ class FlatRows:
             self._ids.finish(),
             self._trained.finish(),
             self._lengths.finish(),
+            self._ends.finish(),
             sources,
             weights=None if self._weights is None else self._weights.finish(),
         )

@@ -66,14 +66,16 @@ def test_grouping_saves_padding_and_stays_random():
         batches = lengths[order[: len(order) // 8 * 8]].reshape(-1, 8)
         return 1 - batches.sum() / (8 * batches.max(1)).sum()
 
-    grouped = group_by_length(order, lengths, 8, random)
+    grouped = order.copy()
+    group_by_length(grouped, lengths, 8, random)
     assert padding(order) > 0.2
     assert padding(grouped) < 0.04
     assert sorted(grouped) == sorted(order)
     # the lengths of neighbouring batches do not follow each other
     means = lengths[grouped[: 933 * 8]].reshape(-1, 8).mean(1)
     assert abs(np.corrcoef(means[1:], means[:-1])[0, 1]) < 0.15
-    again = group_by_length(random.permutation(order), lengths, 8, random)
+    again = random.permutation(order)
+    group_by_length(again, lengths, 8, random)
     assert set(map(frozenset, grouped[:7464].reshape(-1, 8))) != set(map(frozenset, again[:7464].reshape(-1, 8)))
 
 
