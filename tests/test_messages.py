@@ -87,6 +87,16 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     ),
     # values
     "a word for a number": (["--batch_size", "many"], ("data.batch_size is 'many'", "a whole number")),
+    "a part of a row": (["--batch_size", "2.5"], ("data.batch_size is '2.5'", "a whole number")),
+    "a truth value for a number": (["--trainer.max_steps=true"], ("trainer.max_steps is 'true'", "a whole number")),
+    "a number for a seed or none": (["--seed_everything=1.5"], ("'1.5'", "true or false or a whole number")),
+    "half a device": (
+        ["--trainer.devices=2.5"],
+        ("trainer.devices is '2.5'", "a whole number from 1", "auto", "[0, 1]"),
+    ),
+    "half a device, in short": (["--devices", "2.5"], ("'devices'", "trainer.devices")),
+    "no device": (["--trainer.devices=0"], ("trainer.devices is '0'", "a whole number from 1")),
+    "half a device in a list": (["--trainer.devices=[0, 0.5]"], ("trainer.devices is '[0, 0.5]'", "[0, 1]")),
     "an unknown choice": (["--data.truncation=lefft"], ("'lefft'", "'left'", "keep_completion")),
     "fp16": (["--trainer.precision=fp16"], ("'fp16'", "'16-mixed'", "bf16-mixed")),
     "a dtype": (["--model.dtype=bf16"], ("'bf16'", "'bfloat16'", "float32")),
@@ -282,6 +292,12 @@ def test_a_class_of_the_users_own_is_left_to_the_parser() -> None:
     [
         (["--trainer.devices=64"], ("trainer.devices is 64", "no GPU", "64 processes", "--trainer.accelerator cpu")),
         (["--trainer.accelerator=gpu"], ("'gpu'", "no GPU", "lightning env")),
+        (["--trainer.devices=0,1"], ("trainer.devices is '0,1'", "on the processor", "a whole number from 1, or auto")),
+        (["--trainer.accelerator=cpu", "--trainer.devices=-1"], ("is '-1'", "a number of processes")),
+        (
+            ["--model.adapter=LoraConfig", "--model.adapter.r=2.5"],
+            ("model.adapter: r", "2.5 was given", "Allowed: a whole number."),
+        ),
     ],
 )
 def test_devices_that_are_not_there(

@@ -24,6 +24,12 @@ def check_devices(trainer: Namespace) -> None:
     count = len(asked) if isinstance(asked, list) else int(asked) if str(asked).isdecimal() else 0
     accelerator = trainer.accelerator if isinstance(trainer.accelerator, str) else ""
     gpus = torch.cuda.device_count()
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
+    if on_cpu and str(asked) != "auto" and not (str(asked).isdecimal() and count):
+        raise UserError(
+            f"trainer.devices is {asked!r}, and this run is on the processor, where it is a number of processes. "
+            "Allowed: a whole number from 1, or auto."
+        )
     if accelerator in ("gpu", "cuda", "auto") and gpus and count > gpus:
         raise UserError(f"trainer.devices is {asked}, and this machine has {gpus} GPUs. Allowed: 1 to {gpus}, or auto.")
     if accelerator in ("gpu", "cuda") and not torch.accelerator.is_available():

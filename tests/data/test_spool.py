@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 import pytest
 
-from lightning_sft.data import DataSource, Example, SFTDataModule, Source, spool
+from lightning_sft.data import DataSource, Example, SFTDataModule, Source, indices, spool
 from lightning_sft.data.known import PROMPT, ROW, fingerprint, standing_in
 from lightning_sft.data.library import SetLibrary
 from lightning_sft.data.spool import Chosen, GrowingArray, Spool, spooling_in
@@ -71,6 +71,32 @@ def test_an_array_grows(monkeypatch, block):
         assert found.tolist() == whole.tolist()
         assert isinstance(found.base, np.memmap) == (block < 1 << 20)
     assert GrowingArray(np.int64).finish().tolist() == []
+
+
+def test_an_array_is_read_while_it_grows(tiny):
+    grown = GrowingArray(np.int64)
+    for number in range(40):
+        grown.extend(number)
+        assert grown.read(max(number - 9, 0), number + 1) == list(range(max(number - 9, 0), number + 1))
+    assert grown.read(0, 40) == list(range(40))
+
+
+@pytest.mark.parametrize("piece", [1, 3, 1 << 15])
+def test_rows_are_chosen_piece_by_piece(tiny, monkeypatch, piece):
+    monkeypatch.setattr(indices, "PIECE", piece)
+    draw = np.random.default_rng(0)
+    chosen, sources = draw.random(50) < 0.4, np.sort(draw.integers(0, 6, 50))
+    keys = draw.integers(0, 255, (50, 32), dtype=np.uint8)
+    at = indices.where(chosen)
+    assert at.tolist() == np.flatnonzero(chosen).tolist()
+    assert np.array_equal(indices.taken(keys, at), keys[chosen])
+    assert indices.taken(keys, at[:0]).shape == (0, 32)
+    values, starts, counts = np.unique(sources, return_index=True, return_counts=True)
+    expected = [(int(v), int(s), int(s + c)) for v, s, c in zip(values, starts, counts, strict=True)]
+    assert list(indices.stretches(sources)) == expected
+    assert list(indices.stretches(sources[:0])) == []
+    shuffled = indices.shuffled_indices(50, np.random.default_rng(3))
+    assert shuffled.tolist() == np.random.default_rng(3).permutation(50).tolist()
 
 
 def test_files_are_in_the_folder_of_the_cache_and_leave_nothing(tiny, tmp_path, monkeypatch):

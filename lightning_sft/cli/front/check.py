@@ -12,7 +12,7 @@ from lightning_sft.cli.front.given import SECTIONS, Given, read_given
 from lightning_sft.cli.front.listing import KnownClass, Listing, Setting, listing
 from lightning_sft.cli.front.meant import may_be_class
 from lightning_sft.cli.front.names import not_offered
-from lightning_sft.cli.front.values import fits, is_inline, is_number
+from lightning_sft.cli.front.values import fits, is_inline, is_number, names_devices
 from lightning_sft.cli.front.words import REPORT, class_of_word, expand
 from lightning_sft.cli.verbs import LIGHTNING_VERBS
 from lightning_sft.errors import UserError
@@ -131,6 +131,8 @@ class Checker:
                 node = yaml.compose(node, Loader=yaml.SafeLoader) or node
             except yaml.YAMLError:
                 return  # the parser says what is wrong with it
+        if key == "trainer.devices" and not names_devices(node):
+            raise UserError(say.wrong_devices(one))
         if isinstance(node, yaml.SequenceNode):
             if setting.bases and "list" in setting.takes:
                 for item in node.value:

@@ -77,6 +77,15 @@ def wrong_value(one: Given, key: str, text: str, setting: Setting, known: Listin
     return f"{one.where}{key} is {text!r}{hint} {allowed(setting)}"
 
 
+def wrong_devices(one: Given) -> str:
+    """Say that ``trainer.devices`` can be no such value."""
+    given = one.value if isinstance(one.value, str) else yaml.serialize(one.value).strip().removesuffix("\n...")
+    return (
+        f"{one.where}trainer.devices is {given!r}. Allowed: how many (a whole number from 1), auto, -1 for all, or a "
+        "list of GPUs by their number, such as [0, 1]."
+    )
+
+
 _ELSEWHERE: dict[str, Mapping[str, str]] = {
     "trainer.precision": {"fp16": "16-mixed", "float16": "16-mixed", "bfloat16": "bf16-mixed", "fp32": "32-true"},
     "model.dtype": {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "half": "float16"},

@@ -1,5 +1,6 @@
 """Packs: every token once, few packs, and batches in which models can tell the rows apart."""
 
+import hashlib
 import time
 from collections import Counter
 
@@ -74,6 +75,12 @@ def test_packs_follow_the_seed():
     assert np.array_equal(one.rows, again.rows)
     assert np.array_equal(one.ends, again.ends)
     assert not np.array_equal(one.rows, other.rows)
+
+
+def test_packs_are_those_of_earlier_versions():
+    plan = best_fit(like_gsm8k(3000), 1024, 7)
+    found = hashlib.sha256(plan.rows.astype(np.int64).tobytes() + plan.ends.astype(np.int64).tobytes()).hexdigest()
+    assert found[:16] == "b9b4e499b79b9144"
 
 
 def test_best_fit_takes_the_fullest_pack_that_has_room():

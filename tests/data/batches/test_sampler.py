@@ -1,7 +1,9 @@
 """The order of an epoch over ranks and sources."""
 
+import tracemalloc
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,6 +61,58 @@ def test_a_fraction_goes_through_all_rows_in_turn(rows, weight):
     assert sampler.epoch_rows == per_epoch
     seen = Counter(i for epoch in range(rows) for i in sampler.order(epoch).tolist())
     assert all(seen[i] == per_epoch for i in range(rows))
+
+
+def order_as_it_was(groups, shuffle, seed, epoch, lengths, together):
+    """What checkpoints of earlier versions count on, in whole arrays."""
+    first, parts = 0, []
+    for number, (rows, weight) in enumerate(groups):
+        passes, rest = divmod(int(rows * weight + 0.5), rows)
+        cycle = np.random.default_rng([seed, number, 1 << 31]).permutation(np.arange(rows))
+        stretch = np.sort(cycle[(epoch * rest + np.arange(rest)) % rows])
+        parts.append(first + np.concatenate([np.tile(np.arange(rows), passes), stretch]))
+        first += rows
+    order = np.concatenate(parts)
+    random = np.random.default_rng([seed, epoch])
+    if not shuffle:
+        return order.tolist()
+    order = random.permutation(order)
+    if lengths is None:
+        return order.tolist()
+    batches = len(order) // together
+    whole, left = np.split(order, [batches * together])
+    pool = max(1, min(50, batches // 4)) * together
+    whole = whole[np.lexsort((lengths[whole], np.arange(len(whole)) // pool))].reshape(batches, together)
+    return np.concatenate([random.permutation(whole).reshape(-1), left]).tolist()
+
+
+GROUP = st.tuples(st.integers(1, 60), st.sampled_from([1.0, 2.0, 0.5, 0.3, 1.7, 0.05]))
+
+
+@given(
+    groups=st.lists(GROUP, min_size=1, max_size=3),
+    together=st.integers(1, 5),
+    seed=st.integers(0, 2**31),
+    epoch=st.integers(0, 6),
+    how=st.sampled_from(["sequential", "shuffled", "grouped"]),
+)
+def test_orders_are_those_of_earlier_versions(groups, together, seed, epoch, how):
+    rows, shuffle = sum(count for count, _ in groups), how != "sequential"
+    lengths = np.random.default_rng(seed).integers(1, 9, rows) if how == "grouped" else None
+    sampler = EpochSampler(range(rows), groups, 1, 0, shuffle, seed, lengths, together)
+    assert sampler.order(epoch).tolist() == order_as_it_was(groups, shuffle, seed, epoch, lengths, together)
+
+
+@pytest.mark.parametrize(("how", "bytes_a_row"), [("shuffled", 4), ("grouped", 8), ("two ranks", 6)])
+def test_an_order_takes_few_bytes_a_row(how, bytes_a_row):
+    rows = 400_000
+    lengths = np.full(rows, 9) if how == "grouped" else None
+    sampler = EpochSampler(range(rows), None, 1 + (how == "two ranks"), 0, True, 1, lengths, 64)
+    tracemalloc.start()
+    next(iter(sampler))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak <= bytes_a_row * rows + (1 << 20)
 
 
 def test_groups_must_cover_the_rows():
