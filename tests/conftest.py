@@ -23,7 +23,16 @@ os.environ.setdefault(
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
+#: seconds by the clock for tests that start ranks: `ranks.py` tells ranks that hang from a machine that is busy
+RANKS_TAKE = 1500
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give tests that start ranks more time by the clock."""
+    for item in items:
+        if item.get_closest_marker("ranks") is not None and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(RANKS_TAKE))
 
 
 @pytest.fixture(autouse=True)

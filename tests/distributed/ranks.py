@@ -13,14 +13,19 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-#: less than a test may take, so that the ranks' output is shown
-SECONDS = 240
+#: of processor time that ranks may use: on a busy machine the same work takes any number of seconds by the clock
+SECONDS = 400
+#: by the clock, without any work: ranks that wait for each other
+QUIET = 240
+LOOK = 5
 LOG = "ranks.log"
 
 
@@ -45,9 +50,15 @@ class Pool:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(json.dumps(request), file=self.process.stdin, flush=True)
-        if not select.select([self.process.stdout], [], [], SECONDS)[0]:
-            self.close()
-            return None
+        begun = last = processor_seconds(self.process.pid)
+        quiet = time.monotonic()
+        while not select.select([self.process.stdout], [], [], LOOK)[0]:
+            now = processor_seconds(self.process.pid)
+            if now > last + 0.1:
+                last, quiet = now, time.monotonic()
+            if now > begun + SECONDS or time.monotonic() > quiet + QUIET:
+                self.close()
+                return None
         return int(self.process.stdout.readline() or -1)
 
     def close(self) -> None:
@@ -59,6 +70,17 @@ class Pool:
 
 
 POOL = Pool()
+
+
+def processor_seconds(session: int) -> float:
+    """Return the processor time that the processes of a session have used so far, 0 where the system does not tell."""
+    ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session:
+                ticks += sum(map(int, fields[11:15]))  # its own, and that of its children that have ended
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def two_ranks(work: str, folder: Path, **given: Any) -> list[Any]:
@@ -84,7 +106,7 @@ def some_ranks(count: int, work: str, folder: Path, **given: Any) -> list[Any]:
     request = {"count": count, "work": work, "folder": str(folder), "given": given, "environment": environment}
     code = POOL.ask(request)
     output = (folder / LOG).read_text(errors="replace")[-5000:] if code != 0 and (folder / LOG).exists() else ""
-    assert code == 0, f"{work}: " + (f"no end after {SECONDS} s" if code is None else f"exit code {code}") + output
+    assert code == 0, f"{work}: " + ("its ranks hung" if code is None else f"exit code {code}") + output
     return [torch.load(folder / f"rank_{rank}.pt", weights_only=True) for rank in range(count)]
 
 
