@@ -213,7 +213,7 @@ class CapabilityProbe(Callback):
                 self.next_step, told = NextStep(_why(advice), advice.command(told), measured=False), None
             self._tell(self.start, "training", told, advises=not picked)  # what was picked has been told, and why
         else:
-            rank_zero_info(f"Capability on the same tokens after the fit: {self.end.in_short()}")
+            rank_zero_info(f"Capability on the same tokens after the fit: {self.end.in_short(explains=False)}")
         folder = run_folder(trainer) if trainer.is_global_zero else None
         if folder is not None:
             content = advice.to_dict(options or f"--config {CONFIG}")

@@ -116,14 +116,15 @@ def _plan(trainer: Trainer) -> Iterator[tuple[str, str]]:
     total = trainer.estimated_stepping_batches
     datamodule = getattr(trainer, "datamodule", None)
     size, (ranks, _) = getattr(datamodule, "batch_size", None), data_parallel_size_and_rank(trainer)
-    each, epoch = "", 0.0  # steps of an epoch
+    each, epoch = "", 0  # steps of an epoch
     if isinstance(size, int):
         accumulated = trainer.accumulate_grad_batches
         unit = "packs" if getattr(datamodule, "packed", False) else "rows"
         factors = [str(size), *([str(accumulated)] if accumulated > 1 else []), *([str(ranks)] if ranks > 1 else [])]
         per_step = size * accumulated * ranks
         report = getattr(datamodule, "report", {}).get("train")
-        epoch = (getattr(report, "packs", 0) or getattr(report, "rows", 0)) / per_step
+        # an epoch ends with its last batch, which may be smaller
+        epoch = math.ceil((getattr(report, "packs", 0) or getattr(report, "rows", 0)) / per_step)
         each = f", each of {per_step} {unit}" + (f" ({' x '.join(factors)})" if len(factors) > 1 else "")
     if total == math.inf:
         yield "Steps", f"as many as there is time for{each}"

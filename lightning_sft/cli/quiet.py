@@ -10,7 +10,13 @@ import lightning.fabric.utilities.warnings  # noqa: F401  sets how warnings are 
 from typing_extensions import override
 
 #: an advertisement, and what `RunStory` says itself
-HELD_BACK = ("\N{ELECTRIC LIGHT BULB} Tip: ", "GPU available: ", "TPU available: ", "Seed set to ")
+HELD_BACK = (
+    "\N{ELECTRIC LIGHT BULB} Tip: ",
+    "GPU available: ",
+    "TPU available: ",
+    "Seed set to ",
+    "Loading `train_dataloader` to estimate number of stepping batches",
+)
 #: this package; its warnings are shown as a line, without the place in the code that gives them
 _OURS = Path(__file__).parents[1]
 _OTHERS = warnings.formatwarning

@@ -183,17 +183,21 @@ class CapabilityReading:
         some = {prefix: group for prefix, group in groups.items() if group is not None}
         return {f"capability/{prefix}{key}": v for prefix, group in some.items() for key, v in group.scalars().items()}
 
-    def in_short(self) -> str:
-        """Return the place, and the figures that it rests on, in two sentences."""
+    def in_short(self, *, explains: bool = True) -> str:
+        """Return the place, and the figures that it rests on, in two sentences.
+
+        Args:
+            explains: whether to say where the places begin and end.
+        """
         group, judged = self.all, self.judged
         bounds = "" if judged.mean_p_interval is None else " [{:.3f}, {:.3f}]".format(*judged.mean_p_interval)
         apart = self.special is not None and self.content is not None
         tokens = f", special tokens left out ({group.mean_p:.3f} with them)" if apart else ""
         exact = "" if group.exact_match is None else f", {group.exact_answers} of {group.answers} answers exact"
+        cut_offs = f"; up to {self.cut_offs.weak:g} we call weak, from {self.cut_offs.strong:g} strong" * explains
         return (
-            f"{self.place}. The right token has a probability of {judged.mean_p:.3f}{bounds} on average{tokens}; up to "
-            f"{self.cut_offs.weak:g} we call weak, from {self.cut_offs.strong:g} strong. Of all tokens: NLL "
-            f"{group.nll:.2f}, right first choice {group.top1_share:.1%}{exact}."
+            f"{self.place}. The right token has a probability of {judged.mean_p:.3f}{bounds} on average{tokens}"
+            f"{cut_offs}. Of all tokens: NLL {group.nll:.2f}, right first choice {group.top1_share:.1%}{exact}."
         )
 
     def judged_of(self, source: str) -> GroupReading:

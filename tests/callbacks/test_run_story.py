@@ -99,6 +99,19 @@ def test_an_end_before_the_steps_that_were_asked_for_is_said(most_steps: int, sa
     assert len(told) == said
 
 
+@pytest.mark.parametrize(("rows", "steps", "said"), [(57, 8, "1 epoch"), (57, 24, "3 epochs"), (64, 4, "0.5 epochs")])
+def test_the_last_batch_of_an_epoch_may_be_small(rows: int, steps: int, said: str) -> None:
+    trainer = SimpleNamespace(
+        estimated_stepping_batches=steps,
+        max_steps=-1,
+        global_step=0,
+        accumulate_grad_batches=1,
+        distributed_sampler_kwargs=None,
+        datamodule=SimpleNamespace(batch_size=8, report={"train": SimpleNamespace(rows=rows, packs=0)}),
+    )
+    assert [text for _, text in _plan(trainer)] == [f"{steps}, each of 8 rows, {said}"]
+
+
 def test_the_numbers_of_a_line(toy_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Tokens of a line are those of its steps, over the time of its steps."""
     from lightning.pytorch import Callback
