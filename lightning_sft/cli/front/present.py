@@ -13,7 +13,6 @@ from lightning_sft.cli.front.run_folder import READERS
 from lightning_sft.cli.front.say import nothing_for
 from lightning_sft.cli.front.values import NULL, is_inline
 from lightning_sft.cli.front.words import class_of_word, expand, split
-from lightning_sft.cli.verbs import LIGHTNING_VERBS
 from lightning_sft.errors import UserError
 from lightning_sft.places import (
     DEMO_EXTRA,
@@ -30,6 +29,13 @@ _READS = {
     "test": ("data.test",),
     "predict": ("data.predict",),
     "audit": ("data.test",),
+}
+#: verb -> the setting without which there is nothing for it to do
+_NEEDS = {
+    **dict.fromkeys(("fit", "advise", "forecast"), "data.train"),
+    "validate": "data.val",
+    "test": "data.test",
+    "predict": "data.predict",
 }
 #: verbs that name their models otherwise, or write down what is still to come
 _OTHER_MODEL = ("audit", "score", "estimate", "init")
@@ -72,10 +78,10 @@ def require_present(verb: str, arguments: Sequence[str], typed: Sequence[str] = 
 
 
 def _require_any(verb: str, given: Mapping[str, Given], typed: Sequence[str]) -> None:
-    """Raise if one of Lightning's verbs has no rows to work on."""
-    if verb not in LIGHTNING_VERBS or {"data", "data.class_path"} & given.keys():
+    """Raise if a verb has no rows to work on."""
+    if verb not in _NEEDS or {"data", "data.class_path"} & given.keys():
         return
-    key = {"fit": "data.train", "validate": "data.val"}.get(verb, f"data.{verb}")
+    key = _NEEDS[verb]
     named = {k for k, one in given.items() if not _is_null(one)}
     validates = any(k in ("data.val", "data.val_split") or k.startswith("data.val.") for k in named)
     if not (verb == "validate" and validates) and not any(k == key or k.startswith(f"{key}.") for k in named):

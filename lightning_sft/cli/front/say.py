@@ -172,17 +172,17 @@ def replaced(before: Given, after: Given) -> str:
 
 
 def nothing_for(verb: str, arguments: Sequence[str] = (), *, validates: bool = False) -> str:
-    """Say that a verb of Lightning has no rows to work on, and what to type.
+    """Say that a verb has no rows to work on, and what to type.
 
     Args:
-        verb: fit, validate, test or predict.
+        verb: of Lightning, or one that looks at training rows.
         arguments: after it, as they were typed.
         validates: whether the settings name rows to validate on.
     """
-    key = {"fit": "train", "validate": "val"}.get(verb, verb)
+    key = {"validate": "val", "test": "test", "predict": "predict"}.get(verb, "train")
     typed = shlex.join(["lightning", verb, *(arguments or ["..."])])
     text = f"There is nothing for {verb}: data.{key} is not set. Give the rows: {typed} --data.{key} FILE"
-    if verb == "fit":
+    if key == "train":
         return f"{text}; or `lightning init --train FILE` writes a file of settings."
     if verb == "validate":
         return f"{text}; or hold out some of data.train by --data.val_split 0.05."

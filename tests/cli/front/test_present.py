@@ -57,6 +57,7 @@ WRONG = {
     ),
     "no rows to validate on": (["validate", *MODEL, "--train=here.jsonl", "--data.val=null"], "--data.val_split 0.05"),
     "no rows to train on": (["fit", *MODEL], "`lightning init --train FILE`"),
+    "no rows to advise on": (["advise", *MODEL], "There is nothing for advise: data.train is not set"),
     "a folder": (["predict", "--model=~/gone", "--data.predict=here.jsonl"], "no model folder '~/gone'"),
     "a checkpoint": (
         ["fit", *MODEL, "--ckpt_path=gone.ckpt", "--train=here.jsonl"],
