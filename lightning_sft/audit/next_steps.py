@@ -49,7 +49,7 @@ def next_steps(audit: Audit, folder: Path) -> list[Block]:
 
 
 def first_step(audit: Audit, folder: Path) -> list[str]:
-    """Return the first thing to try in two lines, why and what to type; nothing where there is no command.
+    """Return the first thing to try, why and what to type, in lines for a terminal; none where there is no command.
 
     Args:
         audit: what was found.
@@ -61,7 +61,8 @@ def first_step(audit: Audit, folder: Path) -> list[str]:
         return []
     why, command = blocks[at - 1] if at else "", blocks[at]
     assert isinstance(command, Command)
-    return [*([why] if isinstance(why, str) and why else []), f"  {command.text}"]
+    lines = ([why] if isinstance(why, str) and why else []) + [command.text]
+    return [f"{'' if i else 'Next':<11}{line}" for i, line in enumerate(lines)]
 
 
 def _at_the_places(audit: Audit, file: Path) -> list[Block]:

@@ -91,8 +91,8 @@ def main(arguments: list[str]) -> None:
     print(headline(found))
     print("\n".join(f"- {line}" for line in in_short(found)))
     print(f"\nPage       {place / PAGE}\nAlso       audit.md, audit.json and {CONTEXTS} in {place}")
-    if step := first_step(found, place):
-        print("\n".join(["Next", *step]))
+    for line in first_step(found, place):
+        print(line)
     if config.fail_above is not None and (found.is_broken or found.headline > config.fail_above):
         print(f"{found.headline_name} is {found.headline:.1%}, above {config.fail_above:.1%}", file=sys.stderr)
         sys.exit(TOO_MANY)

@@ -12,6 +12,7 @@ import pytest
 from lightning_sft.audit.contexts import Context
 from lightning_sft.audit.guard import Forgetting
 from lightning_sft.audit.headline import headline
+from lightning_sft.audit.next_steps import first_step
 from lightning_sft.audit.page import sections
 from lightning_sft.audit.probing import ProbeOutcome
 from lightning_sft.audit.render import Command, Listing, Section, Table, as_code, to_html, to_markdown
@@ -98,6 +99,18 @@ def test_a_silent_failure_names_the_next_commands() -> None:
         "| `...she was very` | `\u2423glad` | `\u2423proud` | 0.130 -> 0.200 | 0.450 -> 0.400 | 2.00 -> 1.60 |" in page
     )
     assert "| 40.0% (30.0% to 50.0%) | of 70 |" in page
+
+
+def test_the_terminal_gets_the_first_step_alone() -> None:
+    run = Asked([], ["runs/a/config.yaml"], None)
+    why, command = first_step(made(asked=run), Path("out"))
+    assert why.startswith("Next       Train again with a margin between the right words")
+    assert command.split() == (
+        "lightning fit runs/a/config.yaml --objective RunnerUpMargin --objective.pairs out/contexts.jsonl".split()
+    )
+    assert command.startswith(" " * 11)
+    fine = replace(READING, share=0.02, share_low=0.0, share_high=0.05)
+    assert first_step(made(silent=fine, contexts=[]), Path("out")) == []
 
 
 def test_overconfidence_asks_for_something_else() -> None:

@@ -108,6 +108,8 @@ def test_a_run_without_an_end_makes_one_pass() -> None:
     Path("open.yaml").write_text("trainer: {max_epochs: null, max_steps: -1}\n")
     ends = ["--max_epochs=-1", "--max_steps=3", "--trainer.max_time=00:01:00:00", "--config=ends.yaml",
             "--trainer.callbacks+=EarlyStopping", "--config=s3://bucket/a.yaml", "--print_config"]  # fmt: skip
+    several = [*model, "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks+=DriftMonitor"]
+    assert with_an_end("fit", several) == (several, "")
     for given in ends:
         assert with_an_end("fit", [*model, given]) == ([*model, given], ""), given
     assert with_an_end("fit", [*model, "--config=open.yaml"])[1]

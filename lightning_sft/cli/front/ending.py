@@ -29,13 +29,14 @@ def with_an_end(verb: str, arguments: Sequence[str]) -> tuple[list[str], str]:
     """
     if verb not in _TRAINING:
         return list(arguments), ""
-    given = {one.key.rstrip("+"): one for one in read_given(expand(arguments), listing())}
+    every = list(read_given(expand(arguments), listing()))
+    given = {one.key: one for one in every}  # the last one of each key counts
     ends = any(key in given and _text(given[key]) not in nothing for key, nothing in _ENDS.items())
     trains = any(key == "data" or key.startswith("data.") for key in given)
     if ends or not trains or has_files_elsewhere(arguments) or {"trainer", "arm", "print_config"} & given.keys():
         return list(arguments), ""
-    callbacks = _text(given["trainer.callbacks"]) if "trainer.callbacks" in given else ""
-    if any(name in callbacks for name in _CALLBACKS):
+    callbacks = [_text(one) for one in every if one.key.rstrip("+") == "trainer.callbacks"]
+    if any(name in text for name in _CALLBACKS for text in callbacks):
         return list(arguments), ""
     text = "nothing says when the run ends, so it makes one pass over its rows; --max_epochs or --max_steps decide."
     return [*arguments, "--trainer.max_epochs=1"], text
