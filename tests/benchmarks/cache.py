@@ -73,10 +73,12 @@ def main():
         rows, cache_dir, num_proc = arguments.one
         first_batch(rows, cache_dir or None, int(num_proc))
         return
+    from lightning_sft.models.capability import capability  # not in the processes that are measured
+
     with tempfile.TemporaryDirectory() as folder:
         path, kept = Path(folder) / "rows.jsonl", str(Path(folder) / "kept")
         write_chats(path, arguments.rows)
-        print(f"{arguments.rows} rows, {path.stat().st_size / 2**20:.0f} MiB of JSON lines")
+        print(f"{arguments.rows} rows, {path.stat().st_size / 2**20:.0f} MiB of JSON lines; {capability()}")
         print(f"{'':<28}{'seconds':>9}{'CPU s':>9}{'own MiB':>9}{'peak MiB':>10}")
         several = arguments.processes
         cases = {

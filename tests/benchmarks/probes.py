@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from lightning_sft.callbacks.order_parameter import OrderParameterLogger
 from lightning_sft.callbacks.synonym_rank import SynonymRankMonitor
+from lightning_sft.models.capability import capability
 from lightning_sft.models.loading import load_causal_lm, load_tokenizer
 from lightning_sft.probes import encode_probes, library
 from lightning_sft.probes.forward import read_probes
@@ -102,6 +103,7 @@ def main():
     parser.add_argument("--steps", type=int, default=8)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    print(capability())
     print("embeddings   step s   probe forward s   reading s   reading beyond the forward, % of a step")
     for frozen in (True, False):
         step, reading, forward = measure(arguments.steps, frozen)

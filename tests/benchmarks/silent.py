@@ -23,6 +23,7 @@ from lightning_sft import SFTModule
 from lightning_sft.callbacks import GenerationMonitor, SilentFailureMonitor
 from lightning_sft.data import ReasoningGymTask, SFTDataModule
 from lightning_sft.metrics.synonyms import synonym_rank
+from lightning_sft.models.capability import capability
 from lightning_sft.models.mode import eval_mode
 from lightning_sft.objectives import NLL
 from lightning_sft.probes import Probe, encode_probes
@@ -188,6 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=6, help="training steps that are timed")
     options = parser.parse_args(argv)
+    print(f"{capability()}\n")
     print("| what | figure |\n|---|---|")
     for what, figure in measure(demo, options.steps).items():
         print(f"| {what} | {figure:.3g} |")
