@@ -44,7 +44,7 @@ class OnePassLinear(lora.Linear):
         small = down(dropped) * self.scaling[name]
         base = self.base_layer(rows)
         summed = torch.addmm(base.to(small.dtype), small, up.weight.to(small.dtype).T)
-        return summed.to(base.dtype).view(*x.shape[:-1], -1)
+        return summed.to(base.dtype).view(*x.shape[:-1], summed.shape[-1])
 
     def _plain_adapter(self) -> str | None:
         """Return the adapter, if there is one, it is plain LoRA, and nothing listens to the modules inside."""

@@ -68,6 +68,13 @@ def test_it_is_peft_in_float64(settings: dict[str, Any], monkeypatch: pytest.Mon
         assert got[name].shape == right.shape
 
 
+@pytest.mark.parametrize("shape", [(WIDTH,), (0, WIDTH), (2, 0, WIDTH)])  # an expert may get no token
+def test_any_number_of_rows(shape: tuple[int, ...]):
+    theirs, ours = layers(torch.float64)
+    x = torch.randn(*shape, dtype=torch.float64)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 def test_bf16_is_as_close_to_float64_as_peft(autocast: bool, monkeypatch: pytest.MonkeyPatch):
     """A base in bf16 under an adapter in fp32, or all in fp32 under autocast."""
