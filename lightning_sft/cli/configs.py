@@ -14,8 +14,8 @@ from pathlib import Path
 
 from lightning_sft.errors import UserError
 from lightning_sft.files import replacing
+from lightning_sft.places import shipped_folder
 
-_PACKAGE = Path(__file__).parents[1]
 _DESCRIPTION = """List, show and copy the configurations that are shipped.
 
   lightning configs                     all of them, with what each is for
@@ -25,18 +25,6 @@ _DESCRIPTION = """List, show and copy the configurations that are shipped.
   lightning configs copy                copies of all
 """
 _FILE = re.compile(r"configs/[\w/.-]+\.jsonl")
-
-
-def shipped_folder() -> Path:
-    """Return the folder of the shipped configurations: inside an installed package, beside it in a checkout.
-
-    Raises:
-        UserError: there is none, as where single files of the package were copied.
-    """
-    for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs"):
-        if (folder / "demo.yaml").is_file():
-            return folder
-    raise UserError(f"The configurations are missing beside {str(_PACKAGE)!r}. Install the package again.")
 
 
 def names() -> dict[str, Path]:

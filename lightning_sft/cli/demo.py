@@ -6,9 +6,8 @@ import os
 import shlex
 from collections.abc import Sequence
 
-from lightning_sft.cli.configs import shipped_folder
 from lightning_sft.errors import UserError
-from lightning_sft.places import DEMO_EXTRA, MODEL_PACKAGES, is_installed, near
+from lightning_sft.places import DEMO_EXTRA, MODEL_PACKAGES, is_installed, near, shipped_folder
 
 #: package that the demo needs -> the command that installs it
 NEEDED = {"reasoning_gym": DEMO_EXTRA, **MODEL_PACKAGES}

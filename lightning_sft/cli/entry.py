@@ -21,6 +21,7 @@ from lightning_sft.cli.front.ending import with_an_end
 from lightning_sft.cli.front.help import answer, has_help
 from lightning_sft.cli.front.present import require_checkpoint, require_present
 from lightning_sft.cli.front.run_folder import spell_out_run
+from lightning_sft.cli.front.sources import spell_out_sources
 from lightning_sft.cli.front.words import in_settings, tidy
 from lightning_sft.cli.verbs import LIGHTNING_VERBS, OWN_VERBS
 from lightning_sft.errors import UserError
@@ -134,6 +135,7 @@ def _in_front(verb: str, arguments: list[str]) -> list[str]:
         sys.exit(0)
     if takes_settings and asked is None:
         refuse_duplicates([verb, *arguments])  # first: of a key that stands twice only one would be checked
+        arguments = spell_out_sources(arguments)
         settings = in_settings(verb, arguments)
         remarks = check(verb, settings)
         require_present(verb, settings, typed)

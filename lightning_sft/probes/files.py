@@ -12,6 +12,7 @@ import yaml  # type: ignore[import-untyped]
 
 from lightning_sft.errors import UserError
 from lightning_sft.files import write_text
+from lightning_sft.places import here_or_shipped
 from lightning_sft.probes.evidence import EVIDENCE
 from lightning_sft.probes.probe import Probe, named
 
@@ -35,7 +36,7 @@ def load_probes(probes: str | Path | Sequence[Probe | Mapping[str, Any]]) -> tup
     if isinstance(probes, str) and probes.partition(":")[0] == "library":
         return named(library(probes.partition(":")[2] or None))
     if isinstance(probes, str | Path):
-        return named(_from_file(Path(probes).expanduser()))
+        return named(_from_file(Path(here_or_shipped(str(probes))).expanduser()))
     return named([_made(p, f"entry {i}") for i, p in enumerate(probes)])
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_sft.cli.configs import names, shipped_folder, title
+from lightning_sft.cli.configs import names, title
 from lightning_sft.cli.entry import main
+from lightning_sft.places import shipped_folder
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"

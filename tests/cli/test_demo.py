@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from lightning_sft.cli import entry
-from lightning_sft.cli.configs import shipped_folder
 from lightning_sft.cli.demo import NEEDED
 from lightning_sft.cli.entry import main
+from lightning_sft.places import shipped_folder
 
 ROOT = Path(__file__).parents[2]
 

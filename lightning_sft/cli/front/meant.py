@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightning_sft.cli.configs import shipped_folder
 from lightning_sft.cli.front.listing import listing
-from lightning_sft.places import RUN_SETTINGS, SUFFIXES, near, suffix
+from lightning_sft.places import RUN_SETTINGS, SUFFIXES, suffix
 
 #: endings of files of settings
 YAML = (".yaml", ".yml", ".json")
@@ -16,17 +15,6 @@ def is_settings_file(word: str) -> bool:
     """Return whether a word names a file of settings that exists, or a run's folder, in which one lies."""
     path = Path(word)
     return path.is_file() if path.suffix in YAML else (path / RUN_SETTINGS).is_file()
-
-
-def shipped_or(word: str) -> str:
-    """Return a word, or the shipped configuration that it names where no such file is here.
-
-    So commands in messages and docs that name ``configs/strategy/fsdp2.yaml`` work wherever the package is installed.
-    """
-    if not word.removeprefix("./").startswith("configs/") or Path(word).suffix not in YAML or Path(word).exists():
-        return word
-    file = shipped_folder() / word.removeprefix("./").removeprefix("configs/")
-    return str(near(file)) if file.is_file() else word
 
 
 def is_model_name(value: str) -> bool:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning_sft.cli.front.listing import listing
-from lightning_sft.cli.front.meant import YAML, is_data_path, is_model_name, is_settings_file, shipped_or
+from lightning_sft.cli.front.meant import YAML, is_data_path, is_model_name, is_settings_file
 from lightning_sft.cli.front.names import plain
 from lightning_sft.errors import UserError
-from lightning_sft.places import RUN_SETTINGS
+from lightning_sft.places import RUN_SETTINGS, here_or_shipped
 
 #: short word -> the key that it stands for; what follows a dot is kept
 WORDS = {
@@ -36,7 +36,7 @@ LORA: dict[str, int | str] = {"r": 16, "lora_alpha": 32, "target_modules": "all-
 #: option of fit that adds `RunReport`; it takes no value
 REPORT = "--report"
 #: options that take the path of rows, or a source of them
-_SETS = {f"--data.{name}" for name in ("train", "val", "test", "predict")}
+SETS = tuple(f"--data.{name}" for name in ("train", "val", "test", "predict"))
 #: options whose value stands in a word of its own -> they may have several
 Word = tuple[str, list[str], bool]
 
@@ -102,7 +102,7 @@ def tidy(arguments: Sequence[str], *, takes_files: bool) -> list[str]:
         one = 1 if name and (joined or not _is_flag(name)) else 0
         if takes_files:
             first = 0 if name in ("--config", "-c") else one  # where files may stand
-            values = [*values[:first], *map(shipped_or, values[first:])]
+            values = [*values[:first], *map(here_or_shipped, values[first:])]
         loose = values[one:] if takes_files and name != "--arm" else []
         if not all(is_settings_file(word) for word in loose):
             missing = next(word for word in loose if not is_settings_file(word))
@@ -201,7 +201,7 @@ def _sources(made: Sequence[Word]) -> list[Word]:
     above = {name.rpartition(".init_args")[0] or name.rpartition(".")[0] for name, _, _ in made}
     found: list[Word] = []
     for name, values, joined in made:
-        if name in above & _SETS and values and is_data_path(name.removeprefix("--"), values[0]):
+        if name in SETS and name in above and values and is_data_path(name.removeprefix("--"), values[0]):
             found += [(name, ["Source"], True), (f"{name}.path", values, joined)]
         else:
             found.append((name, values, joined))

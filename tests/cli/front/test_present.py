@@ -9,6 +9,7 @@ import pytest
 
 from lightning_sft.cli.front.present import require_checkpoint, require_present
 from lightning_sft.errors import UserError
+from lightning_sft.places import shipped_folder
 
 MODEL = ["--model=some/model"]
 NAMED = """
@@ -26,6 +27,7 @@ FINE = {
     "a source of the user's own": ["fit", *MODEL, "--train", "mine.Source", "--data.train.path=gone.jsonl"],
     "data of the user's own": ["fit", *MODEL, "--data", "mine.Data", "--data.train=gone.jsonl"],
     "rows of another verb": ["fit", *MODEL, "--train", "here.jsonl", "--data.test=gone.jsonl"],
+    "rows that are shipped": ["fit", *MODEL, f"--config={shipped_folder()}/experiment/silent_failure.yaml"],
     "a path given later": ["fit", *MODEL, "--train", "Source", "--data.train.path=gone.csv", "--data.train=here.jsonl"],
     "a path for a file's class": ["fit", "--config=source.yaml", "--data.train.path=here.jsonl", *MODEL],
     "a folder on the way": ["estimate", "--model=models/gone/config.json"],

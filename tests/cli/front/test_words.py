@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from lightning_sft.cli.configs import shipped_folder
+from lightning_sft.cli.front.sources import spell_out_sources
 from lightning_sft.cli.front.words import expand, spell_out, split, tidy
 from lightning_sft.errors import UserError
-from lightning_sft.places import near
+from lightning_sft.places import near, shipped_folder
 
 LORA = [
     "--model.adapter=peft.LoraConfig",
@@ -87,6 +87,14 @@ def test_files_by_themselves() -> None:
     assert tidy(["worker", "--storage", "x"], takes_files=False) == ["worker", "--storage", "x"]
     with pytest.raises(UserError, match=r"There is no file 'c\.yaml'"):
         tidy(["c.yaml"], takes_files=True)
+
+
+def test_options_of_a_source_whose_path_stands_in_a_file() -> None:
+    Path("sft.yaml").write_text("data: {train: rows.jsonl, val: null, test: [a.jsonl, b.jsonl]}\n")
+    file, options = "--config=sft.yaml", "--train.columns={prompt: q, completion: a}"
+    assert spell_out_sources([file, options]) == ["--data.train=Source", "--data.train.path=rows.jsonl", file, options]
+    for others in ([file], [file, "--val.name=x"], [file, "--data.test.name=x"], [file, "--train=Source", options]):
+        assert spell_out_sources(others) == others
 
 
 def test_shipped_configurations_work_by_name_where_they_are_not() -> None:
