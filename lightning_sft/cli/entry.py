@@ -135,7 +135,7 @@ def _in_front(verb: str, arguments: list[str]) -> list[str]:
         sys.exit(0)
     if takes_settings and asked is None:
         refuse_duplicates([verb, *arguments])  # first: of a key that stands twice only one would be checked
-        arguments = spell_out_sources(arguments)
+        arguments = spell_out_sources(verb, arguments)
         settings = in_settings(verb, arguments)
         remarks = check(verb, settings)
         require_present(verb, settings, typed)

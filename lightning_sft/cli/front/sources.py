@@ -13,12 +13,15 @@ from lightning_sft.cli.front.values import NULL
 from lightning_sft.cli.front.words import SETS, expand
 
 
-def spell_out_sources(arguments: Sequence[str]) -> list[str]:
+def spell_out_sources(verb: str, arguments: Sequence[str]) -> list[str]:
     """Return arguments in which a path of rows from a file is a `Source`, where options on the command line need one.
 
     Args:
+        verb: of the command line; the ``--data FILE`` of an audit is its test set, and no file of settings.
         arguments: those after the verb, tidied.
     """
+    if verb == "audit":
+        return list(arguments)
     every = list(read_given(expand(arguments), listing()))
     made: list[str] = []
     for option in SETS:

@@ -92,9 +92,12 @@ def test_files_by_themselves() -> None:
 def test_options_of_a_source_whose_path_stands_in_a_file() -> None:
     Path("sft.yaml").write_text("data: {train: rows.jsonl, val: null, test: [a.jsonl, b.jsonl]}\n")
     file, options = "--config=sft.yaml", "--train.columns={prompt: q, completion: a}"
-    assert spell_out_sources([file, options]) == ["--data.train=Source", "--data.train.path=rows.jsonl", file, options]
+    made = ["--data.train=Source", "--data.train.path=rows.jsonl"]
+    assert spell_out_sources("fit", [file, options]) == [*made, file, options]
     for others in ([file], [file, "--val.name=x"], [file, "--data.test.name=x"], [file, "--train=Source", options]):
-        assert spell_out_sources(others) == others
+        assert spell_out_sources("fit", others) == others
+    Path("rows.json").write_text("[]")
+    assert spell_out_sources("audit", ["--data=rows.json"]) == ["--data=rows.json"], "rows, and no settings"
 
 
 def test_shipped_configurations_work_by_name_where_they_are_not() -> None:
