@@ -17,6 +17,8 @@ from tests.data.helpers import write_jsonl
 from tests.data.kept import built, chat, entries, facts, leftovers
 from tests.running import toy_arguments
 
+#: seconds for a process that imports the package, on a machine that is busy; less than a test may take
+WAIT = 250
 root, untouchable = shared.root, shared.untouchable
 
 
@@ -149,7 +151,7 @@ def wait_for(what, seconds: float = 60.0) -> None:
 def test_of_two_processes_one_makes_the_rows(rows, root, tmp_path):
     log = tmp_path / "log"
     both = [start(rows, root, log, 0.2), start(rows, root, log, 0.2)]
-    found = [process.communicate(timeout=120) for process in both]
+    found = [process.communicate(timeout=WAIT) for process in both]
     assert [process.returncode for process in both] == [0, 0], found
     expected = facts(built(train=rows, cache_dir=False))
     assert [out.strip() for out, _ in found] == [expected, expected]
@@ -159,7 +161,7 @@ def test_of_two_processes_one_makes_the_rows(rows, root, tmp_path):
 
 def test_a_process_killed_while_it_writes(rows, root, tmp_path):
     killed = start(rows, root, tmp_path / "log", "kill-while-writing")
-    killed.communicate(timeout=120)
+    killed.communicate(timeout=WAIT)
     assert killed.returncode == -signal.SIGKILL
     assert entries(root) == []
     assert len(leftovers(root)) == 1
@@ -188,7 +190,7 @@ def test_a_killed_process_takes_its_children_and_its_lock_along(rows, root, tmp_
         pids = [int(pid) for pid in children.read_text().split()]
     finally:
         maker.kill()
-        maker.communicate(timeout=60)
+        maker.communicate(timeout=WAIT)
     assert facts(built(train=rows, cache_dir=str(root))) == facts(built(train=rows, cache_dir=False))
     wait_for(lambda: not any(Path(f"/proc/{pid}/fd").is_dir() and running(pid) for pid in pids), 20)
 
@@ -207,7 +209,7 @@ def test_both_ranks_end_with_the_message_about_a_bad_row(toy_folder, root, tmp_p
     arguments = toy_arguments(toy_folder, path, data__cache_dir=root, data__val_split=None, trainer__devices=2)
     command = [sys.executable, "-m", "lightning_sft", "fit", *arguments, f"--trainer.strategy={strategy}"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, env=environment, check=False)
     assert done.returncode == 2, done.stderr[-3000:]
     assert f"error: {path}:9: " in done.stderr
     assert "Traceback" not in done.stderr
