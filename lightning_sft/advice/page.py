@@ -11,6 +11,7 @@ from typing import Any
 from lightning_sft.advice.advice import JUDGED, Advice
 from lightning_sft.advice.comparison import FIRST_LOOK, Comparison
 from lightning_sft.advice.cost import Cost
+from lightning_sft.advice.evidence import RATES_HERE
 from lightning_sft.advice.options import without
 from lightning_sft.advice.rate import RateReading
 from lightning_sft.advice.rules import advise
@@ -238,6 +239,8 @@ def _rate(reading: RateReading) -> str:
         )
         tried = f" from {reading.rates[0]:.2g} to {reading.rates[-1]:.2g}" if reading.rates else ""
         lines.append(f"What the curve of {len(reading.losses)} steps{tried} shows:\n\n{found}")
+    if reading.suggestion is not None:
+        lines.append(f"How good such a rate is, {RATES_HERE.kind}: {RATES_HERE.what} {RATES_HERE.link}")
     return "\n\n".join(lines)
 
 

@@ -36,9 +36,9 @@ class ExposureForecast(SweepCallback):
 
     Short runs on the run's own rows, with its optimizer, schedule, dropout, clipping and accumulation, say it, with an
     80% interval each; they leave no trace. Of a late flip they say no step but an upper bound, "50 or earlier". Where
-    they disagree, or where the loss rises in them, the answer is "cannot predict this". The other way round: the peak rate at which ``share`` of the probes flips by the end. While the run
-    goes on, the probes are read, and at its end the forecast grades itself: forecast beside seen, and how many
-    intervals held.
+    they disagree, or where the loss rises in them, the answer is "cannot predict this". The other way round: the peak
+    rate at which ``share`` of the probes flips by the end. While the run goes on, the probes are read, and at its end
+    the forecast grades itself: forecast beside seen, and how many intervals held.
 
     Keys: ``sweep/<name>/told``, ``.../share``, ``.../rate``, and at the end ``.../seen_share``, ``.../median_error``,
     ``.../covered``; a table ``.../report`` and a figure ``.../figure``; all of it in

@@ -61,6 +61,7 @@ def write_page(page: Path, figures: Path, cells: Sequence[Cell], registration: R
         _limits(),
         _hypotheses(cells),
         _losses(cells, MAIN, "What each rule loses"),
+        _remarks(cells),
         _charge(cells),
         _best(cells),
         _laws(cells),
@@ -169,6 +170,56 @@ def _loss_row(one: Loss) -> list[str]:
     return [name, one.rule.kind, one.rule.words, *shares, ratio, "-" if math.isnan(one.nats) else f"{one.nats:.3f}"]
 
 
+def _remarks(cells: Sequence[Cell]) -> str:
+    heading = "## What it means, and what it does not"
+    if not _complete(cells):
+        return f"{heading}\n\nNothing is said before all registered units are there."
+    by_name = {one.rule.name: one for one in losses(cells)}
+    worst = {name: percent(by_name[name].worst) for name in (BAND, TUNED, ADVISED)}
+    times = ", ".join(f"{task} {ratio:.1f}" for task, ratio in lora_times(cells).items())
+    lines = [
+        f"- `lightning advise` and `LearningRateSweep` do not use the band. Beside the rate that it suggests, `advise` "
+        f"says what such rates lose here: {percent(by_name[ADVISED].mean)}%, and that runs to a quarter of the way "
+        "find better ones.",
+        f"- The differences are wide because blocks differ: in its worst block the band loses {worst[BAND]}%, the "
+        f"pilot's constants {worst[TUNED]}%, the suggestion of `advise` {worst[ADVISED]}%. That the band has no bad "
+        f"block was seen after the runs, and was not what was registered{_elsewhere(cells)}.",
+        f"- A tenth of the rate at the training loss's minimum, which is what `advise` takes, fails under LoRA "
+        f"({percent(by_name[ADVISED].lora)}% lost, all weights {percent(by_name[ADVISED].full)}%): its rate over the "
+        f"best one is {lora_ratios(cells, ADVISED)} (geometric means of seeds).",
+        f"- Ten times the rate for LoRA is no law on these models. Best rate under LoRA over that of all weights "
+        f"(geometric means of seeds): {times}.",
+        "- The quarter runs cost more than two and a half whole runs; they are what a search over short runs is worth, "
+        "not a free lunch.",
+    ]
+    return heading + "\n\n" + "\n".join(lines)
+
+
+def _elsewhere(cells: Sequence[Cell]) -> str:
+    """Return what the band loses in its worst block of the other sizes, as the end of a sentence; "" without any."""
+    found = [one for one in losses(cells, OTHERS) if one.rule.name == BAND]
+    return f"; on the other sizes its worst block loses {percent(found[0].worst)}%" if found else ""
+
+
+def lora_ratios(cells: Sequence[Cell], rule: str) -> str:
+    """Return a rule's rate over the best one under LoRA, by task of the confirmatory stage, in words."""
+    taken = next(one.rule for one in losses(cells) if one.rule.name == rule)
+    logs: dict[str, list[float]] = {}
+    for unit in units(cells, MAIN):
+        if unit.block.lora and (rate := unit.rate(taken)) is not None:
+            logs.setdefault(unit.block.task, []).append(math.log(rate / unit.best))
+    return ", ".join(f"{math.exp(statistics.fmean(row)):.2f} ({task})" for task, row in logs.items())
+
+
+def lora_times(cells: Sequence[Cell]) -> dict[str, float]:
+    """Return for each task of the confirmatory stage the best rate under LoRA over that of all weights."""
+    logs: dict[tuple[str, bool], list[float]] = {}
+    for unit in units(cells, MAIN):
+        logs.setdefault((unit.block.task, unit.block.lora), []).append(math.log(unit.best))
+    mean = {key: statistics.fmean(row) for key, row in logs.items()}
+    return {task: math.exp(mean[task, True] - mean[task, False]) for task, lora in mean if lora}
+
+
 def _charge(cells: Sequence[Cell]) -> str:
     some = units(cells, MAIN)
     if not some:
@@ -235,9 +286,12 @@ def _laws(cells: Sequence[Cell]) -> str:
         f"Spearman's correlation with the best rate over {len(some)} units of both stages: of what can be read before "
         "the first step, and of what short runs say. **One quantity and its direction were registered (H3, on the "
         "confirmatory stage alone); the other rows are case studies.** The column 'all' mixes full fine-tuning with "
-        "LoRA, whose best rates differ, so a quantity that only tells the two apart (such as the number of trained "
-        "parameters) correlates there; the other two columns do not have that. A correlation of 24 units in 8 blocks "
-        "says little, and nothing beyond such models."
+        "LoRA, whose best rates differ: there the number of trained parameters, which does little more than tell the "
+        f"two apart, reaches {found['trainable parameters']['all']:+.2f}, and the registered quantity "
+        f"{found['line minimum']['all']:+.2f}. So H3 holds largely because the quantity sees that difference; how well "
+        "it does within one way of training stands in the other two columns, which were not registered. Statistics of "
+        "the embeddings are the same for all runs of one model, so they can vary with the size alone. Units of a block "
+        "are no independent points, and nothing here reaches beyond such models."
     )
     return f"## What tells the best rate\n\n{told}\n\n{table(['quantity', 'all', 'full', 'LoRA'], rows)}"
 

@@ -4,6 +4,8 @@ import math
 
 import pytest
 
+from lightning_sft.advice.evidence import RATES_HERE
+from lightning_sft.advice.page import Survey
 from lightning_sft.advice.rate import judge_rate
 from lightning_sft.sweep.results import RangeTest
 from lightning_sft.sweep.search import geometric_grid
@@ -68,3 +70,10 @@ def test_a_loss_that_never_comes_back_diverged_at_once() -> None:
 def test_a_flat_curve_says_nothing() -> None:
     reading = judge_rate(1e-3, curve([5.0, 5.01, 4.98, 5.0, 4.99]))
     assert (reading.verdict, reading.suggestion) == ("unknown", None)
+
+
+def test_beside_a_suggested_rate_stands_how_good_such_rates_are() -> None:
+    told = Survey(["--config=a.yaml"], "--model.optimizer.lr", rate=judge_rate(1e-5, FALLS))
+    assert RATES_HERE.what in told.markdown()
+    told.rate = judge_rate(1e-3, curve([5.0, 5.01, 4.98, 5.0, 4.99]))
+    assert RATES_HERE.what not in told.markdown()

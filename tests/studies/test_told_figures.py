@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from lightning_sft.advice.evidence import STRONG_END_HERE, WEAK_END_HERE, Evidence
+from lightning_sft.advice.evidence import RATES_HERE, STRONG_END_HERE, WEAK_END_HERE, Evidence
 from studies.cells import read_cells
 from studies.continuum import analysis
 from studies.continuum.design import STAGES, Block
+from studies.rates.analysis import losses
 from studies.tables import points
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,3 +44,18 @@ def test_the_advice_cites_the_cells(level: str, evidence: Evidence, told: dict[s
         middle, *ends = re.findall(r"\d+\.\d", difference)
         assert middle in evidence.what
         assert all(re.search(rf"[\[ ]-?{re.escape(end)}[\],]", evidence.what) for end in ends), difference
+
+
+def test_what_a_range_test_is_worth_is_what_the_study_of_rates_found() -> None:
+    lost = {one.rule.name: one for one in losses(read_cells(ROOT / "docs/studies/data/rates"))}
+
+    def percent(share: float) -> str:
+        return f"{100 * share:.1f}%"
+
+    advised = lost["advise"]
+    for share in (advised.mean, advised.full, advised.lora, lost["quarter run"].mean):
+        assert percent(share) in RATES_HERE.what
+    page = (ROOT / "docs/sweeps.md").read_text(encoding="utf-8")
+    told = page[page.index("**How good they are.**") : page.index("**The edge.**")]
+    names = ("valley", "minimum / 10", "steepest", "val, valley", "val, minimum / 10", "quarter run", "band")
+    assert [percent(lost[name].mean) for name in names] == re.findall(r"\d+\.\d%", told)
