@@ -298,6 +298,10 @@ def test_a_class_of_the_users_own_is_left_to_the_parser() -> None:
             ["--model.adapter=LoraConfig", "--model.adapter.r=2.5"],
             ("model.adapter: r", "2.5 was given", "Allowed: a whole number."),
         ),
+        (
+            ["--trainer.callbacks+=LastCheckpoint", "--trainer.callbacks.every_n_train_steps=2.5"],
+            ("every_n_train_steps: 2.5 was given. Allowed: a whole number or null.",),
+        ),
     ],
 )
 def test_devices_that_are_not_there(

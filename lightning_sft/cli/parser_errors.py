@@ -46,7 +46,7 @@ def explain(message: str, keys: Iterable[str], classes: dict[str, type]) -> str:
         return at + _unknown_class(name.group(1), place.group(1) if place else "", classes)
     kept = [line.strip(" -") for line in message.splitlines() if line.strip() and not _NOISE.search(line)]
     kept = [re.sub(r'^Parser key "[^"]+":\s*', "", line) for line in kept]
-    text = _in_words(" ".join(dict.fromkeys(line for line in kept if line)))
+    text = _in_words(" ".join(dict.fromkeys(line for line in kept if line)), message)
     if not text and (alone := re.search(r"there is no option '([^']+)'", message)):
         text = f"there is no option {alone.group(1)!r} here, though another class has one of this name."
     return at + text if text else message
@@ -63,16 +63,22 @@ _TYPES = {
 }
 
 
-def _in_words(text: str) -> str:
-    """Return a message with the types that it speaks of at its end, in words, behind what was given."""
+def _in_words(text: str, message: str) -> str:
+    """Return a text with the types that it speaks of at its end, in words, behind what was given.
+
+    Args:
+        text: what is kept of a message.
+        message: the whole of it.
+    """
     types = [_TYPES.get(name, name) for name in _TYPE.findall(text)]
     if not types:
         return text
-    rest = re.sub(r"\s+", " ", _TYPE.sub("", text)).strip()
-    given = re.search(r"Got value: (\S+)", rest)
-    if given:
-        rest = rest.replace(given.group(), f"{given.group(1)} was given.")
-    return f"{rest} Allowed: {' or '.join(dict.fromkeys(types))}.".strip()
+    if "Expected a <class 'NoneType'>" in message:
+        types.append("null")
+    given = re.search(r"(?:Got|Given) value: (.+)", message)
+    rest = re.sub(r"Got value: \S+|\s+(?=\s)", "", _TYPE.sub("", text)).strip()
+    said = f"{given.group(1)} was given. " if given else ""
+    return f"{rest} {said}Allowed: {' or '.join(dict.fromkeys(types))}.".strip()
 
 
 def _unknown_key(key: str, keys: list[str]) -> str:
