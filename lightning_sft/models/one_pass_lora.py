@@ -36,7 +36,7 @@ class OnePassLinear(lora.Linear):
         if name is None:
             output: Tensor = super().forward(x, *args, **kwargs)
             return output
-        rows = x.reshape(-1, x.shape[-1])  # a product with more dimensions would give a view
+        rows = x.reshape(-1, x.shape[-1])  # addmm takes matrices
         down, up = self.lora_A[name], self.lora_B[name]
         assert isinstance(down.weight, Tensor)
         assert isinstance(up.weight, Tensor)
