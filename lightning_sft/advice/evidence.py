@@ -98,5 +98,5 @@ RATES_HERE = Evidence(
     "On small models (1.1 million parameters, four tasks, all weights and LoRA, 24 runs of 24 steps) the rate that "
     "such a test speaks for lost 12.5% of what the best rate gains (all weights 5.5%, LoRA 19.5%). Trying rates for a "
     "quarter of the run each, and taking the one with the lowest validation NLL, lost 4.5%.",
-    "docs/studies/rates.md",
+    f"{DOCS}/studies/rates.md",
 )
