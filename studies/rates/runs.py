@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -31,7 +30,6 @@ from studies.side_by_side import prepare_processes, run_wanted
 def _worker() -> None:
     """Prepare a process: Ctrl-C is for the program, which lets units under way finish."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.setsid()  # nor does a terminal's signal reach it
     torch.set_num_threads(1)
 
 

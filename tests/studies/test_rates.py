@@ -19,7 +19,8 @@ from studies.cells import Cell, read_cells, write_cell
 from studies.rates import analysis, texts
 from studies.rates.analysis import Unit, hypotheses, losses, spearman, units
 from studies.rates.design import ARM, MAIN, OTHERS, PILOT, REGISTERED, SCRIPTS, STAGES, Block, plain, sizes_of
-from studies.rates.page import decision, write_page
+from studies.rates.page import write_page
+from studies.rates.remarks import decision
 from studies.rates.rules import BAND, FORMULA, TUNED, band, line_minimum, rules, schedule_sum
 from studies.rates.runs import Study, seed_of
 from studies.rates.texts import Definitions, Entry, TaskRows, part_of
