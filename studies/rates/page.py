@@ -268,8 +268,8 @@ def _not_done(cells: Sequence[Cell]) -> str:
     ends = [unit.block.name for unit in every if unit.best in (min(unit.curve), max(unit.curve))]
     if ends:
         lines.append(
-            f"- The grid does not grow: in {len(ends)} of {len(every)} units ({', '.join(ends)}) the best rate is at its "
-            "end, so a better one may lie beyond."
+            f"- The grid does not grow: in {len(ends)} of {len(every)} units ({', '.join(ends)}) the best rate is at "
+            "its end, so a better one may lie beyond."
         )
     lines.append("- No block on a real model: the cost of a grid there was beyond this study's budget.")
     return "## Null results, and what is not done\n\n" + "\n".join(lines)
