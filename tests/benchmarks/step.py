@@ -38,7 +38,6 @@ CONTENDERS: dict[str, dict[str, Any]] = {
     OURS: {"kind": "ours", "module": {}, "data": {"order": "sequential"}},
     "its parts in a bare loop": {"kind": "bare", "module": {}, "data": {"order": "sequential"}},
     "its matrix products alone": {"kind": "products", "module": {}, "data": {"order": "sequential"}},
-    f"{OURS}, compiled": {"kind": "ours", "module": {"torch_compile": True}, "data": {"order": "sequential"}},
     f"{OURS}, padded": {"kind": "ours", "module": {}, "data": PADDED},
     f"{OURS}, padded, plain head": {"kind": "ours", "module": {"head": "reference"}, "data": PADDED},
     "TRL, defaults": {"kind": "trl", "options": {}},
