@@ -208,7 +208,8 @@ def _signature(layer: nn.Module) -> tuple[tuple[object, ...], ...]:
     return tuple(
         (name.replace(".base_layer", ""), _class(m).__name__, *(_coarse(vars(m).get(trait)) for trait in _TRAITS))
         for name, m in layer.named_modules()
-        if not type(m).__module__.startswith(("torch.nn", "peft")) and not name.rpartition(".")[2].isdigit()
+        if not type(m).__module__.startswith(("torch.nn", "peft", "lightning_sft"))
+        and not name.rpartition(".")[2].isdigit()
     )
 
 

@@ -246,7 +246,7 @@ def test_one_model_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "before" not in page.split("## Words used here")[0].replace("before the word", "")
     said_there = capsys.readouterr().out
     assert page.split("**")[1] == said_there.splitlines()[0]
-    assert "-> out/audit.html" in said_there
+    assert "Page       out/audit.html" in said_there
 
 
 @pytest.mark.parametrize(

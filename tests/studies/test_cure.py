@@ -138,6 +138,8 @@ def world(monkeypatch: pytest.MonkeyPatch, fresh: object) -> None:
     monkeypatch.setattr(rows, "pairs", lambda: PAIRS)
     monkeypatch.setattr(design, "pairs", lambda: PAIRS)
     monkeypatch.setattr(rows, "split_by_pair", lambda: (contexts, others))
+    with_words = tuple(c.sentence(c.pair.competitor) for some in contexts.values() for c in some)
+    monkeypatch.setattr(rows, "sentences", lambda: (*others, *with_words))
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +187,13 @@ def test_arms_of_a_replicate_share_pairs_and_sentences(world: None) -> None:
 def test_what_cannot_be_drawn_says_so(world: None, made: Callable[[], object], told: str) -> None:
     with pytest.raises(UserError, match=told):
         made()
+
+
+def test_what_the_checkpoint_is_adapted_to_has_sentences_with_the_words_too(world: None) -> None:
+    whole, plain = Background("adapt", 30, whole=True).texts(), Background("adapt", 30).texts()
+    assert any("wrong" in text for text in whole)
+    assert not any("wrong" in text for text in plain)
+    assert {texts.part_of(text) for text in [*whole, *plain]} == {"adapt"}
 
 
 def test_every_draw_of_the_study_fits_the_sentences_that_there_are() -> None:

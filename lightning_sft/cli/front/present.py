@@ -81,6 +81,8 @@ def _require_any(verb: str, given: Mapping[str, Given], typed: Sequence[str]) ->
     """Raise if a verb has no rows to work on."""
     if verb not in _NEEDS or {"data", "data.class_path"} & given.keys():
         return
+    if {"model", "model.class_path"} & given.keys():  # a class of the user's own comes first: it may not be found
+        return
     key = _NEEDS[verb]
     named = {k for k, one in given.items() if not _is_null(one)}
     validates = any(k in ("data.val", "data.val_split") or k.startswith("data.val.") for k in named)
