@@ -10,7 +10,7 @@ from studies.cells import read_cells
 from studies.continuum import analysis
 from studies.continuum.design import STAGES, Block
 from studies.rates.analysis import losses
-from studies.tables import points
+from studies.tables import NOT_RUN, cell_text
 
 ROOT = Path(__file__).resolve().parents[2]
 MAIN = STAGES["confirmatory"]
@@ -18,19 +18,19 @@ MAIN = STAGES["confirmatory"]
 
 @pytest.fixture(scope="module")
 def told() -> dict[str, tuple[str, str, str]]:
-    """Return for each complete level: its mean p, and D on clean and on noisy rows, as the pages write them."""
+    """Return for each level with a complete block: its mean p, and D on clean and on noisy rows, as the pages write them."""
     cells = read_cells(ROOT / "docs/studies/data/continuum")
     found = {}
     for level in ("weak", "middle", "strong"):
         blocks = [Block("initials", level, noisy) for noisy in (False, True)]
         rows = [analysis.block_row(cells, MAIN, block).exact for block in blocks]
-        if all(row.complete for row in rows):
+        if any(row.complete for row in rows):
             place = f"{analysis.mean_p(cells, blocks[0]):.2f}".removeprefix("0")
-            found[level] = (place, *(points(row.difference) for row in rows))
+            found[level] = (place, *(cell_text(row) if row.complete else NOT_RUN for row in rows))
     return found
 
 
-def test_the_page_on_objectives_shows_every_level_that_is_complete(told: dict[str, tuple[str, str, str]]) -> None:
+def test_the_page_on_objectives_shows_every_block_that_is_complete(told: dict[str, tuple[str, str, str]]) -> None:
     page = (ROOT / "docs/which_objective.md").read_text(encoding="utf-8")
     shown = re.findall(r"^ *\| (\.\d\d) \| ([^|]+) \| ([^|]+) \|$", page, re.M)
     assert shown == list(told.values())
