@@ -41,6 +41,11 @@ class RunSummary(Callback):
         self.before_step = 0
         self.after_step = 0
         self.before_objective = self.after_objective = ""
+        self.took_steps = False
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.took_steps = True  # a run that was resumed after its end does not come here
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -91,7 +96,8 @@ class RunSummary(Callback):
         columns = [(f"step {self.after_step}", self.after)]
         if self.before_step != self.after_step:  # one reading stands once
             columns.insert(0, ("before" if self.before_step == 0 else f"step {self.before_step}", self.before))
-        other = bool(self.before_objective) and self.before_objective != self.after_objective
+        # a run that took no step has not read what it trains under
+        other = "" != self.before_objective != self.after_objective != ""
         print(f"\n{'held out':<{_WIDTH}}" + "".join(f"{head:>14}" for head, _ in columns))
         for key in sorted(self.after, key=_order):
             shown = [values.get(key) for _, values in columns]
@@ -100,6 +106,8 @@ class RunSummary(Callback):
             print(f"{key:<{_WIDTH}}" + "".join(f"{'-':>14}" if x is None else f"{x:>14.4f}" for x in shown))
         if other and len(columns) > 1:
             print(f"val/loss was {self.before_objective}'s then and is {self.after_objective}'s now: not comparable.")
+        if not self.took_steps:
+            print(f"No step was taken: the run had reached {_end_of(trainer)} before. Give more to train on.")
         shows = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
         if folder and shows and not ends_with_commands(trainer):  # which name it, too
             print(f"\nLook at it: tensorboard --logdir {near(Path(folder))}")
@@ -119,6 +127,12 @@ class RunSummary(Callback):
         self.before, self.before_step = state_dict["before"], state_dict["before_step"]
         self.after, self.after_step = state_dict["after"], state_dict.get("after_step", 0)
         self.before_objective = state_dict.get("before_objective", "")
+
+
+def _end_of(trainer: Trainer) -> str:
+    """Return what ended a run, as settings."""
+    ends = {"max_epochs": trainer.max_epochs, "max_steps": trainer.max_steps}
+    return " and ".join(f"{key}={value}" for key, value in ends.items() if value not in (None, -1)) or "its end"
 
 
 def _order(key: str) -> tuple[int, str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from lightning_sft.cli.front.listing import Listing, listing
 from lightning_sft.cli.front.meant import is_data_path
 from lightning_sft.cli.front.words import expand, join, spell_out, split
 from lightning_sft.data.reading.formats import REQUIRED
-from lightning_sft.data.reading.guess import Guess, guess, in_braces
+from lightning_sft.data.reading.guess import Guess, an_example, guess, in_braces
 from lightning_sft.data.reading.readers import read_file
 from lightning_sft.data.types import Record, printable
 from lightning_sft.errors import UserError
@@ -91,7 +92,7 @@ def map_columns(key: str, values: dict[str, Any], arguments: Sequence[str]) -> I
     asked = source.get("init_args", {})
     path = asked.get("path")
     is_source = str(source.get("class_path")).rpartition(".")[2] == "Source"
-    if not isinstance(path, str) or not is_source or not is_data_path(key, path) or "columns" in asked:
+    if not isinstance(path, str) or not is_source or not is_data_path(key, path):
         return
     try:
         files = data_files(path)
@@ -107,11 +108,12 @@ def map_columns(key: str, values: dict[str, Any], arguments: Sequence[str]) -> I
     if not rows:
         yield f"{files[0]} has no row that can be read: `lightning inspect` says why."
         return
+    if "columns" in asked:
+        _require_columns(asked["columns"], rows, files[0])
+        return
     found = guess(rows)
     if found is None:
-        texts = [str(name) for name, value in rows[0].items() if isinstance(value, str)]
-        names = texts if len(texts) > 1 else ["question", "answer"]
-        example = in_braces(dict(zip(("prompt", "completion"), names, strict=False)))
+        example = in_braces(an_example(rows))
         again = shlex.join(["lightning", "init", *arguments, f"--{key.removeprefix('data.')}.columns", example])
         raise UserError(
             f"{files[0]} has the columns {', '.join(map(str, rows[0]))}, and their names do not tell which of them "
@@ -124,6 +126,18 @@ def map_columns(key: str, values: dict[str, Any], arguments: Sequence[str]) -> I
         yield f"  {found.trouble}. `lightning inspect` says how many rows are like it."
     if found.columns:
         values[key] = {"class_path": "Source", "init_args": {**asked, "path": path, "columns": found.columns}}
+
+
+def _require_columns(columns: object, rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Raise if a mapping names a column that none of the first rows has."""
+    there = {str(name): None for row in rows for name in row}
+    for name in columns.values() if isinstance(columns, dict) else ():
+        if isinstance(name, str) and name not in there and name.partition(".")[0] not in there:
+            meant = get_close_matches(name, there, 1)
+            raise UserError(
+                f"{file} has no column {name!r}{f', but {meant[0]!r}' if meant else ''}. Its columns: "
+                f"{', '.join(there)}. Nothing was written."
+            )
 
 
 def _first_rows(file: Path) -> list[dict[str, Any]]:

@@ -201,6 +201,7 @@ def test_losses_of_two_objectives_do_not_share_a_row(capsys: pytest.CaptureFixtu
             again.load_state_dict(json.loads(json.dumps(told.state_dict())))
             again.after_objective = told.after_objective
             told = again
+        told.took_steps = True
         told.on_fit_end(trainer, SimpleNamespace())  # type: ignore[arg-type]
         return capsys.readouterr().out
 
@@ -210,6 +211,20 @@ def test_losses_of_two_objectives_do_not_share_a_row(capsys: pytest.CaptureFixtu
     assert re.search(r"val/nll +2\.0000 +2\.0000", other)
     assert "NLL" in other.splitlines()[-1]
     assert "PowerFamily(alpha=1.0)" in other.splitlines()[-1]
+
+
+def test_a_run_that_had_ended_says_that_it_took_no_step(
+    toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl")
+    words = ["--trainer.accelerator=cpu", "--data.val_split=4", "--batch_size=5", "--output=runs"]
+    fit = ["fit", "--model", str(toy_folder), "--train", str(rows), *words]
+    main([*fit, "--max_steps=2"])
+    assert "No step was taken" not in capsys.readouterr().out
+    main(["fit", str(run_folder(Path("runs")))])
+    out = capsys.readouterr().out
+    assert "No step was taken: the run had reached max_steps=2 before. Give more to train on." in out
+    assert "not comparable" not in out
 
 
 def test_words_for_numbers() -> None:

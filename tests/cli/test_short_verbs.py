@@ -92,6 +92,25 @@ def test_init_asks_for_columns_that_tell_nothing(tmp_path: Path, capsys: pytest.
     assert [example.reference for example in Source(**given).examples()] == ["2"]
 
 
+def test_init_offers_the_columns_with_the_longest_texts(capsys: pytest.CaptureFixture[str]) -> None:
+    row = '{"id": "7", "Customer": "What is 1 + 1?", "date": "2026-01-01", "Agent": "It is two, I think."}\n'
+    Path("odd.jsonl").write_text(row * 2)
+    with pytest.raises(SystemExit):
+        main(["init", "--model=some/model", "--train", "odd.jsonl"])
+    assert "'{prompt: Customer, completion: Agent}'" in capsys.readouterr().err
+
+
+def test_init_looks_for_the_columns_that_were_named(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("odd.jsonl").write_text('{"Customer": "What is 1 + 1?", "Agent": "It is two."}\n')
+    init = ["init", "--model=some/model", "--train", "odd.jsonl", "--train.columns"]
+    with pytest.raises(SystemExit):
+        main([*init, "{prompt: Custmer, completion: Agent}"])
+    assert "odd.jsonl has no column 'Custmer', but 'Customer'." in capsys.readouterr().err
+    assert not Path("sft.yaml").exists()
+    main([*init, "{prompt: Customer, completion: Agent}"])
+    assert Path("sft.yaml").exists()
+
+
 def test_init_says_what_it_could_not_look_at(capsys: pytest.CaptureFixture[str]) -> None:
     Path("broken.jsonl").write_text("no json\n")
     main(["init", "--train=broken.jsonl", "--val=gone.jsonl"])

@@ -18,7 +18,7 @@ MAIN = STAGES["confirmatory"]
 
 @pytest.fixture(scope="module")
 def told() -> dict[str, tuple[str, str, str]]:
-    """Return for each level with a complete block: its mean p, and D on clean and on noisy rows, as the pages write them."""
+    """Return for each level with a complete block: its mean p, and D on clean and on noisy rows, in words of pages."""
     cells = read_cells(ROOT / "docs/studies/data/continuum")
     found = {}
     for level in ("weak", "middle", "strong"):

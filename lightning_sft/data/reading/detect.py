@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lightning_sft.data.reading import formats
-from lightning_sft.data.reading.guess import guess, in_braces
+from lightning_sft.data.reading.guess import an_example, guess, in_braces
 from lightning_sft.data.spool import Spool
 from lightning_sft.data.types import BadRow, Record, printable
 from lightning_sft.errors import UserError
@@ -56,15 +56,13 @@ def detect_format(
         f"{first[0].where}: no known format has the columns {found}{under}. "
         f"Formats and their columns are: {known}. Map the columns, for example "
         f"`columns: {example}` beside the path of a Source. On the command line: --train FILE "
-        f"--train.columns '{example}'"
+        f"--train.columns '{example}'; rows to test on: --data.test FILE --data.test.columns '...'"
     )
 
 
 def _example(rows: list[dict[str, Any]], answers: bool) -> dict[str, str]:
-    """Return a mapping that fits as far as can be guessed: by names, or the first column asks, the next answers."""
+    """Return a mapping that fits as far as can be guessed."""
     guessed = guess(rows) if answers else None
     if guessed is not None and guessed.columns:
         return guessed.columns
-    columns = list(map(str, rows[0]))
-    names = columns[:2] if len(columns) > 1 else ["question", "answer"]
-    return dict(zip(("prompt", "completion"), names, strict=True))
+    return an_example(rows)

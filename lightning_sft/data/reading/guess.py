@@ -72,6 +72,19 @@ def in_braces(columns: Mapping[str, str]) -> str:
     return text.strip()
 
 
+def an_example(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return how a mapping looks: of the two columns with the longest texts, in their order; no ids and no dates.
+
+    Args:
+        rows: some, of which nothing tells what asks and what answers.
+    """
+    texts = [str(name) for name, value in rows[0].items() if isinstance(value, str)]
+    lengths = {name: sum(len(text) for row in rows if isinstance(text := row.get(name), str)) for name in texts}
+    longest = sorted(lengths, key=lengths.__getitem__, reverse=True)[:2]
+    names = [name for name in lengths if name in longest] if len(longest) > 1 else ["question", "answer"]
+    return dict(zip(("prompt", "completion"), names, strict=True))
+
+
 def _guess(row: Mapping[str, Any]) -> tuple[str, tuple[tuple[str, str], ...]] | None:
     known = formats.detect(row)
     if known is not None:
