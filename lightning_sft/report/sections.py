@@ -9,7 +9,7 @@ from lightning_sft.report import charts
 from lightning_sft.report.charts import Chart, Series, curves
 from lightning_sft.report.parts import Part, Section, Table
 from lightning_sft.report.run import Run
-from lightning_sft.report.sentences import advice_of
+from lightning_sft.report.sentences import advice_of, judged
 from lightning_sft.report.tables import one_line, rows_of, without_what_all_share, word
 from lightning_sft.report.words import WORDS, number, signed
 from lightning_sft.units import duration
@@ -109,9 +109,10 @@ def _before_and_after(run: Run) -> Part:
 
 def _capability(run: Run) -> Part:
     start, end = run.capability.get("start"), run.capability.get("end")
-    if not start or not start.get("all"):
+    before, after = judged(start), judged(end)
+    if not start or not before:
         return Part()
-    readings = [("before", start["all"])] + ([("after", end["all"])] if end else [])
+    readings = [("before", before)] + ([("after", after)] if after else [])
     part = Part(charts=[charts.continuum(readings, start["cut_offs"]), charts.histogram(readings)])
     if advice := advice_of(run):
         part.lines.append(str(advice["headline"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lightning_sft.places import RUN_SETTINGS
@@ -56,8 +57,13 @@ def _moved(run: Run, key: str, name: str, unit: str = "", share: bool = False) -
     return f"{name} {verb} from {shown(first)} to {shown(last)}{f' {unit}' if unit else ''}"
 
 
+def judged(reading: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Return the group of a stored reading that the advice goes by: the answers' own tokens, or all."""
+    return (reading or {}).get("content") or (reading or {}).get("all")
+
+
 def _stood(run: Run) -> str:
-    start = (run.capability.get("start") or {}).get("all")
+    start = judged(run.capability.get("start"))
     if not start:
         return "Where the model stood before training was not read (callback CapabilityProbe)."
     low, high = start.get("mean_p_interval") or (None, None)

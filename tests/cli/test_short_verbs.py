@@ -1,5 +1,6 @@
 """init, env, completion, and what verbs of our own leave unsaid."""
 
+import contextlib
 import shlex
 import subprocess
 import sys
@@ -188,3 +189,11 @@ def test_a_warning_of_ours_is_a_line() -> None:
     assert as_line("The longest row ...", UserWarning, ours, 215) == "warning: The longest row ...\n"
     assert "somewhere.py:7" in as_line("x", UserWarning, "/elsewhere/somewhere.py", 7)
     assert "start.py:215" in as_line("x", DeprecationWarning, ours, 215)
+
+
+def test_help_on_a_word_names_the_short_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):
+        main(["fit", "--help", "lr"])
+    said = capsys.readouterr().out
+    assert said.startswith("  --lr\n      Short for --model.optimizer.lr.\n")
+    assert "--model.lr_scheduler\n" in said

@@ -61,7 +61,8 @@ def make_run(folder: Path, objective: str = "NLL", last: int = 10, parts: bool =
                    "nll_start": 5.0, "nll": 2.3, "set": "train", "source": None, "row": 3}  # fmt: skip
         (folder / "silent.jsonl").write_text(json.dumps(context) + "\n")
         cut_offs = {"weak": 0.1, "strong": 0.7}
-        start = {"all": GROUP, "cut_offs": cut_offs}
+        whole = {**GROUP, "mean_p": 0.3, "mean_p_interval": [0.25, 0.35]}  # with special tokens
+        start = {"all": whole, "content": GROUP, "cut_offs": cut_offs}
         advice = {"headline": "It half knows it.", "why": ["Because."], "command": "lightning fit --config CONFIG",
                   "try_first": [{"class_path": "x.PowerFamily", "init_args": {"alpha": 0.5}}], "avoid": []}  # fmt: skip
         (folder / "capability.json").write_text(json.dumps({"start": start, "end": start, "advice": advice}))

@@ -157,10 +157,12 @@ def _own(verb: str, width: int) -> str:
 
 
 def _found(word: str, width: int) -> str:
-    settings = {k: s for k, s in listing().settings.items() if word.lower().replace("-", "_") in k.lower()}
-    if not settings:
+    part = word.lower().replace("-", "_")
+    short = [f"  --{name}\n      Short for --{key}." for name, key in WORDS.items() if part in name]
+    settings = {k: s for k, s in listing().settings.items() if part in k.lower()}
+    if not settings and not short:
         return f"No setting has {word!r} in its name. `lightning fit --help all` lists them all."
-    return "\n".join(line for key, setting in settings.items() for line in _full(key, setting, width))
+    return "\n".join([*short, *(line for key, setting in settings.items() for line in _full(key, setting, width))])
 
 
 def _full(key: str, setting: Setting, width: int) -> Iterable[str]:
