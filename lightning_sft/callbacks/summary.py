@@ -96,8 +96,8 @@ class RunSummary(Callback):
         columns = [(f"step {self.after_step}", self.after)]
         if self.before_step != self.after_step:  # one reading stands once
             columns.insert(0, ("before" if self.before_step == 0 else f"step {self.before_step}", self.before))
-        # a run that took no step has not read what it trains under
-        other = "" != self.before_objective != self.after_objective != ""
+        known = self.before_objective and self.after_objective  # a run that took no step has not read the second
+        other = bool(known) and self.before_objective != self.after_objective
         print(f"\n{'held out':<{_WIDTH}}" + "".join(f"{head:>14}" for head, _ in columns))
         for key in sorted(self.after, key=_order):
             shown = [values.get(key) for _, values in columns]

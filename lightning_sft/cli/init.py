@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from lightning_sft.cli.front.given import SECTIONS, Given, read_given
 from lightning_sft.cli.front.help import SCREEN
 from lightning_sft.cli.front.listing import Listing, listing
 from lightning_sft.cli.front.meant import is_data_path
+from lightning_sft.cli.front.names import nearest
 from lightning_sft.cli.front.words import expand, join, spell_out, split
 from lightning_sft.data.reading.formats import REQUIRED
 from lightning_sft.data.reading.guess import Guess, an_example, guess, in_braces
@@ -132,10 +132,10 @@ def _require_columns(columns: object, rows: Sequence[Mapping[str, Any]], file: P
     """Raise if a mapping names a column that none of the first rows has."""
     there = {str(name): None for row in rows for name in row}
     for name in columns.values() if isinstance(columns, dict) else ():
-        if isinstance(name, str) and name not in there and name.partition(".")[0] not in there:
-            meant = get_close_matches(name, there, 1)
+        if isinstance(name, str) and name not in there:
+            meant = nearest(name, there)
             raise UserError(
-                f"{file} has no column {name!r}{f', but {meant[0]!r}' if meant else ''}. Its columns: "
+                f"{file} has no column {name!r}{'' if meant is None else f', but {meant!r}'}. Its columns: "
                 f"{', '.join(there)}. Nothing was written."
             )
 
