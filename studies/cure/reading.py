@@ -33,6 +33,8 @@ class HouseStyle(HeldOutNLL):
         batch_size: sentences that are read at once.
     """
 
+    only_reads = True
+
     def __init__(self, bound: float | None = None, batch_size: int = 64) -> None:
         self.bound = bound
         self.batch_size = batch_size

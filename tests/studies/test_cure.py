@@ -34,6 +34,7 @@ from studies.cure.design import (
     FIRST,
     OVERSAMPLED,
     PLACEBO,
+    ROWS,
     SEARCH_BOUND,
     STAGES,
     WEIGHTED,
@@ -201,7 +202,7 @@ def test_every_draw_of_the_study_fits_the_sentences_that_there_are() -> None:
     require_sentences()
     for stage in STAGES.values():
         for block in stage.blocks:
-            sparse_or_dense = HouseRows(stage.pool, block.steps * 32, contexts=block.contexts)
+            sparse_or_dense = HouseRows(stage.pool, block.steps * ROWS, contexts=block.contexts)
             assert times_of(block, 9.0, sizes_of(None)) > 1, "oversampling is not NLL once more"
             assert len(sparse_or_dense.draw().judged) == 300
 
@@ -449,7 +450,7 @@ def test_the_page_says_what_the_cells_say(tmp_path: Path) -> None:
     assert "Registered by the commit `c0ffee`" in text
     assert sentences(simulated(cures)[:-1])[1].count("nothing yet") == 1, "one density is complete"
     assert "![" in text
-    assert "pilot: 0 of 14 judged runs are there" in text
+    assert "pilot: 0 of 7 judged runs are there" in text
 
 
 def test_the_page_of_this_repository_is_what_its_cells_give(tmp_path: Path) -> None:
