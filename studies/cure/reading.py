@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_sft.models.access import find_causal_lm, find_tokenizer
+from lightning_sft.models.access import backbone, find_causal_lm, find_tokenizer
 from studies.cure.rows import HouseRows
 from studies.cure.texts import Context, Pair
 from studies.held_out import HeldOutNLL
@@ -85,11 +85,13 @@ class HouseStyle(HeldOutNLL):
             ids = torch.tensor([[*own, *[0] * (longest - len(own))] for own in begun], device=pl_module.device)
             lengths = torch.tensor([len(own) for own in begun], device=pl_module.device)
             mask = (torch.arange(longest, device=pl_module.device) < lengths[:, None]).long()
-            hidden = model(input_ids=ids, attention_mask=mask).logits[torch.arange(len(some)), lengths - 1].float()
-            right, other = (self._tokens(tokenizer, some, which, hidden) for which in ("correct", "competitor"))
-            gap = hidden.gather(1, right) - hidden.gather(1, other)
+            hidden = backbone(model)(input_ids=ids, attention_mask=mask).last_hidden_state
+            # the logits of the word's own position alone: those of the others are much of the work
+            logits = model.get_output_embeddings()(hidden[torch.arange(len(some)), lengths - 1]).float()
+            right, other = (self._tokens(tokenizer, some, which, logits) for which in ("correct", "competitor"))
+            gap = logits.gather(1, right) - logits.gather(1, other)
             gaps += gap[:, 0].tolist()
-            first += (hidden.argmax(1) == right[:, 0]).double().tolist()
+            first += (logits.argmax(1) == right[:, 0]).double().tolist()
         return gaps, first
 
     @staticmethod

@@ -450,7 +450,7 @@ def test_the_page_says_what_the_cells_say(tmp_path: Path) -> None:
     assert "Registered by the commit `c0ffee`" in text
     assert sentences(simulated(cures)[:-1])[1].count("nothing yet") == 1, "one density is complete"
     assert "![" in text
-    assert "pilot: 0 of 7 judged runs are there" in text
+    assert "pilot: 0 of 14 judged runs are there" in text
 
 
 def test_the_page_of_this_repository_is_what_its_cells_give(tmp_path: Path) -> None:
