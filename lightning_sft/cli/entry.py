@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from lightning_sft.cli.duplicates import refuse_duplicates
 from lightning_sft.cli.failures import what_happened
+from lightning_sft.cli.front.beside import settle_rows
 from lightning_sft.cli.front.check import check
 from lightning_sft.cli.front.ending import with_an_end
 from lightning_sft.cli.front.help import answer, has_help
@@ -139,8 +140,9 @@ def _in_front(verb: str, arguments: list[str]) -> list[str]:
         settings = in_settings(verb, arguments)
         remarks = check(verb, settings)
         require_present(verb, settings, typed)
+        arguments, more = settle_rows(verb, arguments)
         arguments, remark = with_an_end(verb, arguments)
-        remarks += [remark] if remark else []
+        remarks += [*more, *([remark] if remark else [])]
         if os.environ.get("LOCAL_RANK", "0") == "0":  # the first of the ranks that Lightning starts
             for line in remarks:
                 print(f"note: {line}", file=sys.stderr)

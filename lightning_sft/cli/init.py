@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,8 @@ from lightning_sft.cli.front.meant import is_data_path
 from lightning_sft.cli.front.names import nearest
 from lightning_sft.cli.front.words import expand, join, spell_out, split
 from lightning_sft.data.reading.formats import REQUIRED
-from lightning_sft.data.reading.guess import Guess, an_example, guess, in_braces
-from lightning_sft.data.reading.readers import read_file
-from lightning_sft.data.types import Record, printable
+from lightning_sft.data.reading.guess import Guess, an_example, first_rows, guess, in_braces
+from lightning_sft.data.types import printable
 from lightning_sft.errors import UserError
 from lightning_sft.files import write_text
 from lightning_sft.places import data_files
@@ -37,8 +35,6 @@ START: dict[str, Any] = {
 }
 #: taken unless rows to validate on are given
 _SPLIT = ("data.val_split", 0.05)
-#: rows at the beginning of a file whose columns are looked at, and the most bytes of one
-_LOOKED_AT, _LONGEST = 20, 1 << 22
 #: characters of a row in a message
 _SHOWN = 300
 _HEAD = """\
@@ -104,7 +100,7 @@ def map_columns(key: str, values: dict[str, Any], arguments: Sequence[str]) -> I
         return
     if not files or asked.get("format", "auto") != "auto":  # a name on the hub, or somebody who knows
         return
-    rows = _first_rows(files[0])
+    rows = first_rows(files[0])
     if not rows:
         yield f"{files[0]} has no row that can be read: `lightning inspect` says why."
         return
@@ -138,11 +134,6 @@ def _require_columns(columns: object, rows: Sequence[Mapping[str, Any]], file: P
                 f"{file} has no column {name!r}{'' if meant is None else f', but {meant!r}'}. Its columns: "
                 f"{', '.join(there)}. Nothing was written."
             )
-
-
-def _first_rows(file: Path) -> list[dict[str, Any]]:
-    records = islice(read_file(file, lambda row: True, _LONGEST), _LOOKED_AT)
-    return [record.row for record in records if isinstance(record, Record) and record.row]
 
 
 def _in_words(found: Guess) -> str:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
 from lightning_sft.data.reading import formats
 from lightning_sft.data.reading.fields import under_our_names
-from lightning_sft.data.types import BadRowError
+from lightning_sft.data.reading.readers import read_file
+from lightning_sft.data.types import BadRowError, Record
 
 #: what public sets call the words of the user, the answer to them, what goes with a question, and the system prompt;
 #: the first that a row has is taken
@@ -26,6 +29,8 @@ ANSWERS = (
 BESIDE = ("context", "input", "inputs", "passage", "document")
 SYSTEM = ("system", "systemprompt", "systemmessage")
 TEXTS = ("text", "content", "document", "body", "story", "code")
+#: rows at the beginning of a file whose columns are looked at, and the most bytes of one
+_LOOKED_AT, _LONGEST = 20, 1 << 22
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,27 @@ class Guess:
     columns: dict[str, str]
     unused: tuple[str, ...] = ()
     trouble: str = ""
+
+
+def first_rows(file: Path) -> list[dict[str, Any]]:
+    """Return the rows at the beginning of a file that can be read."""
+    records = islice(read_file(file, lambda row: True, _LONGEST), _LOOKED_AT)
+    return [record.row for record in records if isinstance(record, Record) and record.row]
+
+
+def suits(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, answers: bool) -> bool:
+    """Return whether rows have the columns of a mapping: at least as many can be read with it as without.
+
+    Args:
+        rows: column name -> value, some from the beginning of a file.
+        columns: our name -> the name in the rows.
+        answers: whether rows must have an answer.
+    """
+    mapped = 0
+    for row in rows:
+        has_some = any(name in row for name in columns.values())
+        mapped += has_some and formats.detect(under_our_names(row, columns), answers) is not None
+    return mapped > 0 and mapped >= sum(formats.detect(row, answers) is not None for row in rows)
 
 
 def guess(rows: Sequence[Mapping[str, Any]]) -> Guess | None:
