@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from lightning_sft.units import duration
@@ -17,6 +17,8 @@ DELAY = 3.0
 """Seconds before anything is shown: short work stays silent."""
 EVERY = 15.0
 """Seconds between two lines of a log."""
+LOADING = "Loading torch, Lightning and transformers ..."
+"""Takes a few seconds before anything else can be said, and a minute on a busy machine."""
 
 
 def is_first_rank() -> bool:
@@ -45,6 +47,11 @@ def waiting(line: str, after: float = DELAY) -> Iterator[None]:
     finally:
         timer.cancel()
         timer.join()  # no thread is left to a process that is forked later
+
+
+def loading() -> AbstractContextManager[None]:
+    """Say what is waited for, where torch is still to be imported."""
+    return nullcontext() if "torch" in sys.modules else waiting(LOADING)
 
 
 @contextmanager

@@ -217,8 +217,11 @@ def test_a_file_that_is_not_there_has_neighbours(capsys: pytest.CaptureFixture[s
         ("advise", "--stepz=3", ("'stepz'", "'steps'")),
         ("score", "--outptu=x", ("'outptu'", "'output'")),
         ("audit", "--befor=x", ("'befor'", "'before'")),
-        ("audit", "--data=gone.json", ("--data.test", "no file gone.json")),
-        ("audit", "--data=list.json", ("Which model?", "--after MODEL")),  # rows are no file of settings
+        (
+            "audit",
+            "--data=list.json",
+            ("needs --after MODEL", "For example:  lightning audit --after"),
+        ),  # rows are no file of settings
         ("fitt", "--lr=1", ("no verb 'fitt'", "'fit'", "Verbs: ")),
     ],
 )

@@ -19,6 +19,7 @@ from lightning_sft.advice.setup import read_setup
 from lightning_sft.callbacks import CapabilityProbe
 from lightning_sft.cli.before import BeforeCLI, Begun, scratch
 from lightning_sft.cli.estimate import planned
+from lightning_sft.cli.front.ranges import require_options
 from lightning_sft.cli.settings import check_place
 from lightning_sft.data.inspect import show, summaries, training_weights
 from lightning_sft.errors import UserError
@@ -193,9 +194,7 @@ def _examples(datamodule: Any, tokenizer: Any) -> list[str]:
 
 
 def _check_numbers(config: Any) -> None:
-    for name, least in (("steps", 1), ("range_steps", 4)):
-        if config[name] < least:
-            raise UserError(f"--{name} is {config[name]}. Allowed: {least} or more.")
+    require_options("advise", config)
     if not 0 < config.range_low < config.range_high:
         raise UserError(
             f"--range_low is {config.range_low} and --range_high {config.range_high}. Allowed: 0 < low < high."

@@ -20,6 +20,8 @@ from lightning_sft.audit.rows import What
 from lightning_sft.audit.summary import CONTEXTS, in_short
 from lightning_sft.checkpoints.runs import find_checkpoint
 from lightning_sft.cli import run_folders
+from lightning_sft.cli.front.needs import require_needed
+from lightning_sft.cli.front.ranges import require_options
 from lightning_sft.cli.settings import SettingsCLI, check_place
 from lightning_sft.data import SFTDataModule
 from lightning_sft.errors import UserError
@@ -69,7 +71,7 @@ def main(arguments: list[str]) -> None:
     cli = _AuditCLI(args=_plain(arguments), run=False)
     config, data = cli.config, cli.datamodule
     assert isinstance(data, SFTDataModule)
-    _check(config)
+    require_options("audit", config)
     what, known = _choose_set(config.set, data)
     settings = AuditSettings(
         what=what,
@@ -143,17 +145,9 @@ def _plain(arguments: list[str]) -> list[str]:
     if {"-h", "--help"} & set(rest):
         return rest
     if after is None:
-        raise UserError("Which model? Give --after MODEL, and --before MODEL for what it began as.")
+        require_needed("audit", ())
     # the settings of `model` are not used, but the parser wants its name
     return [f"--model.model_name_or_path={after}", *rest]
-
-
-def _check(config: Any) -> None:
-    for name, least in (("rows", 1), ("top", 0), ("min_fall", 0)):
-        if config[name] is not None and config[name] < least:
-            raise UserError(f"--{name} is {config[name]}. Allowed: {least} or more.")
-    if config.fail_above is not None and not 0 <= config.fail_above <= 1:
-        raise UserError(f"--fail_above is {config.fail_above}. Allowed: a share from 0 to 1.")
 
 
 def _choose_set(asked: What | None, data: SFTDataModule) -> tuple[What, Trained]:

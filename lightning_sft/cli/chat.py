@@ -9,12 +9,16 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from lightning_sft.cli.front.needs import missing
+from lightning_sft.cli.front.ranges import require_options
+from lightning_sft.cli.usage import VerbParser
 from lightning_sft.errors import UserError
+from lightning_sft.places import require_model_place
+from lightning_sft.progress import loading
 
-DESCRIPTION = """Talk to a finished model, beside what it began as.
-
+ABOUT = """\
 Prompts are written as the run wrote them: its chat template, system prompt and template variables. Answers are greedy
 unless something is said about sampling.
 
@@ -27,15 +31,9 @@ unless something is said about sampling.
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> VerbParser:
     """Return the parser of the verb."""
-    made = argparse.ArgumentParser(
-        "lightning chat",
-        usage="lightning chat (RUN | --ckpt_path CHECKPOINT | --model MODEL) [--KEY VALUE ...]",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    made = VerbParser("chat", "(RUN | --ckpt_path CHECKPOINT | --model MODEL) [--KEY VALUE ...]", ABOUT)
     add = made.add_argument
     add(
         "--ckpt_path",
@@ -68,7 +66,6 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--device", help="where models are put, such as cpu or cuda:0; default: the accelerator, where there is one")
     add("--trust_remote_code", action="store_true", help="run code that a hub repository brings along")
-    made.error = _refuse  # type: ignore[method-assign]
     return made
 
 
@@ -76,6 +73,7 @@ def main(arguments: Sequence[str]) -> None:
     """Talk to a finished model: ``lightning chat``."""
     asked = parser().parse_args([_underscored(argument) for argument in arguments])
     options = generation_options(asked)
+    _require_one(asked)
     try:
         with _plain_interrupts():
             _talk(asked, options)
@@ -90,32 +88,28 @@ def generation_options(asked: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: a setting out of range.
     """
-    allowed = {
-        "max_new_tokens": (1, None),
-        "top_k": (1, None),
-        "top_p": (0.0, 1.0),
-        "min_p": (0.0, 1.0),
-        "repetition_penalty": (0.0, None),
-    }
-    for name, (low, high) in allowed.items():
-        value = getattr(asked, name)
-        least = value is None or (value > low if isinstance(low, float) else value >= low)
-        if not least or (value is not None and high is not None and value > high):
-            bounds = f"above {low:g}" if isinstance(low, float) else f"{low} or more"
-            raise UserError(f"--{name} is {value}. Allowed: {bounds}{'' if high is None else f', up to {high:g}'}.")
-    if asked.temperature is not None and not 0 < asked.temperature < float("inf"):
-        raise UserError(
-            f"--temperature is {asked.temperature}. Allowed: a number above 0; without it answers are greedy."
-        )
+    require_options("chat", asked)
     given = {name: getattr(asked, name) for name in SAMPLING if getattr(asked, name) is not None}
     samples = asked.do_sample or bool(given.keys() - {"repetition_penalty"})
     options = {"max_new_tokens": asked.max_new_tokens, "seed": asked.seed, "do_sample": samples, **given}
     return {**options, "top_k": given.get("top_k", 0)} if samples else options  # transformers' own default is 50
 
 
+def _require_one(asked: argparse.Namespace) -> None:
+    """Raise unless exactly one model is named to talk to."""
+    if asked.ckpt_path is None and asked.model is None:
+        raise UserError(missing("chat", "a model: a run's folder, --ckpt_path best, or --model NAME"))
+    if asked.ckpt_path is not None and asked.model is not None:
+        raise UserError("--ckpt_path and --model are both given. Leave one of them out; --before puts a model beside.")
+    if asked.model is not None:
+        require_model_place(asked.model)
+
+
 def _talk(asked: argparse.Namespace, options: dict[str, Any]) -> None:
     from lightning_sft.chat.conversation import HELP, ask, converse
 
+    with loading():
+        pass
     with _quiet_transformers():
         speakers = _speakers(asked)
     if asked.prompt is not None:
@@ -131,10 +125,6 @@ def _speakers(asked: argparse.Namespace) -> list[Any]:
     from lightning_sft.chat.speakers import find_speakers, switches_off
     from lightning_sft.checkpoints.runs import find_below
     from lightning_sft.models.finished import FoundModel, find_finished
-
-    if (asked.ckpt_path is None) == (asked.model is None):
-        what = "both given" if asked.model is not None else "both missing"
-        raise UserError(f"--ckpt_path and --model are {what}. Give one: --ckpt_path best, or --model my-model.")
 
     def find(name: str, **more: Any) -> FoundModel:
         how = {"dtype": asked.dtype, "trust_remote_code": asked.trust_remote_code}
@@ -206,7 +196,3 @@ def _plain_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _refuse(message: str) -> NoReturn:
-    raise UserError(f"{message}. `lightning chat --help` lists the options.")

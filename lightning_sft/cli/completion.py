@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from lightning_sft.cli.front.listing import Setting, listing
+from lightning_sft.cli.front.needs import missing
 from lightning_sft.cli.front.words import WORDS
 from lightning_sft.cli.verbs import LIGHTNING_VERBS, OWN_VERBS
 from lightning_sft.errors import UserError
@@ -25,8 +26,10 @@ def main(arguments: list[str]) -> None:
         )
         print("\n" + "\n".join(f"  {shell:<6}{how}" for shell, how in SHELLS.items()))
         sys.exit(0)
+    if not arguments:
+        raise UserError(missing("completion", f"the name of a shell: {', '.join(SHELLS)}"))
     if len(arguments) != 1 or arguments[0] not in SHELLS:
-        raise UserError(f"`lightning completion` got {' '.join(arguments) or 'nothing'}. Allowed: {', '.join(SHELLS)}.")
+        raise UserError(f"`lightning completion` got {' '.join(arguments)}. Allowed: {', '.join(SHELLS)}.")
     try:
         import shtab
     except ImportError as error:

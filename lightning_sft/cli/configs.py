@@ -12,12 +12,12 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from lightning_sft.cli.usage import VerbParser
 from lightning_sft.errors import UserError
 from lightning_sft.files import replacing
 from lightning_sft.places import shipped_folder
 
-_DESCRIPTION = """List, show and copy the configurations that are shipped.
-
+_ABOUT = """\
   lightning configs                     all of them, with what each is for
   lightning configs strategy            those of one folder
   lightning configs show demo           the text of one
@@ -122,24 +122,21 @@ def _same(source: Path, to: Path) -> bool:
     return to.is_file() and to.read_bytes() == source.read_bytes()
 
 
+def parser() -> VerbParser:
+    """Return the parser of the verb."""
+    made = VerbParser("configs", "[FOLDER | show NAME | copy [NAME ...] [--to FOLDER]]", _ABOUT)
+    made.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    made.add_argument("--to", type=Path, default=Path(), help="of copy: the folder that gets configs/; here by default")
+    return made
+
+
 def main(argv: Sequence[str]) -> None:
     """List, show or copy: ``lightning configs``.
 
     Args:
         argv: the arguments after the verb.
     """
-    parser = argparse.ArgumentParser(
-        prog="lightning configs",
-        usage="lightning configs [FOLDER | show NAME | copy [NAME ...] [--to FOLDER]]",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--to", type=Path, default=Path(), help="of copy: the folder that gets configs/; here by default"
-    )
-    given = parser.parse_args(argv)
+    given = parser().parse_args(argv)
     what, *rest = given.words or ["list"]
     if what == "show":
         if len(rest) != 1:

@@ -9,7 +9,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import NoReturn
@@ -26,11 +25,9 @@ from lightning_sft.cli.front.sources import spell_out_sources
 from lightning_sft.cli.front.words import in_settings, tidy
 from lightning_sft.cli.verbs import LIGHTNING_VERBS, OWN_VERBS
 from lightning_sft.errors import UserError
-from lightning_sft.progress import waiting
+from lightning_sft.progress import loading
 from lightning_sft.training.signals import WATCH, Stopped
 
-#: what takes a few seconds before anything else can be said, and a minute on a busy machine
-LOADING = "Loading torch, Lightning and transformers ..."
 #: verbs that write checkpoints
 _SAVING = ("fit", "demo")
 
@@ -55,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.path.insert(0, os.getcwd())  # a script's path lacks the folder where users keep classes of their own
     try:
         arguments = [verb, *_in_front(verb, arguments[1:])]
-        with _loading():
+        with loading():
             run = _verb(verb)
         run(arguments)
         if WATCH.requested is not None:
@@ -90,11 +87,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     finally:
         if owns_signals:
             WATCH.restore()
-
-
-def _loading() -> AbstractContextManager[None]:
-    """Say what is waited for, where it is still to be imported."""
-    return nullcontext() if "torch" in sys.modules else waiting(LOADING)
 
 
 def _reader_left() -> bool:
@@ -155,7 +147,7 @@ def _run_lightning_cli(arguments: list[str]) -> None:
     if not sys.stderr.isatty():
         for library in ("HUB", "DATASETS"):  # read when they are imported; the former is also transformers' switch
             os.environ.setdefault(f"HF_{library}_DISABLE_PROGRESS_BARS", "1")
-    with _loading():
+    with loading():
         from lightning_sft.cli.lightning_cli import SFTCLI
 
     SFTCLI(args=arguments)

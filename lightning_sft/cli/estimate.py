@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
+from lightning_sft.cli.front.ranges import require_options
 from lightning_sft.cli.settings import SettingsCLI
 from lightning_sft.errors import UserError
 from lightning_sft.estimate.bare import read_config
@@ -47,9 +48,7 @@ def estimate(arguments: list[str]) -> None:
     """Print what a run will hold: reads the model's configuration, and no weights."""
     cli = _EstimateCLI(args=[_with_underscores(argument) for argument in arguments], run=False)
     config = cli.config
-    for name in ("device_memory", "length", "tokens_per_second"):
-        if config[name] is not None and config[name] <= 0:
-            raise UserError(f"--{name} is {config[name]}. Allowed: more than 0.")
+    require_options("estimate", config)
     length, lengths = config.length or config.data.get("max_length"), None
     if length is None or config.tokens_per_second is not None:
         cli.datamodule.tokenizer = cli.model.tokenizer

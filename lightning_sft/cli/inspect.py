@@ -7,9 +7,9 @@ import sys
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
+from lightning_sft.cli.front.ranges import require_options
 from lightning_sft.cli.settings import SettingsCLI
 from lightning_sft.data.inspect import inspect as describe
-from lightning_sft.errors import UserError
 
 
 class _InspectCLI(SettingsCLI):
@@ -27,6 +27,5 @@ class _InspectCLI(SettingsCLI):
 def inspect(arguments: list[str]) -> None:
     """Print rows as the model will see them; loads tokenizer and data, never the model's weights."""
     cli = _InspectCLI(args=arguments, run=False)
-    if cli.config.rows < 0:
-        raise UserError(f"--rows is {cli.config.rows}. Allowed: 0 or more.")
+    require_options("inspect", cli.config)
     print(describe(cli.datamodule, cli.model.tokenizer, cli.config.rows, cli.config.color))

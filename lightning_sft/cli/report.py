@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_sft.cli.usage import VerbParser
 from lightning_sft.report.page import write_report
 from lightning_sft.report.run import open_runs
 
 #: the page's name in the folder of the only run
 PAGE = "report.html"
+
+
+def parser() -> VerbParser:
+    """Return the parser of the verb."""
+    made = VerbParser("report", "RUN [RUN ...] [--output FILE]", "The page opens anywhere, without a network.")
+    made.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run; several are compared on one page")
+    made.add_argument("--output", metavar="FILE", help=f"default: {PAGE} in the run's folder, or here for several")
+    return made
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -19,14 +27,7 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         UserError: a folder that is no run, or a place that cannot be written to.
     """
-    parser = argparse.ArgumentParser(
-        prog="lightning report",
-        description="Write one HTML file about runs, from what they logged: it opens anywhere, without a network.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run; several are compared on one page")
-    parser.add_argument("--output", metavar="FILE", help=f"default: {PAGE} in the run's folder, or here for several")
-    given = parser.parse_args(list(arguments))
+    given = parser().parse_args(list(arguments))
     runs = open_runs(given.runs)
     default = runs[0].folder / PAGE if len(runs) == 1 else Path(PAGE)
     print(f"Written to {write_report(runs, Path(given.output).expanduser() if given.output else default)}")

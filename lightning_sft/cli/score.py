@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from lightning_sft.checkpoints.runs import find_checkpoint
 from lightning_sft.cli import run_folders
+from lightning_sft.cli.front.ranges import require_options
 from lightning_sft.cli.settings import SettingsCLI, check_place
 from lightning_sft.data import SFTDataModule
 from lightning_sft.errors import UserError
@@ -41,8 +42,7 @@ def score(arguments: list[str]) -> None:
     model, arguments = _finished_model(arguments)
     cli = _ScoreCLI(args=arguments, run=False)
     config, data = cli.config, cli.datamodule
-    if config.top < 0:
-        raise UserError(f"--top is {config.top}. Allowed: 0 or more.")
+    require_options("score", config)
     if model is not None and config.ckpt_path is not None:
         raise UserError(
             f"--model {model} and --ckpt_path {config.ckpt_path} are both given. Score one after the other."

@@ -13,6 +13,32 @@ LIGHTNING_VERBS = {
 }
 
 
+#: verb -> a command that it could be called by
+EXAMPLES: dict[str, str] = {
+    "fit": "lightning fit --model HuggingFaceTB/SmolLM2-135M-Instruct --train train.jsonl --adapter lora",
+    "validate": "lightning validate lightning_logs/RUN",
+    "test": "lightning test lightning_logs/RUN --data.test test.jsonl",
+    "predict": "lightning predict lightning_logs/RUN --data.predict prompts.jsonl",
+    "demo": "lightning demo",
+    "init": "lightning init --model HuggingFaceTB/SmolLM2-135M-Instruct --train train.jsonl",
+    "chat": 'lightning chat lightning_logs/RUN --prompt "What is 12 + 30?"',
+    "compare": 'lightning compare sft.yaml --objectives "NLL,PowerFamily(1)" --max_steps 200',
+    "sweep": "lightning sweep status --storage journal:/shared/compare.log",
+    "configs": "lightning configs copy demo",
+    "estimate": "lightning estimate --model Qwen/Qwen3-0.6B --max_length 2048 --adapter lora",
+    "export": "lightning export lightning_logs/RUN",
+    "mine-probes": "lightning mine-probes --model Qwen/Qwen3-0.6B --data texts.txt --output probes.yaml",
+    "advise": "lightning advise sft.yaml",
+    "forecast": "lightning forecast sft.yaml",
+    "audit": "lightning audit --after my-model --before Qwen/Qwen3-0.6B --data test.jsonl",
+    "inspect": "lightning inspect sft.yaml --rows 5",
+    "score": "lightning score --model my-model --data.test test.jsonl --output scores.parquet",
+    "env": "lightning env",
+    "completion": "lightning completion bash",
+    "report": "lightning report lightning_logs/RUN",
+}
+
+
 class Verb(NamedTuple):
     """A verb of our own.
 
@@ -66,11 +92,11 @@ OWN_VERBS: dict[str, Verb] = {
         settings=True,
     ),
     "export": Verb(
-        "lightning_sft.export.folder",
+        "lightning_sft.cli.export",
         "main",
         "write a checkpoint as a Hugging Face folder, adapters merged or not",
     ),
-    "mine-probes": Verb("lightning_sft.probes.mine", "main", "find near-synonym probes in your own text"),
+    "mine-probes": Verb("lightning_sft.cli.mine_probes", "main", "find near-synonym probes in your own text"),
     "advise": Verb(
         "lightning_sft.cli.advise",
         "advise",

@@ -126,9 +126,8 @@ class SFTDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         at_least(1, batch_size=batch_size, val_batch_size=val_batch_size, max_length=max_length, num_proc=num_proc)
-        at_least(0, seed=seed)
-        if val is not None and val_split is not None:
-            raise UserError(f"Both data.val and data.val_split={val_split} are given. Leave one of them out.")
+        at_least(1, pad_to_multiple_of=pad_to_multiple_of)
+        at_least(0, seed=seed, num_workers=num_workers)
         rules = Rules(on_unanswered, on_repeated_role)
         given = {"train": train, "val": val, "test": test, "predict": predict}
         sources, self.named_sets = read_settings(given, rules)

@@ -58,6 +58,8 @@ class SetLibrary:
         cache: Cache | None = None,
     ) -> None:
         self.sources_of = sources
+        if val_split is not None and sources.get("val"):
+            raise UserError(f"Both data.val and data.val_split={val_split} are given. Leave one of them out.")
         self.val_split = val_split
         self.seed = seed
         self.system = system

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,11 +17,9 @@ from transformers import PreTrainedModel
 
 from lightning_sft.checkpoints import shards
 from lightning_sft.checkpoints.read import read_checkpoint
-from lightning_sft.checkpoints.runs import find_below
 from lightning_sft.checkpoints.state import KEY
 from lightning_sft.errors import UserError, first_line
-from lightning_sft.export.hub import check_repository, push_to_hub
-from lightning_sft.export.model_card import Kind, is_converted, is_on_hub, model_card, run_config
+from lightning_sft.export.model_card import Kind, is_on_hub, model_card, run_config
 from lightning_sft.files import new_folder
 from lightning_sft.models.access import find_causal_lm
 from lightning_sft.models.generation import end_tokens
@@ -29,59 +27,6 @@ from lightning_sft.models.gguf import quiet_progress
 from lightning_sft.models.loading import resolve
 from lightning_sft.models.tuners import changes_base, initialisation
 from lightning_sft.module import SFTModule
-from lightning_sft.places import CHECKPOINTS, near
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Write a checkpoint as a Hugging Face folder: ``lightning-sft export``.
-
-    Args:
-        argv: the arguments after the verb; those of the process by default.
-    """
-    usage = "lightning export (RUN | --ckpt_path CHECKPOINT) [--output FOLDER] [--KEY VALUE ...]"
-    parser = argparse.ArgumentParser(usage=usage, description=__doc__, allow_abbrev=False)
-    which = "a checkpoint file, a run's folder, or 'last' or 'best' of the newest run below the current folder"
-    parser.add_argument("--ckpt_path", required=True, help=which)
-    where = "folder to write, which must not exist yet; default: model in the run's folder"
-    parser.add_argument("--output", type=Path, help=where)
-    parser.add_argument(
-        "--merge", action="store_true", help="merge the adapter into its base, which gives a whole model"
-    )
-    parser.add_argument("--push_to_hub", metavar="REPO", help="upload the folder to this repository of the hub, too")
-    parser.add_argument("--private", action="store_true", help="make a new repository that its owner alone sees")
-    arguments = parser.parse_args(argv)
-    repository = arguments.push_to_hub
-    if arguments.output is not None:
-        _refuse_existing(arguments.output)  # before minutes of loading
-    if repository is not None:
-        check_repository(repository)
-    elif arguments.private:
-        raise UserError("--private is given without --push_to_hub: it is about a repository of the hub.")
-    checkpoint = find_below(arguments.ckpt_path)
-    output = arguments.output or _beside(checkpoint)
-    module = load_module(checkpoint)
-    kind = write_folder(module, output, merge=arguments.merge, checkpoint=checkpoint, repository=repository)
-    print(f"{near(checkpoint)} -> {output} ({'full model' if kind == 'full' else kind})")
-    if kind == "adapter" and is_converted(module.settings.name):
-        print(
-            f"The adapter names {resolve(module.settings.name)!r} as its base, the folder that {module.settings.name} "
-            "was converted to, which exists on this machine alone. With --merge the export needs no base."
-        )
-    if repository is not None:
-        print(f"{output} -> {push_to_hub(output, repository, private=arguments.private)}")
-
-
-def _beside(checkpoint: Path) -> Path:
-    """Return where a model goes without ``--output``: into the folder of its run.
-
-    Raises:
-        UserError: the checkpoint lies in no run, or the folder exists.
-    """
-    if checkpoint.parent.name != CHECKPOINTS:
-        raise UserError(f"{str(checkpoint)!r} lies in no run's folder. Say where to write the model: --output FOLDER.")
-    output = near(checkpoint.parent.parent / "model")
-    _refuse_existing(output)
-    return output
 
 
 def load_module(checkpoint: Path) -> SFTModule:
@@ -147,7 +92,7 @@ def write_folder(
             its base is not on the hub.
     """
     output = Path(output)
-    _refuse_existing(output)
+    refuse_existing(output)
     module.configure_model()
     model = cast("PreTrainedModel | PeftModel", module.scorer.model)
     kind: Kind = "full" if not isinstance(model, PeftModel) else "merged" if merge else "adapter"
@@ -188,7 +133,12 @@ def _write(module: SFTModule, model: PreTrainedModel | PeftModel, folder: Path) 
     module.tokenizer.save_pretrained(folder)
 
 
-def _refuse_existing(output: Path) -> None:
+def refuse_existing(output: Path) -> None:
+    """Raise if something lies where a folder is to be written.
+
+    Raises:
+        UserError: it does.
+    """
     if output.exists() or output.is_symlink():
         raise UserError(
             f"--output is {str(output)!r}, which exists. Nothing is overwritten: give a folder that does not exist "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,10 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_sft.errors import UserError
 from lightning_sft.models.instruments import model_to_read
-from lightning_sft.probes.files import save_probes
 from lightning_sft.probes.forward import evaluation, layer_rows
-from lightning_sft.probes.probe import Probe, named
-from lightning_sft.probes.wordnet import are_synonyms, find_wordnet
+from lightning_sft.probes.probe import Probe
+from lightning_sft.probes.wordnet import are_synonyms
 
 WORD = re.compile(r"[A-Za-z]{3,}")
 FUNCTION_WORDS = frozenset(
@@ -196,50 +194,3 @@ def _strings(value: object) -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from _strings(inner)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Mine probes from a file and save them: ``lightning-sft mine-probes``.
-
-    Args:
-        argv: the arguments after the verb; those of the process by default.
-    """
-    from lightning_sft.models.loading import load_causal_lm, load_tokenizer
-
-    parser = argparse.ArgumentParser(prog="lightning-sft mine-probes", description=__doc__)
-    parser.add_argument("--model", required=True, help="hub name, folder, GGUF file or pkg://package/file.gguf")
-    parser.add_argument("--data", required=True, type=Path, help="held-out texts: .txt (paragraphs) or .jsonl")
-    parser.add_argument(
-        "--output", "--out", dest="out", required=True, type=Path, help="probe file to write: .yaml, .yml or .jsonl"
-    )
-    parser.add_argument("--top", type=int, default=50, help="the most probes to keep (default 50)")
-    parser.add_argument("--min_overlap", type=float, default=0.5, help="least embedding cosine (default 0.5)")
-    parser.add_argument("--min_probability", type=float, default=0.01, help="least p of the written word (0.01)")
-    parser.add_argument(
-        "--wordnet", default="auto", help="WordNet's database folder; auto: if installed; none: without"
-    )
-    parser.add_argument("--limit", type=int, default=None, help="read only the first texts")
-    arguments = parser.parse_args(argv)
-    places = {"auto": find_wordnet(), "none": None}
-    wordnet = places.get(arguments.wordnet, Path(arguments.wordnet))
-    texts = list(read_texts(arguments.data))[: arguments.limit]
-    model, tokenizer = load_causal_lm(arguments.model), load_tokenizer(arguments.model)
-    found = mine_probes(
-        model,
-        tokenizer,
-        texts,
-        top=arguments.top,
-        min_overlap=arguments.min_overlap,
-        min_probability=arguments.min_probability,
-        wordnet=wordnet,
-    )
-    if not found:
-        raise UserError(
-            f"No near-synonyms were found in {len(texts)} texts of {str(arguments.data)!r}. Give more text, or lower "
-            "--min_overlap or --min_probability."
-        )
-    path = save_probes(named([m.probe for m in found]), arguments.out)
-    print(f"{len(found)} probes in {path}; near-synonyms by {'embeddings' if wordnet is None else f'{wordnet}'}")
-    for m in found[:10]:
-        p = m.probe
-        print(f"  {p.correct} ({m.p_correct:.3f}) behind {p.competitor} ({m.p_competitor:.3f}), O {m.overlap:.2f}")

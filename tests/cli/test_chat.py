@@ -185,12 +185,12 @@ def test_samples_depend_on_their_seed_alone(toy_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([], "both missing. Give one: --ckpt_path best, or --model my-model"),
+        ([], "needs a model: a run's folder, --ckpt_path best, or --model NAME"),
         (["--ckpt_path=last", "--model=x"], "both given"),
         (["--model=x", "--temperature=0"], "without it answers are greedy"),
         (["--model=x", "--top_p=1.5"], "--top_p is 1.5. Allowed: above 0, up to 1"),
         (["--model=x", "--max_new_tokens=0"], "Allowed: 1 or more"),
-        (["--model=x", "--temprature=1"], "unrecognized arguments: --temprature=1"),
+        (["--model=x", "--temprature=1"], "no option --temprature; did you mean --temperature?"),
         (["--ckpt_path=last"], "no run with a checkpoint was found"),
     ],
 )

@@ -126,7 +126,7 @@ def test_a_configuration_without_a_model(tmp_path: Path, capsys: pytest.CaptureF
     for given in ([f"--config={config}"], []):
         with pytest.raises(SystemExit):
             main(["estimate", *given, "--length=8"])
-        assert "Required but not given: model.model_name_or_path" in capsys.readouterr().err
+        assert "`lightning estimate` needs a model: --model NAME" in capsys.readouterr().err
 
 
 def test_a_folder_with_weights_gives_the_same(bare: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

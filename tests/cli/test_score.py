@@ -51,7 +51,7 @@ def test_what_is_refused_before_a_model_is_loaded(toy_folder, tmp_path, capsys):
     given = toy_arguments(toy_folder, write_rows(tmp_path / "rows.jsonl"))
     cases = {
         "which exists": ["--output=here.parquet"],
-        "Required but not given: output": [],
+        "needs --output FILE, the Parquet file to write": [],
         "--model has no value": ["--output=new.parquet", "--model"],
         "both given": ["--output=new.parquet", "--model=x", "--ckpt_path=best"],
         "no run with a checkpoint": ["--output=new.parquet", "--ckpt_path=best"],

@@ -1,10 +1,11 @@
 import pytest
 import torch
 
+from lightning_sft.cli.mine_probes import main
 from lightning_sft.errors import UserError
 from lightning_sft.probes import encode_probes, load_probes
 from lightning_sft.probes import mine as mining
-from lightning_sft.probes.mine import main, mine_probes, read_texts
+from lightning_sft.probes.mine import mine_probes, read_texts
 from lightning_sft.probes.wordnet import are_synonyms, find_wordnet
 from tests.probes.tokenizers import word_tokenizer
 from tests.toys import toy_model
@@ -126,4 +127,4 @@ def test_the_verb_writes_a_file_that_probes_are_loaded_from(planted, tmp_path, c
     assert [(p.context, p.correct, p.competitor) for p in probes] == [("I am", "glad", "happy")]
     assert "glad (" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"lower --min.overlap"):
-        main([*where, "--out", str(tmp_path / "none.yaml"), "--min_overlap", "1.5"])
+        main([*where, "--out", str(tmp_path / "none.yaml"), "--min_overlap", "1"])

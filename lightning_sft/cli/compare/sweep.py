@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
-from typing import NoReturn
 
 from lightning_sft.cli.compare.finish import finish, quiet, say
+from lightning_sft.cli.front.needs import missing
+from lightning_sft.cli.front.ranges import require_options
+from lightning_sft.cli.usage import VerbParser
 from lightning_sft.compare.design import Design
 from lightning_sft.compare.work import work
 from lightning_sft.errors import UserError
 
-DESCRIPTION = """Take part in a comparison or a search that several workers share, or see how far it is.
-
+ABOUT = """\
   lightning sweep worker --storage journal:/shared/compare.log     run what is missing, beside other workers
   lightning sweep status --storage journal:/shared/compare.log     what is done, by whom, and the time left
   lightning sweep critical --config critical_lr.yaml --storage journal:/shared/lr.log --workers 3
@@ -23,16 +24,16 @@ DESCRIPTION = """Take part in a comparison or a search that several workers shar
 takes the settings of `lightning fit`, and ends when the CriticalLearningRateFinder among its callbacks is done."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}. `lightning sweep --help` lists what there is.")
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> VerbParser:
     """Return the parser of the verb."""
-    made = _Parser("lightning sweep", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = VerbParser("sweep", "{worker,status,critical} --storage URL [--KEY VALUE ...]", ABOUT)
     add = made.add_argument
-    add("what", nargs="?", choices=("worker", "status", "critical"), help="without it, this text is printed")
+    add(
+        "what",
+        nargs="?",
+        choices=("worker", "status", "critical"),
+        help="take part, see how far it is, or search for a critical rate",
+    )
     add("--storage", help="journal:FILE, sqlite:///FILE, or a database such as postgresql://user@host/name")
     add("--name", help="of the comparison (compare), or of the search (that of the configuration)")
     where = "where this worker keeps its files: comparisons, and for a search what the configuration says"
@@ -58,8 +59,8 @@ def add_timing(made: argparse.ArgumentParser) -> None:
 def main(arguments: list[str]) -> None:
     """Run a worker or a search, or print the status."""
     made = parser()
-    made.allow_abbrev = False
     asked, rest = made.parse_known_args(arguments)
+    require_options("sweep", asked)
     if asked.what == "critical":
         from lightning_sft.cli.compare.critical import search
 
@@ -70,10 +71,9 @@ def main(arguments: list[str]) -> None:
     if rest:
         made.error(f"unrecognized arguments: {' '.join(rest)}")
     if asked.what is None:
-        made.print_help()
-        return
+        raise UserError(missing("sweep", "a word that says what to do: worker, status or critical"))
     if not asked.storage:
-        raise UserError(f"`lightning sweep {asked.what}` needs --storage: the address that the comparison was given.")
+        raise UserError(missing("sweep", "--storage, the address that the comparison was given"))
     if asked.what == "status":
         from lightning_sft.compare.status import status
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from lightning_sft.cli.compare.finish import finish, quiet, say
 from lightning_sft.cli.compare.sweep import add_timing, work_on
+from lightning_sft.cli.front.ranges import require_options
+from lightning_sft.cli.usage import VerbParser
 from lightning_sft.compare.design import Design, RunSpec
 from lightning_sft.compare.facts import why_unused
 from lightning_sft.compare.ledger import RUNS, FolderLedger, read_results
@@ -18,8 +20,7 @@ from lightning_sft.compare.power import Resolution
 from lightning_sft.compare.work import work
 from lightning_sft.errors import UserError
 
-DESCRIPTION = """Compare objectives, or arms that differ in any setting, on your own data.
-
+ABOUT = """\
 Every arm finds its own learning rate by as many trials as every other, on rows that are not judged. All are then
 trained on the same replicates: a seed, with training rows and judged rows drawn afresh. All other options are settings
 of `lightning fit`, the same for all arms.
@@ -30,10 +31,10 @@ of `lightning fit`, the same for all arms.
 The same command again goes on where it was interrupted, and does nothing new when all is done."""
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> VerbParser:
     """Return the parser of our own options."""
-    made = argparse.ArgumentParser(
-        "lightning compare", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    made = VerbParser(
+        "compare", "[FILE.yaml ...] (--objectives NAMES | --arm NAME KEY=VALUE ...) [--KEY VALUE ...]", ABOUT
     )
     add = made.add_argument
     add("--objectives", help='arms by objective: "NLL,PowerFamily(1),EAFT"; the first is what others are compared with')
@@ -65,10 +66,8 @@ def parser() -> argparse.ArgumentParser:
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Return our own options, and the settings of ``fit``."""
-    made = parser()
-    made.allow_abbrev = False
-    made.error = _refuse  # type: ignore[method-assign,assignment]
-    asked, rest = made.parse_known_args(list(arguments))
+    asked, rest = parser().parse_known_args(list(arguments))
+    require_options("compare", asked)
     if asked.storage and asked.retry_failed:
         raise UserError(
             "--retry_failed is for the runs of one folder: in a --storage other workers count them already. Begin a "
@@ -125,7 +124,3 @@ def _pairs(design: Design, plan: Plan, results: Results, first: str, other: str)
         scores = [r.score(plan.score.key) for r in both if r is not None]
         found += [scores[0] - scores[1]] if len(scores) == 2 and all(map(math.isfinite, scores)) else []
     return found
-
-
-def _refuse(message: str) -> None:
-    raise UserError(f"{message}. `lightning compare --help` lists the options.")

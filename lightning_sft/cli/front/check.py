@@ -12,6 +12,8 @@ from lightning_sft.cli.front.given import SECTIONS, Given, read_given
 from lightning_sft.cli.front.listing import KnownClass, Listing, Setting, listing
 from lightning_sft.cli.front.meant import may_be_class
 from lightning_sft.cli.front.names import not_offered
+from lightning_sft.cli.front.needs import require_needed
+from lightning_sft.cli.front.ranges import OPTIONS, SETTINGS, out_of_range
 from lightning_sft.cli.front.values import fits, is_inline, is_number, names_devices
 from lightning_sft.cli.front.words import REPORT, class_of_word, expand
 from lightning_sft.cli.verbs import LIGHTNING_VERBS
@@ -47,8 +49,10 @@ def check(verb: str, arguments: Sequence[str]) -> list[str]:
     checker.foreign = any(_is_foreign(one, known) for one in given)
     for one in given:
         checker.look(one)
-    if verb in ("fit", "predict", "inspect", "advise"):
-        checker.require_model(given)
+    keys = {one.key for one in given}
+    # a class of the user's own may have a model by itself
+    if not checker.foreign and not any(key == "print_config" or key.endswith("help") for key in keys):
+        require_needed(verb, keys)
     return checker.remarks
 
 
@@ -106,18 +110,6 @@ class Checker:
         """Return whether a key may be an argument of a class of the user's own."""
         return key.partition(".")[0] in ("model", "data")
 
-    def require_model(self, given: Sequence[Given]) -> None:
-        """Raise if no model is named at all."""
-        keys = {one.key for one in given}
-        if self.foreign or "model.model_name_or_path" in keys or keys & {"help", "print_config", "model"}:
-            return
-        if any(key.endswith("help") for key in keys):
-            return
-        raise UserError(
-            "Required but not given: model.model_name_or_path. Set it in a --config file or as --model NAME (a hub "
-            "name, a folder, or a GGUF file)."
-        )
-
     def _value(self, one: Given, key: str, setting: Setting) -> None:
         if key == "trainer.callbacks":
             self._replaced(one)
@@ -143,6 +135,14 @@ class Checker:
             text = node.value if isinstance(node, yaml.ScalarNode) else node
             if isinstance(text, str) and not fits(text, setting):
                 raise UserError(say.wrong_value(one, key, text, setting, self.known))
+            self._in_range(one, key, text)
+
+    def _in_range(self, one: Given, key: str, value: object) -> None:
+        """Raise if a number lies outside its range."""
+        allowed = OPTIONS.get(self.verb, {}).get(key) if key in self.own else SETTINGS.get(key)
+        said = None if allowed is None else out_of_range(one.name if key in self.own else key, value, allowed)
+        if said is not None:
+            raise UserError(f"{one.where}{said}")
 
     def _class(self, one: Given, key: str, setting: Setting, node: str | yaml.Node) -> None:
         """Check a value that names a class, alone or with its arguments."""
@@ -155,8 +155,8 @@ class Checker:
                 self._name(one, key, setting, path.value, is_path=True)
             arguments = fields.get("init_args")
             if isinstance(arguments, yaml.MappingNode) and (path is not None or key in self.chosen):
-                for option, _ in arguments.value:
-                    at = Given(f"{key}.{option.value}", None, one.file, option.start_mark.line + 1)
+                for option, value in arguments.value:
+                    at = Given(f"{key}.{option.value}", value, one.file, option.start_mark.line + 1)
                     self._option(at, key, option.value)
         else:
             text = node.value if isinstance(node, yaml.ScalarNode) else node
@@ -186,6 +186,7 @@ class Checker:
             return
         if (key, option) == ("model.optimizer", "lr") and isinstance(one.value, str) and not is_number(one.value):
             raise UserError(f"{one.where}{one.name} is {one.value!r}. Allowed: a number, such as 2e-5.")
+        self._in_range(one, f"{key}.{option}", one.value.value if isinstance(one.value, yaml.ScalarNode) else one.value)
         setting = self.known.settings[key]
         if key not in self.chosen and len(setting.bases) == 1 and "list" not in setting.takes:
             named = self.known.of_class(key)

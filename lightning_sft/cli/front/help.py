@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from lightning_sft.cli.front.listing import Setting, listing
 from lightning_sft.cli.front.say import allowed
 from lightning_sft.cli.front.words import WORDS
-from lightning_sft.cli.verbs import LIGHTNING_VERBS, OWN_VERBS
+from lightning_sft.cli.verbs import EXAMPLES, LIGHTNING_VERBS, OWN_VERBS
 
 #: group -> key -> what it is, in a line
 SCREEN: dict[str, dict[str, str]] = {
@@ -69,15 +69,11 @@ SCREEN: dict[str, dict[str, str]] = {
         "seed_everything": "seed of everything random",
     },
 }
-EXAMPLES = {
-    "fit": """\
-  lightning fit --model HuggingFaceTB/SmolLM2-135M-Instruct --train train.jsonl --data.val_split 0.05 --adapter lora
-  lightning fit mine.yaml --lr 1e-4 --objective PowerFamily --objective.alpha 1
-  lightning fit mine.yaml --ckpt_path last --max_steps 500""",
-    "validate": "  lightning validate mine.yaml --ckpt_path best",
-    "test": "  lightning test mine.yaml --ckpt_path best --data.test test.jsonl",
-    "predict": "  lightning predict mine.yaml --ckpt_path best --data.predict prompts.jsonl",
-}
+#: further examples of `fit`
+_MORE = (
+    "lightning fit mine.yaml --lr 1e-4 --objective PowerFamily --objective.alpha 1",
+    "lightning fit lightning_logs/RUN --max_steps 500",
+)
 
 
 def answer(verb: str, word: str = "") -> str:
@@ -97,8 +93,9 @@ def answer(verb: str, word: str = "") -> str:
         f"  {LIGHTNING_VERBS[verb]}",
         "",
         "examples:",
+        f"  {EXAMPLES[verb]}",
+        *(f"  {example}" for example in (_MORE if verb == "fit" else ())),
     ]
-    lines.append(EXAMPLES[verb])
     for group, keys in SCREEN.items():
         lines += ["", f"{group}:"]
         lines += [_line(key, text, width) for key, text in keys.items()]
@@ -138,8 +135,8 @@ def _line(key: str, text: str, width: int) -> str:
 def _own(verb: str, width: int) -> str:
     own = OWN_VERBS[verb]
     usage = own.usage or "[FILE.yaml ...] [--KEY VALUE ...]"
-    lines = [f"usage: lightning {verb} {usage}", f"  {own.help}", ""]
-    lines += ["options:"] if verb in listing().verbs else []
+    lines = [f"usage: lightning {verb} {usage}", f"  {own.help}", "", "example:", f"  {EXAMPLES[verb]}"]
+    lines += ["", "options:"] if verb in listing().verbs else []
     for name, option in listing().verbs.get(verb, {}).items():
         lines += _full(name, option, width)
     lines += [
