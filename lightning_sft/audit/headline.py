@@ -42,7 +42,8 @@ def headline(audit: Audit) -> str:
     if len(set(parts)) == 1:
         return f"{parts[0]} ({read}), whether or not it was trained on these rows."
     known = f"it is not known whether the model was trained on these rows ({read})"
-    return f"Cannot tell: {known}. If it was: {_lower(parts[0])}. If it was not: {_lower(parts[1])}."
+    both = f"If it was: {_lower(parts[0])}. If it was not: {_lower(parts[1])}."
+    return f"Cannot tell whether it fails silently: {known}. {both}"
 
 
 def _unchanged(audit: Audit) -> str:
@@ -68,17 +69,19 @@ def _said(audit: Audit, verdict: SilentVerdict) -> str:
     r = audit.silent
     as_trained = audit.before is not None and audit.trained != "no" and verdict is audit.verdicts[0]
     if audit.is_broken:
-        return "Cannot tell: scores are not finite"
+        return "Cannot tell anything: scores are not finite"
     if verdict.outcome == "silent failure":
         return f"Silent failure: {_places(r)} have a lower loss, and the same wrong token is still ahead"
     if verdict.outcome == "overconfident":
         return "Overconfident: the first choice is wrong more often than its probability says"
     if verdict.outcome == "undecided":
-        return f"Cannot tell yet: {_places(r)} look like a silent failure, too few to be sure. Read more rows"
+        few = f"{_places(r)} look like it, too few to be sure"
+        return f"Cannot tell yet whether it fails silently: {few}. Read more rows"
     if verdict.outcome == "nothing to judge":
         if as_trained and r.behind == 0:
-            return "Cannot tell: no token was outranked before, so none could fail silently"
-        return f"Cannot tell: {_few(r, trained=as_trained)}"
+            return "Cannot tell whether it fails silently: no token was outranked before, so none could"
+        what = "fails silently" if as_trained else "is overconfident"
+        return f"Cannot tell whether it {what}: {_few(r, trained=as_trained)}"
     if not as_trained:
         return "Fine: the first choice is wrong no more often than its probability says"
     change, low, high = audit.nll_change

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lightning.pytorch import Trainer
 
 from lightning_sft._lightning import callbacks_of
+from lightning_sft.callbacks.run_clock import epochs_done
 from lightning_sft.places import RUN_SETTINGS, near
 
 
@@ -40,14 +42,40 @@ def ends_with_commands(trainer: Trainer) -> bool:
     return any(getattr(callback, "next_commands", None) is not None for callback in callbacks_of(trainer))
 
 
-def after_verdicts(outcomes: Collection[str], folder: Path | None, contexts: str) -> tuple[NextStep | None, str]:
+def longer(trainer: Trainer) -> list[str]:
+    """Return options that let a run go on: for three epochs, or twice as long.
+
+    Empty where neither steps nor epochs end it, or where no checkpoint is kept to go on from.
+
+    Args:
+        trainer: of the run.
+    """
+    if not trainer.checkpoint_callbacks:
+        return []
+    epochs = epochs_done(trainer)
+    times = 2.0 if math.isnan(epochs) else max(2.0, 3 / max(epochs, 1e-9))
+    options = []
+    if trainer.max_steps not in (None, -1):
+        options += ["--max_steps", str(math.ceil(times * trainer.global_step))]
+    passes = math.ceil(times * (trainer.max_epochs or 0) if math.isnan(epochs) else times * epochs - 1e-9)
+    if trainer.max_epochs not in (None, -1) and trainer.max_epochs < passes:
+        options += ["--max_epochs", str(passes)]
+    return options
+
+
+def after_verdicts(
+    outcomes: Collection[str], folder: Path | None, contexts: str, more: Sequence[str] = ()
+) -> tuple[NextStep | None, str]:
     """Return what to try after the verdicts on silent failure, and as a line for a log; nothing where all is well.
 
     Args:
         outcomes: of the verdicts.
         folder: of the run; None without one.
         contexts: name of the file there that holds the worst contexts.
+        more: options that let the run go on, see `longer`.
     """
+    if "too early" in outcomes and "silent failure" not in outcomes:
+        return _go_on(folder, more)
     if not {"silent failure", "overconfident"} & set(outcomes):
         return None, ""
     if "silent failure" in outcomes:
@@ -61,4 +89,15 @@ def after_verdicts(outcomes: Collection[str], folder: Path | None, contexts: str
         return None, f"Next: SFTModule(..., objective={objective}({given}))"
     command = f"lightning fit --config {shlex.quote(str(near(folder / RUN_SETTINGS)))} --objective {objective}"
     command += "" if pairs is None else f" --objective.pairs {shlex.quote(str(near(pairs)))}"
+    return NextStep(why, command, measured=True), f"Next: {command}"
+
+
+def _go_on(folder: Path | None, more: Sequence[str]) -> tuple[NextStep | None, str]:
+    """Return how a run goes on that was too short to tell."""
+    if not more:
+        return None, ""
+    if folder is None or not (folder / RUN_SETTINGS).is_file():
+        return None, "Next: train longer."
+    why = "this was too short to tell whether it fails silently; it goes on from its last step"
+    command = shlex.join(["lightning", "fit", str(near(folder)), *more])
     return NextStep(why, command, measured=True), f"Next: {command}"

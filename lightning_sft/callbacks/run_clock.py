@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 from lightning.pytorch import Trainer
 
@@ -67,6 +68,17 @@ class RunClock:
         else:
             self._training += now - self._mark
         self._mark = now
+
+
+def epochs_done(trainer: Trainer) -> float:
+    """Return how many passes over its training rows a fit has made; nan where their number is not known."""
+    loader: Any = trainer.train_dataloader
+    try:
+        batches = len(loader)
+    except TypeError:  # of an endless set
+        return math.nan
+    steps = math.ceil(batches / max(int(trainer.accumulate_grad_batches), 1))
+    return trainer.global_step / steps if steps else math.nan
 
 
 def validations_left(trainer: Trainer, step: int, total: int) -> int:

@@ -8,12 +8,14 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
+from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
-from lightning_sft.callbacks.next_step import NextStep, after_verdicts, ends_with_commands
+from lightning_sft.callbacks.next_step import NextStep, after_verdicts, ends_with_commands, longer
+from lightning_sft.callbacks.silent_course import RunCourse
 from lightning_sft.callbacks.silent_reader import TokenReader
-from lightning_sft.callbacks.silent_rows import from_datamodule, from_loaders
+from lightning_sft.callbacks.silent_rows import from_datamodule, from_loaders, tell_refused
 from lightning_sft.checkpoints.runs import run_folder
 from lightning_sft.data import SFTDataModule
 from lightning_sft.errors import UserError
@@ -24,6 +26,8 @@ from lightning_sft.probes.contexts import contexts_table, failed_contexts, write
 from lightning_sft.probes.watched_set import WatchedSet
 
 FILE = "silent.jsonl"
+#: beside the names of sets in a checkpoint
+_SPENT = "learning rates spent"
 
 
 class SilentFailureMonitor(Callback):
@@ -111,6 +115,7 @@ class SilentFailureMonitor(Callback):
         self._model, self._tokenizer = model, tokenizer
         self._reader: TokenReader | None = None
         self._restored: dict[str, Any] = {}
+        self._course = RunCourse()
         self.next_step: NextStep | None = None
 
     # ------------------------------------------------------------------ hooks
@@ -135,7 +140,8 @@ class SilentFailureMonitor(Callback):
             return
         if not isinstance(getattr(trainer, "datamodule", None), SFTDataModule):
             self.watched, refused = from_loaders(trainer, self.train_rows, self.val_rows, self.tokens)
-            self._tell(refused)
+            tell_refused(refused, must_watch=self.required and not self.watched)
+        self._course.begin(trainer, float(self._restored.pop(_SPENT, 0.0)))
         if self._resume() or not self.watched:
             return
         if trainer.global_step > 0:
@@ -149,9 +155,25 @@ class SilentFailureMonitor(Callback):
                 reader.read(trainer, watched)
             if watched.now is not None:
                 watched.remember()
+                watched.keep(0.0)
                 if reader.can_call:
                     reader.find_near_synonyms(watched, self._tokenizer_of(pl_module), self.min_overlap, self.wordnet)
         self._log_apart(trainer)
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self._course.step(optimizer)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._reader is None or not self._course.reaches_middle(trainer):
+            return
+        for watched in self.watched:
+            if watched.trained:
+                self._reader.read(trainer, watched)
+                watched.keep(self._course.spent)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -184,6 +206,8 @@ class SilentFailureMonitor(Callback):
             elif not trainer.sanity_checking:
                 self._reader.read(trainer, watched)
         if not trainer.sanity_checking:
+            for watched in self.watched:
+                watched.keep(self._course.spent)
             pl_module.log_dict(self._scalars(), batch_size=1)
 
     @override
@@ -203,6 +227,7 @@ class SilentFailureMonitor(Callback):
         late = [s for s in self.watched if not self._in_validation(s) and s.step != trainer.global_step]
         for watched in late:
             self._reader.read(trainer, watched)
+            watched.keep(self._course.spent)
         if late:  # no validation has read and logged them
             self._log_apart(trainer)
         self._report(trainer, pl_module)
@@ -228,7 +253,10 @@ class SilentFailureMonitor(Callback):
             reading = watched.reading(self.min_fall)
             if reading is not None:
                 name = names.get(watched.name, f"tokens of {watched.name}")
-                self.verdicts[watched.name] = judge(reading, name, trained=watched.trained, max_share=self.max_share)
+                length = self._course.length(trainer, watched)
+                self.verdicts[watched.name] = judge(
+                    reading, name, trained=watched.trained, max_share=self.max_share, length=length
+                )
         datamodule = getattr(trainer, "datamodule", None)
         lines = failed_contexts(
             self.watched,
@@ -240,7 +268,8 @@ class SilentFailureMonitor(Callback):
         folder = None if trainer.fast_dev_run else run_folder(trainer)  # type: ignore[attr-defined]
         folder = trainer.strategy.broadcast(folder)
         told = [verdict.sentence for verdict in self.verdicts.values()]
-        self.next_step, line = after_verdicts({v.outcome for v in self.verdicts.values()}, folder, FILE)
+        outcomes = {v.outcome for v in self.verdicts.values()}
+        self.next_step, line = after_verdicts(outcomes, folder, FILE, longer(trainer))
         whole = "\n".join([*told, line] if line else told)
         rank_zero_info("\n".join(told) if self.next_step and ends_with_commands(trainer) else whole)
         log_text(trainer, "silent/verdict", whole, trainer.global_step)
@@ -251,14 +280,6 @@ class SilentFailureMonitor(Callback):
 
     # ------------------------------------------------------------------ small things
 
-    def _tell(self, refused: list[str]) -> None:
-        if not refused:
-            return
-        text = f"SilentFailureMonitor does not watch {'; '.join(refused)}."
-        if self.required and not self.watched:
-            raise UserError(f"{text} Leave it out, or give the run such loaders.")
-        rank_zero_info(text)
-
     def _tokenizer_of(self, pl_module: LightningModule) -> PreTrainedTokenizerBase | None:
         try:
             return tokenizer_to_use(pl_module, self._tokenizer)
@@ -267,13 +288,12 @@ class SilentFailureMonitor(Callback):
 
     def _resume(self) -> bool:
         """Take the first readings from the checkpoint; return whether there were some of these tokens."""
-        restored, self._restored = self._restored, {}
-        return any([s.name in restored and s.load(restored[s.name]) for s in self.watched])
+        return any([s.name in self._restored and s.load(self._restored.pop(s.name)) for s in self.watched])
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        states = {watched.name: watched.state() for watched in self.watched}
-        return {name: state for name, state in states.items() if state is not None}
+        states = {watched.name: state for watched in self.watched if (state := watched.state()) is not None}
+        return {**states, _SPENT: self._course.spent} if states else {}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

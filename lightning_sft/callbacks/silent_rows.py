@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_sft._lightning import all_gather, validation_loaders
@@ -102,6 +103,20 @@ def from_loaders(
         else:
             refused.append(f"{name}: {why}")
     return found, refused
+
+
+def tell_refused(refused: Sequence[str], *, must_watch: bool) -> None:
+    """Say which sets of other loaders are not watched, and why.
+
+    Raises:
+        UserError: something must be watched.
+    """
+    if not refused:
+        return
+    text = f"SilentFailureMonitor does not watch {'; '.join(refused)}."
+    if must_watch:
+        raise UserError(f"{text} Leave it out, or give the run such loaders.")
+    rank_zero_info(text)
 
 
 def _is_everywhere(trainer: Trainer, sample: TokenSample) -> bool:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lightning_sft.metrics.run_length import STEEP, steepness
 from lightning_sft.probes.history import Jump, JumpSettings, ProbeHistory, find_jumps
 
 
@@ -30,7 +31,7 @@ class VerdictSettings(JumpSettings):
     tau: float = 0.05
     delta: float = 0.005
     fall: float = 0.05
-    steep: float = 0.5
+    steep: float = STEEP
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,9 @@ def judge(
         )
         little = f"{losses}, a fall of no more than {settings.fall:g}; {odds}"
         return Verdict("loss did not fall", (), None, jumps, little, advice)
-    steepness, overtaken = _steepness(history), _below_by_three_quarters(history, others, end)
-    if steepness > settings.steep and not overtaken and not finished:
-        reason = f"{losses}, still falling at {steepness:.0%} of its mean rate; {odds}"
+    still, overtaken = steepness(history.step, history.loss), _below_by_three_quarters(history, others, end)
+    if still > settings.steep and not overtaken and not finished:
+        reason = f"{losses}, still falling at {still:.0%} of its mean rate; {odds}"
         return Verdict("stopped early", (), None, jumps, reason, "train longer; it is too early to speak of failure")
     modes = []
     if max(history.signal) < settings.tau:
@@ -141,18 +142,6 @@ def _above(history: ProbeHistory, flipped: int, jumps: tuple[Jump, ...], losses:
     negative = history.phi[-1] <= 0
     reason = f"{losses}; {odds}{f'; Phi is still {history.phi[-1]:+.3f}: the drag outweighs S' if negative else ''}"
     return Verdict("never behind" if never else "flipped", (), flipped, jumps, reason, "")
-
-
-def _steepness(history: ProbeHistory) -> float:
-    """Return the loss's rate of fall over the last quarter of the steps, as a share of its rate over all of them."""
-    first, last = history.step[0], history.step[-1]
-    if last == first:
-        return 0.0
-    cut = last - (last - first) / 4
-    i = max(i for i, step in enumerate(history.step) if step <= cut)
-    late = (history.loss[i] - history.loss[-1]) / (last - history.step[i])
-    mean = (history.loss[0] - history.loss[-1]) / (last - first)
-    return late / mean if mean > 0 else 0.0
 
 
 def _below_by_three_quarters(history: ProbeHistory, others: Sequence[Sequence[float]], loss: float) -> bool:

@@ -29,6 +29,8 @@ class WatchedSet:
         before: the first reading; None where there is none.
         now: the last one.
         step: optimizer steps before the last one.
+        course: at each reading, the learning rates spent before it and the mean NLL, nats, of the tokens that were
+            outranked at first; see `RunLength`.
         near: whether the competitor of the first reading is a near-synonym of the target, (tokens,), bool.
     """
 
@@ -44,6 +46,7 @@ class WatchedSet:
         self.before: TokenReading | None = None
         self.now: TokenReading | None = None
         self.step = -1
+        self.course: list[tuple[float, float]] = []
         self.near = none
         self._known, self._seen = none, none
 
@@ -62,6 +65,18 @@ class WatchedSet:
     def remember(self) -> None:
         """Take the last reading for the first."""
         self.before, self._known = self.now, self._seen
+
+    def keep(self, spent: float) -> None:
+        """Keep the last reading's mean NLL of the tokens outranked at first.
+
+        Args:
+            spent: learning rates of all steps before it, summed up.
+        """
+        if self.before is None or self.now is None:
+            return
+        behind = self._used() & ~self.before.is_top1
+        if bool(behind.any()):
+            self.course.append((spent, -float(self.now.logp[behind].mean())))
 
     def rivals(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the tokens outranked at first: their numbers, ids, and competitors' ids, (tokens,) each."""
@@ -126,6 +141,7 @@ class WatchedSet:
             "competitor": b.competitor.to(torch.int32),
             "known": self._known,
             "near": self.near,
+            "course": torch.tensor(self.course, dtype=torch.float64).reshape(-1, 2),
         }
 
     def load(self, state: Mapping[str, Any]) -> bool:
@@ -134,6 +150,7 @@ class WatchedSet:
             return False
         self.before = TokenReading(state["logp"], state["margin"], state["competitor"].long())
         self._known, self.near = state["known"], state["near"]
+        self.course = [(float(spent), float(nll)) for spent, nll in state.get("course", ())]
         return True
 
 

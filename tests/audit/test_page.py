@@ -131,8 +131,8 @@ def test_nothing_wrong_has_no_next_step() -> None:
 def test_places_too_few_for_a_verdict_have_a_next_step() -> None:
     few = replace(READING, rows=3, share_low=math.nan, share_high=math.nan)
     page = page_of(made(silent=few))
-    assert "**Cannot tell: too few rows, since an interval needs at least 8 (3 rows, 100 tokens).**" in page
-    assert "- Cannot tell: 3 rows; an interval needs at least 8 rows. Seen: of 70 trained tokens" in page
+    assert "silently: too few rows, since an interval needs at least 8 (3 rows, 100 tokens).**" in page
+    assert "- Cannot tell whether it fails silently: 3 rows; an interval needs at least 8 rows. Seen: of 70" in page
     assert "RunnerUpMargin" in page
     assert "--data ROWS.jsonl --trained yes" in page
     assert "RunnerUpMargin" not in page_of(made(silent=few, contexts=[]))
@@ -179,10 +179,10 @@ GUARD = Forgetting("general", 2657, 4.392, 4.392, 8e-6, 0.001)
         ({"silent": FINE}, "Fine: no sign of silent failure (20 rows, 100 tokens)."),
         ({"silent": FINE, "nll_change": (-0.1, -0.3, 0.1)}, "Trained too little: the loss on the rows"),
         ({"silent": FINE, "nll_change": (0.2, 0.1, 0.3)}, "Not fine: the loss on the rows that it was trained on rose"),
-        ({"silent": replace(READING, share_low=0.05)}, "Cannot tell yet: 40.0% of 70 tokens"),
-        ({"silent": replace(READING, behind=0, share=math.nan)}, "Cannot tell: no token was outranked before"),
-        ({"silent": replace(READING, outranked=math.nan)}, "Cannot tell: scores are not finite"),
-        ({"trained": "unknown"}, "Cannot tell: it is not known whether the model was trained on these rows"),
+        ({"silent": replace(READING, share_low=0.05)}, "Cannot tell yet whether it fails silently: 40.0% of 70 tokens"),
+        ({"silent": replace(READING, behind=0, share=math.nan)}, "Cannot tell whether it fails silently: no token"),
+        ({"silent": replace(READING, outranked=math.nan)}, "Cannot tell anything: scores are not finite"),
+        ({"trained": "unknown"}, "Cannot tell whether it fails silently: it is not known whether"),
         ({"silent": SAME, "forgetting": GUARD, "nll_change": (-0.15, math.nan, math.nan)},
          "Trained too little: the model is almost unchanged: another first choice at 0 of 100 places, and on other "
          "text nearly the same predictions (KL 8.0e-06 nats). Whether it fails silently cannot be told: too few rows"),

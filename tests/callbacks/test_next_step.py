@@ -59,6 +59,15 @@ def test_what_follows_from_verdicts(tmp_path: Path) -> None:
         ["--objective", "RunnerUpMargin", "--objective.pairs"],
     )
     assert Path(words[7]).resolve() == (run_folder / "silent.jsonl").resolve()
+    step, line = after_verdicts({"too early", "overconfident"}, run_folder, "silent.jsonl", ["--max_steps", "18"])
+    assert step is not None
+    assert shlex.split(step.command)[-2:] == ["--max_steps", "18"]
+    assert (shlex.split(step.command)[:2], line) == (["lightning", "fit"], f"Next: {step.command}")
+    assert after_verdicts({"too early"}, run_folder, "silent.jsonl") == (None, ""), "nothing to make longer"
+    assert after_verdicts({"too early"}, tmp_path, "silent.jsonl", ["--max_steps", "18"]) == (
+        None,
+        "Next: train longer.",
+    )
     step, _ = after_verdicts({"overconfident"}, run_folder, "silent.jsonl")
     assert step is not None
     assert step.command.endswith("--objective LabelSmoothing")

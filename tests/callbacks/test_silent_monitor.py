@@ -68,7 +68,7 @@ def test_planted_outcomes_give_the_exact_shares(planted, layout, sanity):
     assert 0 < want["share"] < 1
     assert 0 < want["flipped"] < 1
     assert 0 < want["lost"] < 1
-    assert monitor.verdicts["train"].outcome == "silent failure"
+    assert monitor.verdicts["train"].outcome == "too early", "after two of the six steps of an epoch"
     assert f"{want['share']:.1%}" in monitor.verdicts["train"].sentence
     assert module.scorer.with_competitors is False
 
@@ -89,7 +89,7 @@ class Rows:
 
 def test_a_stranger_s_module_gives_the_same_from_its_own_loaders(planted):
     monitor, want = whole_monitor(), of_stranger(planted)
-    fit = trainer(max_epochs=-1, max_steps=2, val_check_interval=1, callbacks=[monitor, Plant()])
+    fit = trainer(max_epochs=1, val_check_interval=1, callbacks=[monitor, Plant()])
     fit.fit(Stranger(planted[1]))
     for name in ("train", "val"):
         for key, value in want.items():
@@ -154,10 +154,11 @@ def test_a_resumed_run_keeps_the_start(planted, tmp_path):
     first.save_checkpoint(tmp_path / "half.ckpt")
     module, data = planted_run(*planted)
     monitor = whole_monitor()
-    again = trainer(max_epochs=-1, max_steps=4, val_check_interval=2, callbacks=[monitor])
+    again = trainer(max_epochs=-1, max_steps=6, val_check_interval=2, callbacks=[monitor])
     again.fit(module, data, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     for name in ("train", "val"):
         check(again.callback_metrics, monitor, data, name)
+    assert first.callbacks[0].verdicts["train"].outcome == "too early"
     assert monitor.verdicts["train"].outcome == "silent failure"
 
 
@@ -286,6 +287,9 @@ def test_the_next_command_runs_as_it_is_printed(planted, tmp_path, caplog, capsy
     settings = {"data__val_split": 8, "data__apply_chat_template": "never", "trainer__max_steps": 2}
     with caplog.at_level("INFO"):
         run("fit", [*toy_arguments(model, rows, **settings, model__optimizer="SGD", model__optimizer__lr=1e-6), plant])
+    (line,) = (x.strip() for x in capsys.readouterr().out.splitlines() if x.strip().startswith("lightning fit"))
+    assert line == "lightning fit lightning_logs/version_0 --max_steps 39", "three epochs of 13 steps each"
+    run("fit", line.split()[2:])
     out = capsys.readouterr().out
     assert "Next:" not in caplog.text, "one list of commands, at the end"
     assert out.count("Train again: ") == 1, "the verdict speaks, and not also the reading before training"

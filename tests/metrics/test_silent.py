@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_sft.metrics.run_length import RunLength
 from lightning_sft.metrics.silent import TokenReading, bootstrap_interval, failed_silently, read_silent, worst
 from lightning_sft.metrics.silent_verdict import judge
 
@@ -160,6 +161,27 @@ def test_verdicts_on_trained_tokens():
     assert judge(read_silent(now, row[:6], before), "training tokens", trained=True).outcome == "nothing to judge"
     none = read_silent(now.at(torch.zeros(6, dtype=torch.bool)), row[:0])
     assert "there are none" in judge(none, "training tokens", trained=True).sentence
+
+
+def test_a_run_that_was_too_short_gets_no_verdict():
+    row = torch.arange(40) // 2
+    straight = RunLength(6, 1.0, (0.0, 3.0, 6.0), (5.0, 4.0, 3.0))
+    for outcome in ("failed", "flipped"):
+        before, now = planted([outcome] * 40)
+        early = judge(read_silent(now, row, before), "training tokens", trained=True, length=RunLength(6, 1 / 3))
+        assert early.outcome == "too early"
+        assert not early.failed
+        assert "every training row" in early.sentence
+        assert "So far, after 6 steps (0.33 epochs), of 40 training tokens" in early.sentence
+    before, now = planted(["failed"] * 40)
+    failed = read_silent(now, row, before)
+    assert judge(failed, "training tokens", trained=True, length=straight).outcome == "too early"
+    settled = RunLength(6, 1.0, (0.0, 3.0, 6.0), (5.0, 3.1, 3.0))
+    assert judge(failed, "training tokens", trained=True, length=settled).outcome == "silent failure"
+    before, now = planted(["failed", "flipped"] * 20)
+    mixed = read_silent(now, row, before)
+    assert judge(mixed, "training tokens", trained=True, length=straight).outcome == "silent failure", "others did"
+    assert judge(mixed, "validation tokens", trained=False, length=RunLength(6, 0.1)).outcome != "too early"
 
 
 def test_the_worst_are_those_whose_competitor_leads_most_in_probability():
