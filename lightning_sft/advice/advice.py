@@ -31,6 +31,7 @@ class Advice:
         why: sentences.
         evidence: what it rests on.
         limits: what it does not say, sentences.
+        doubts: those of them that make the place itself uncertain, so that a comparison is advised.
         trap: what would go wrong without a word; None if nothing is known.
     """
 
@@ -44,6 +45,7 @@ class Advice:
     evidence: tuple[Evidence, ...]
     limits: tuple[str, ...] = ()
     trap: str | None = None
+    doubts: tuple[str, ...] = ()
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -76,7 +78,7 @@ class Advice:
         Args:
             options: those that name the reader's run, for the command; None leaves out the command.
         """
-        lines = [self.headline, f"Try first: {_named(self.try_first)}."]
+        lines = [*self.doubts, self.headline, f"Try first: {_named(self.try_first)}."]
         lines += [f"Avoid: {_named(self.avoid)}."] if self.avoid else []
         lines += [] if self.trap is None else [self.trap]
         lines += [] if options is None else [f"Next: {self.command(options)}"]

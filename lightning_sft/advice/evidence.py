@@ -35,7 +35,7 @@ STRONG_END = Evidence(
     "parameters (Qwen2.5-Math-1.5B 32.75 against 17.00, Llama-3.1-8B 10.56 against 6.49).",
     f"{_PAPER} (table 1)",
 )
-BETWEEN = Evidence(
+INTERMEDIATE = Evidence(
     "published",
     "Medicine, mean p .50 to .59: NLL ahead on three of four models, by 0.1 to 1.7 points, -p by 0.3 on the fourth.",
     f"{_PAPER} (table 2)",

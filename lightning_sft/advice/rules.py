@@ -36,10 +36,10 @@ ALREADY_KNOWN = 0.95
 def advise(reading: CapabilityReading) -> Advice:
     """Return which objectives a reading speaks for, which against, why, and what that rests on."""
     place = reading.place
-    found = {STRONG: _strong, MIDDLE: _between, WEAK: _weak}[place](reading)
+    found = {STRONG: _strong, MIDDLE: _intermediate, WEAK: _weak}[place](reading)
     doubts = _doubts(reading)
     if doubts:
-        found = replace(found, compare=True, pick=NLL)
+        found = replace(found, compare=True, pick=NLL, doubts=tuple(doubts))
     if sources := _sources(reading):
         found = _with_sources(found, sources)
     if place != WEAK and (end := _unknown_end(reading)) is not None:
@@ -69,7 +69,7 @@ def _strong(reading: CapabilityReading) -> Advice:
     )
 
 
-def _between(reading: CapabilityReading) -> Advice:
+def _intermediate(reading: CapabilityReading) -> Advice:
     return Advice(
         place=MIDDLE,
         headline="The model half knows this task, and no objective is known to win here: compare them on your data.",
@@ -78,10 +78,10 @@ def _between(reading: CapabilityReading) -> Advice:
         pick=NLL,
         compare=True,
         why=(
-            "Between the ends of the continuum the published differences are small and go both ways.",
+            "In the middle of the continuum the published differences are small and go both ways.",
             "NLL is the safe one to keep if you compare nothing: it learns what the model does not know.",
         ),
-        evidence=(evidence.BETWEEN,),
+        evidence=(evidence.INTERMEDIATE,),
     )
 
 
@@ -179,7 +179,7 @@ def _general_limits(reading: CapabilityReading) -> list[str]:
                 f"Source {name!r}: {group.rows} rows were read, {ENOUGH_ROWS - group.rows} too few to judge it by "
                 "itself. Read more rows (CapabilityProbe's `rows`), or all."
             )
-    if (few := _few_answers(reading.all)) is not None:
+    if (few := few_answers(reading.all)) is not None:
         limits.append(few)
     if reading.all.exact_match is not None and reading.all.exact_match >= ALREADY_KNOWN:
         limits.append(
@@ -193,7 +193,7 @@ def _general_limits(reading: CapabilityReading) -> list[str]:
     return limits
 
 
-def _few_answers(group: GroupReading) -> str | None:
+def few_answers(group: GroupReading) -> str | None:
     """Return in words that a share of right answers rests on a handful of them; None where it does not."""
     if group.exact_match is None or group.exact_match_interval is None:
         return None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from lightning_sft.audit.result import Audit
-from lightning_sft.metrics.silent import MIN_ROWS, SilentReading
+from lightning_sft.metrics.row_bootstrap import MIN_ROWS
+from lightning_sft.metrics.silent import SilentReading
 from lightning_sft.metrics.silent_verdict import SilentVerdict, too_few
 
 #: a model is almost unchanged where on text outside the task its predictions moved by less than this (nats per token),

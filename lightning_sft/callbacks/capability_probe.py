@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,7 +17,7 @@ from lightning_sft._lightning import callbacks_of, data_parallel_size_and_rank
 from lightning_sft.advice.advice import CONFIG, JUDGED, Advice
 from lightning_sft.advice.measure import measure, why_unreadable
 from lightning_sft.advice.rows import ReadingRows, rows_of_datamodule, rows_of_loader
-from lightning_sft.advice.rules import ENOUGH_ROWS, advise
+from lightning_sft.advice.rules import ENOUGH_ROWS, advise, few_answers
 from lightning_sft.callbacks.next_step import NextStep, ends_with_commands
 from lightning_sft.checkpoints.runs import run_folder
 from lightning_sft.errors import UserError
@@ -132,7 +133,7 @@ class CapabilityProbe(Callback):
         reading = self._read(trainer, pl_module, "val")
         if reading is not None:
             pl_module.log_dict(reading.scalars(), batch_size=1)
-            self._tell(reading, "validation", None)
+            rank_zero_info("\n".join(_of_validation(reading, trained=bool(trainer.ckpt_path))))
 
     def _works(self, trainer: Trainer) -> bool:
         fast: bool = trainer.fast_dev_run  # type: ignore[attr-defined]
@@ -211,7 +212,7 @@ class CapabilityProbe(Callback):
             picked = getattr(getattr(pl_module, "auto", None), "choice", None) is not None
             if told is not None and not picked and ends_with_commands(trainer):
                 self.next_step, told = NextStep(_why(advice), advice.command(told), measured=False), None
-            self._tell(self.start, "training", told, advises=not picked)  # what was picked has been told, and why
+            self._tell(self.start, told, advises=not picked)  # what was picked has been told, and why
         else:
             rank_zero_info(f"Capability on the same tokens after the fit: {self.end.in_short(explains=False)}")
         folder = run_folder(trainer) if trainer.is_global_zero else None
@@ -219,8 +220,8 @@ class CapabilityProbe(Callback):
             content = advice.to_dict(options or f"--config {CONFIG}")
             save_reading(folder / FILE, self.start, self.end, advice=content, step=step)
 
-    def _tell(self, reading: CapabilityReading, what: str, options: str | None, advises: bool = True) -> None:
-        found = f"Capability on {reading.all.rows} {what} rows: {reading.in_short()}"
+    def _tell(self, reading: CapabilityReading, options: str | None, advises: bool = True) -> None:
+        found = f"Capability on {reading.all.rows} training rows: {reading.in_short()}"
         rank_zero_info(f"{found}\n{advise(reading).text(options)}" if advises else found)
 
     # ------------------------------------------------------------------ checkpoints
@@ -247,6 +248,21 @@ def reading_before(trainer: Trainer, pl_module: LightningModule) -> CapabilityRe
         return own.read_start(trainer, pl_module)
     finally:
         own.required = required
+
+
+def _of_validation(reading: CapabilityReading, *, trained: bool) -> Iterator[str]:
+    """Yield what a validation by itself says of a reading, line by line; its table has the figures of all tokens.
+
+    Args:
+        reading: of validation rows.
+        trained: whether the model is a run's checkpoint: which objective to train it with was decided.
+    """
+    yield f"Capability on {reading.all.rows} validation rows: {reading.in_short(totals=False)}"
+    if (few := few_answers(reading.all)) is not None:
+        yield few
+    if trained:
+        return
+    yield f"Before this model is trained on such rows: {advise(reading).text(None)}"
 
 
 def _options(trainer: Trainer, compares: bool) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from typing_extensions import override
 
+from lightning_sft.advice.rules import ENOUGH_ROWS
 from lightning_sft.callbacks.next_step import ends_with_commands
 from lightning_sft.callbacks.run_facts import name_of
 from lightning_sft.places import near
 
 #: what people look at first, in this order
 _FIRST = ("exact_match", "task_accuracy", "pass_at_1", "nll", "loss", "perplexity", "token_accuracy", "mean_p")
+#: what the capability reading calls otherwise
+_SAME = {"top1_share": "token_accuracy"}
 #: characters of a key
 _WIDTH = 24
 
@@ -76,7 +80,7 @@ class RunSummary(Callback):
             return
         values = {key: float(value) for key, value in trainer.callback_metrics.items()}
         own = "val/" if trainer.state.fn == "validate" else "test/"
-        shown = (key for key in values if key.startswith(own) or _is_short(key))
+        shown = (key for key in values if key.startswith(own) or (_is_short(key) and not _stands(key, own, values)))
         keys = sorted(shown, key=lambda key: (not key.startswith(own), *_order(key)))
         if not keys:
             return
@@ -84,6 +88,9 @@ class RunSummary(Callback):
         print(f"\n{'held out':<{width}}{'value':>14}")
         for key in keys:
             print(f"{key:<{width}}{values[key]:>14.4f}", flush=True)
+        rows = _rows_of(trainer, own.rstrip("/"))
+        if 0 < rows < ENOUGH_ROWS:
+            print(f"{rows} row{'s' * (rows != 1)}: few enough that others like them may give quite other values.")
         if len(keys) < len(values):
             where = f"are in {near(Path(folder))}" if folder and trainer.loggers else "are shown where a logger is set"
             print(f"{len(values) - len(keys)} more readings, by source, set or bound, {where}.", flush=True)
@@ -139,6 +146,18 @@ def _order(key: str) -> tuple[int, str]:
     """Return where a reading stands in the table: those that people look at first, then all others by name."""
     name = key.partition("/")[2]
     return (_FIRST.index(name) if name in _FIRST else len(_FIRST), key)
+
+
+def _rows_of(trainer: Trainer, what: str) -> int:
+    """Return how many rows a set of our data module has; 0 if that is unknown."""
+    report = getattr(getattr(trainer, "datamodule", None), "report", {}).get(what)
+    return 0 if report is None else int(report.rows)
+
+
+def _stands(key: str, own: str, keys: Collection[str]) -> bool:
+    """Return whether a callback's reading stands in the table already, as one of the evaluation itself."""
+    group, _, name = key.partition("/")
+    return group == "capability" and own + _SAME.get(name, name) in keys
 
 
 def _is_short(key: str) -> bool:

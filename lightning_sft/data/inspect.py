@@ -91,8 +91,7 @@ def _summary(what: str, report: SetReport) -> str:
     if report.packs:
         lines.append(f"  packed: {report.packs} packs, {report.pack_efficiency:.1%} full")
     if what != "train":
-        dropped = f", {report.leaked_dropped} of them dropped" if report.leaked_dropped else ""
-        lines.append(f"  leaks: {report.leaked} rows also stand in train{dropped}")
+        lines.append(f"  leaks: {_leaks(what, report)}")
     lines.append(f"  what is trained is known from: {_counted(report.masks)}")
     if report.unused:
         lines.append(f"  not used: {_counted(report.unused)}")
@@ -101,6 +100,18 @@ def _summary(what: str, report: SetReport) -> str:
         lines.append(f"  skipped by cause: {_counted(report.codes)}")
     lines += [f"  skipped {row.where}: {row.code.value}: {row.reason}" for row in report.rejected[:REJECTED_SHOWN]]
     return "\n".join(lines)
+
+
+def _leaks(what: str, report: SetReport) -> str:
+    """Say how many rows of a set also stand in an earlier one, and what becomes of them."""
+    earlier, kept = "train" if what == "val" else "train or val", report.leaked - report.leaked_dropped
+    if not report.leaked:
+        return f"no row also stands in {earlier}"
+    stand = "1 row also stands" if report.leaked == 1 else f"{report.leaked} rows also stand"
+    if not kept:
+        return f"{stand} in {earlier}; dropped from {what}"
+    some = f"{report.leaked_dropped} dropped from {what}, {kept} kept" if report.leaked_dropped else "not dropped"
+    return f"{stand} in {earlier}; {some}"
 
 
 def _counted(rows: dict[str, int]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lightning_sft.figures.style import new_figure, styled, theme
-from lightning_sft.metrics.capability_reading import CapabilityReading, GroupReading, Histogram
+from lightning_sft.metrics.capability_reading import MIDDLE, STRONG, WEAK, CapabilityReading, GroupReading, Histogram
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +49,7 @@ def _continuum(axes: Axes, start: CapabilityReading, readings: list[tuple[str, G
     colours = theme()
     cuts = start.cut_offs
     bounds = (0.0, cuts.weak, cuts.strong, 1.0)
-    words = zip(bounds, bounds[1:], ("weak", "in between", "strong"), (colours.bad, colours.open, colours.good),
+    words = zip(bounds, bounds[1:], (WEAK, MIDDLE, STRONG), (colours.bad, colours.open, colours.good),
                 strict=False)  # fmt: skip
     for low, high, word, colour in words:
         axes.axvspan(low, high, color=colour, alpha=0.16, linewidth=0)

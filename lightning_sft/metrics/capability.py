@@ -27,7 +27,7 @@ from lightning_sft.metrics.capability_reading import (
     Histogram,
     Place,
 )
-from lightning_sft.metrics.row_bootstrap import row_bootstrap
+from lightning_sft.metrics.row_bootstrap import MIN_ROWS, row_bootstrap
 from lightning_sft.metrics.wide import wide
 
 #: per cent, of p and of entropy
@@ -171,9 +171,9 @@ def _intervals(values: Tensor, of_row: Tensor, rows: int) -> list[tuple[float, f
     Args:
         values: (quantities, tokens).
         of_row: row of each token, (tokens,), from 0 to ``rows`` - 1.
-        rows: number of rows; of one row nothing can be said.
+        rows: number of rows; fewer than 8 give none.
     """
-    if rows < 2:
+    if rows < MIN_ROWS:
         return [None] * len(values)
     sums = torch.zeros(len(values), rows, dtype=torch.float64).index_add_(1, of_row, values.double())
     counts = torch.bincount(of_row, minlength=rows).double()

@@ -65,7 +65,7 @@ class GroupReading:
         rows: rows that have such a token.
         tokens: number of tokens.
         mean_p: arithmetic mean of the targets' probability.
-        mean_p_interval: its 95% interval by a bootstrap over rows; None with one row.
+        mean_p_interval: its 95% interval by a bootstrap over rows; None with fewer than 8.
         nll: mean negative log-likelihood, nats per token.
         nll_interval: its interval.
         top1_share: share of tokens whose target is the first choice.
@@ -183,21 +183,24 @@ class CapabilityReading:
         some = {prefix: group for prefix, group in groups.items() if group is not None}
         return {f"capability/{prefix}{key}": v for prefix, group in some.items() for key, v in group.scalars().items()}
 
-    def in_short(self, *, explains: bool = True) -> str:
+    def in_short(self, *, explains: bool = True, totals: bool = True) -> str:
         """Return the place, and the figures that it rests on, in two sentences.
 
         Args:
             explains: whether to say where the places begin and end.
+            totals: whether to give the second one, of all tokens.
         """
         group, judged = self.all, self.judged
-        bounds = "" if judged.mean_p_interval is None else " [{:.3f}, {:.3f}]".format(*judged.mean_p_interval)
+        low_high = judged.mean_p_interval
+        bounds = " (too few rows for an interval)" if low_high is None else " [{:.3f}, {:.3f}]".format(*low_high)
         apart = self.special is not None and self.content is not None
         tokens = f", special tokens left out ({group.mean_p:.3f} with them)" if apart else ""
         exact = "" if group.exact_match is None else f", {group.exact_answers} of {group.answers} answers exact"
         cut_offs = f"; up to {self.cut_offs.weak:g} we call weak, from {self.cut_offs.strong:g} strong" * explains
+        whole = f" Of all tokens: NLL {group.nll:.2f}, right first choice {group.top1_share:.1%}{exact}." * totals
         return (
             f"{self.place}. The right token has a probability of {judged.mean_p:.3f}{bounds} on average{tokens}"
-            f"{cut_offs}. Of all tokens: NLL {group.nll:.2f}, right first choice {group.top1_share:.1%}{exact}."
+            f"{cut_offs}.{whole}"
         )
 
     def judged_of(self, source: str) -> GroupReading:

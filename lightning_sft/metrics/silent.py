@@ -10,12 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_sft.metrics.row_bootstrap import row_bootstrap
+from lightning_sft.metrics.row_bootstrap import MIN_ROWS, row_bootstrap
 from lightning_sft.metrics.wide import wide
 from lightning_sft.scores import TokenScores
 
-#: fewer rows than this give no interval: a bootstrap of them is far too narrow
-MIN_ROWS = 8
 RESAMPLES = 2000
 
 

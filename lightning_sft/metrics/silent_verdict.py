@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from lightning_sft.metrics.row_bootstrap import MIN_ROWS
 from lightning_sft.metrics.run_length import RunLength
-from lightning_sft.metrics.silent import MIN_ROWS, SilentReading
+from lightning_sft.metrics.silent import SilentReading
 
 SilentOutcome = Literal["silent failure", "too early", "overconfident", "no failure", "undecided", "nothing to judge"]
 #: how a verdict begins that gives none

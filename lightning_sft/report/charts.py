@@ -123,7 +123,7 @@ def continuum(readings: Sequence[tuple[str, Mapping[str, Any]]], cut_offs: Mappi
     """
     bounds = [0.0, cut_offs["weak"], cut_offs["strong"], 1.0]
     zones = [{"from": a, "to": b, "middle": (a + b) / 2, "place": name}
-             for a, b, name in zip(bounds, bounds[1:], ("weak", "in between", "strong"), strict=False)]  # fmt: skip
+             for a, b, name in zip(bounds, bounds[1:], ("weak", "intermediate", "strong"), strict=False)]  # fmt: skip
     rows = []
     for label, group in readings:
         low, high = group.get("mean_p_interval") or (group["mean_p"], group["mean_p"])

@@ -275,3 +275,23 @@ def test_figures_reach_tensorboard(toy_folder, tmp_path):
     events.Reload()
     assert [image.step for image in events.Images("capability/figure")] == [0, 4]
     assert "capability/advice/text_summary" in events.Tags()["tensors"]
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_validation_of_a_few_rows_says_so_and_advises_only_before_training(toy_folder, tmp_path, caplog, trained):
+    rows, module = data(tmp_path, val_split=2), SFTModule(str(toy_folder))
+    given = {}
+    if trained:
+        fit = trainer(tmp_path, max_steps=1, logger=False)
+        fit.fit(module, rows)
+        fit.save_checkpoint(tmp_path / "one.ckpt")
+        given = {"ckpt_path": tmp_path / "one.ckpt", "weights_only": False}
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        trainer(tmp_path, logger=False).validate(module, rows, verbose=False, **given)
+    assert "Capability on 2 validation rows: weak" in caplog.text
+    assert "(too few rows for an interval)" in caplog.text
+    assert "none of 2 answers is right, so the share of right ones may be anything from 0.0% to 84.2%" in caplog.text
+    assert "Of all tokens" not in caplog.text, "the table has them"
+    assert ("Before this model is trained on such rows: The reading rests on 2 rows" in caplog.text) != trained
+    assert ("Try first" in caplog.text) != trained

@@ -262,7 +262,7 @@ def test_a_wait_is_told_once_it_is_one(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_a_table_of_an_evaluation_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     values = {"silent/val/share": torch.tensor(0.5), "val/nll": torch.tensor(1.25)}
-    values |= {f"capability/{key}": torch.tensor(0.0) for key in ("end/nll", "nll_low", "nll_high")}
+    values |= {f"capability/{key}": torch.tensor(0.0) for key in ("end/nll", "nll_low", "nll", "entropy")}
     trainer: Any = SimpleNamespace(
         barebones=False,
         is_global_zero=True,
@@ -270,6 +270,7 @@ def test_a_table_of_an_evaluation_is_asked_for(capsys: pytest.CaptureFixture[str
         sanity_checking=False,
         callback_metrics=values,
         log_dir="logs/run/validate",
+        datamodule=SimpleNamespace(report={"val": SimpleNamespace(rows=2)}),
         loggers=[None],
     )
     table = RunSummary()
@@ -277,11 +278,13 @@ def test_a_table_of_an_evaluation_is_asked_for(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out == "", "Trainer.validate prints Lightning's own"
     table.evaluations = True
     table.on_validation_end(trainer, SimpleNamespace())  # type: ignore[arg-type]
-    lines = capsys.readouterr().out.split("\n")[1:5]
+    lines = capsys.readouterr().out.split("\n")[1:7]
     assert [line.split() for line in lines] == [
         ["held", "out", "value"],
         ["val/nll", "1.2500"],
+        ["capability/entropy", "0.0000"],
         ["silent/val/share", "0.5000"],
+        "2 rows: few enough that others like them may give quite other values.".split(),
         "3 more readings, by source, set or bound, are in logs/run/validate.".split(),
     ]
     assert not table.after

@@ -51,7 +51,7 @@ def test_the_whole_page(toy_folder, tmp_path, capsys, monkeypatch):
     for title in ("The run", "Data", "Where the model stands", "Which objective", "Learning rate", "Cost", "Memory"):
         assert f"## {title}" in page
     assert "36 rows" in page
-    assert "leaks: 0 rows" in page
+    assert "leaks: no row also stands in train" in page
     assert re.search(r"\*\*0.001 is (sane|very low)", page)
     content = json.loads(Path("advice/advice.json").read_text())
     assert content["data"]["train"]["rows"] == 36
