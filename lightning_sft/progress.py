@@ -15,6 +15,8 @@ from lightning_sft.units import duration
 T = TypeVar("T")
 DELAY = 3.0
 """Seconds before anything is shown: short work stays silent."""
+SOON = 1.0
+"""The same where nothing else is shown meanwhile, and a person waits for an answer."""
 EVERY = 15.0
 """Seconds between two lines of a log."""
 LOADING = "Loading torch, Lightning and transformers ..."

@@ -23,18 +23,20 @@ class NextStep:
         why: what speaks for it, in a sentence.
         command: what to type.
         measured: whether the trained model speaks for it, and not only what was read before training: this counts more.
+        only_longer: whether it is the same run, which goes on: this counts less than another objective.
     """
 
     why: str
     command: str
     measured: bool
+    only_longer: bool = False
 
 
 def next_step_of(trainer: Trainer) -> NextStep | None:
     """Return the one suggestion that a run ends with; what a callback suggests is its attribute ``next_step``."""
     found = (getattr(callback, "next_step", None) for callback in callbacks_of(trainer))
     steps = [step for step in found if isinstance(step, NextStep)]
-    return min(steps, key=lambda step: not step.measured, default=None)
+    return min(steps, key=lambda step: (not step.measured, step.only_longer), default=None)
 
 
 def ends_with_commands(trainer: Trainer) -> bool:
@@ -100,4 +102,4 @@ def _go_on(folder: Path | None, more: Sequence[str]) -> tuple[NextStep | None, s
         return None, "Next: train longer."
     why = "this was too short to tell whether it fails silently; it goes on from its last step"
     command = shlex.join(["lightning", "fit", str(near(folder)), *more])
-    return NextStep(why, command, measured=True), f"Next: {command}"
+    return NextStep(why, command, measured=False, only_longer=True), f"Next: {command}"

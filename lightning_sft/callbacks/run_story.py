@@ -27,6 +27,7 @@ class RunStory(Callback):
     Attributes:
         next_commands: gives what to do next, and the commands for it, from the run's folder and its best checkpoint;
             the command line sets it.
+        after_reading: gives the commands that follow a validation or a test of a checkpoint, as text; as before.
     """
 
     #: others leave out what this callback says
@@ -34,6 +35,7 @@ class RunStory(Callback):
 
     def __init__(self) -> None:
         self.next_commands: Callable[[Path, Path], Mapping[str, Sequence[str]]] | None = None
+        self.after_reading: Callable[[str, Path], str] | None = None
         self._told = self._ended = False
 
     @override
@@ -71,6 +73,9 @@ class RunStory(Callback):
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Close the story: after the table, the verdicts and the advice, which other callbacks print at the end."""
+        if stage in ("validate", "test") and self._told and self.after_reading is not None and trainer.ckpt_path:
+            if trainer.is_global_zero and (text := self.after_reading(stage, near(Path(trainer.ckpt_path)))):
+                print(text, flush=True)
         if stage != "fit" or not self._ended or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self._ended = False

@@ -16,7 +16,7 @@ from lightning_sft.cli.front.ranges import require_options
 from lightning_sft.cli.usage import VerbParser
 from lightning_sft.errors import UserError
 from lightning_sft.places import require_model_place
-from lightning_sft.progress import loading
+from lightning_sft.progress import SOON, loading, waiting
 
 ABOUT = """\
 Prompts are written as the run wrote them: its chat template, system prompt and template variables. Answers are greedy
@@ -106,11 +106,10 @@ def _require_one(asked: argparse.Namespace) -> None:
 
 
 def _talk(asked: argparse.Namespace, options: dict[str, Any]) -> None:
-    from lightning_sft.chat.conversation import HELP, ask, converse
-
     with loading():
-        pass
-    with _quiet_transformers():
+        from lightning_sft.chat.conversation import HELP, ask, converse
+
+    with _quiet_transformers(), waiting(f"Loading {asked.ckpt_path or asked.model} ...", after=SOON):
         speakers = _speakers(asked)
     if asked.prompt is not None:
         ask(speakers, asked.prompt, options, sys.stdout)

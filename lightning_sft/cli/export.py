@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_sft.cli.front.needs import missing
+from lightning_sft.cli.next_commands import listed
 from lightning_sft.cli.usage import VerbParser
 from lightning_sft.errors import UserError
-from lightning_sft.places import CHECKPOINTS, near
-from lightning_sft.progress import loading
+from lightning_sft.places import CHECKPOINTS, MODEL, near
+from lightning_sft.progress import SOON, loading, waiting
 
 
 def parser() -> VerbParser:
@@ -54,8 +56,9 @@ def main(arguments: Sequence[str]) -> None:
     if asked.output is None:
         asked.output = _beside(checkpoint)
         refuse_existing(asked.output)
-    module = load_module(checkpoint)
-    kind = write_folder(module, asked.output, merge=asked.merge, checkpoint=checkpoint, repository=repository)
+    with waiting(f"Loading {near(checkpoint)} ...", after=SOON):
+        module = load_module(checkpoint)
+        kind = write_folder(module, asked.output, merge=asked.merge, checkpoint=checkpoint, repository=repository)
     print(f"{near(checkpoint)} -> {asked.output} ({'full model' if kind == 'full' else kind})")
     if kind == "adapter" and is_converted(module.settings.name):
         print(
@@ -64,6 +67,7 @@ def main(arguments: Sequence[str]) -> None:
         )
     if repository is not None:
         print(f"{asked.output} -> {push_to_hub(asked.output, repository, private=asked.private)}")
+    print(listed([shlex.join(["lightning", "chat", "--model", str(asked.output)])]))
 
 
 def _beside(checkpoint: Path) -> Path:
@@ -74,4 +78,4 @@ def _beside(checkpoint: Path) -> Path:
     """
     if checkpoint.parent.name != CHECKPOINTS:
         raise UserError(f"{str(checkpoint)!r} lies in no run's folder. Say where to write the model: --output FOLDER.")
-    return near(checkpoint.parent.parent / "model")
+    return near(checkpoint.parent.parent / MODEL)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
+from lightning_sft.advice.options import without
 from lightning_sft.cli.front.ranges import require_options
+from lightning_sft.cli.next_commands import listed
 from lightning_sft.cli.settings import SettingsCLI
 from lightning_sft.data.inspect import inspect as describe
 
@@ -28,4 +31,6 @@ def inspect(arguments: list[str]) -> None:
     """Print rows as the model will see them; loads tokenizer and data, never the model's weights."""
     cli = _InspectCLI(args=arguments, run=False)
     require_options("inspect", cli.config)
-    print(describe(cli.datamodule, cli.model.tokenizer, cli.config.rows, cli.config.color))
+    print(describe(cli.datamodule, cli.model.tokenizer, cli.config.rows, cli.config.color).rstrip("\n"))
+    same = without(arguments, ["--rows", "--color"])
+    print(listed([shlex.join(["lightning", verb, *same]) for verb in ("advise", "fit")]))

@@ -30,7 +30,7 @@ from lightning_sft.cli.devices import check_devices
 from lightning_sft.cli.duplicates import refuse_duplicates
 from lightning_sft.cli.front.say import nothing_for
 from lightning_sft.cli.front.words import REPORT, expand
-from lightning_sft.cli.next_commands import next_commands
+from lightning_sft.cli.next_commands import after_reading, listed, next_commands
 from lightning_sft.cli.parser_errors import explain
 from lightning_sft.cli.quiet import hold_back
 from lightning_sft.cli.run_names import run_name
@@ -222,6 +222,7 @@ class SFTCLI(ConfigurationWins, LightningCLI):
         for callback in callbacks:
             if isinstance(callback, RunStory):
                 callback.next_commands = next_commands
+                callback.after_reading = lambda verb, checkpoint: listed(after_reading(verb, checkpoint))
         if not any(isinstance(c, RunSummary) for c in callbacks):
             callbacks.append(RunSummary())
         for callback in callbacks:

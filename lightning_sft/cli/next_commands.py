@@ -1,14 +1,15 @@
-"""What one types after a fit."""
+"""What one types after a command."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from lightning_sft.places import CHECKPOINTS, RUN_SETTINGS
+from lightning_sft.places import CHECKPOINTS, MODEL, RUN_SETTINGS
 
 
 def next_commands(folder: Path, checkpoint: Path) -> dict[str, list[str]]:
@@ -27,6 +28,26 @@ def next_commands(folder: Path, checkpoint: Path) -> dict[str, list[str]]:
     else:  # checkpoints that lie elsewhere, by a dirpath of the user's
         use = [f"lightning chat --ckpt_path {model}", f"lightning export --ckpt_path {model} --output {run}/model"]
     return {"Look at the run:": look, "Use its best model:" if checkpoint.stem == "best" else "Use its model:": use}
+
+
+def after_reading(verb: str, checkpoint: Path) -> list[str]:
+    """Return what to type after a validation or a test of a run's checkpoint; nothing for one that lies elsewhere.
+
+    Args:
+        verb: ``validate`` or ``test``.
+        checkpoint: that was read.
+    """
+    folder = checkpoint.parent.parent
+    if checkpoint.parent.name != CHECKPOINTS or not (folder / RUN_SETTINGS).is_file():
+        return []
+    readers = [reader for reader in _readers(folder / RUN_SETTINGS) if (reader, verb) == ("test", "validate")]
+    writers = [] if (folder / MODEL).exists() else ["export"]
+    return [f"lightning {then} {shlex.quote(str(folder))}" for then in (*readers, "chat", *writers)]
+
+
+def listed(commands: Sequence[str]) -> str:
+    """Return commands as the list that a verb ends with, after an empty line; empty without any."""
+    return "".join(f"\n{'' if i else 'Next':<11}{command}" for i, command in enumerate(commands))
 
 
 def _readers(settings: Path) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_sft.cli.usage import VerbParser
+from lightning_sft.progress import SOON, waiting
 from lightning_sft.report.page import write_report
 from lightning_sft.report.run import open_runs
 
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str]) -> None:
         UserError: a folder that is no run, or a place that cannot be written to.
     """
     given = parser().parse_args(list(arguments))
-    runs = open_runs(given.runs)
-    default = runs[0].folder / PAGE if len(runs) == 1 else Path(PAGE)
-    print(f"Written to {write_report(runs, Path(given.output).expanduser() if given.output else default)}")
+    with waiting(f"Reading {', '.join(given.runs)} ...", after=SOON):
+        runs = open_runs(given.runs)
+        default = runs[0].folder / PAGE if len(runs) == 1 else Path(PAGE)
+        written = write_report(runs, Path(given.output).expanduser() if given.output else default)
+    print(f"Written to {written}")

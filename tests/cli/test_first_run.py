@@ -26,6 +26,12 @@ def suggested(out: str) -> list[str]:
     return lines[at + 1 :]
 
 
+def suggested_after(out: str) -> list[str]:
+    """The commands of the one list of next commands that a reading ends with."""
+    assert out.count("\nNext ") == 1
+    return [line.strip() for line in out[out.index("\nNext ") :].removeprefix("\nNext ").splitlines()]
+
+
 def test_a_short_run_and_its_continuation(
     toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -34,7 +40,7 @@ def test_a_short_run_and_its_continuation(
         run("fit", given)
     out = capsys.readouterr().out
     heading, *rows = table(out)
-    assert suggested(out) == [], "the advice is NLL, and the run has it"
+    assert suggested(out) == [f"lightning fit {run_folder()} --max_steps 15"], "the advice is NLL, and the run has it"
     assert "lightning validate lightning_logs/version_0" in out
     assert "lightning test" not in out, "there are no rows for it"
     assert heading == ["step", "2"], "one reading stands once"
@@ -48,6 +54,7 @@ def test_a_short_run_and_its_continuation(
     ended = capsys.readouterr().out
     assert f"From       {run_folder()}/checkpoints/best.ckpt" in ended
     assert table(ended + "\n")[0] == ["value"]
+    assert suggested_after(ended) == [f"lightning {verb} {run_folder()}" for verb in ("chat", "export")]
     assert len(scalars(run_folder())["val/nll"]) == 2, "a reading writes nothing into the run's curves"
 
 

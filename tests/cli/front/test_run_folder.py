@@ -6,7 +6,7 @@ import pytest
 
 from lightning_sft.cli.front.run_folder import spell_out_run
 from lightning_sft.cli.front.words import tidy
-from lightning_sft.cli.next_commands import next_commands
+from lightning_sft.cli.next_commands import after_reading, listed, next_commands
 from lightning_sft.errors import UserError
 
 RUN = "lightning_logs/NLL_lr0.001"
@@ -77,3 +77,14 @@ def test_what_one_types_after_a_fit_is_short() -> None:
     assert use == [f"lightning {verb} {RUN}" for verb in ("test", "validate", "chat", "export")], "it has rows for both"
     elsewhere = next_commands(Path(RUN), Path("kept/best.ckpt"))
     assert elsewhere["Use its best model:"][-1] == f"lightning export --ckpt_path kept/best.ckpt --output {RUN}/model"
+
+
+def test_what_follows_a_reading() -> None:
+    best = Path(RUN) / "checkpoints" / "best.ckpt"
+    assert after_reading("validate", best) == [f"lightning chat {RUN}", f"lightning export {RUN}"]
+    (Path(RUN) / "config.yaml").write_text("data: {val_split: 0.1, test: rows.jsonl}")
+    (Path(RUN) / "model").mkdir()
+    assert after_reading("validate", best) == [f"lightning test {RUN}", f"lightning chat {RUN}"], "export would refuse"
+    assert after_reading("test", best) == [f"lightning chat {RUN}"]
+    assert after_reading("validate", Path("elsewhere/best.ckpt")) == []
+    assert listed(["a", "b"]) == "\nNext       a\n           b"
