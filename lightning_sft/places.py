@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import glob
 import importlib.util
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_sft.errors import UserError
@@ -93,12 +95,31 @@ def data_files(name: str) -> list[Path]:
             raise UserError(f"No file matches {name} (in {Path.cwd()}). Check the pattern.")
         return files
     if suffix(path) in SUFFIXES or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        beside = ""
-        if path.parent.is_dir():
-            names = sorted(p.name for p in path.parent.iterdir() if suffix(p) in SUFFIXES)[:10]
-            beside = f" {path.parent.resolve()} has {', '.join(names) or 'no data files'}."
+        beside = near_file(name, (*SUFFIXES, *COMPRESSIONS)) or " There are no data files."
         raise UserError(f"There is no file {name} (in {Path.cwd()}).{beside} Check the path.")
     return []
+
+
+def near_file(name: str, endings: Sequence[str]) -> str:
+    """Return what to say of a path that is not there: a name in its folder that is like it, or what the folder has.
+
+    Args:
+        name: a path.
+        endings: of the files that are meant.
+
+    Returns:
+        Sentences with a space before them; empty where nothing can be said.
+    """
+    path = Path(name).expanduser()
+    if not path.parent.is_dir():
+        above = next((folder for folder in path.parents if folder.is_dir()), None)
+        return "" if above is None else f" There is no folder {str(path.parent)!r}, either."
+    there = sorted(p.name for p in path.parent.iterdir() if p.suffix in endings and p.is_file())
+    stems = [name for name in there if Path(name).stem == path.stem]
+    close = stems or difflib.get_close_matches(path.name, there, n=1)
+    if close:
+        return f" Did you mean {(path.parent / close[0]).as_posix()!r}?"
+    return f" Such files there: {', '.join(there[:8])}." if there else ""
 
 
 def is_installed(module: str) -> bool:

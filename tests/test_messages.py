@@ -59,14 +59,30 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
         ["--objective=lightning_sft.objectives.PowerFamly"],
         ("PowerFamly", "'PowerFamily'", "Objectives: "),
     ),
-    "an unknown logger": (["--logger", "wanb"], ("'wanb'", "'WandbLogger'", "Loggers: ", "CSVLogger")),
-    "an unknown adapter": (["--adapter", "lorra"], ("'lorra'", "'LoraConfig'", "Adapters: ", "IA3Config")),
+    "an unknown logger": (["--logger", "wanb"], ("'wanb'", "'wandb'", "Loggers: ", "CSVLogger")),
+    "an unknown adapter": (
+        ["--adapter", "lorra"],
+        ("'lorra'", "did you mean 'lora'", "lora, dora, adalora", "model.adapter.help` lists all"),
+    ),
     "an unknown callback": (
         ["--trainer.callbacks+=EarlyStoping"],
-        ("'EarlyStoping'", "'EarlyStopping'", "Callbacks: ", "DriftMonitor"),
+        ("'EarlyStoping'", "'EarlyStopping'", "often used: ", "DriftMonitor"),
     ),
     "an unknown data source": (["--data.train.class_path=Sorce"], ("'Sorce'", "'Source'", "Data sources: ")),
     # arguments of classes
+    "an adapter's letters changed": (
+        ["--adapter", "loar"],
+        ("did you mean 'lora'?", "`lightning fit --model.adapter."),
+    ),
+    "a typo of a short argument": (
+        ["--adapter=lora", "--adapter.alpah=8"],
+        ("'alpah'", "'lora_alpha'", "takes: r, lora_alpha, lora_dropout", "more: `lightning fit --model.adapter.help"),
+    ),
+    "rank before its adapter": (
+        ["--adapter.rank=8"],
+        ("none is chosen", "'r' is an argument of lora", "--adapter lora"),
+    ),
+    "QLoRA": (["--adapter=qlora"], ("--adapter lora with --model.quantization nf4",)),
     "rank": (["--adapter", "lora", "--model.adapter.rank=8"], ("'rank'", "'r'", "LoraConfig takes: ", "lora_alpha")),
     "a typo in an adapter's argument": (["--adapter=lora", "--adapter.lora_alhpa=8"], ("lora_alhpa", "'lora_alpha'")),
     "another adapter's argument": (["--adapter=ia3", "--adapter.r=8"], ("no option 'r'", "IA3Config takes: ")),
@@ -108,6 +124,9 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     # words by themselves
     "a word by itself": (["--lr", "1e-4", "train.jsonl"], ("'train.jsonl'", "YAML file", "two dashes")),
     "a file that is not there": (["mine.yaml"], ("'mine.yaml'", "no file")),
+    "letters changed in an ending": (["mine.ymal"], ("There is no file 'mine.ymal'", "a YAML file", "two dashes")),
+    "rows for settings": (["rows.jsonl"], ("'.jsonl', not .yaml", "--train rows.jsonl")),
+    "a folder that is not there": (["gone/mine.yaml"], ("no file 'gone/mine.yaml'", "no folder 'gone', either")),
     # what this machine lacks
     "a data file that is not there": (["--train", "gone.jsonl"], ("--data.train", "no file gone.jsonl", "Check the")),
     "a pattern without files": (["--train=part-*.csv"], ("--data.train", "No file matches part-*.csv")),
@@ -205,9 +224,15 @@ def test_ctrl_c_is_no_defect(capsys: pytest.CaptureFixture[str], monkeypatch: py
 
 def test_a_file_that_is_not_there_has_neighbours(capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.yaml").write_text("model: {}\n")
-    said = answer(["fit", "--config", "mien.yaml"], capsys)
-    assert "'mien.yaml'" in said
-    assert "mine.yaml" in said
+    for given in (["--config", "mien.yaml"], ["mine.ymal"], ["mine"], ["mine.txt"]):
+        said = answer(["fit", *given], capsys)
+        assert f"There is no file {given[-1]!r}" in said
+        assert "Did you mean 'mine.yaml'?" in said
+    Path("runs/one").mkdir(parents=True)
+    Path("runs/one/config.yaml").write_text("model: {}\n")
+    assert "is a folder of runs and none itself. Give one of them, such as 'runs/one'" in answer(
+        ["fit", "runs"], capsys
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning_sft.cli.front.needs import missing
+from lightning_sft.cli.front.on_hub import settle_hub
 from lightning_sft.cli.front.ranges import require_options
 from lightning_sft.cli.usage import VerbParser
 from lightning_sft.errors import UserError
 from lightning_sft.places import require_model_place
-from lightning_sft.progress import SOON, loading, waiting
+from lightning_sft.progress import SOON, loading, note, waiting
 
 ABOUT = """\
 Prompts are written as the run wrote them: its chat template, system prompt and template variables. Answers are greedy
@@ -74,6 +75,8 @@ def main(arguments: Sequence[str]) -> None:
     asked = parser().parse_args([_underscored(argument) for argument in arguments])
     options = generation_options(asked)
     _require_one(asked)
+    if remark := settle_hub("chat", arguments):
+        note(f"note: {remark}")
     try:
         with _plain_interrupts():
             _talk(asked, options)

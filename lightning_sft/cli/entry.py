@@ -13,12 +13,14 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import NoReturn
 
+from lightning_sft.cli.class_help import class_help
 from lightning_sft.cli.duplicates import refuse_duplicates
 from lightning_sft.cli.failures import what_happened
 from lightning_sft.cli.front.beside import settle_rows
 from lightning_sft.cli.front.check import check
 from lightning_sft.cli.front.ending import with_an_end
 from lightning_sft.cli.front.help import answer, has_help
+from lightning_sft.cli.front.on_hub import settle_hub
 from lightning_sft.cli.front.present import require_checkpoint, require_present
 from lightning_sft.cli.front.run_folder import spell_out_run
 from lightning_sft.cli.front.sources import spell_out_sources
@@ -126,6 +128,9 @@ def _in_front(verb: str, arguments: list[str]) -> list[str]:
             return ["--help"]
         print(answer(verb, word.lstrip("-")))
         sys.exit(0)
+    if takes_settings and (text := class_help(verb, arguments)) is not None:
+        print(text)
+        sys.exit(0)
     if takes_settings and asked is None:
         refuse_duplicates([verb, *arguments])  # first: of a key that stands twice only one would be checked
         arguments = spell_out_sources(verb, arguments)
@@ -134,7 +139,8 @@ def _in_front(verb: str, arguments: list[str]) -> list[str]:
         require_present(verb, settings, typed)
         arguments, more = settle_rows(verb, arguments)
         arguments, remark = with_an_end(verb, arguments)
-        remarks += [*more, *([remark] if remark else [])]
+        more += [remark, settle_hub(verb, arguments, settings=True)]
+        remarks += [line for line in more if line]
         if os.environ.get("LOCAL_RANK", "0") == "0":  # the first of the ranks that Lightning starts
             for line in remarks:
                 print(f"note: {line}", file=sys.stderr)

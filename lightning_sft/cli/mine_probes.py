@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_sft.cli.front.on_hub import settle_hub
 from lightning_sft.cli.front.ranges import require_options
 from lightning_sft.cli.usage import VerbParser
 from lightning_sft.errors import UserError
 from lightning_sft.places import require_model_place
-from lightning_sft.progress import loading
+from lightning_sft.progress import loading, note
 
 ABOUT = "Words of a held-out text behind which the model prefers a near-synonym become probes, the plainest first."
 
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str]) -> None:
     require_model_place(asked.model)
     if not asked.data.is_file():
         raise UserError(f"--data is {str(asked.data)!r}, and there is no such file (looked from {Path.cwd()}).")
+    if remark := settle_hub("mine-probes", arguments):
+        note(f"note: {remark}")
     with loading():
         from lightning_sft.models.loading import load_causal_lm, load_tokenizer
         from lightning_sft.probes.files import save_probes

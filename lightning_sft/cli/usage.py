@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import textwrap
 from collections.abc import Iterator
 from typing import NoReturn
 
 from typing_extensions import override
 
+from lightning_sft.cli.front.help import screen_width
 from lightning_sft.cli.front.names import nearest
 from lightning_sft.cli.front.needs import missing
 from lightning_sft.cli.verbs import EXAMPLES, OWN_VERBS
@@ -41,7 +41,7 @@ class VerbParser(argparse.ArgumentParser):
     @override
     def format_help(self) -> str:
         """Return the help as that of the verbs with settings: usage, what it does, an example, the options."""
-        width = max(80, min(shutil.get_terminal_size((120, 40)).columns, 140))
+        width = screen_width()
         lines = [f"usage: {self.usage}", f"  {OWN_VERBS[self.verb].help}", ""]
         lines += [self.description.strip("\n"), ""] if self.description else []
         if EXAMPLES[self.verb] not in (self.description or ""):

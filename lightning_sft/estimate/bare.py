@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lightning_sft.errors import UserError, first_line
+from lightning_sft.hub import require_on_hub
 from lightning_sft.models.adapters import add_adapter
 from lightning_sft.models.build import ModelSettings
 from lightning_sft.models.checkpointing import enable_checkpointing
@@ -42,6 +43,7 @@ def read_config(settings: ModelSettings) -> Any:
     elif path.is_dir() and not (path / "config.json").is_file():
         raise UserError(f"The folder {source!r} has no config.json, so nothing says what the model is.")
     else:
+        require_on_hub(source)
         place, more["revision"] = str(path) if path.exists() else source, settings.revision
     try:
         config = AutoConfig.from_pretrained(place, **more)

@@ -12,6 +12,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from lightning_sft.checkpoints.state import KEY
 from lightning_sft.errors import UserError, first_line
+from lightning_sft.hub import require_on_hub
 from lightning_sft.models.adapters import stored_config
 from lightning_sft.models.build import ModelSettings
 from lightning_sft.models.tokenizer import TokenizerSettings
@@ -45,6 +46,7 @@ def adapter_folder(name: str, path: Path, revision: str | None) -> str | None:
         return str(path) if (path / "adapter_config.json").is_file() else None
     if path.suffix == ".gguf" or name.startswith(("pkg://", ".", "/", "~")) or name.count("/") != 1:
         return None
+    require_on_hub(name)
     try:
         if find_adapter_config_file(name, revision=revision) is None:
             return None

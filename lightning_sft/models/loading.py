@@ -12,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_sft.errors import UserError, first_line
+from lightning_sft.hub import require_on_hub
 from lightning_sft.models.access import input_embeddings, require_accessors
 from lightning_sft.models.beside_text import freeze_beside_text
 from lightning_sft.models.gguf import converted_folder, quiet_progress
@@ -29,7 +30,7 @@ def resolve(model_name_or_path: str) -> str:
     """Return a folder or a hub name that transformers loads, converting a GGUF file on the way.
 
     Raises:
-        UserError: a path that does not exist, or that is not a model.
+        UserError: a path that does not exist, or that is not a model; a hub name, and no hub to ask.
     """
     require_model_place(model_name_or_path)
     if model_name_or_path.startswith(PACKAGE_SCHEME):
@@ -39,6 +40,7 @@ def resolve(model_name_or_path: str) -> str:
         return str(converted_folder(path))
     if path.is_dir():
         return str(path)
+    require_on_hub(model_name_or_path)
     return model_name_or_path
 
 

@@ -30,7 +30,7 @@ REFUSED: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "a typo": (["chat", "--promt=hi"], ("no option --promt", "--prompt", "Options: ")),
     "no value": (["chat", "--model=a/b", "--prompt"], ("--prompt has no value", "answer this and end")),
     "a folder of a model": (["chat", "--model=./gone"], ("no model folder './gone'",)),
-    "a typo of export": (["export", "run", "--merg"], ("no run's folder",)),
+    "a typo of export": (["export", "run", "--merg"], ("'run' stands by itself and does not exist",)),
     "an option of export": (["export", "--ckpt_path=last", "--merg"], ("no option --merg", "--merge")),
     "two of three": (["mine-probes", "--model=a/b"], ("needs --data", "--output")),
     "a threshold": (
@@ -78,6 +78,24 @@ def test_help_is_in_one_style(verb: str, capsys: pytest.CaptureFixture[str]) -> 
     assert lines[1] == f"  {LIGHTNING_VERBS.get(verb) or OWN_VERBS[verb].help}"
     assert f"lightning {verb} " in "\n".join(lines[1:]) or EXAMPLES[verb] in said
     assert "``" not in said
+
+
+def test_a_class_shows_its_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    for given, words in (
+        (["--model.adapter.help", "lora"], ("--model.adapter.lora_alpha", "peft.LoraConfig", "[8]")),
+        (["--objective.help", "PowerFamily"], ("--model.objective.alpha", "arguments:")),
+        (["--objective.help"], ("objectives:", "NLL, ", "as my_module.MyClass")),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["fit", *given])
+        assert ended.value.code == 0
+        said = capsys.readouterr().out
+        assert said.startswith("usage: ")
+        for word in words:
+            assert word in said
+    with pytest.raises(SystemExit):
+        main(["fit", "--adapter.help", "loar"])
+    assert "did you mean 'lora'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -234,6 +234,7 @@ def test_a_cache_that_cannot_be_used_lets_each_rank_read(tmp_path):
 def test_a_hub_stream_needs_no_limit(tmp_path, monkeypatch):
     rows = [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(25)]
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, streaming, **__: iter(rows) if streaming else rows[:2])
+    monkeypatch.setattr("lightning_sft.hub.why_not_reached", lambda: None)
     path = str(write_jsonl(tmp_path / "rows.jsonl", rows))
     streamed, filed = (
         SFTDataModule(source, tokenizer=toy_tokenizer(), cache_dir=str(tmp_path / "kept"))

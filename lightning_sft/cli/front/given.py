@@ -9,9 +9,10 @@ from pathlib import Path
 import yaml  # type: ignore[import-untyped]
 
 from lightning_sft.cli.front.listing import Listing
-from lightning_sft.cli.front.meant import is_settings_file
+from lightning_sft.cli.front.meant import YAML, is_settings_file
 from lightning_sft.cli.front.words import split
 from lightning_sft.errors import UserError
+from lightning_sft.places import near_file
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 SECTIONS = ("model", "data", "trainer")
@@ -97,9 +98,7 @@ def _read(name: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        near = sorted(p.as_posix() for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        there = f" YAML files there: {', '.join(near[:8])}." if near else ""
-        raise UserError(f"There is no file {name!r} in {str(Path.cwd())!r}.{there}") from None
+        raise UserError(f"There is no file {name!r} in {str(Path.cwd())!r}.{near_file(name, YAML)}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{name} is no text in UTF-8: {error.reason}. Give a YAML file.") from error
 

@@ -83,7 +83,7 @@ def answer(verb: str, word: str = "") -> str:
         verb: Lightning's, or one of ours whose options are in the list.
         word: what was asked for.
     """
-    width = max(80, min(shutil.get_terminal_size((120, 40)).columns, 140))
+    width = screen_width()
     if word:
         return _found(word, width)
     if verb in OWN_VERBS:
@@ -101,6 +101,11 @@ def answer(verb: str, word: str = "") -> str:
         lines += [_line(key, text, width) for key, text in keys.items()]
     lines += ["", *_more(verb)]
     return "\n".join(lines)
+
+
+def screen_width() -> int:
+    """Return how many characters a line of help may have."""
+    return max(80, min(shutil.get_terminal_size((120, 40)).columns, 140))
 
 
 def has_help(verb: str) -> bool:

@@ -179,6 +179,23 @@ CLASSES: dict[str, dict[str, str]] = {
     "DataSource": {"jsonl": "Source", "json": "Source", "parquet": "Source", "hub": "Source"},
 }
 
+NOT_OFFERED["qlora"] = "QLoRA is --adapter lora with --model.quantization nf4."
+#: base class -> what people mostly take of many, by the word that they type
+USUAL: dict[str, tuple[str, ...]] = {
+    "PeftConfig": ("lora", "dora", "adalora", "ia3", "loha", "lokr", "oft", "vera", "prompttuning"),
+    "Callback": (
+        "EarlyStopping", "ModelCheckpoint", "LearningRateMonitor", "CapabilityProbe", "SilentFailureMonitor",
+        "GenerationMonitor", "DriftMonitor", "LearningRateSweep", "BestCheckpoint",
+    ),
+}  # fmt: skip
+#: class -> the arguments that people mostly set, of many
+USUAL_OPTIONS: dict[str, tuple[str, ...]] = {
+    "LoraConfig": (
+        "r", "lora_alpha", "lora_dropout", "target_modules", "use_dora", "use_rslora", "modules_to_save",
+        "init_lora_weights",
+    ),
+}  # fmt: skip
+
 
 def plain(word: str) -> str:
     """Return a name without case, dashes and underscores."""

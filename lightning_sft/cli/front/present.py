@@ -23,7 +23,7 @@ from lightning_sft.places import (
 )
 
 #: verb -> the settings whose rows it surely reads; `score` reads those of its --sets
-_READS = {
+READS = {
     **dict.fromkeys(("fit", "inspect", "advise", "forecast", "compare"), ("data.train", "data.val")),
     "validate": ("data.val",),
     "test": ("data.test",),
@@ -68,7 +68,7 @@ def require_present(verb: str, arguments: Sequence[str], typed: Sequence[str] = 
         _require_loggers(given["trainer.logger"])
     # a class of the user's own may mean something else by them, and arms of a comparison may have rows of their own
     if not {"data", "data.class_path", "arm"} & given.keys():
-        for key in _READS.get(verb, ()):
+        for key in READS.get(verb, ()):
             # of a configuration, an audit reads the set that --set names
             if key in given and not (verb == "audit" and given[key].file):
                 _require_rows(key, given)
@@ -142,20 +142,31 @@ def _class_names(value: str | yaml.Node | None) -> Iterator[str]:
 
 def _require_rows(key: str, given: Mapping[str, Given]) -> None:
     """Raise if a setting such as ``data.train`` names a file, or a source's package, that is not there."""
-    one = given[key]
-    for kind, name, node in _sources(key, _composed(one.value)):
-        at = Given(one.key, None, one.file, node.start_mark.line + 1 if node is not None and one.file else one.line)
+    for at, kind, name in named_rows(key, given):
         if kind == _TASK and not is_installed("reasoning_gym"):
             raise UserError(
                 f"{at.where}{at.name} is a {_TASK}, which needs the package reasoning_gym, and it is not installed "
                 f"here. Install it: `{DEMO_EXTRA}`."
             )
+        if name is not None:
+            _placed(at, name, data_files)
+
+
+def named_rows(key: str, given: Mapping[str, Given]) -> Iterator[tuple[Given, str, str | None]]:
+    """Yield where a setting such as ``data.train`` names rows, the class that reads them, and their path.
+
+    Args:
+        key: of the setting.
+        given: the last value of every key.
+    """
+    one = given[key]
+    for kind, name, node in _sources(key, _composed(one.value)):
+        at = Given(one.key, None, one.file, node.start_mark.line + 1 if node is not None and one.file else one.line)
         apart = given.get(f"{key}.init_args.path") or given.get(f"{key}.path")
         is_class = name is None or isinstance(one.value, yaml.MappingNode)
         if kind == _SOURCE and is_class and apart is not None and isinstance(apart.value, str):
             name, at = apart.value, apart
-        if name is not None:
-            _placed(at, name, data_files)
+        yield at, kind, name
 
 
 def _sources(key: str, node: str | yaml.Node | None) -> Iterator[tuple[str, str | None, yaml.Node | None]]:

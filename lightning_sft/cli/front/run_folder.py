@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_sft.cli.front.meant import a_run_in
 from lightning_sft.cli.front.words import Word, join, split
 from lightning_sft.errors import UserError
 from lightning_sft.places import CHECKPOINTS, LAST, RUN_SETTINGS
@@ -61,8 +62,11 @@ def _only_run(verb: str, words: Sequence[str]) -> list[Path]:
         raise UserError(f"{verb} got {len(words)} words by themselves: {' '.join(words)}. Allowed: one run's folder.")
     run = Path(words[0])
     if not (run / CHECKPOINTS).is_dir():
+        why = "is no run's folder with checkpoints" if run.exists() else "does not exist"
+        within = a_run_in(run)
+        given = f" Did you mean {str(within)!r}?" if within is not None else ""
         raise UserError(
-            f"{words[0]!r} stands by itself and is no run's folder with checkpoints. Allowed: such a folder, or "
+            f"{words[0]!r} stands by itself and {why}.{given} Allowed: a run's folder, which has {CHECKPOINTS}; or "
             "--ckpt_path with 'best', 'last' or a checkpoint."
         )
     return [run]

@@ -8,9 +8,18 @@ from collections.abc import Iterable, Mapping, Sequence
 import yaml  # type: ignore[import-untyped]
 
 from lightning_sft.cli.front.given import Given
-from lightning_sft.cli.front.listing import KnownClass, Listing, Setting
-from lightning_sft.cli.front.names import CLASSES, OPTIONS, nearest, nearest_setting, not_offered, plain
-from lightning_sft.cli.front.words import WORDS
+from lightning_sft.cli.front.listing import KnownClass, Listing, Setting, listing
+from lightning_sft.cli.front.names import (
+    CLASSES,
+    OPTIONS,
+    USUAL,
+    USUAL_OPTIONS,
+    nearest,
+    nearest_setting,
+    not_offered,
+    plain,
+)
+from lightning_sft.cli.front.words import LOGGERS, WORDS, class_of_word
 
 _NUMBERS = {"int": "a whole number", "float": "a number", "bool": "true or false", "null": "null", "str": "a text"}
 #: base class -> what it is called, one and many
@@ -64,7 +73,7 @@ def _of_any_kind(word: str, known: Listing) -> str | None:
         found = next((n for n in known.of_class(key) if setting.bases and plain(n) == plain(word)), None)
         found = found or next((c for c in setting.choices if len(c) > 4 and plain(c) == plain(word)), None)
         if found is not None:
-            return f"--{next((w for w, long in WORDS.items() if long == key), key)} {found}"
+            return f"{_option(key)} {found}"
     return None
 
 
@@ -102,8 +111,10 @@ def unknown_class(one: Given, key: str, name: str, setting: Setting, known: List
     elsewhere = {name.removesuffix("Config").removesuffix("Logger"): name for name in classes}
     for base in setting.bases:
         elsewhere |= CLASSES.get(base, {})
+    if (instead := not_offered(named)) is not None:
+        return f"{one.where}{key} is {name!r}. {instead}"
     meant = nearest(named, there, elsewhere)
-    hint = f"; did you mean {meant!r}?" if meant else "."
+    hint = f"; did you mean {_as_typed(key, meant)!r}?" if meant else "."
     if meant is None or plain(meant) != plain(named):
         other = next(
             (k for k, s in known.settings.items() if k != key for n in (*known.of_class(k), *s.choices)
@@ -112,30 +123,57 @@ def unknown_class(one: Given, key: str, name: str, setting: Setting, known: List
         )  # fmt: skip
         if other is not None:
             hint = f": it is a value of another setting; did you mean --{other} {name}?"
+    usual = [name for base in setting.bases for name in USUAL.get(base, ())]
     return (
-        f"{one.where}{key}: {name!r} is not {one_of}{hint} {many}: {', '.join(there)}. A class of your own works by "
-        "its full path, such as my_module.MyClass."
+        f"{one.where}{key}: {name!r} is not {one_of}{hint} {_some(many, there, usual, f'--{key}.help')} A class of "
+        "your own works by its full path, such as my_module.MyClass."
     )
+
+
+def unknown_class_of(key: str, name: str) -> str:
+    """Say that a setting takes no class of this name, where nothing else was given."""
+    return unknown_class(Given(key, name), key, name, listing().settings[key], listing())
+
+
+def _as_typed(key: str, name: str) -> str:
+    """Return the short word of a class, where it has one."""
+    words = [*LOGGERS] if key == "trainer.logger" else [*USUAL["PeftConfig"]] if key == "model.adapter" else []
+    path = f".{name}"
+    return next((word for word in words if (class_of_word(key, word) or "").endswith(path)), name)
+
+
+def _some(many: str, names: Sequence[str], usual: Sequence[str], where: str) -> str:
+    """Return a sentence of names; of many those that people mostly take, and where all are listed."""
+    if not usual:
+        return f"{many}: {', '.join(names)}."
+    return f"{many} that are often used: {', '.join(usual)}. `lightning fit {where}` lists all {len(names)}."
 
 
 def no_class_yet(one: Given, key: str, known: Listing) -> str:
     """Say that an argument came before its class."""
     kind, many = KINDS.get(known.settings[key].bases[0], ("a class", "Known"))
-    name = next(iter(known.of_class(key)))
+    name = _as_typed(key, next(iter(known.of_class(key))))
     option = one.key.rpartition(".")[2]
     meant, takers = _taken_elsewhere(option, key, known)
     fit = f" {many} take no {option!r}." if not takers else f" {meant!r} is an argument of {', '.join(takers[:8])}."
     return (
-        f"{one.where}{one.name} is an argument of {kind}, and none is chosen before it.{fit} Give --{key} "
+        f"{one.where}{one.name} is an argument of {kind}, and none is chosen before it.{fit} Give {_option(key)} "
         f"{takers[0] if takers else name} first."
     )
+
+
+def _option(key: str) -> str:
+    """Return the option of a setting as people type it."""
+    return f"--{next((word for word, long in WORDS.items() if long == key), key)}"
 
 
 def _taken_elsewhere(option: str, key: str, known: Listing) -> tuple[str, list[str]]:
     """Return the argument that was probably meant among those of all classes of a setting, and who takes it."""
     classes = known.of_class(key)
     meant = nearest(option, dict.fromkeys(o for c in classes.values() for o in c.options)) or option
-    return meant, [name for name, c in classes.items() if meant in c.options]
+    takers = [_as_typed(key, name) for name, c in classes.items() if meant in c.options]
+    usual = [name for base in known.settings[key].bases for name in USUAL.get(base, ())]
+    return meant, sorted(takers, key=lambda name: usual.index(name) if name in usual else len(usual))
 
 
 def unknown_option(one: Given, key: str, option: str, known: KnownClass, listed: Listing) -> str:
@@ -148,7 +186,9 @@ def unknown_option(one: Given, key: str, option: str, known: KnownClass, listed:
     meant = nearest(option, known.options, elsewhere)
     hint = f"; did you mean {meant!r}?" if meant else "."
     name = known.path.rpartition(".")[2]
-    takes = ", ".join(sorted(known.options)) or "nothing"
+    usual = USUAL_OPTIONS.get(name, ())
+    takes = ", ".join(usual or sorted(known.options)) or "nothing"
+    takes += f", and {len(known.options) - len(usual)} more: `lightning fit --{key}.help {name}`" if usual else ""
     others = ""
     if meant is None:
         other, takers = _taken_elsewhere(option, key, listed)

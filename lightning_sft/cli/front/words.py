@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning_sft.cli.front.listing import listing
-from lightning_sft.cli.front.meant import YAML, is_data_path, is_model_name, is_settings_file
+from lightning_sft.cli.front.meant import YAML, is_data_path, is_model_name, is_settings_file, no_settings
 from lightning_sft.cli.front.names import plain
 from lightning_sft.errors import UserError
-from lightning_sft.places import RUN_SETTINGS, here_or_shipped
+from lightning_sft.places import here_or_shipped
 
 #: short word -> the key that it stands for; what follows a dot is kept
 WORDS = {
@@ -107,7 +107,7 @@ def tidy(arguments: Sequence[str], *, takes_files: bool) -> list[str]:
         if not all(is_settings_file(word) for word in loose):
             missing = next(word for word in loose if not is_settings_file(word))
             if not name or Path(missing).suffix in YAML or _takes_one(name):
-                raise UserError(_no_file(missing))
+                raise UserError(no_settings(missing))
             loose = []  # a list of values of an option that we do not know
         kept = values[:one] if loose else values
         made += [(name, kept, joined)] if name or kept else []
@@ -121,16 +121,6 @@ def in_settings(verb: str, arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     words = split(arguments)
     return join([(f"{name}.test" if name == "--data" else name, values, joined) for name, values, joined in words])
-
-
-def _no_file(word: str) -> str:
-    if Path(word).suffix in YAML:
-        return f"There is no file {word!r} in {str(Path.cwd())!r}. Give a file of settings that exists."
-    what = f"is a folder without a run's {RUN_SETTINGS}" if Path(word).is_dir() else "is no file of settings"
-    return (
-        f"{word!r} stands by itself and {what}. Allowed: a YAML file, a run's folder, or options such as --model NAME "
-        "--train FILE; an option's name begins with two dashes."
-    )
 
 
 def _is_flag(name: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from lightning_sft.errors import UserError
+from lightning_sft.hub import require_on_hub
 
 
 def find_tokenizer(given: Any, trainer: Trainer | None) -> Any:
@@ -22,6 +23,7 @@ def find_tokenizer(given: Any, trainer: Trainer | None) -> Any:
     if isinstance(given, str):
         from transformers import AutoTokenizer
 
+        require_on_hub(given)
         return AutoTokenizer.from_pretrained(given)
     if given is not None:
         return given

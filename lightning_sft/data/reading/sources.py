@@ -23,6 +23,7 @@ from lightning_sft.data.reading.scorers import Score, Scorer, as_scorer, scored
 from lightning_sft.data.types import BadRow, BadRowError, Example, Record
 from lightning_sft.errors import UserError, first_line
 from lightning_sft.files import file_digest
+from lightning_sft.hub import require_on_hub
 from lightning_sft.places import data_files
 from lightning_sft.progress import counted, progress
 
@@ -194,6 +195,7 @@ class Source(DataSource):
 
     def _hub_table(self) -> Any:
         """Return the hub's dataset, or a stream of it; its rows lie on disk."""
+        require_on_hub(self.path, "dataset")
         import datasets
 
         try:

@@ -50,10 +50,10 @@ def test_what_a_folder_stands_for(typed: str, meant: str) -> None:
 @pytest.mark.parametrize(
     ("typed", "words"),
     [
-        ("chat lightning_logs", ("'lightning_logs'", "no run's folder", "--ckpt_path")),
+        ("chat lightning_logs", ("'lightning_logs'", "no run's folder", f"Did you mean {RUN!r}?", "--ckpt_path")),
         (f"export {RUN} {RUN}", ("2 words", "one run's folder")),
         ("fit kept_nothing", ("'kept_nothing'", "no checkpoints", "write kept_nothing/config.yaml")),
-        ("validate lightning_logs", ("'lightning_logs'", "a folder without a run's config.yaml", "a run's folder")),
+        ("validate lightning_logs", ("'lightning_logs'", "a folder of runs and none itself", RUN)),
     ],
 )
 def test_what_is_no_run_is_named(typed: str, words: tuple[str, ...]) -> None:

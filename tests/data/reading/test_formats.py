@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from lightning_sft import hub
 from lightning_sft.data import BadRow, Example, SFTDataModule, Source
 from lightning_sft.data.encoding.encode import Encoder
 from lightning_sft.data.reading.formats import detect, to_example
@@ -142,6 +143,7 @@ def test_hub_name(monkeypatch):
         return iter([{"question": str(i), "answer": "a"} for i in range(9)])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(hub, "why_not_reached", lambda: None)
     source = Source(
         "openai/gsm8k", subset="main", split="test", streaming=True, max_rows=3,
         columns={"prompt": "question", "completion": "answer"},
@@ -158,6 +160,7 @@ def test_name_that_is_neither_here_nor_on_the_hub(monkeypatch):
         raise FileNotFoundError("Couldn't find 'no/such' on the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(hub, "why_not_reached", lambda: None)
     with pytest.raises(UserError, match="neither a file or folder here"):
         list(Source("no/such").examples())
 
