@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -244,7 +245,7 @@ class SFTModule(TakesExtraLoss, ResumableModule, EvaluatedModule):
         start.seed_objective(self.objective, self, self.scorer, self.trainer)
         if self.resume_state.restore_rng():
             go_on_along_own_curve(self.trainer)
-            rank_zero_info(f"Resumed at step {self.trainer.global_step} from {self.trainer.ckpt_path}")
+            rank_zero_info(f"Resumed at step {self.trainer.global_step} from {Path(str(self.trainer.ckpt_path)).name}")
 
     @property
     def step_totals(self) -> StepTotals:

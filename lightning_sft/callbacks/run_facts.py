@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,11 +42,13 @@ def facts_of_run(trainer: Trainer, module: LightningModule) -> Iterator[tuple[st
     yield "Device", _device(trainer)
     if fits and (seed := os.environ.get("PL_GLOBAL_SEED")):
         yield "Seed", seed
-    if trainer.ckpt_path:
-        yield "From", str(trainer.ckpt_path)
-    folder = run_folder(trainer)
-    if folder is not None and fits:
+    folder = run_folder(trainer) if fits else None
+    if folder is not None:
         yield "Folder", str(folder)
+    if trainer.ckpt_path:
+        checkpoint = Path(trainer.ckpt_path)
+        inside = folder is not None and folder in checkpoint.parents
+        yield "From", f"{checkpoint.relative_to(folder)} in it" if inside and folder else str(checkpoint)
 
 
 def name_of(objective: nn.Module) -> str:

@@ -32,6 +32,8 @@ from lightning_sft.training.signals import WATCH, Stopped
 
 #: verbs that write checkpoints
 _SAVING = ("fit", "demo")
+#: options with which they only say something
+_ASKING = ("--help", "-h", "--print_config", "--print-config")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"lightning-sft {metadata.version('lightning-sft')}, lightning {metadata.version('lightning')}")
         return
     owns_signals = WATCH.install()
-    WATCH.saves = verb in _SAVING
+    WATCH.saves = verb in _SAVING and not any(word.startswith(_ASKING) for word in arguments)
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, os.getcwd())  # a script's path lacks the folder where users keep classes of their own
     try:

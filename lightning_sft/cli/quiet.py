@@ -16,6 +16,9 @@ HELD_BACK = (
     "TPU available: ",
     "Seed set to ",
     "Loading `train_dataloader` to estimate number of stepping batches",
+    "Restoring states from the checkpoint path at ",
+    "Restored all states from the checkpoint at ",
+    "Loaded model weights from the checkpoint at ",
 )
 #: this package; its warnings are shown as a line, without the place in the code that gives them
 _OURS = Path(__file__).parents[1]

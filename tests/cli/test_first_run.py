@@ -47,7 +47,10 @@ def test_a_short_run_and_its_continuation(
     assert all(len(row) == 2 for row in rows)
     assert "Capability on" in caplog.text
     run("fit", [*given, "--ckpt_path=last", "--trainer.max_steps=4"])
-    heading, *rows = table(capsys.readouterr().out)
+    resumed = capsys.readouterr()
+    assert (resumed.out + resumed.err).count("checkpoints/last.ckpt") == 1, "where it is from, without its folder"
+    assert f"Folder     {run_folder()}\nFrom       checkpoints/last.ckpt in it\n" in resumed.out
+    heading, *rows = table(resumed.out)
     assert heading == ["step", "2", "step", "4"], "steps beyond the added validation end with another"
     assert len(scalars(run_folder())["val/nll"]) == 2
     run("validate", [str(run_folder())])  # as the end of a fit says to type

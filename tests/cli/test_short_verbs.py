@@ -136,6 +136,22 @@ def test_a_run_without_an_end_makes_one_pass() -> None:
     assert with_an_end("validate", model) == (model, "")
 
 
+def test_the_end_that_is_typed_beats_that_of_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rows.jsonl").write_text('{"prompt": "1+1?", "completion": "2"}\n')
+    main(["init", "--model=some/model", "--train=rows.jsonl", "--output=mine.yaml"])
+    assert "max_epochs: 1" in Path("mine.yaml").read_text()
+    steps = ["--config=mine.yaml", "--max_steps", "500"]  # as the help's example goes on with a run
+    made, remark = with_an_end("fit", steps)
+    assert made == [*steps, "--trainer.max_epochs=-1"]
+    assert remark == "trainer.max_steps was typed, so trainer.max_epochs of mine.yaml does not end the run."
+    Path("steps.yaml").write_text("trainer: {max_epochs: -1, max_steps: 9}\n")
+    made, _ = with_an_end("fit", ["--config=steps.yaml", "--max_epochs=3"])
+    assert made[-1] == "--trainer.max_steps=-1"
+    for given in (["--max_steps=5", "--max_epochs=3"], ["--max_epochs=3"], ["--max_steps=-1"], []):
+        assert with_an_end("fit", ["--config=mine.yaml", *given])[1] == "", given
+    assert with_an_end("validate", steps) == (steps, "")
+
+
 def test_env_says_what_there_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIGHTNING_SFT_DEBUG", "0")
     monkeypatch.setattr("lightning_sft.cli.env._capability", lambda: 1 / 0)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lightning_sft.cli.entry import main
+from lightning_sft.cli.lightning_cli import Parser
 from lightning_sft.data.encoding.encode import Encoder
 from lightning_sft.models import generation
 from lightning_sft.module import SFTModule
@@ -157,6 +158,14 @@ def slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
     monkeypatch.setattr("sys.argv", ["lightning", "fit", "the same command"])
     return tmp_path / "asked"
+
+
+def test_a_question_has_nothing_to_save(toy_folder, rows, send, capfd) -> None:
+    send(Parser, "dump", 1)
+    assert fit(toy_folder, rows, "--print_config") == 143
+    said = capfd.readouterr().err
+    assert "SIGTERM" in said
+    assert "save" not in said
 
 
 def test_a_requeued_job_goes_on_in_its_own_folder(toy_folder, rows, slurm, send, monkeypatch, capfd) -> None:

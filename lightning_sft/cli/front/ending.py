@@ -1,8 +1,8 @@
-"""When a run ends that nobody gave an end: after one pass over its rows."""
+"""When a run ends: as was typed; and one that nobody gave an end, after one pass over its rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import yaml  # type: ignore[import-untyped]
 
@@ -16,12 +16,15 @@ _TRAINING = ("fit", "advise", "forecast", "compare")
 #: setting -> values by which it ends nothing
 _ENDS = {"trainer.max_epochs": NULL, "trainer.max_steps": ("-1",), "trainer.max_time": NULL}
 _CALLBACKS = ("EarlyStopping", "Timer")
+#: steps and epochs, of which the first that is reached ends a run, and the value by which each ends nothing
+_COUNTED = {"trainer.max_steps": "-1", "trainer.max_epochs": "-1"}
 
 
 def with_an_end(verb: str, arguments: Sequence[str]) -> tuple[list[str], str]:
-    """Return arguments with ``--trainer.max_epochs=1`` where nothing else ends a run, and a remark about it.
+    """Return arguments by which a run ends as its command says, and a remark about what was added to them.
 
-    Lightning would train for a thousand epochs.
+    Where nothing ends it, ``--trainer.max_epochs=1`` does: Lightning would train for a thousand epochs. Steps that were
+    typed decide over the epochs of a file, which would end the run first, and the other way round.
 
     Args:
         verb: of the command line.
@@ -31,6 +34,8 @@ def with_an_end(verb: str, arguments: Sequence[str]) -> tuple[list[str], str]:
         return list(arguments), ""
     every = list(read_given(expand(arguments), listing()))
     given = {one.key: one for one in every}  # the last one of each key counts
+    if (typed := _typed_end(given)) is not None:
+        return [*arguments, f"--{typed[0]}={_COUNTED[typed[0]]}"], typed[1]
     ends = any(key in given and _text(given[key]) not in nothing for key, nothing in _ENDS.items())
     trains = any(key == "data" or key.startswith("data.") for key in given)
     if ends or not trains or has_files_elsewhere(arguments) or {"trainer", "arm", "print_config"} & given.keys():
@@ -40,6 +45,17 @@ def with_an_end(verb: str, arguments: Sequence[str]) -> tuple[list[str], str]:
         return list(arguments), ""
     text = "nothing says when the run ends, so it makes one pass over its rows; --max_epochs or --max_steps decide."
     return [*arguments, "--trainer.max_epochs=1"], text
+
+
+def _typed_end(given: Mapping[str, Given]) -> tuple[str, str] | None:
+    """Return the end of a file that is set aside for one that was typed, and a remark; None where there is no such."""
+    named = {key: given[key] for key in _COUNTED if key in given}
+    ends = {key: one for key, one in named.items() if _text(one) not in (_COUNTED[key], *NULL)}
+    typed = [key for key, one in ends.items() if not one.file]
+    filed = [key for key, one in ends.items() if one.file]
+    if len(typed) != 1 or len(filed) != 1:
+        return None
+    return filed[0], f"{typed[0]} was typed, so {filed[0]} of {ends[filed[0]].file} does not end the run."
 
 
 def _text(one: Given) -> str:
