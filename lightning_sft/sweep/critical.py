@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lightning_sft.errors import UserError
 from lightning_sft.probes.history import JumpSettings, ProbeHistory, find_jumps
+from lightning_sft.sweep.prediction.checks import check_predictable
 from lightning_sft.sweep.prediction.session import predict_in_session
 from lightning_sft.sweep.results import AT_TARGET, CriticalRate, CriticalTrial, ProbeBracket
 from lightning_sft.sweep.search import Crossing, check_resolution, crossing, find_crossing, geometric_grid, most_trials
@@ -124,6 +125,8 @@ def find_critical_rate(
             they are. One bisects.
     """
     check_critical(criterion, low, high, points, setting.steps, resolution, quantile)
+    if predict:
+        check_predictable(trainer)
     trials: dict[float, Trial] = {}
     with Session(trainer, module, setting, observers) as session:
         judge = Judge(criterion, session.start(observers), quantile, target)

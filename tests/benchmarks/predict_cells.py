@@ -1,8 +1,10 @@
 """Cells of `tests/benchmarks/predict_grid.py`: architectures, optimizers, schedules, and which were kept aside.
 
-Three parts, each of whole architectures, optimizers and schedules. The predictor was designed on `design`. `kept` was
-kept aside until the predictor was frozen, and has been seen since: with `design` it is what the widths of the intervals
-were calibrated on. `fresh` was kept aside until these were frozen.
+Parts of whole architectures, optimizers and schedules. The predictor was designed on `design`. `kept` was kept aside
+until it was frozen, and has been seen since: with `design` it is what the widths of the intervals were calibrated on,
+twice. `fresh` was kept aside until the first calibration, which failed on its optimizers. `unseen` was kept aside until
+the second: the architectures, optimizers and schedules of `fresh` with other weights in other contexts, and three
+optimizers that no cell had before.
 """
 
 import math
@@ -10,7 +12,12 @@ import math
 import torch
 from torch import optim
 
-CONTEXTS = ("He saw the", "A b", "The quick brown fox said", "On the table lay a", "We then sent them the")
+CONTEXTS = (
+    "He saw the", "A b", "The quick brown fox said", "On the table lay a", "We then sent them the",
+    "Nobody had told her of the", "In 1999 the",
+)  # fmt: skip
+#: the contexts from here on are those of `unseen`, and so are the weights of the toys that they are given to
+SEEN_CONTEXTS = 5
 #: widths that make the toys of tests/toys.py wider, by architecture
 WIDE = {"hidden_size": 64, "intermediate_size": 128}
 GROUPED = {**WIDE, "num_key_value_heads": 2}
@@ -55,6 +62,52 @@ class Lion(optim.Optimizer):
                 moment.mul_(second).add_(p.grad, alpha=1 - second)
 
 
+class AdaBelief(optim.Optimizer):
+    """Adam whose second moment is of what the first one did not foresee (arXiv 2010.07468)."""
+
+    def __init__(self, parameters, lr=1e-3, betas=(0.9, 0.999), eps=1e-8):
+        super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """Take a step."""
+        for group in self.param_groups:
+            first, second = group["betas"]
+            for p in (p for p in group["params"] if p.grad is not None):
+                own = self.state[p]
+                if not own:
+                    own.update(m=torch.zeros_like(p), s=torch.zeros_like(p), n=0)
+                own["n"] += 1
+                own["m"].lerp_(p.grad, 1 - first)
+                own["s"].mul_(second).add_((p.grad - own["m"]) ** 2, alpha=1 - second).add_(group["eps"])
+                size = (own["s"] / (1 - second ** own["n"])).sqrt_().add_(group["eps"])
+                p.addcdiv_(own["m"], size, value=-group["lr"] / (1 - first ** own["n"]))
+
+
+class Lamb(optim.Optimizer):
+    """Adam whose step is as long as its layer's weights times the rate (arXiv 1904.00962)."""
+
+    def __init__(self, parameters, lr=1e-3, betas=(0.9, 0.999), eps=1e-6):
+        super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """Take a step."""
+        for group in self.param_groups:
+            first, second = group["betas"]
+            for p in (p for p in group["params"] if p.grad is not None):
+                own = self.state[p]
+                if not own:
+                    own.update(m=torch.zeros_like(p), v=torch.zeros_like(p), n=0)
+                own["n"] += 1
+                own["m"].lerp_(p.grad, 1 - first)
+                own["v"].mul_(second).addcmul_(p.grad, p.grad, value=1 - second)
+                size = (own["v"] / (1 - second ** own["n"])).sqrt_().add_(group["eps"])
+                update = own["m"] / (1 - first ** own["n"]) / size
+                trust = float(p.norm() / update.norm()) if p.norm() > 0 and update.norm() > 0 else 1.0
+                p.add_(update, alpha=-group["lr"] * trust)
+
+
 OPTIMIZERS = {
     "AdamW": lambda p: optim.AdamW(p, weight_decay=0.0, fused=True),
     "SGD": lambda p: optim.SGD(p, lr=1.0),
@@ -72,8 +125,13 @@ OPTIMIZERS = {
     "Adadelta": optim.Adadelta,
     "Nesterov": lambda p: optim.SGD(p, lr=1.0, momentum=0.8, nesterov=True),
     "AdamW, beta1 .5, eps 1e-4": lambda p: optim.AdamW(p, weight_decay=0.0, betas=(0.5, 0.999), eps=1e-4),
+    # unseen
+    "AdaBelief": AdaBelief,
+    "LAMB": Lamb,
+    "Rprop": optim.Rprop,
 }
-DESIGN_OPTIMIZERS, FRESH_OPTIMIZERS = tuple(OPTIMIZERS)[:3], tuple(OPTIMIZERS)[8:]
+DESIGN_OPTIMIZERS, FRESH_OPTIMIZERS = tuple(OPTIMIZERS)[:3], tuple(OPTIMIZERS)[8:14]
+UNSEEN_OPTIMIZERS = tuple(OPTIMIZERS)[8:]
 
 
 def _warm_cosine(t, steps):
@@ -108,14 +166,16 @@ def cells(part):
     if part == "design":
         settings = [(o, s) for o in DESIGN_OPTIMIZERS for s in DESIGN_SCHEDULES]
         return [("design", k, i, *s, n) for i in (0, 1) for n in LENGTHS for s in settings for k in DESIGN]
-    if part == "fresh":
-        found = [("architectures", k, 3, *s, n) for k in FRESH for s in FIVE for n in LENGTHS]
-        settings = [(o, "constant") for o in FRESH_OPTIMIZERS]
-        found += [("optimizers", k, 4, *s, n) for k in ("llama", "qwen3") for s in settings for n in LENGTHS]
+    if part in ("fresh", "unseen"):
+        first, others, made = (3, (4,), FRESH_OPTIMIZERS) if part == "fresh" else (5, (5, 6), UNSEEN_OPTIMIZERS)
+        found = [("architectures", k, first, *s, n) for k in FRESH for s in FIVE for n in LENGTHS]
+        settings, two = [(o, "constant") for o in made], ("llama", "qwen3")
+        found += [("optimizers", k, i, *s, n) for i in others for k in two for s in settings for n in LENGTHS]
         settings = [(o, s) for o in ("AdamW", "momentum") for s in FRESH_SCHEDULES]
-        return found + [("schedules", k, 4, *s, n) for k in ("gpt2", "olmo2") for s in settings for n in LENGTHS]
+        last = others[-1]
+        return found + [("schedules", k, last, *s, n) for k in ("gpt2", "olmo2") for s in settings for n in LENGTHS]
     found = [("architectures", k, i, *s, n) for k in KEPT for s in FIVE for n in LENGTHS for i in (0, 1)]
-    settings = [(o, "constant") for o in OPTIMIZERS if o not in (*DESIGN_OPTIMIZERS, *FRESH_OPTIMIZERS)]
+    settings = [(o, "constant") for o in OPTIMIZERS if o not in (*DESIGN_OPTIMIZERS, *UNSEEN_OPTIMIZERS)]
     found += [("optimizers", k, 2, *s, n) for k in DESIGN for s in settings for n in LENGTHS]
     kept = [s for s in SCHEDULES if s not in (*DESIGN_SCHEDULES, *FRESH_SCHEDULES)]
     settings = [(o, s) for o in ("AdamW", "momentum") for s in kept]

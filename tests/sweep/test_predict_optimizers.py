@@ -13,13 +13,21 @@ from lightning_sft.probes import encode_probes
 from lightning_sft.sweep.prediction.checks import check_predictable
 from lightning_sft.sweep.prediction.curve import crossing_between
 from lightning_sft.sweep.prediction.estimate import Estimate, ShortRun, Target
-from lightning_sft.sweep.prediction.gains import habits, step_gains
+from lightning_sft.sweep.prediction.gains import step_gains
 from lightning_sft.sweep.prediction.model import ModelRunner
-from lightning_sft.sweep.prediction.predict import predict_critical_lr
-from lightning_sft.sweep.prediction.refine import REPLAYS, refine
+from lightning_sft.sweep.prediction.predict import make_target, predict_critical_lr, predict_set
+from lightning_sft.sweep.prediction.refine import (
+    OF_REPLAY,
+    REPLAYS,
+    Refined,
+    Replays,
+    Width,
+    refine,
+    refined,
+)
 from lightning_sft.sweep.prediction.replay import Field, Replay, combined, replay, spread_nodes
 from tests.benchmarks.predict_cells import Lion
-from tests.benchmarks.predict_grid import probe_of
+from tests.benchmarks.predict_grid import probe_of, swept
 from tests.sweep.toys import fit
 from tests.toys import toy_model, toy_tokenizer
 
@@ -51,21 +59,6 @@ def test_gains(optimizer, expected):
 
 def test_gains_of_later_steps():
     assert step_gains(optim.SGD(weights(), **MOMENTUM), 2, done=100) == pytest.approx([10, 10], rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "expected"),
-    [
-        (optim.SGD(weights(), lr=0.1), (True, False)),
-        (optim.SGD(weights(), **MOMENTUM), (True, True)),
-        (optim.RMSprop(weights()), (False, False)),
-        (optim.AdamW(weights()), (False, True)),
-        (optim.RAdam(weights()), (True, True)),  # its first steps, the longest, are those of momentum
-        (Lion(weights()), (False, True)),
-    ],
-)
-def test_what_an_optimizer_does_with_its_gradients(optimizer, expected):
-    assert habits(optimizer) == expected
 
 
 def test_an_optimizer_whose_step_a_scheduler_has_wrapped_is_not_stepped():
@@ -170,10 +163,63 @@ def test_a_replay_with_every_gradient_is_the_run(toy):
         rates = [2e-4] * 5
         plain = runner(rates)
         known = Field(runner.field.nodes[:1])
-        seen = replay(runner, 2e-4, [1.0] * 5, set(range(5)), known)
+        seen = replay(runner, 2e-4, [1.0] * 5, dict.fromkeys(range(5)), known, keep=[2, 4])
         assert seen.gaps == plain
         assert seen.way == sorted(seen.way)
         assert seen.surprise > 0
+        assert sorted(seen.kept) == [2, 4]
+        spent = runner.steps
+        again = replay(runner, 2e-4, [1.0] * 5, seen.kept, known)
+        assert runner.steps == spent, "gradients that are given are not computed"
+        assert again.gaps[-1] != seen.gaps[-1]
+
+
+def made(off, total=10.0):
+    """A replay whose gap closes where it is off, in log rate, from a critical rate of 1; the last of four points."""
+    distances = [total * i / 3 for i in range(4)]
+    return Replay(1.0, distances, [[x / total - math.exp(off)] for x in distances], distances, surprise=0.002)
+
+
+def test_an_error_that_grows_with_the_pieces_is_taken_off():
+    """An error in proportion to the length of the pieces is taken off whole, one with their square by two thirds."""
+    said, width = Estimate("predicted", 1.0, lr=1.0), Width(1e-4, 0.0, 0.1, of_halved=0.5, of_surprise=0.03)
+
+    def of(*coarser):
+        found = Refined(math.exp(0.01), 0.0, made(0.01), tuple(map(made, coarser)) or None)
+        return refined(said, found, lambda row: row[0], width)
+
+    plain, better, blind = of(), of(0.02, 0.04), of(5.0, 0.04)
+    assert plain.lr == pytest.approx(math.exp(0.01))
+    assert better.lr == pytest.approx(1.0)
+    assert of(0.04, 0.16).lr == pytest.approx(math.exp(0.01 - 1.5 * 0.03 + 0.15 / 6))
+    parts = (1e-4, 0.03 * 0.002, 0.1 * 0.01)
+    assert math.log(plain.high / plain.lr) == pytest.approx(math.hypot(*parts))
+    assert math.log(better.high / better.low) / 2 == pytest.approx(math.hypot(*parts, 0.5 * 0.01))
+    assert blind.lr == plain.lr, "half of the gradients see no crossing, so there is nothing to take off"
+    assert blind.high / blind.lr > 1.3
+    found = Refined(1.0, 0.0, made(0.01), (made(0.02), made(0.04)))
+    assert refined(said, found, lambda row: -1.0, width) is None
+
+
+def test_a_replay_says_how_far_it_is_off(toy):
+    """Under SGD, whose steps follow the gradient's size, the errors of plain replays are the largest."""
+    model, tokenizer, probe = toy
+    encoded = encode_probes([probe], tokenizer)
+    with ModelRunner(model, encoded, lambda p: optim.SGD(p, lr=1.0)) as runner:
+        target = make_target(STEPS, 0.0, [1 - t / STEPS for t in range(STEPS)], runner.gains(STEPS))
+        replays = Replays(runner, target)
+
+        def plain(rate, way):
+            return replays(rate, way)
+
+        said, rough = (
+            predict_set(runner, ["probe"], target, start=1e-3, whole=whole, width=OF_REPLAY)[0].estimate
+            for whole in (replays, plain)
+        )
+    critical = swept(model, encoded, lambda p: optim.SGD(p, lr=1.0), target.shares, said.lr)
+    off, before = (abs(math.log(e.lr / critical)) for e in (said, rough))
+    assert off < before / 2
+    assert said.low < critical < said.high
 
 
 @pytest.mark.parametrize("first", [None, 40.0, 90.0, 300.0])

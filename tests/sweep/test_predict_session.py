@@ -6,17 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.loggers import CSVLogger
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_sft.callbacks import CriticalLearningRateFinder
 from lightning_sft.errors import UserError
+from lightning_sft.probes import Probe
 from lightning_sft.sweep.prediction.record import CriticalLRPrediction
-from lightning_sft.sweep.prediction.session import WHOLE_RUN, schedule_shares
+from lightning_sft.sweep.prediction.schedule import schedule_shares
+from lightning_sft.sweep.prediction.session import WHOLE_RUN
 from lightning_sft.sweep.snapshot import Snapshot
 from tests.callbacks.stranger import PROBES, Stranger
 from tests.callbacks.stranger import fit as fit_stranger
 from tests.running import run, run_folder, toy_arguments
 from tests.sweep.toys import Toy, between, quadratic
+from tests.sweep.toys import fit as fit_toy
 
 PROBE = {"context": "say 1", "correct": "q", "competitor": "w", "leading_space": False, "name": "probe"}
 
@@ -98,6 +103,23 @@ def test_a_prediction_leaves_no_trace(tmp_path: Path) -> None:
     assert all(torch.equal(swept[k], v) for k, v in plain.items())
 
 
+def test_probes_that_are_ahead_already_are_no_question(tmp_path: Path) -> None:
+    turned = {**PROBE, "correct": "w", "competitor": "q", "kind": "synonym"}
+    module = Stranger()
+    with torch.no_grad():
+        z = module.net.eval()(torch.tensor([module.tokenizer("say 1").input_ids])).logits[0, -1]
+    ids = [module.tokenizer(letter).input_ids[0] for letter in "wq"]
+    if z[ids[0]] < z[ids[1]]:
+        turned |= {"correct": "q", "competitor": "w"}
+    grid = {"low": 1e-3, "high": 1e-1, "points": 2, "steps": 3}
+    search = CriticalLearningRateFinder([Probe(**turned)], **grid, predict=True)
+    fit_stranger(module.train(), [search], tmp_path, logger=CSVLogger(tmp_path))
+    (path,) = tmp_path.rglob("critical.prediction.*.json")
+    prediction = CriticalLRPrediction.read(path)
+    assert prediction.together.estimate.status == "already flipped"
+    assert prediction.together.steps == 0
+
+
 def test_the_schedule_is_read_and_put_back(tmp_path: Path) -> None:
     class Scheduled(Toy):
         def configure_optimizers(self):  # type: ignore[no-untyped-def]
@@ -112,6 +134,63 @@ def test_the_schedule_is_read_and_put_back(tmp_path: Path) -> None:
     shares, now = between(Scheduled([1.0], quadratic(1.0), lr=0.5), work, tmp_path)
     assert shares == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
     assert now == 0.5
+
+
+class Rates(Callback):
+    """Keeps the rate of every optimizer step of the run, and before one what was foretold."""
+
+    def __init__(self, at_step: int) -> None:
+        self.at_step, self.seen, self.told = at_step, [], None
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):  # type: ignore[no-untyped-def]
+        if trainer.global_step == self.at_step and self.told is None:
+            left = trainer.max_steps - self.at_step
+            self.told = schedule_shares(trainer, Snapshot(trainer, module), left)
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):  # type: ignore[no-untyped-def]
+        self.seen.append(optimizer.param_groups[0]["lr"])
+
+
+class Decayed(Toy):
+    """A rate that falls by a tenth whenever its scheduler is stepped."""
+
+    def __init__(self, **config: object) -> None:
+        super().__init__([1.0], quadratic(1.0), lr=0.5)
+        self.config = config
+
+    def configure_optimizers(self):  # type: ignore[no-untyped-def]
+        optimizer = super().configure_optimizers()
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, **self.config}}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    "config", [{"interval": "epoch"}, {"interval": "epoch", "frequency": 2}, {"interval": "step", "frequency": 4}]
+)
+@pytest.mark.parametrize("at_step", [0, 4])
+def test_schedules_are_stepped_where_lightning_steps_them(tmp_path: Path, accumulate, config, at_step) -> None:
+    """In epochs of five micro-batches, the last of which completes a step alone where two are accumulated."""
+    own = Rates(at_step)
+    sizes = {"max_steps": 14, "max_epochs": -1, "limit_train_batches": 5, "accumulate_grad_batches": accumulate}
+    fit_toy(Decayed(**config), own, folder=tmp_path, **sizes)
+    assert own.told == pytest.approx([rate / 0.5 for rate in own.seen[at_step:]])
+    assert len(set(own.told)) > 1
+
+
+def test_a_schedule_by_epochs_of_unknown_length_is_refused(tmp_path: Path) -> None:
+    class Endless(Decayed):
+        def train_dataloader(self):  # type: ignore[no-untyped-def]
+            class Rows(IterableDataset):
+                def __iter__(self):  # type: ignore[no-untyped-def]
+                    return iter(torch.zeros(8, 1))
+
+            return DataLoader(Rows())
+
+    with pytest.raises(UserError, match="ExponentialLR changes the rate at the end of each epoch"):
+        fit_toy(Endless(interval="epoch"), Rates(0), folder=tmp_path, max_steps=4)
+    fit_toy(Endless(interval="step"), steps := Rates(0), folder=tmp_path, max_steps=4)
+    assert steps.told == pytest.approx([0.9**k for k in range(4)])
 
 
 def test_only_rank_flips_are_predicted() -> None:

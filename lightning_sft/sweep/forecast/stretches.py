@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from lightning_sft.sweep.forecast.law import Stretch
 from lightning_sft.sweep.prediction.gains import rates_of_progress, step_gains
-from lightning_sft.sweep.prediction.session import schedule_shares
+from lightning_sft.sweep.prediction.schedule import schedule_shares
 from lightning_sft.sweep.rates import peak_rate
 from lightning_sft.sweep.session import Session
 from lightning_sft.sweep.trial import Observer

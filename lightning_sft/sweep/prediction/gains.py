@@ -6,7 +6,7 @@ import copy
 import math
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,8 +18,6 @@ from lightning_sft.errors import UserError
 _SMALL = 1e-6
 #: steps of the past that a replica replays; moments that remember more than so many have long settled
 _PAST = 2000
-#: steps on which it is looked at whether they grow with the gradient: some do in their first steps alone
-_TRIED = 12
 
 
 def replica(optimizer: Optimizer, groups: Iterable[dict[str, Any]]) -> Optimizer:
@@ -55,7 +53,7 @@ def step_gains(optimizer: Optimizer, steps: int, done: int = 0) -> list[float]:
     """
     name = type(optimizer).__name__
     try:
-        gains = _moves(optimizer, [1.0] * (min(done, _PAST) + steps))
+        gains = _moves(optimizer, min(done, _PAST) + steps)
     except Exception as error:
         raise UserError(
             f"Cannot predict this: {name} takes no step of its own from gradients alone "
@@ -70,26 +68,8 @@ def step_gains(optimizer: Optimizer, steps: int, done: int = 0) -> list[float]:
     return gains
 
 
-class Habits(NamedTuple):
-    """How an optimizer answers to its gradients, as seen from its steps.
-
-    Attributes:
-        grows: steps are longer where the gradient is: SGD's are, Adam's are not.
-        goes_on: it still moves when the gradient has stopped: whatever has a first moment does.
-    """
-
-    grows: bool
-    goes_on: bool
-
-
-def habits(optimizer: Optimizer) -> Habits:
-    """Return how an optimizer answers to its gradients, found on a copy of it."""
-    once, twice = (sum(_moves(optimizer, [size] * _TRIED)) for size in (1.0, 2.0))
-    return Habits(abs(twice) > 1.5 * abs(once), _moves(optimizer, [1.0, 0.0])[1] != 0)
-
-
-def _moves(optimizer: Optimizer, gradients: Sequence[float]) -> list[float]:
-    """Return how far each step of a replica moves a small matrix per unit of rate, under given gradients."""
+def _moves(optimizer: Optimizer, steps: int) -> list[float]:
+    """Return how far each step of a replica moves a small matrix per unit of rate, under a steady gradient."""
     own = optimizer.param_groups[0]
     place = own["params"][0].device  # some settings of optimizers work on a GPU alone; float64 does not work on mps
     device = place if place.type in ("cpu", "cuda") else None
@@ -98,8 +78,8 @@ def _moves(optimizer: Optimizer, gradients: Sequence[float]) -> list[float]:
     group.update({k: 0.0 for k in ("weight_decay",) if k in group}, lr=_SMALL)
     twin, moved = replica(optimizer, [group]), []
     with torch.enable_grad():
-        for size in gradients:
-            weight.grad = torch.full_like(weight, size)
+        for _ in range(steps):
+            weight.grad = torch.ones_like(weight)
             before = float(weight.detach().mean())
             twin.step()
             moved.append((before - float(weight.detach().mean())) / _SMALL)

@@ -17,7 +17,7 @@ from lightning_sft.errors import UserError
 from lightning_sft.models.access import input_embeddings
 from lightning_sft.probes.encode import EncodedProbes
 from lightning_sft.probes.forward import evaluation
-from lightning_sft.sweep.prediction.gains import Habits, habits, step_gains
+from lightning_sft.sweep.prediction.gains import step_gains
 from lightning_sft.sweep.prediction.replay import Field, Gradients, length
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -99,10 +99,6 @@ class ModelRunner:
     def gains(self, steps: int) -> list[float]:
         """Return what each step of the optimizer moves, per unit of rate; see `step_gains`."""
         return step_gains(self._make_optimizer(self._parameters), steps)
-
-    def habits(self) -> Habits:
-        """Return how the optimizer answers to its gradients."""
-        return habits(self._make_optimizer(self._parameters))
 
     def describe_optimizer(self) -> dict[str, Any]:
         """Return the optimizer's class and settings as plain data."""

@@ -34,11 +34,9 @@ from lightning_sft.sweep.prediction.refine import (
     OF_TRIAL,
     REPLAYS,
     TRIALS,
-    Refined,
+    Replays,
     WholeRun,
     Width,
-    by_replays,
-    rate_of,
     refine,
     refined,
 )
@@ -105,16 +103,16 @@ def predict_critical_lr(
             **settings_inputs(target, together, quantile, start),
             "optimizer": runner.describe_optimizer(),
         }
-        replays, width = by_replays(runner, target), OF_REPLAY[runner.habits()]
+        replays = Replays(runner, target)
         if together:
-            whole, single = predict_set(runner, names, target, quantile, start, replays, width)
+            whole, single = predict_set(runner, names, target, quantile, start, replays, OF_REPLAY)
             prediction = CriticalLRPrediction(single, replace(whole, steps=runner.steps), inputs)
         else:
             single = []
             for i, name in enumerate(names):
                 runner.train_on(only(encoded, i))
                 before = runner.steps
-                said, _ = predict_set(runner, [name], target, quantile, start, replays, width)
+                said, _ = predict_set(runner, [name], target, quantile, start, replays, OF_REPLAY)
                 single.append(replace(said, steps=runner.steps - before))
             prediction = CriticalLRPrediction(single, None, inputs)
     if path is not None:
@@ -174,18 +172,16 @@ def predict_set(
     if whole is not None and said.d0 > 0:
         found = refine(whole, of_set, target, runs, said, *(TRIALS if width is OF_TRIAL else REPLAYS))
         if found is not None:
-            said = refined(said, found, found.rate, width)
-            each = [_followed(one, found, [row[i] for row in found.last.gaps], width) for i, one in enumerate(each)]
+            if isinstance(whole, Replays):
+                found = replace(found, coarser=whole.coarser())
+            said = refined(said, found, of_set, width) or said
+            each = [
+                (refined(one, found, of_probe(i), width) if one.d0 > 0 else None) or one for i, one in enumerate(each)
+            ]
     single = [_named(name, one, target) for name, one in zip(names, each, strict=True)]
     one_for_all = _named(names[0] if len(names) == 1 else "all", said, target)
     spent = sum(r.steps for r in runs)
     return replace(one_for_all, steps=spent, seconds=time.perf_counter() - began), single
-
-
-def _followed(said: Estimate, found: Refined, gaps: Sequence[float], width: Width) -> Estimate:
-    """Return what the last run, made for a set, says of one of its probes."""
-    rate = rate_of(found, gaps) if said.d0 > 0 else None
-    return said if rate is None else refined(said, found, rate, width)
 
 
 def make_target(

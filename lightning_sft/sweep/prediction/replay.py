@@ -7,7 +7,7 @@ need to be modelled, then: they take every step themselves.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -62,7 +62,8 @@ class Replay:
         distances: of the weights from their start where the gaps were read, the start first, (readings,).
         gaps: at these, (readings, probes).
         way: distance before the first step and after each, (steps + 1,).
-        surprise: the largest relative error of a carried-on gradient, where one was computed in its place.
+        surprise: the largest relative error of a carried-on gradient, where a true one took its place.
+        kept: gradients that were computed, by the step before which.
     """
 
     rate: float
@@ -70,6 +71,7 @@ class Replay:
     gaps: list[list[float]]
     way: list[float]
     surprise: float = 0.0
+    kept: dict[int, Gradients] = field(default_factory=dict)
 
 
 class Steerable(Protocol):
@@ -91,8 +93,15 @@ class Steerable(Protocol):
         """Return how far the weights are from their start."""
 
 
-def replay(model: Steerable, rate: float, shares: Sequence[float], nodes: set[int], known: Field) -> Replay:
-    """Take all steps of a run, with gradients computed before the steps ``nodes`` and carried on between them.
+def replay(
+    model: Steerable,
+    rate: float,
+    shares: Sequence[float],
+    nodes: Mapping[int, Gradients | None],
+    known: Field,
+    keep: Collection[int] = (),
+) -> Replay:
+    """Take all steps of a run, with true gradients before the steps ``nodes`` and carried on between them.
 
     Between two nodes the gradient is that of ``known`` at the same distance, corrected by how far off that was at the
     last node.
@@ -101,12 +110,14 @@ def replay(model: Steerable, rate: float, shares: Sequence[float], nodes: set[in
         model: what is moved; it is left at the end of the run.
         rate: the peak rate.
         shares: each step's rate as a share of it.
-        nodes: steps before which gradients are computed, from 0 on; the first step's are those of ``known``.
+        nodes: steps before which gradients are computed, from 0 on, or those that an earlier replay at the same rate
+            has computed there; the first step's are those of ``known``.
         known: gradients along a shorter run from the same start, at distance 0 too.
+        keep: steps whose computed gradients are kept.
     """
     model.begin()
     distances, gaps, way = [0.0], [model.gaps()], [0.0]
-    last, surprise = (0.0, known.nodes[0][1]), 0.0
+    last, surprise, kept = (0.0, known.nodes[0][1]), 0.0, {}
     for step, share in enumerate(shares):
         here = way[-1]
         gradients = last[1]
@@ -114,7 +125,10 @@ def replay(model: Steerable, rate: float, shares: Sequence[float], nodes: set[in
             parts = [*known.weights(here), (1.0, last[1]), *((-w, g) for w, g in known.weights(last[0]))]
             gradients = combined(parts)
         if step and step in nodes:
-            read, own = model.gradients()
+            given = nodes[step]
+            read, own = model.gradients() if given is None else (model.gaps(), given)
+            if step in keep:
+                kept[step] = own
             surprise = max(surprise, length(combined([(1.0, gradients), (-1.0, own)])) / max(length(own), _TINY))
             last, gradients = (here, own), own
             distances.append(here)
@@ -123,7 +137,7 @@ def replay(model: Steerable, rate: float, shares: Sequence[float], nodes: set[in
         way.append(model.distance())
     distances.append(way[-1])
     gaps.append(model.gaps())
-    return Replay(rate, distances, gaps, way, surprise)
+    return Replay(rate, distances, gaps, way, surprise, kept)
 
 
 @torch.no_grad()

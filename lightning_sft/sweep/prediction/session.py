@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_sft.sweep.fingerprint import fingerprint
-from lightning_sft.sweep.prediction.checks import check_predictable
 from lightning_sft.sweep.prediction.estimate import Target
 from lightning_sft.sweep.prediction.gains import step_gains
 from lightning_sft.sweep.prediction.model import first_beta
 from lightning_sft.sweep.prediction.predict import LONGEST_SHORT_RUN, START, make_target, predict_set, settings_inputs
 from lightning_sft.sweep.prediction.record import CriticalLRPrediction
 from lightning_sft.sweep.prediction.replay import Replay
-from lightning_sft.sweep.rates import peak_rate
+from lightning_sft.sweep.prediction.schedule import schedule_shares
 from lightning_sft.sweep.session import Session
-from lightning_sft.sweep.snapshot import Snapshot
 from lightning_sft.sweep.store import FOLDER
 from lightning_sft.sweep.trial import Observer
 
@@ -46,7 +42,6 @@ def predict_in_session(
         quantile: share of the probes that must have flipped.
     """
     trainer, setting = session.trainer, session.setting
-    check_predictable(trainer)
     start = session.start(observers)["margin"]  # rank 0's for all: the next run is chosen by it
 
     def run(rates: Sequence[float]) -> list[list[float]]:
@@ -89,32 +84,6 @@ class _WholeRun:
             seen = [*seen, [math.nan] * len(self._start)]
         progress = [rate * part for part in self._target.way[: len(seen) + 1]]
         return Replay(rate, progress, [self._start, *seen], progress)
-
-
-def schedule_shares(trainer: Trainer, snapshot: Snapshot, steps: int) -> list[float]:
-    """Return each step's rate as a share of the peak rate, from stepping the schedulers without training.
-
-    Schedulers that go by epochs or by a metric are taken as they stand.
-
-    Args:
-        trainer: in a fit.
-        snapshot: puts the schedulers back.
-        steps: number of optimizer steps.
-    """
-    peak, shares = peak_rate(trainer), []
-    group = trainer.optimizers[0].param_groups[0]
-    by_step = [c for c in trainer.lr_scheduler_configs if c.interval == "step" and not c.reduce_on_plateau]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of torch: no optimizer step before the scheduler's
-            for step in range(trainer.global_step + 1, trainer.global_step + steps + 1):
-                shares.append(float(group["lr"]) / peak)
-                for config in by_step:
-                    if step % config.frequency == 0:
-                        config.scheduler.step()  # type: ignore[call-arg]  # those by metric are left out
-    finally:
-        snapshot.restore()
-    return shares
 
 
 def _one_batch(session: Session) -> bool:
