@@ -93,7 +93,7 @@ def test_every_step_on_rows_of_ones_own(person: Person) -> None:
     # a first run; what it says to type next is typed: report, validate, chat, export
     first = person.types("fit", "--report", "sft.yaml")
     assert re.search(r"^val/nll +\d+\.\d+ +\d+\.\d+$", first.out, re.M), first.out
-    assert re.search(r"tokens/s \([\d.,]+ trained\)", first.out)
+    assert re.search(r"tokens/s, [\d.,]+ of them trained", first.out)
     (folder,) = logs.iterdir()
     assert (folder / "report.html").stat().st_size < 5_000_000
     (folder / "report.html").unlink()

@@ -99,7 +99,7 @@ def _go_on(folder: Path | None, more: Sequence[str]) -> tuple[NextStep | None, s
     if not more:
         return None, ""
     if folder is None or not (folder / RUN_SETTINGS).is_file():
-        return None, "Next: train longer."
+        return None, "To tell, train longer."
     why = "this was too short to tell whether it fails silently; it goes on from its last step"
     command = shlex.join(["lightning", "fit", str(near(folder)), *more])
     return NextStep(why, command, measured=False, only_longer=True), f"Next: {command}"

@@ -25,7 +25,7 @@ _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 #: seconds between two looks of the bar at what it shows
 _REFRESH = 0.2
 #: what is said in its own words, and not again from what modules show on a bar
-_OWN = ("loss", "tokens/s", "val/nll", "v_num")
+_OWN = ("loss", "trained tokens/s", "val/nll", "v_num")
 
 
 class RunProgress(ProgressBar):
@@ -33,8 +33,9 @@ class RunProgress(ProgressBar):
 
     In a terminal that is a bar; elsewhere (``> log``, nohup, SLURM) it is a line each ``every`` seconds. Loss, tokens a
     second and learning rate are those of whole optimizer steps, over all ranks: ``tokens/s`` counts what the model
-    reads, ``trained`` those that are learned from. The time left covers the steps and the validations that are due
-    until the end of the run. Validations, tests and predictions that take longer say how many batches are done.
+    reads, ``trained`` those of them that are learned from, as ``perf/tokens_per_second`` does. The time left covers the
+    steps and the validations that are due until the end of the run. Validations, tests and predictions that take longer
+    say how many batches are done.
 
     The command line puts this in the place of Lightning's bar, unless another ProgressBar is configured or
     ``trainer.enable_progress_bar`` is false.
@@ -146,7 +147,7 @@ class RunProgress(ProgressBar):
         if self._sums["trained"] and seconds > 0:
             read, trained = self._sums["tokens"] / seconds, self._sums["trained"] / seconds
             rate = pace(trained)
-            parts.append(f"{pace(read)} tokens/s ({rate} trained)" if read else f"{rate} trained tokens/s")
+            parts.append(f"{pace(read)} tokens/s, {rate} of them trained" if read else f"{rate} trained tokens/s")
         for name, value in trainer.progress_bar_metrics.items():
             if name not in _OWN and not name.startswith("val/"):
                 parts.append(f"{name} {value:.4g}" if isinstance(value, int | float) else f"{name} {value}")

@@ -30,7 +30,7 @@ class TrainingMetrics(Callback):
     (under the objective), ``train/nll``, ``train/perplexity``, ``train/token_accuracy``, ``train/mean_p``,
     ``train/grad_norm`` (before clipping), ``train/lr``, ``train/skipped_steps``, ``train/nonfinite_steps``,
     ``train/objective/...``, with several training sources ``train/source/<name>/nll`` and
-    ``train/source/<name>/token_share``, ``perf/tokens_per_second`` (supervised tokens), ``perf/padding_share``,
+    ``train/source/<name>/token_share``, ``perf/tokens_per_second`` (trained tokens), ``perf/padding_share``,
     and ``train/router_loss`` and ``train/adapter_loss`` where there is one.
 
     Works in modules that have a `StepAccumulator` among their attributes, such as
@@ -86,7 +86,7 @@ class TrainingMetrics(Callback):
         values |= _by_source(totals, getattr(getattr(trainer, "datamodule", None), "source_names", ()))
         values["perf/tokens_per_second"] = self._tokens / max(now - self._since, 1e-9)
         pl_module.log_dict(values, batch_size=1)
-        short = {"loss": values["train/loss"], "tokens/s": values["perf/tokens_per_second"]}
+        short = {"loss": values["train/loss"], "trained tokens/s": values["perf/tokens_per_second"]}
         pl_module.log_dict(short, prog_bar=True, logger=False, batch_size=1)
         self._since, self._tokens = now, 0.0
 

@@ -39,7 +39,7 @@ class _EstimateCLI(SettingsCLI):
         add("--device_memory", type=float | None, default=None, help="GiB of a device, such as 80")
         add("--length", type=int | None, default=None, help="tokens of the longest row; data.max_length by default, "
             "or what the training rows have")  # fmt: skip
-        add("--tokens_per_second", type=float | None, default=None, help="supervised tokens a second, as a run logs "
+        add("--tokens_per_second", type=float | None, default=None, help="trained tokens a second, as a run logs "
             "them in perf/tokens_per_second: gives the time of an epoch")  # fmt: skip
         add("--json", type=bool, default=False, help="print bytes as JSON in place of the tables")
 

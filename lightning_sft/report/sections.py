@@ -11,7 +11,7 @@ from lightning_sft.report.parts import Part, Section, Table
 from lightning_sft.report.run import Run
 from lightning_sft.report.sentences import advice_of, judged
 from lightning_sft.report.tables import one_line, rows_of, without_what_all_share, word
-from lightning_sft.report.words import WORDS, number, signed
+from lightning_sft.report.words import SPEEDS, WORDS, number, signed
 from lightning_sft.units import duration
 
 #: contexts and samples that are shown at most
@@ -263,7 +263,7 @@ def _data(run: Run) -> Part:
 
 
 def _speed(runs: Sequence[Run]) -> Part:
-    return Part(charts=_kept([_together(runs, {"perf/tokens_per_second": ""}, "Speed", "trained tokens per second")]))
+    return Part(charts=_kept([_together(runs, dict.fromkeys(SPEEDS, ""), "Speed", *SPEEDS.values())]))
 
 
 def _speed_table(run: Run) -> Part:
@@ -275,5 +275,6 @@ def _speed_table(run: Run) -> Part:
         values = sorted(value for _, value in run.logs.curve(key) if value == value)
         if values:
             middle = values[len(values) // 2]
-            rows.append([key.removeprefix("perf/").replace("_", " "), f"{middle:,.4g}", f"{values[-1]:,.4g}"])
+            name = SPEEDS.get(key, key.removeprefix("perf/").replace("_", " "))
+            rows.append([name, f"{middle:,.4g}", f"{values[-1]:,.4g}"])
     return Part(tables=[Table(["", "median", "highest"], rows)] if rows else [])

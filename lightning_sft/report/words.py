@@ -16,6 +16,8 @@ WORDS = {
     "val/pass_at_1": "sampled answers exactly right",
     "val/loss": "loss under the objective",
 }
+#: speeds whose keys leave open what they count
+SPEEDS = {"perf/tokens_per_second": "trained tokens per second"}
 #: keys whose values are shares
 SHARES = {f"val/{name}_accuracy" for name in ("task", "token")} | {
     f"val/{name}" for name in ("exact_match", "pass_at_1", "repetition", "stop_share")

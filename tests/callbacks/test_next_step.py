@@ -66,7 +66,7 @@ def test_what_follows_from_verdicts(tmp_path: Path) -> None:
     assert after_verdicts({"too early"}, run_folder, "silent.jsonl") == (None, ""), "nothing to make longer"
     assert after_verdicts({"too early"}, tmp_path, "silent.jsonl", ["--max_steps", "18"]) == (
         None,
-        "Next: train longer.",
+        "To tell, train longer.",
     )
     step, _ = after_verdicts({"overconfident"}, run_folder, "silent.jsonl")
     assert step is not None

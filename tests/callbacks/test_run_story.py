@@ -54,7 +54,7 @@ def test_a_fit_tells_its_story(
     assert "of 14 weights of linear layers" in facts
 
     lines = re.findall(
-        r"^step (\d) of 3 \((\d+)%\) \| loss [\d.]+ .*\| lr [\d.e-]+ \| [\d.,]+ tokens/s \([\d.,]+ trained\).*$",
+        r"^step (\d) of 3 \((\d+)%\) \| loss [\d.]+ .*\| lr [\d.e-]+ \| [\d.,]+ tokens/s, [\d.,]+ of them trained.*$",
         out,
         re.M,
     )

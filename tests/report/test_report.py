@@ -49,6 +49,7 @@ def make_run(folder: Path, objective: str = "NLL", last: int = 10, parts: bool =
     for step, nll in ((0, 3.0), (last, 0.5)):
         writer.add_scalar("val/nll", nll, step)
         writer.add_scalar("val/exact_match", step / 20, step)
+    writer.add_scalar("perf/tokens_per_second", 100.0, last)
     (folder / "config.yaml").write_text(CONFIG % (objective, folder.name))
     if parts:
         escaped = NASTY.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", "<br>")
@@ -124,6 +125,8 @@ def test_a_whole_run(tmp_path: Path, fast: None) -> None:
         "Critical rate 0.1.",
     ):
         assert said in seen.text, said
+    assert re.search(r"(?<!trained )tokens per second", seen.text) is None, "it is said which tokens are counted"
+    assert "trained tokens per second" in seen.text
     assert "<script>alert" not in html
     assert "lightning fit --config c.yaml" in seen.text
     assert "lightning fit --config run/config.yaml" not in seen.text, "one thing to try: what the trained model needs"
