@@ -14,6 +14,8 @@ from lightning_sft.errors import UserError
 
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
+#: what a path of rows may be
+DATA_KINDS = f"a file ({', '.join(SUFFIXES)}), a folder of such files, a pattern, or a data set of the hub"
 PACKAGE_SCHEME = "pkg://"
 #: of a run, in its folder: its settings, its checkpoints, and the newest of these
 RUN_SETTINGS, CHECKPOINTS, LAST = "config.yaml", "checkpoints", "last.ckpt"
@@ -85,18 +87,20 @@ def data_files(name: str) -> list[Path]:
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file() and suffix(p) in SUFFIXES)
         if not files:
-            raise UserError(f"The folder {path} has no data files. Known kinds are {', '.join(SUFFIXES)}.")
+            there = sorted(p.name for p in path.iterdir())[:8]
+            holds = f"It holds {', '.join(there)}." if there else "It is empty."
+            raise UserError(f"The folder {path} has no data files. {holds} Allowed: {DATA_KINDS}.")
         return files
     if path.is_file():
         return [path]
     if glob.has_magic(name):
         files = sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())
         if not files:
-            raise UserError(f"No file matches {name} (in {Path.cwd()}). Check the pattern.")
+            raise UserError(f"No file matches {name} (in {Path.cwd()}). Check the pattern. Allowed: {DATA_KINDS}.")
         return files
     if suffix(path) in SUFFIXES or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        beside = near_file(name, (*SUFFIXES, *COMPRESSIONS)) or " There are no data files."
-        raise UserError(f"There is no file {name} (in {Path.cwd()}).{beside} Check the path.")
+        beside = near_file(name, (*SUFFIXES, *COMPRESSIONS)) or " No data files are there."
+        raise UserError(f"There is no file {name} (in {Path.cwd()}).{beside} Check the path. Allowed: {DATA_KINDS}.")
     return []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from lightning_sft.data.reading.guess import Guess, an_example, first_rows, gues
 from lightning_sft.data.types import printable
 from lightning_sft.errors import UserError
 from lightning_sft.files import write_text
-from lightning_sft.places import data_files
+from lightning_sft.places import DATA_KINDS, SUFFIXES, data_files, suffix
 
 #: what a run needs and may not be given
 START: dict[str, Any] = {
@@ -35,6 +36,8 @@ START: dict[str, Any] = {
 }
 #: taken unless rows to validate on are given
 _SPLIT = ("data.val_split", 0.05)
+#: files of a folder that are looked into
+_LOOKED_INTO = 5
 #: characters of a row in a message
 _SHOWN = 300
 _HEAD = """\
@@ -52,7 +55,8 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--output is {str(output)!r}. Allowed: a file that ends in .yaml.")
     check("fit", [*rest, f"--model.model_name_or_path={START['model.model_name_or_path']}"])
     values = settings_of(rest)
-    remarks = [remark for key in ("data.train", "data.val") for remark in map_columns(key, values, rest)]
+    remarks = [*_the_model(values, output)]
+    remarks += [remark for key in ("data.train", "data.val") for remark in map_columns(key, values, rest)]
     write_text(output, document(values, output.name))
     print("\n".join([*remarks, f"{output} is written. Next:"]))
     for verb in ("inspect", "advise", "fit"):
@@ -69,6 +73,16 @@ def _output(arguments: Sequence[str]) -> tuple[Path, list[str]]:
         else:
             rest.append((name, values, joined))
     return Path(found), join(rest)
+
+
+def _the_model(values: Mapping[str, Any], output: Path) -> Iterator[str]:
+    """Say which model is taken where none was named."""
+    if "model.model_name_or_path" not in values:
+        yield (
+            f"No model was named, so it is {START['model.model_name_or_path']}, a small one to begin with. Another: "
+            f"--model NAME, or model.model_name_or_path in {output}: a hub name, a folder, a .gguf file or "
+            "pkg://package/file.gguf."
+        )
 
 
 def map_columns(key: str, values: dict[str, Any], arguments: Sequence[str]) -> Iterator[str]:
@@ -96,8 +110,13 @@ def map_columns(key: str, values: dict[str, Any], arguments: Sequence[str]) -> I
         if key in values:
             yield f"{key} is {path!r}, which was not looked at: {error}"
         else:
-            yield f"Put your rows into {path}, or change {key}."
+            there = sorted(
+                file.name for file in Path().iterdir() if suffix(file) in SUFFIXES and suffix(file) != ".txt"
+            )
+            here = f" Here are {', '.join(there[:8])}: --train FILE takes one." if there else ""
+            yield f"No rows were named: put yours into {path}, or change {key}.{here} Allowed: {DATA_KINDS}."
         return
+    yield from _several(files, path)
     if not files or asked.get("format", "auto") != "auto":  # a name on the hub, or somebody who knows
         return
     rows = first_rows(files[0])
@@ -122,6 +141,29 @@ def map_columns(key: str, values: dict[str, Any], arguments: Sequence[str]) -> I
         yield f"  {found.trouble}. `lightning inspect` says how many rows are like it."
     if found.columns:
         values[key] = {"class_path": "Source", "init_args": {**asked, "path": path, "columns": found.columns}}
+
+
+def _several(files: Sequence[Path], path: str) -> Iterator[str]:
+    """Say which files a folder or a pattern stands for, and which of them are unlike the first."""
+    if len(files) < 2:
+        return
+    kinds = Counter(suffix(file) for file in files)
+    counted = " and ".join(f"{count} {ending}" for ending, count in kinds.most_common())
+    yield f"{path} stands for {len(files)} files ({counted}), which are read one after the other: {_names(files)}."
+    columns = {file: [*map(str, rows[0])] if (rows := first_rows(file)) else [] for file in files[:_LOOKED_INTO]}
+    unlike = [file for file in columns if set(columns[file]) != set(columns[files[0]])]
+    some = files[0].parent / f"*{files[0].suffix}"
+    for file in unlike:
+        yield (
+            f"  {file} has other columns ({', '.join(columns[file]) or 'no row that can be read'}) than {files[0]} "
+            f"({', '.join(columns[files[0]])}). Leave out what is not meant, such as --train '{some}', or give each "
+            "kind as a source of its own."
+        )
+
+
+def _names(files: Sequence[Path]) -> str:
+    more = f" and {len(files) - _LOOKED_INTO} more" if len(files) > _LOOKED_INTO else ""
+    return ", ".join(file.name for file in files[:_LOOKED_INTO]) + more
 
 
 def _require_columns(columns: object, rows: Sequence[Mapping[str, Any]], file: Path) -> None:

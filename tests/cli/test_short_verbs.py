@@ -120,6 +120,37 @@ def test_init_says_what_it_could_not_look_at(capsys: pytest.CaptureFixture[str])
     assert "data.val is 'gone.jsonl', which was not looked at: There is no file" in said
 
 
+def test_init_says_what_it_took_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    write_rows(Path("mine.jsonl"))
+    main(["init"])
+    said = capsys.readouterr().out
+    for word in ("No model was named, so it is HuggingFaceTB/SmolLM2", "--model NAME", "a .gguf file or pkg://"):
+        assert word in said
+    for word in ("No rows were named", "train.jsonl", "Here are mine.jsonl: --train FILE", ".parquet", "of the hub"):
+        assert word in said
+    main(["init", "--model=some/model", "--train=mine.jsnl.jsonl", "--output=two.yaml"])
+    said = capsys.readouterr().out
+    assert "No model" not in said
+    assert "Did you mean 'mine.jsonl'?" in said
+
+
+def test_init_says_what_is_in_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rows").mkdir()
+    for name in ("a.jsonl", "b.jsonl"):
+        write_rows(Path("rows") / name)
+    Path("rows/c.csv").write_text("question,answer\n1 + 1?,2\n")
+    main(["init", "--model=some/model", "--train=rows"])
+    said = capsys.readouterr().out
+    for word in ("stands for 3 files (2 .jsonl and 1 .csv)", "a.jsonl, b.jsonl, c.csv", "--train 'rows/*.jsonl'"):
+        assert word in said
+    assert "rows/c.csv has other columns (question, answer) than rows/a.jsonl" in said
+    Path("empty").mkdir()
+    Path("empty/notes.md").write_text("")
+    main(["init", "--model=some/model", "--train=empty", "--output=two.yaml"])
+    said = capsys.readouterr().out
+    assert "has no data files. It holds notes.md. Allowed: a file (.jsonl, " in said
+
+
 def test_a_run_without_an_end_makes_one_pass() -> None:
     model = ["--model=some/model", "--train=rows.jsonl"]
     assert with_an_end("fit", model)[0] == [*model, "--trainer.max_epochs=1"]

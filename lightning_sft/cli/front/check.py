@@ -9,6 +9,7 @@ import yaml  # type: ignore[import-untyped]
 
 from lightning_sft.cli.front import say
 from lightning_sft.cli.front.given import SECTIONS, Given, read_given
+from lightning_sft.cli.front.instead import instead
 from lightning_sft.cli.front.listing import KnownClass, Listing, Setting, listing
 from lightning_sft.cli.front.meant import may_be_class
 from lightning_sft.cli.front.names import not_offered
@@ -169,8 +170,8 @@ class Checker:
         name = name if is_path else class_of_word(key, name) or name
         found = classes.get(name) or next((c for c in classes.values() if c.path == name), None)
         self.chosen[key] = found
-        if key == "trainer.strategy" and (instead := not_offered(name)) is not None:
-            raise UserError(f"{one.where}{key} is {name!r}. {instead}")
+        if key == "trainer.strategy" and (other := not_offered(name) or _other_strategy(name)) is not None:
+            raise UserError(f"{one.where}{key} is {name!r}. {other}")
         if found is not None or not classes or name in _FORMER or (fits(name, setting) and not is_path):
             return
         module, dot, _ = name.rpartition(".")
@@ -208,6 +209,11 @@ class Checker:
             if before is not None and before.file != one.file and isinstance(before.value, yaml.SequenceNode):
                 self.remarks.append(say.replaced(before, one))
             self._lists[one.key] = one
+
+
+def _other_strategy(name: str) -> str | None:
+    """Return what to do in place of a strategy that Lightning does not know by this name."""
+    return None if name == "deepspeed" else instead(name)
 
 
 def _is_foreign(one: Given, known: Listing) -> bool:

@@ -10,6 +10,9 @@ from lightning_sft.places import DOCS
 #: last word of a setting, as it is called elsewhere -> our key
 SETTINGS: dict[str, str] = {
     "learning_rate": "model.optimizer.lr",
+    "optimizer_name": "model.optimizer",
+    "num_workers": "data.num_workers",
+    "mixed_precision": "trainer.precision",
     "lr": "model.optimizer.lr",
     "weight_decay": "model.optimizer.weight_decay",
     "optim": "model.optimizer",

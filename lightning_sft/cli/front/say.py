@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import yaml  # type: ignore[import-untyped]
 
 from lightning_sft.cli.front.given import Given
+from lightning_sft.cli.front.instead import instead
 from lightning_sft.cli.front.listing import KnownClass, Listing, Setting, listing
 from lightning_sft.cli.front.names import (
     CLASSES,
@@ -53,8 +54,8 @@ def unknown_setting(one: Given, known: Listing, own: Iterable[str]) -> str:
     if meant is None and not section:
         meant = nearest(key, [*WORDS, "model", "output"])
     text = f"{one.where}There is no setting {key!r}"
-    if (instead := not_offered(key)) is not None:
-        return f"{text}. {instead}"
+    if (other := not_offered(key) or (None if _is_near(key, meant) else instead(key))) is not None:
+        return f"{text}. {other}"
     if meant is not None:
         short = "" if one.file else next((f" (in short --{w})" for w, long in WORDS.items() if long == meant), "")
         return f"{text}; did you mean {meant!r}{short}?"
@@ -65,6 +66,11 @@ def unknown_setting(one: Given, known: Listing, own: Iterable[str]) -> str:
     if inside:
         return f"{text}. Settings of {section!r}: {', '.join(inside)}."
     return f"{text}. `lightning fit --help` shows those people turn, `lightning fit --help all` the rest."
+
+
+def _is_near(key: str, meant: str | None) -> bool:
+    """Return whether a key is a setting's own name, elsewhere or in another case, and not one of another tool."""
+    return meant is not None and plain(meant.rpartition(".")[2]) == plain(key.rpartition(".")[2])
 
 
 def _of_any_kind(word: str, known: Listing) -> str | None:
@@ -111,8 +117,8 @@ def unknown_class(one: Given, key: str, name: str, setting: Setting, known: List
     elsewhere = {name.removesuffix("Config").removesuffix("Logger"): name for name in classes}
     for base in setting.bases:
         elsewhere |= CLASSES.get(base, {})
-    if (instead := not_offered(named)) is not None:
-        return f"{one.where}{key} is {name!r}. {instead}"
+    if (other_way := not_offered(named) or instead(named)) is not None:
+        return f"{one.where}{key} is {name!r}. {other_way}"
     meant = nearest(named, there, elsewhere)
     hint = f"; did you mean {_as_typed(key, meant)!r}?" if meant else "."
     if meant is None or plain(meant) != plain(named):
@@ -178,8 +184,8 @@ def _taken_elsewhere(option: str, key: str, known: Listing) -> tuple[str, list[s
 
 def unknown_option(one: Given, key: str, option: str, known: KnownClass, listed: Listing) -> str:
     """Say that a class has no such argument, and which it has."""
-    if (instead := not_offered(option)) is not None:
-        return f"{one.where}{key}: there is no option {option!r}. {instead}"
+    if (other_way := not_offered(option)) is not None:
+        return f"{one.where}{key}: there is no option {option!r}. {other_way}"
     elsewhere: dict[str, str] = {}
     for base in listed.settings[key].bases:
         elsewhere |= OPTIONS.get(base, {})
