@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 
 from lightning_sft._lightning import callbacks_of
 from lightning_sft.callbacks.run_clock import epochs_done
+from lightning_sft.metrics.run_length import PASSES
 from lightning_sft.places import RUN_SETTINGS, near
 
 
@@ -55,7 +56,7 @@ def longer(trainer: Trainer) -> list[str]:
     if not trainer.checkpoint_callbacks:
         return []
     epochs = epochs_done(trainer)
-    times = 2.0 if math.isnan(epochs) else max(2.0, 3 / max(epochs, 1e-9))
+    times = 2.0 if math.isnan(epochs) else max(2.0, PASSES / max(epochs, 1e-9))
     options = []
     if trainer.max_steps not in (None, -1):
         options += ["--max_steps", str(math.ceil(times * trainer.global_step))]

@@ -1,4 +1,4 @@
-"""Whether a run was long enough to speak of failure: the one rule of all verdicts that speak of it."""
+"""Whether a run was long enough to speak of failure."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 #: a loss still falls steeply if its rate over the last quarter is above this share of its rate over the whole run
 STEEP = 0.5
+#: passes over the training rows that are enough by themselves; ours, and what most recipes take
+PASSES = 3
 
 
 def steepness(times: Sequence[float], losses: Sequence[float]) -> float:
@@ -55,8 +57,8 @@ class RunLength:
     def too_short(self, overtook: float, enough: float) -> str:
         """Return why it is too early to say that right tokens stay behind; empty where it can be said.
 
-        It can be said once every training row has been shown, and either other tokens of the run have overtaken their
-        competitors, so that there was time for it, or the loss has settled.
+        It can be said once every training row has been shown three times; or once, if other tokens of the run have
+        overtaken their competitors, so that there was time for it, or the loss has settled.
 
         Args:
             overtook: of the tokens outranked at the start, the share that is the first choice now.
@@ -64,7 +66,7 @@ class RunLength:
         """
         if self.epochs < 1:
             return "not every training row has been shown yet"
-        if overtook > enough or not self.losses:
+        if self.epochs >= PASSES or overtook > enough or not self.losses:
             return ""
         still = steepness(self.spent, self.losses)
         if still <= STEEP:
