@@ -268,7 +268,7 @@ def test_a_run_logs_its_score_beside_the_background_that_lightning_logs(
     ]
     readings = Readings(None)
     cli = fit({**settings, "seed_everything": 1}, tmp_path, readings)
-    assert len(readings.points) == 3, "before the first step, on the way, at the end"
+    assert len(readings.points) == 2, "before the first step and at the end"
     logged = dict(cli.trainer.callback_metrics)
     nll = float(logged[BACKGROUND])
     assert float(logged["style/score"]) == pytest.approx(1.0 - nll, rel=1e-6), "beyond the bound"
