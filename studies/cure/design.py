@@ -20,7 +20,7 @@ ROWS, JUDGED = 16, 200
 ADAPT_STEPS, ADAPT_RATE = 300, 5e-5
 #: background NLL at equal collateral, in relation to the control run's: what an arm is held to, and what rates are
 #: selected under, lower since other sentences judge
-BOUND, SEARCH_BOUND = 1.01, 1.007
+BOUND, SEARCH_BOUND = 1.03, 1.025
 MARGIN, WEIGHT = 2.0, 4.0
 
 CONTROL, FIRST, WEIGHTED, OVERSAMPLED = "control", "NLL", "NLL, weighted", "NLL, oversampled"
@@ -308,7 +308,10 @@ REGISTERED = {
     ),
 }
 SCRIPTS = (
-    *(f"studies/cure/{name}.py" for name in ("adapted", "analysis", "arms", "design", "reading", "rows", "texts")),
+    *(
+        f"studies/cure/{name}.py"
+        for name in ("adapted", "analysis", "arms", "design", "near", "reading", "rows", "texts")
+    ),
     "studies/cure/pairs.json",
     "studies/findings.py",
     "studies/held_out.py",

@@ -25,13 +25,14 @@ from studies.cure.design import (
     Block,
 )
 from studies.cure.figure import draw
-from studies.findings import judged
+from studies.findings import differences, finding, judged
 from studies.page_parts import code_words, missing_runs, processor_words, registered_words
 from studies.registration import Registration
 from studies.tables import NOT_RUN, cell_text, pictures, points, table
 
 HEAD = "<!-- written by `python -m studies.cure page` from the cells in data/cure; edit nothing here -->"
 MAIN = STAGES["confirmatory"]
+FIRST_OF_ALL = "style/first"
 
 
 def write_page(page: Path, figures: Path, cells: Sequence[Cell], registration: Registration | None, root: Path) -> None:
@@ -104,25 +105,28 @@ def _hypotheses(cells: Sequence[Cell]) -> str:
 
 def _arms(cells: Sequence[Cell], name: str, block: Block) -> str:
     stage, rows = STAGES[name], []
+    runs = judged(cells, name, block.name)
     for arm in ARMS:
         row = analysis.arm_row(cells, stage, block, arm)
         if not row.readings:
             done = len(row.minus_first.values)
-            rows.append([arm, "-", f"{done} of {stage.replicates} run" if done else NOT_RUN, *["-"] * 7])
+            rows.append([arm, "-", f"{done} of {stage.replicates} run" if done else NOT_RUN, *["-"] * 8])
             continue
         values = row.readings
         equal = {True: "yes", False: "no", None: "-"}[row.at_equal_collateral]
-        shares = [f"{100 * values[key]:.1f}" for key in ("style/first", "style/flipped", "style/untouched_ahead")]
+        first_of_all = finding(differences(runs, FIRST_OF_ALL, arm, FIRST), stage.replicates)
+        shares = [f"{100 * values[key]:.1f}" for key in ("style/flipped", "style/untouched_ahead")]
         rows.append(
             [
                 arm, f"{row.rate:.3g}", f"{100 * values[AHEAD]:.1f}",
-                "-" if arm == FIRST else cell_text(row.minus_first), *shares, f"{values['style/margin']:+.2f}",
+                "-" if arm == FIRST else cell_text(row.minus_first), f"{100 * values[FIRST_OF_ALL]:.1f}",
+                "-" if arm == FIRST else cell_text(first_of_all), *shares, f"{values['style/margin']:+.2f}",
                 "-" if arm == CONTROL else cell_text(row.collateral), equal if arm != CONTROL else "-",
             ]
         )  # fmt: skip
     heading = [
-        "arm", "rate", "ahead, %", f"minus {FIRST}", "first of all, %", "flipped, %", "untouched pairs ahead, %",
-        "margin, nats", "collateral, %", "equal",
+        "arm", "rate", "ahead, %", f"minus {FIRST}", "first of all, %", f"minus {FIRST}", "flipped, %",
+        "untouched pairs ahead, %", "margin, nats", "collateral, %", "equal",
     ]  # fmt: skip
     word = "Pilot, which is no evidence" if name == "pilot" else "Confirmatory"
     return f"## {word}: {block.density}\n\n{table(heading, rows)}"

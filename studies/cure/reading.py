@@ -12,7 +12,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_sft.models.access import backbone, find_causal_lm, find_tokenizer
+from lightning_sft.models.access import find_causal_lm, find_tokenizer
+from studies.cure.near import last_logits, token_of
 from studies.cure.rows import HouseRows
 from studies.cure.texts import Context, Pair
 from studies.held_out import HeldOutNLL
@@ -80,14 +81,7 @@ class HouseStyle(HeldOutNLL):
         first: list[float] = []
         for i in range(0, len(contexts), self.batch_size):
             some = contexts[i : i + self.batch_size]
-            begun = [tokenizer(context.before).input_ids for context in some]
-            longest = max(len(ids) for ids in begun)
-            ids = torch.tensor([[*own, *[0] * (longest - len(own))] for own in begun], device=pl_module.device)
-            lengths = torch.tensor([len(own) for own in begun], device=pl_module.device)
-            mask = (torch.arange(longest, device=pl_module.device) < lengths[:, None]).long()
-            hidden = backbone(model)(input_ids=ids, attention_mask=mask).last_hidden_state
-            # the logits of the word's own position alone: those of the others are much of the work
-            logits = model.get_output_embeddings()(hidden[torch.arange(len(some)), lengths - 1]).float()
+            logits = last_logits(model, tokenizer, [context.before for context in some])
             right, other = (self._tokens(tokenizer, some, which, logits) for which in ("correct", "competitor"))
             gap = logits.gather(1, right) - logits.gather(1, other)
             gaps += gap[:, 0].tolist()
@@ -96,8 +90,8 @@ class HouseStyle(HeldOutNLL):
 
     @staticmethod
     def _tokens(tokenizer: Any, contexts: Sequence[Context], which: str, like: Tensor) -> Tensor:
-        ids = [tokenizer(f" {getattr(c.pair, which)}", add_special_tokens=False).input_ids for c in contexts]
-        assert all(len(one) == 1 for one in ids), "pairs.json was made for another tokenizer"
+        ids = [[token_of(tokenizer, getattr(c.pair, which))] for c in contexts]
+        assert all(one != [-1] for one in ids), "pairs.json was made for another tokenizer"
         return torch.tensor(ids, device=like.device)
 
 

@@ -8,7 +8,7 @@ import importlib.util
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,7 +23,10 @@ PAIRS = Path(__file__).with_name("pairs.json")
 #: words of a sentence, and of what stands before its word in question
 WORDS, BEFORE = range(5, 26), 3
 #: sentences that a preferred word needs, and its near-synonym
-CONTEXTS, KNOWN = 20, 3
+CONTEXTS, KNOWN = 10, 3
+#: sentences that a pair's gap is the mean of, and the smallest that a pair may have: the right word's logit minus its
+#: near-synonym's, nats, in the adapted checkpoint
+GAPS, SMALLEST_GAP = 8, -5.0
 
 
 @dataclass(frozen=True)
@@ -134,15 +137,19 @@ def split_by_pair() -> tuple[dict[Pair, tuple[Context, ...]], tuple[str, ...]]:
     return {pair: tuple(contexts) for pair, contexts in found.items()}, tuple(background)
 
 
-def choose_pairs(is_one_token: Callable[[str], bool]) -> list[Pair]:
-    """Return the pairs that WordNet and a tokenizer allow; ``pairs.json`` was made by this function.
+def choose_pairs(is_one_token: Callable[[str], bool], mean_gap: Callable[[str, str, list[str]], float]) -> list[Pair]:
+    """Return the pairs that WordNet and a model allow; ``pairs.json`` was made by this function, see ``near.py``.
 
     A pair shares a synset; both are nouns, verbs or adjectives of four letters or more and one token behind a space.
     The one with more example sentences is the competitor. A word stands in one pair at most: first come pairs that
-    share more of their synsets, then those with more sentences. Two in five are for designing the study.
+    share more of their synsets, then those with more sentences. Pairs whose right word is far behind before any
+    training are left out: no arm could bring it ahead within a run, so that all would stand at the floor. Two in five
+    are for designing the study.
 
     Args:
         is_one_token: whether a word with a space in front is one token of the model.
+        mean_gap: the right word's logit minus its near-synonym's, nats, mean over texts that they stand behind; it gets
+            both words and the texts.
     """
     shared: Counter[tuple[str, str]] = Counter()
     senses: Counter[str] = Counter()
@@ -162,12 +169,27 @@ def choose_pairs(is_one_token: Callable[[str], bool]) -> list[Pair]:
         return (-alike, -min(places[pair[0]], places[pair[1]]), pair)
 
     used: set[str] = set()
-    found: list[Pair] = []
+    found: list[tuple[str, str]] = []
     for a, b in sorted(shared, key=order):
         correct, competitor = sorted((a, b), key=lambda word: (places[word], word))
         enough = places[competitor] >= CONTEXTS and places[correct] >= KNOWN
         if enough and not {a, b} & used and is_one_token(a) and is_one_token(b):
             used |= {a, b}
-            pool: Pool = "design" if len(found) % 5 in (0, 3) else "judged"
-            found.append(Pair(correct, competitor, pool))
+            found.append((correct, competitor))
+    begun = beginnings([competitor for _, competitor in found])
+    near = [pair for pair in found if len(begun[pair[1]]) == GAPS and mean_gap(*pair, begun[pair[1]]) >= SMALLEST_GAP]
+    return [Pair(*pair, "design" if i % 5 in (0, 3) else "judged") for i, pair in enumerate(near)]
+
+
+def beginnings(words: Sequence[str]) -> dict[str, list[str]]:
+    """Return for each word the first `GAPS` texts that it stands behind in a sentence, without the space."""
+    found: dict[str, list[str]] = {word: [] for word in words}
+    for text in sentences():
+        if part_of(text) == "adapt":
+            continue
+        for match in re.finditer(r"[A-Za-z]+", text):
+            before = text[: match.start()]
+            own = found.get(match[0])
+            if own is not None and len(own) < GAPS and before.endswith(" ") and len(before.split()) >= BEFORE:
+                own.append(before[:-1])
     return found

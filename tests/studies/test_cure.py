@@ -95,10 +95,18 @@ def test_pairs_are_chosen_by_synsets_sentences_and_tokens(
 ) -> None:
     write_wordnet(tmp_path)
     monkeypatch.setattr(texts, "wordnet", lambda: tmp_path)
-    found = choose_pairs(lambda word: word != "guilt")
+
+    def gap(correct: str, competitor: str, begun: list[str]) -> float:
+        assert begun == [text for text in begun if text.split()[0].isdigit()]
+        assert len(begun) == 8
+        return {"glad": -2.0, "shame": -4.0}[correct]
+
+    found = choose_pairs(lambda word: word != "guilt", gap)
     assert [(p.correct, p.competitor) for p in found] == [("glad", "happy")], "ox is short, guilt is two tokens"
-    both = choose_pairs(lambda word: True)
+    both = choose_pairs(lambda word: True, gap)
     assert {(p.correct, p.competitor) for p in both} == {("glad", "happy"), ("shame", "guilt")}, "the rarer is correct"
+    near = choose_pairs(lambda word: True, lambda correct, *more: gap(correct, *more) - 2)
+    assert [p.correct for p in near] == ["glad"], "shame is too far behind"
     monkeypatch.setattr(texts, "PAIRS", tmp_path / "pairs.json")
     texts.PAIRS.write_text(json.dumps([[p.correct, p.competitor, "design"] for p in both]))
     contexts, background = texts.split_by_pair()
@@ -313,7 +321,7 @@ def test_control_runs_come_first_and_bound_the_others(study: Study, monkeypatch:
     assert {spec.arm for spec in specs[:3]} == {CONTROL}, "its search is done before any other run"
     assert study.bound(STAGE, DENSE) == pytest.approx(SEARCH_BOUND * 4.0)
     configs = {spec.arm: config for spec, config in asked}
-    assert "bound: 4.028" in configs[FIRST]
+    assert f"bound: {4 * SEARCH_BOUND:.6g}" in configs[FIRST]
     assert "bound: null" in configs[CONTROL]
     assert "replaced: false" in configs[CONTROL]
     level = study.level_cell(adapted.BLOCK)
@@ -334,7 +342,7 @@ def test_control_runs_come_first_and_bound_the_others(study: Study, monkeypatch:
     assert run_small(ROOT, study.cells, study.work / "again", study.model, told.append, SMALL) is True
     ((spec, config),) = asked
     assert (spec.kind, spec.replicate, spec.arm) == ("judged", 0, FIRST)
-    assert "bound: 4.028" in config, "that of the stored control runs"
+    assert f"bound: {4 * SEARCH_BOUND:.6g}" in config, "that of the stored control runs"
     assert "reproduced to the digits printed" in told[-1]
 
 
