@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning_sft.data.reading import formats
 from lightning_sft.data.reading.guess import an_example, guess, in_braces
+from lightning_sft.data.reading.sniff import columns_hint
 from lightning_sft.data.spool import Spool
 from lightning_sft.data.types import BadRow, Record, printable
 from lightning_sft.errors import UserError
@@ -51,10 +52,12 @@ def detect_format(
     found = printable(", ".join(map(str, present)), 400) or "(none)"
     known = "; ".join(f"{name}: {', '.join(formats.needed(name, answers))}" for name in formats.REQUIRED)
     under = f" under columns={columns}" if columns else ""
+    said = f"{first[0].where}: no known format has the columns {found}{under}. "
+    if not columns and (hint := columns_hint(first[0].row)):
+        raise UserError(f"{said}{hint} Formats and their columns are: {known}.")
     example = in_braces(_example([row.row for row in first], answers))
     raise UserError(
-        f"{first[0].where}: no known format has the columns {found}{under}. "
-        f"Formats and their columns are: {known}. Map the columns, for example "
+        f"{said}Formats and their columns are: {known}. Map the columns, for example "
         f"`columns: {example}` beside the path of a Source. On the command line: --train FILE "
         f"--train.columns '{example}'; rows to test on: --data.test FILE --data.test.columns '...'"
     )

@@ -28,7 +28,9 @@ def under_our_names(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[
 def as_list(value: object, column: str) -> list[Any]:
     """Return ``value`` if it is a list; ``column`` is its name for the message."""
     if not isinstance(value, list):
-        raise BadRowError(f"{column} must be a list, got {kind(value)}", Code.COLUMNS)
+        written = isinstance(value, str) and value.lstrip().startswith("[")
+        how = " that looks like a list: write the list itself, not its text" if written else ""
+        raise BadRowError(f"{column} must be a list, got {kind(value)}{how}", Code.COLUMNS)
     return value
 
 

@@ -77,6 +77,8 @@ def read_message(given: object, index: int) -> tuple[Message, Flag, list[str]]:
             "train prompts too, set data.train_on: all, and data.loss_weights.prompt to their weight",
             Code.WEIGHT,
         )
+    if content is None and not calls and not {"content", "value"} & given.keys():
+        raise BadRowError(f"{at} has no content; it has {', '.join(map(str, given))}", Code.TEXT)
     message: Message = {"role": role, "content": _content(content, role, bool(calls), at)}
     if calls:
         message["tool_calls"] = calls

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from lightning_sft.data.codes import Code
 from lightning_sft.data.reading import tabular
+from lightning_sft.data.reading.sniff import json_hint, require_as_named
 from lightning_sft.data.types import BadRow, Record
 from lightning_sft.errors import UserError
 from lightning_sft.places import COMPRESSIONS, SUFFIXES, suffix
@@ -36,7 +37,7 @@ def read_file(path: Path, is_row: IsRow, max_row_bytes: int) -> Iterator[Record 
         max_row_bytes: longer rows are bad rows.
 
     Raises:
-        UserError: the file cannot be opened, or its kind is unknown.
+        UserError: the file cannot be opened, its kind is unknown, or it holds something else than its ending says.
     """
     kind = suffix(path)
     if kind not in SUFFIXES:
@@ -44,6 +45,7 @@ def read_file(path: Path, is_row: IsRow, max_row_bytes: int) -> Iterator[Record 
             f"{path}: unknown kind of file {kind or '(no suffix)'!r}. Known are {', '.join(SUFFIXES)}, also compressed "
             f"with {', '.join(COMPRESSIONS)}. Rename or convert the file."
         )
+    require_as_named(path)
     if kind in (".parquet", ".arrow"):
         yield from tabular.read_parquet(path) if kind == ".parquet" else tabular.read_arrow(path)
         return
@@ -146,7 +148,7 @@ def read_lines(path: Path, source: Iterator[tuple[int, str] | BadRow], as_text: 
         try:
             row = json.loads(text)
         except (ValueError, RecursionError) as e:
-            yield BadRow(where, _json_reason(e), text)
+            yield BadRow(where, _json_reason(e) + json_hint(text), text)
             continue
         yield _record(where, row, text)
 
