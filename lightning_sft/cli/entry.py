@@ -126,8 +126,6 @@ def _in_front(verb: str, arguments: list[str]) -> list[str]:
     asked = next((i for i, word in enumerate(arguments) if word in ("-h", "--help")), None)
     if asked is not None and has_help(verb):
         word = next(iter(arguments[asked + 1 :]), "")
-        if word == "all":
-            return ["--help"]
         print(answer(verb, word.lstrip("-")))
         sys.exit(0)
     if takes_settings and (text := class_help(verb, arguments)) is not None:

@@ -20,6 +20,7 @@ from lightning_sft.cli.front.names import nearest
 from lightning_sft.cli.front.words import expand, join, spell_out, split
 from lightning_sft.data.reading.formats import REQUIRED
 from lightning_sft.data.reading.guess import Guess, an_example, first_rows, guess, in_braces
+from lightning_sft.data.reading.sniff import columns_hint
 from lightning_sft.data.types import printable
 from lightning_sft.errors import UserError
 from lightning_sft.files import write_text
@@ -127,6 +128,8 @@ def map_columns(key: str, values: dict[str, Any], arguments: Sequence[str]) -> I
         _require_columns(asked["columns"], rows, files[0])
         return
     found = guess(rows)
+    if (found is None or found.format == "text") and (hint := columns_hint(rows[0])):
+        raise UserError(f"{files[0]} has the columns {', '.join(map(str, rows[0]))}. {hint} Nothing was written.")
     if found is None:
         example = in_braces(an_example(rows))
         again = shlex.join(["lightning", "init", *arguments, f"--{key.removeprefix('data.')}.columns", example])

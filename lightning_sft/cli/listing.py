@@ -212,6 +212,7 @@ def _first_words(text: str) -> str:
     text = re.sub(r"\s+", " ", text.split("\nDefault:")[0]).strip()
     text = re.sub(r":\w+:`~?([^`<]+?)`", r"\1", text)
     text = re.sub(r"`+\"?([^`\"]+)\"?`+", r"\1", text)
+    text = text.replace("``", "")  # around quotes and braces of their own
     return text if len(text) <= 240 else text[: text.rfind(". ", 0, 240) + 1] or text[:240]
 
 

@@ -388,10 +388,10 @@ def test_only_the_verb_at_hand_gets_a_parser(
 
     monkeypatch.setattr(LightningCLI, "_prepare_subcommand_parser", counting)
     with pytest.raises(SystemExit) as stop:
-        main(["validate", "--help", "all"])
+        main(["validate", "--model=some/model", "--print_config"])
     assert stop.value.code == 0
     assert made == ["validate"]
-    assert "--data.order" in capsys.readouterr().out
+    assert "model_name_or_path: some/model" in capsys.readouterr().out
 
 
 def test_libraries_draw_no_bars_on_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -401,5 +401,5 @@ def test_libraries_draw_no_bars_on_a_pipe(monkeypatch: pytest.MonkeyPatch) -> No
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal)
         with pytest.raises(SystemExit):
-            main(["fit", "--help", "all"])
+            main(["fit", "--model=some/model", "--print_config"])
         assert [os.environ.get(name) for name in bars] == [None if terminal else "1"] * 2

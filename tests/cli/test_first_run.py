@@ -1,12 +1,14 @@
 """What a first run says at its end, and what the same run says when it goes on."""
 
 import logging
+import re
 import shlex
 from pathlib import Path
 
 import pytest
 
 from lightning_sft.cli.entry import main
+from tests.docs.pages import ROOT
 from tests.running import run, run_folder, scalars, toy_arguments, write_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:The number of training batches")
@@ -39,6 +41,10 @@ def test_a_short_run_and_its_continuation(
     with caplog.at_level("INFO"):
         run("fit", given)
     out = capsys.readouterr().out
+    written = {str(file.relative_to(run_folder())) for file in run_folder().rglob("*") if file.is_file()}
+    page = (ROOT / "docs/getting_started.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `([\w./]+)` \|", page[page.index("In this folder you find") :].split("\n\n")[1], re.M)
+    assert {re.sub(r"tfevents.*", "tfevents...", name) for name in written} == set(listed)
     heading, *rows = table(out)
     assert suggested(out) == [f"lightning fit {run_folder()} --max_steps 15"], "the advice is NLL, and the run has it"
     assert "lightning validate lightning_logs/version_0" in out

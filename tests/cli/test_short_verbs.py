@@ -134,6 +134,15 @@ def test_init_says_what_it_took_by_itself(capsys: pytest.CaptureFixture[str]) ->
     assert "Did you mean 'mine.jsonl'?" in said
 
 
+def test_init_says_what_is_wrong_with_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rows.csv").write_text("prompt;completion\na;b\n")
+    with pytest.raises(SystemExit):
+        main(["init", "--model=some/model", "--train=rows.csv"])
+    said = capsys.readouterr().err
+    assert "has the columns prompt;completion. Its fields are separated by ';'" in said
+    assert not Path("sft.yaml").exists()
+
+
 def test_init_says_what_is_in_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
     Path("rows").mkdir()
     for name in ("a.jsonl", "b.jsonl"):

@@ -77,7 +77,12 @@ def test_help_is_in_one_style(verb: str, capsys: pytest.CaptureFixture[str]) -> 
     assert lines[0].startswith(f"usage: lightning {verb} ")
     assert lines[1] == f"  {LIGHTNING_VERBS.get(verb) or OWN_VERBS[verb].help}"
     assert f"lightning {verb} " in "\n".join(lines[1:]) or EXAMPLES[verb] in said
-    assert "``" not in said
+    with pytest.raises(SystemExit):
+        main([verb, "--help", "all"])
+    every = capsys.readouterr().out
+    assert every.startswith(f"usage: lightning {verb} ")
+    assert "``" not in said + every
+    assert ":class:" not in said + every
 
 
 def test_a_class_shows_its_arguments(capsys: pytest.CaptureFixture[str]) -> None:

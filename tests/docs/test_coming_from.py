@@ -33,6 +33,12 @@ def test_what_is_named_exists(name: str) -> None:
         assert value in LISTING["classes"]["Objective"]
 
 
+def test_short_words_that_have_no_setting_of_their_name_are_said() -> None:
+    notes = [note for there, _, note in ROWS if "`output_dir`" in there]
+    assert notes
+    assert all("`--output`" in note for note in notes)
+
+
 def test_objectives_that_are_named_exist() -> None:
     named = {word for _, _, note in ROWS for word in re.findall(r"`([A-Z]\w+)`", note)}
     assert {"DFT", "ASFT", "EAFT"} <= named <= set(LISTING["classes"]["Objective"])

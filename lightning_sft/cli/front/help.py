@@ -84,6 +84,8 @@ def answer(verb: str, word: str = "") -> str:
         word: what was asked for.
     """
     width = screen_width()
+    if word == "all":
+        return _every(verb, width)
     if word:
         return _found(word, width)
     if verb in OWN_VERBS:
@@ -165,6 +167,20 @@ def _found(word: str, width: int) -> str:
     if not settings and not short:
         return f"No setting has {word!r} in its name. `lightning fit --help all` lists them all."
     return "\n".join([*short, *(line for key, setting in settings.items() for line in _full(key, setting, width))])
+
+
+def _every(verb: str, width: int) -> str:
+    """Return every option of a verb, and every setting."""
+    own = OWN_VERBS.get(verb)
+    usage = own.usage if own is not None and own.usage else "[FILE.yaml ...] [--KEY VALUE ...]"
+    lines = [f"usage: lightning {verb} {usage}", f"  {LIGHTNING_VERBS.get(verb) or OWN_VERBS[verb].help}", ""]
+    for name, option in listing().verbs.get(verb, {}).items():
+        lines += _full(name, option, width)
+    for key, setting in listing().settings.items():
+        short = next((f" (in short --{word})" for word, long in WORDS.items() if long == key), "")
+        name, *rest = _full(key, setting, width)
+        lines += [f"{name}{short}", *rest]
+    return "\n".join([*lines, "", "The arguments of a class: " + f"lightning {verb} --model.adapter.help LoraConfig"])
 
 
 def _full(key: str, setting: Setting, width: int) -> Iterable[str]:

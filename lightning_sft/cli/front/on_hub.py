@@ -68,7 +68,7 @@ def _names(verb: str, arguments: Sequence[str], *, settings: bool) -> Iterator[t
     if not settings or verb == "init":  # which writes down what is still to come
         return
     given = {one.key: one for one in read_given(expand(arguments), listing())}
-    if {"model", "model.class_path"} & given.keys():
+    if {"model", "model.class_path", "print_config"} & given.keys() or any(key.endswith("help") for key in given):
         return
     for key in _SETTINGS if verb != "audit" else ():
         one = given.get(key)
