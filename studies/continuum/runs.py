@@ -58,8 +58,8 @@ class Study(study.Study):
     @override
     def settings(self, stage: Stage, block: Block) -> dict[str, Any]:
         folder = self.checkpoint(block.task, block.level)
-        # before it is made, a name that none has: the design is asked only for what is missing then
-        return run_settings(stage, block, str(folder) if folder.is_dir() else "not-made-yet", self.small)
+        # before it is made, the model itself: the design is asked only for what is missing then
+        return run_settings(stage, block, str(folder) if folder.is_dir() else self.model, self.small)
 
     @override
     def arm_words(self, stage: Stage, block: Block, arm: str) -> list[str]:

@@ -60,7 +60,8 @@ class Study(study.Study):
 
     @override
     def settings(self, stage: Stage, block: Block) -> dict[str, Any]:
-        model = str(self.checkpoint) if self.checkpoint.is_dir() else "not-made-yet"
+        # before it is made, the model itself: the design is asked only for what is missing then
+        model = str(self.checkpoint) if self.checkpoint.is_dir() else self.model
         return run_settings(stage, block, model, self.small)
 
     @override
