@@ -26,8 +26,7 @@ from lightning_sft.probes.contexts import contexts_table, failed_contexts, write
 from lightning_sft.probes.watched_set import WatchedSet
 
 FILE = "silent.jsonl"
-#: beside the names of sets in a checkpoint
-_SPENT = "learning rates spent"
+_SPENT = "learning rates spent"  # beside the names of sets in a checkpoint
 
 
 class SilentFailureMonitor(Callback):
@@ -288,7 +287,8 @@ class SilentFailureMonitor(Callback):
 
     def _resume(self) -> bool:
         """Take the first readings from the checkpoint; return whether there were some of these tokens."""
-        return any([s.name in self._restored and s.load(self._restored.pop(s.name)) for s in self.watched])
+        restored, self._restored = self._restored, {}
+        return any([s.name in restored and s.load(restored[s.name]) for s in self.watched])
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -16,8 +16,8 @@ _TRAINING = ("fit", "advise", "forecast", "compare")
 #: setting -> values by which it ends nothing
 _ENDS = {"trainer.max_epochs": NULL, "trainer.max_steps": ("-1",), "trainer.max_time": NULL}
 _CALLBACKS = ("EarlyStopping", "Timer")
-#: steps and epochs, of which the first that is reached ends a run, and the value by which each ends nothing
-_COUNTED = {"trainer.max_steps": "-1", "trainer.max_epochs": "-1"}
+#: of these, the first that is reached ends a run; at -1 it does not
+_COUNTED = ("trainer.max_steps", "trainer.max_epochs")
 
 
 def with_an_end(verb: str, arguments: Sequence[str]) -> tuple[list[str], str]:
@@ -35,7 +35,7 @@ def with_an_end(verb: str, arguments: Sequence[str]) -> tuple[list[str], str]:
     every = list(read_given(expand(arguments), listing()))
     given = {one.key: one for one in every}  # the last one of each key counts
     if (typed := _typed_end(given)) is not None:
-        return [*arguments, f"--{typed[0]}={_COUNTED[typed[0]]}"], typed[1]
+        return [*arguments, f"--{typed[0]}=-1"], typed[1]
     ends = any(key in given and _text(given[key]) not in nothing for key, nothing in _ENDS.items())
     trains = any(key == "data" or key.startswith("data.") for key in given)
     if ends or not trains or has_files_elsewhere(arguments) or {"trainer", "arm", "print_config"} & given.keys():
@@ -50,7 +50,7 @@ def with_an_end(verb: str, arguments: Sequence[str]) -> tuple[list[str], str]:
 def _typed_end(given: Mapping[str, Given]) -> tuple[str, str] | None:
     """Return the end of a file that is set aside for one that was typed, and a remark; None where there is no such."""
     named = {key: given[key] for key in _COUNTED if key in given}
-    ends = {key: one for key, one in named.items() if _text(one) not in (_COUNTED[key], *NULL)}
+    ends = {key: one for key, one in named.items() if _text(one) not in ("-1", *NULL)}
     typed = [key for key, one in ends.items() if not one.file]
     filed = [key for key, one in ends.items() if one.file]
     if len(typed) != 1 or len(filed) != 1:
