@@ -10,16 +10,18 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import optim
 
-from lightning_sft.callbacks import ExposureForecast
+from lightning_sft.callbacks import CriticalLearningRateFinder, ExposureForecast
 from lightning_sft.cli.entry import main
 from lightning_sft.errors import UserError
 from lightning_sft.figures.sweeps import sweep_figure
 from lightning_sft.probes import Probe
 from lightning_sft.sweep.forecast.law import ProbeForecast, Stretch, forecast, rate_for_share, step_at
 from lightning_sft.sweep.forecast.result import Forecast
+from lightning_sft.sweep.trial import TrialRunner
 from tests.callbacks.stranger import PROBES, TEXT, Stranger
 from tests.callbacks.stranger import fit as fit_stranger
 from tests.running import toy_arguments, write_rows
+from tests.sweep.strangers import Offloading, Plateau, Scheduled, Silent, TwoOptimizers
 from tests.toys import toy_tokenizer
 
 WAY = [0.0, 1.0, 3.0, 6.0, 9.0, 11.0, 12.0]  # warm-up and decay
@@ -126,23 +128,6 @@ def test_the_grade():
     assert len(sweep_figure(result).axes[0].lines) > 5
 
 
-class Scheduled(Stranger):
-    """A warm-up from a rate of 0, then decay."""
-
-    def __init__(self, steps: int = 60, make=None, **given: object) -> None:
-        super().__init__(**given)
-        self.steps, self.make = steps, make or (lambda p: optim.AdamW(p, lr=3e-3))
-
-    def configure_optimizers(self):
-        optimizer = self.make(self.parameters())
-
-        def share(step):
-            return min(step / 6, 1.0) * (1 - step / self.steps)
-
-        scheduler = optim.lr_scheduler.LambdaLR(optimizer, share)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
 def learned(count=8):
     """Probes of letters that the text of the toy holds, against letters that it does not."""
     ids = TEXT[:40]
@@ -208,63 +193,43 @@ def test_probes_that_are_ahead_already_cost_nothing(tmp_path: Path) -> None:
     assert told.result.probes[0].outcome == "already ahead"
 
 
-class TwoOptimizers(Stranger):
-    """Manual optimization with two optimizers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-
-    def configure_optimizers(self):
-        parameters = list(self.parameters())
-        return optim.SGD(parameters[:1], lr=1e-3), optim.SGD(parameters[1:], lr=1e-3)
-
-    def training_step(self, batch, batch_idx):
-        for optimizer in self.optimizers():
-            optimizer.zero_grad()
-        self.manual_backward(super().training_step(batch, batch_idx))
-        for optimizer in self.optimizers():
-            optimizer.step()
+REFUSED = [
+    (TwoOptimizers, {}, "has 2 optimizers"),
+    (Silent, {}, "returns no loss"),
+    (Plateau, {}, "lowers the rate when 'train_loss'"),
+    (Offloading, {"at_step": 1}, "Offloaded keeps its states on cuda"),
+    (lambda: Scheduled(60, lambda p: optim.SGD(p, lr=0.0)), {}, "learning rate is 0.0"),
+    (lambda: Scheduled(60, optim.LBFGS), {}, "LBFGS takes no step of its own"),
+]
 
 
-class Silent(Stranger):
-    """Manual optimization whose step returns no loss."""
+@pytest.mark.parametrize("instrument", ["forecast", "prediction"])
+@pytest.mark.parametrize(("module", "given", "says"), REFUSED)
+def test_runs_that_are_refused_before_the_first_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instrument: str, module, given, says: str
+) -> None:
+    def trial(*_: object, **__: object) -> None:
+        raise AssertionError("a trial was made")
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-
-    def training_step(self, batch, batch_idx):
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        self.manual_backward(super().training_step(batch, batch_idx))
-        optimizer.step()
-
-
-class Plateau(Stranger):
-    """A schedule that a metric drives."""
-
-    def configure_optimizers(self):
-        optimizer = super().configure_optimizers()
-        config = {"scheduler": optim.lr_scheduler.ReduceLROnPlateau(optimizer), "monitor": "train_loss"}
-        return {"optimizer": optimizer, "lr_scheduler": {**config, "interval": "epoch"}}
+    monkeypatch.setattr(TrialRunner, "run", trial)
+    made = {
+        "forecast": lambda: ExposureForecast(PROBES[:1], stretch=8, **given),
+        "prediction": lambda: CriticalLearningRateFinder(PROBES[:1], steps=4, predict=True, **given),
+    }
+    with pytest.raises(UserError, match=says):
+        fit_stranger(module(), [made[instrument]()], tmp_path, max_steps=60)
 
 
 @pytest.mark.parametrize(
-    ("module", "given", "says"),
+    ("given", "says"),
     [
-        (TwoOptimizers, {}, "has 2 optimizers"),
-        (Silent, {}, "returns no loss"),
-        (Plateau, {}, "lowers the rate when 'train_loss'"),
-        (Stranger, {"max_steps": -1, "max_epochs": -1}, "how many steps the run has"),
-        (Stranger, {"max_steps": 12}, "12 optimizer steps are left"),
-        (lambda: Scheduled(60, lambda p: optim.SGD(p, lr=0.0)), {}, "learning rate is 0.0"),
+        ({"max_steps": -1, "max_epochs": -1}, "how many steps the run has"),
+        ({"max_steps": 12}, "12 optimizer steps are left"),
     ],
 )
-def test_runs_that_are_refused_before_the_first_trial(tmp_path: Path, module, given, says: str) -> None:
-    told = ExposureForecast(PROBES[:1], stretch=8)
+def test_forecasts_that_a_run_is_too_short_or_too_long_for(tmp_path: Path, given, says: str) -> None:
     with pytest.raises(UserError, match=says):
-        fit_stranger(module(), [told], tmp_path, **{"max_steps": 60, **given})
+        fit_stranger(Stranger(), [ExposureForecast(PROBES[:1], stretch=8)], tmp_path, **given)
 
 
 def test_settings_that_cannot_be() -> None:
