@@ -17,6 +17,7 @@ from lightning_sft.sweep.prediction.gains import step_gains
 from lightning_sft.sweep.prediction.model import ModelRunner
 from lightning_sft.sweep.prediction.predict import make_target, predict_critical_lr, predict_set
 from lightning_sft.sweep.prediction.refine import (
+    MOST_HALVED,
     OF_REPLAY,
     REPLAYS,
     Refined,
@@ -185,20 +186,40 @@ def test_an_error_that_grows_with_the_pieces_is_taken_off():
     said, width = Estimate("predicted", 1.0, lr=1.0), Width(1e-4, 0.0, 0.1, of_halved=0.5, of_surprise=0.03)
 
     def of(*coarser):
-        found = Refined(math.exp(0.01), 0.0, made(0.01), tuple(map(made, coarser)) or None)
+        found = Refined(math.exp(0.01), 0.0, made(0.01), coarser=tuple(map(made, coarser)) or None)
         return refined(said, found, lambda row: row[0], width)
 
-    plain, better, blind = of(), of(0.02, 0.04), of(5.0, 0.04)
+    plain, better = of(), of(0.02, 0.04)
     assert plain.lr == pytest.approx(math.exp(0.01))
     assert better.lr == pytest.approx(1.0)
     assert of(0.04, 0.16).lr == pytest.approx(math.exp(0.01 - 1.5 * 0.03 + 0.15 / 6))
     parts = (1e-4, 0.03 * 0.002, 0.1 * 0.01)
     assert math.log(plain.high / plain.lr) == pytest.approx(math.hypot(*parts))
     assert math.log(better.high / better.low) / 2 == pytest.approx(math.hypot(*parts, 0.5 * 0.01))
-    assert blind.lr == plain.lr, "half of the gradients see no crossing, so there is nothing to take off"
-    assert blind.high / blind.lr > 1.3
-    found = Refined(1.0, 0.0, made(0.01), (made(0.02), made(0.04)))
+    for apart in (of(0.01 + 1.1 * MOST_HALVED, 0.04), of(5.0, 0.04), of(0.02, 5.0)):  # at 5 nothing crosses
+        assert (apart.status, apart.lr, apart.low) == ("unsettled", None, None)
+    found = Refined(1.0, 0.0, made(0.01), coarser=(made(0.02), made(0.04)))
     assert refined(said, found, lambda row: -1.0, width) is None
+
+
+def test_replays_that_settle_on_no_rate_are_no_prediction():
+    """The gap crosses a quarter further than the last run went, wherever that was: the rate is no lever."""
+
+    class Restless(Replays):
+        def __call__(self, rate, way):
+            return Replay(rate, [0.0, 0.5, 1.0], [[-1.0], [-0.6], [-0.2]], [0.0, 0.5, 1.0])
+
+        def coarser(self):
+            return self(1.0, []), self(1.0, [])
+
+    def run(rates):
+        return [[-1 + sum(rates[:k])] for k in range(len(rates) + 1)]
+
+    whole, (single,) = predict_set(run, ["a"], make_target(4, 0.0), whole=Restless(None, make_target(4, 0.0)))
+    for said in (whole.estimate, single.estimate):
+        assert (said.status, said.lr, said.low, said.high) == ("unsettled", None, None, None)
+        assert said.d0 == 1
+    assert "unsettled" in str(whole)
 
 
 def test_a_replay_says_how_far_it_is_off(toy):

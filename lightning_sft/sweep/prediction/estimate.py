@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 from lightning_sft.sweep.prediction.curve import first_crossing, shortfall
 
-PredictionStatus = Literal["predicted", "already flipped", "moves away", "beyond range", "diverged"]
+PredictionStatus = Literal["predicted", "already flipped", "moves away", "beyond range", "diverged", "unsettled"]
 
 
 class GapRunner(Protocol):
@@ -93,7 +93,8 @@ class Estimate:
 
     Attributes:
         status: ``predicted``; ``already flipped``: D0 <= 0; ``moves away``: v <= 0; ``beyond range``: it moves the
-            right way, but no run came near the crossing; ``diverged``: the gap became no number.
+            right way, but no run came near the crossing; ``diverged``: the gap became no number; ``unsettled``: replays
+            settled on no rate, or depend on how many gradients they get, so that only a sweep can tell.
         d0: z_s - z_c at the start, in logits.
         slope: v, change of the gap per unit of cumulated rate, at the start; None without a finite run.
         curvature: d0 * d2gap/dtau2 / slope^2: 0 for uniform motion, above for acceleration.

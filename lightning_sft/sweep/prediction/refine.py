@@ -44,8 +44,9 @@ class Width:
 #: when gradients are left out.
 OF_REPLAY = Width(floor=5e-5, of_change=0.0, of_away=0.1, of_halved=0.15, of_surprise=0.04)
 OF_TRIAL = Width(floor=0.02, of_change=0.1, of_away=0.3)
-#: what is taken for the effect of half of the gradients where they see no crossing, in log rate
-_NO_CROSSING = math.log(2)
+#: Where half of the gradients would change more than this, in log rate, replays settle nothing. In no cell that the
+#: widths were calibrated on it was a sixth of it.
+MOST_HALVED = 0.05
 
 
 class Replayable(Steerable, Protocol):
@@ -98,12 +99,14 @@ class Refined:
         rate: the critical rate.
         change: log ratio of it to what was thought before the last replay.
         last: the last replay.
+        settled: whether the last run crosses near its end; otherwise no run did.
         coarser: the same with half of its gradients, and with none; None where every step was trained.
     """
 
     rate: float
     change: float
     last: Replay
+    settled: bool = True
     coarser: tuple[Replay, Replay] | None = None
 
 
@@ -152,8 +155,9 @@ def refine(
                 rate = min(4 * rate, math.sqrt(below * above))
             continue
         found = rate * at / seen.way[-1]
-        if abs(math.log(found / rate)) < close or count == most:
-            return Refined(found, math.log(found / (first.lr or rate)), seen)
+        settled = abs(math.log(found / rate)) < close
+        if settled or count == most:
+            return Refined(found, math.log(found / (first.lr or rate)), seen, settled)
         rate = found
     return None
 
@@ -173,7 +177,7 @@ def refined(said: Estimate, found: Refined, gap: Callable[[Sequence[float]], flo
         width: of the interval.
 
     Returns:
-        None if this gap does not come near zero in the last run.
+        None if this gap does not come near zero in the last run; ``unsettled`` without a rate if replays disagree.
     """
     rate, halved = _rate_in(found.last, gap), 0.0
     if rate is None:
@@ -181,9 +185,10 @@ def refined(said: Estimate, found: Refined, gap: Callable[[Sequence[float]], flo
     away = math.log(rate / found.last.rate)
     if found.coarser is not None:
         half, none = (_rate_in(made, gap) for made in found.coarser)
-        halved = _NO_CROSSING if half is None else math.log(half / rate)
-        if half is not None and none is not None:
-            rate *= math.exp(math.log(none / rate) / 6 - 1.5 * halved)
+        halved = math.inf if half is None or none is None else math.log(half / rate)
+        if not found.settled or none is None or abs(halved) > MOST_HALVED:
+            return replace(said, status="unsettled", lr=None, low=None, high=None)
+        rate *= math.exp(math.log(none / rate) / 6 - 1.5 * halved)
     change = math.log(rate / said.lr) if said.lr else found.change
     parts = (width.of_change * change, width.of_away * away, width.of_halved * halved)
     wide = math.hypot(width.floor, width.of_surprise * found.last.surprise, *parts)
