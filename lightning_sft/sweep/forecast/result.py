@@ -159,9 +159,9 @@ class Forecast(SweepResult):
         ]
         if bounds:
             parts.append(
-                f"Of those that flip, {bounds} do so late, where short runs mostly see flips too late: take their steps "
-                "as upper bounds, and go by the intervals. A longer stretch says more, and so does a forecast later in "
-                "the run."
+                f"Of those that flip, {bounds} do so late, where short runs mostly see flips too late: take their "
+                "steps as upper bounds, and go by the intervals. A longer stretch says more, and so does a forecast "
+                "later in the run."
             )
         if len(told) < len(self.probes):
             parts.append("For those that cannot be predicted: sweep, or forecast again later in the run.")
