@@ -212,7 +212,7 @@ def _share(value: float) -> str:
 
 
 def _signed(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:+.1f} points"
+    return "-" if math.isnan(value) else f"{round(100 * value, 1) + 0.0:+.1f} points"
 
 
 def _bounds(low: float, high: float) -> str:

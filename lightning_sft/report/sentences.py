@@ -77,7 +77,8 @@ def _stood(run: Run) -> str:
 def _silent(run: Run) -> str:
     verdict = run.logs.text("silent/verdict")
     if verdict is not None:
-        return verdict.splitlines()[0]
+        lines = verdict.splitlines()
+        return next((line for line in lines if line.startswith(("Silent failure", "Overconfident"))), lines[0])
     share = run.logs.last_value("silent/train/share")
     if share is not None:
         return (

@@ -31,4 +31,6 @@ def number(value: float, key: str) -> str:
 
 def signed(value: float, key: str) -> str:
     """Return a change of a log key: shares in percentage points."""
-    return f"{100 * value:+.1f} points" if key in SHARES else f"{value:+.3g}"
+    if key in SHARES:
+        return f"{round(100 * value, 1) + 0.0:+.1f} points"  # + 0.0: no "-0.0"
+    return f"{value:+.3g}"

@@ -19,6 +19,7 @@ from lightning_sft.report.page import drawing_script, render
 from lightning_sft.report.run import open_runs
 from lightning_sft.report.sentences import in_short
 from lightning_sft.report.tables import one_line, rows_of, without_what_all_share, word
+from lightning_sft.report.words import signed
 from tests.running import run, run_folder, toy_arguments, write_rows
 
 CONFIG = """
@@ -143,6 +144,19 @@ def test_the_advice_has_its_command_where_nothing_failed(tmp_path: Path, fast: N
     with SummaryWriter(str(run)) as writer:
         writer.add_text("silent/verdict", "No silent failure.", 11)
     assert "lightning fit --config run/config.yaml" in Texts(render(open_runs([str(run)]))).text, "its own settings"
+
+
+def test_the_third_sentence_is_what_went_wrong(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    with SummaryWriter(str(run)) as writer:
+        writer.add_text("silent/verdict", "No silent failure: of 9.\nOverconfident: 60% of 20.", 11)
+    (one,) = open_runs([str(run)])
+    assert in_short(one)[2] == "Overconfident: 60% of 20."
+
+
+def test_a_change_of_nothing_has_no_minus() -> None:
+    assert signed(-1e-6, "val/exact_match") == "+0.0 points"
+    assert signed(-0.02, "val/exact_match") == "-2.0 points"
 
 
 def test_it_opens_without_a_network_and_is_small(tmp_path: Path) -> None:
