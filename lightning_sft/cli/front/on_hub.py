@@ -44,6 +44,8 @@ def settle_hub(verb: str, arguments: Sequence[str], *, settings: bool = False) -
     Raises:
         UserError: a name that is neither here nor in the cache, and no hub.
     """
+    if any(os.environ.get(name) for name in OFFLINE):  # its library asks nobody then, and answers at once
+        return ""
     cached = False
     for option, name, kind in _names(verb, arguments, settings=settings):
         if not is_hub_name(name) or name in CHECKPOINT_WORDS:
@@ -53,7 +55,7 @@ def settle_hub(verb: str, arguments: Sequence[str], *, settings: bool = False) -
         except UserError as error:
             raise UserError(f"{option}: {error}") from None
         cached = cached or is_cached(name, kind)
-    why = why_not_reached() if cached and not any(name in os.environ for name in OFFLINE) else None
+    why = why_not_reached() if cached else None
     if why is None or "huggingface_hub" in sys.modules:  # which has read the variable by then
         return ""
     os.environ.update({"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"})
