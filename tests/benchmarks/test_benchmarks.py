@@ -1,6 +1,7 @@
 """The benchmarks run, on toys and without peers: their tables have the rows that they promise."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lightning_sft import SFTModule
 from lightning_sft.data import SFTDataModule
-from tests.benchmarks import corpus, data_path, head, silent, step, utilisation, validation, waits
+from tests.benchmarks import corpus, data_path, head, predict_grid, silent, step, utilisation, validation, waits
 from tests.benchmarks.turns import count, heats
 from tests.running import write_rows
 from tests.toys import save_toy
@@ -155,3 +156,18 @@ def test_silent(toy_folder: Path, tmp_path: Path):
     assert figures["tokens held against probes"] > 100
     assert figures["outcomes that differ"] == 0
     assert figures["largest difference of an NLL, nats"] < 1e-4
+
+
+def grid_cell(optimizer: str, off: float) -> dict:
+    """A cell whose prediction is off by a multiple of its interval's half-width."""
+    rate = math.exp(0.1 * off)
+    said = {"predicted": rate, "low": rate * math.exp(-0.1), "high": rate * math.exp(0.1), "critical": 1.0}
+    return {"cell": ["optimizers", "llama", 0, optimizer, "constant", 12], **said}
+
+
+def test_predict_grid_weighs_optimizers_alike():
+    """Ninety cells of one optimizer do not outvote ten of another; a part is tested as a whole."""
+    lines = [grid_cell("SGD", 0.5)] * 90 + [grid_cell("Lion", 2.0)] * 10
+    assert predict_grid.widths(lines) == (pytest.approx(2.0), 100)
+    assert predict_grid.widths(lines, share=0.5) == (pytest.approx(0.5), 100)
+    assert predict_grid.rejected({"a": lines[:90], "b": lines[90:], "c": lines[82:92]}).keys() == {"a", "b"}

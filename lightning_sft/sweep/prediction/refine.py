@@ -44,8 +44,8 @@ class Width:
 #: when gradients are left out.
 OF_REPLAY = Width(floor=5e-5, of_change=0.0, of_away=0.1, of_halved=0.15, of_surprise=0.04)
 OF_TRIAL = Width(floor=0.02, of_change=0.1, of_away=0.3)
-#: Where half of the gradients would change more than this, in log rate, replays settle nothing. In no cell that the
-#: widths were calibrated on it was a sixth of it.
+#: Where half of the gradients would change more than this, in log rate, replays settle nothing. In the cells that the
+#: widths were calibrated on it is .008 at most, where it went wrong up to .3: docs/critical_learning_rate.md.
 MOST_HALVED = 0.05
 
 
