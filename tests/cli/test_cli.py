@@ -58,7 +58,7 @@ BAD_INPUT = {
     "typo of a trainer setting": (["fit", *BASE, "--trainer.max_stepz=3"], ["did you mean 'trainer.max_steps'"]),
     "wrong type": (["fit", *BASE, "--trainer.max_steps=many"], ["trainer.max_steps", "a whole number", "many"]),
     "missing configuration": (["fit", "--config=nowhere.yaml"], ["nowhere.yaml"]),
-    "missing setting": (["fit", "--data.train=y"], ["model.model_name_or_path"]),
+    "missing setting": (["fit", "--data.train=y"], ["needs a model: --model NAME"]),
     "missing data file": (["fit", "--model.model_name_or_path={model}", "--data.train=no.jsonl"], ["no.jsonl"]),
     "missing model folder": (["fit", "--model.model_name_or_path=./no", "--data.train={rows}"], ["'./no'", "Allowed"]),
     "no run to resume": (["fit", *BASE, "--ckpt_path=last"], ["no run with a checkpoint", "lightning_logs"]),
