@@ -4,7 +4,10 @@ Parts of whole architectures, optimizers and schedules. The predictor was design
 until it was frozen, and has been seen since: with `design` it is what the widths of the intervals were calibrated on,
 twice. `fresh` was kept aside until the first calibration, which failed on its optimizers. `unseen` was kept aside until
 the second: the architectures, optimizers and schedules of `fresh` with other weights in other contexts, and three
-optimizers that no cell had before.
+optimizers that no cell had before. With these and with `strangers`, optimizer classes that others wrote, the widths
+were calibrated by group, and `judged` was kept aside until that was frozen: other weights of the eight architectures,
+the kept schedules and six that no cell had before, and optimizer classes that no cell had before
+(tests/benchmarks/predict_strangers.py).
 """
 
 import math
@@ -152,8 +155,16 @@ SCHEDULES = {
     "stable, then decay": lambda t, steps: min(1.0, (t + 1) / (steps // 6), 4 * (steps - t) / steps),
     "triangle": lambda t, steps: 1 - abs(2 * (t + 0.5) / steps - 1),
     "cosine, restarted": lambda t, steps: 0.5 * (1 + math.cos(math.pi * (t % (steps // 2)) / (steps // 2))),
+    # judged
+    "exponential": lambda t, steps: 0.02 ** (t / steps),
+    "one cycle": lambda t, steps: 0.5 * (1 - math.cos(2 * math.pi * ((t + 1) / (steps + 1)) ** 0.6)),
+    "halved thrice": lambda t, steps: 0.5 ** (4 * t // steps),
+    "wave": lambda t, steps: 0.6 + 0.4 * math.sin(4 * math.pi * t / steps),
+    "root cool-down": lambda t, steps: 1 - math.sqrt(max(0.0, (t - 0.6 * steps) / (0.4 * steps))),
+    "growing": lambda t, steps: ((t + 1) / steps) ** 2,
 }
-DESIGN_SCHEDULES, FRESH_SCHEDULES = tuple(SCHEDULES)[:3], tuple(SCHEDULES)[6:]
+DESIGN_SCHEDULES, FRESH_SCHEDULES = tuple(SCHEDULES)[:3], tuple(SCHEDULES)[6:10]
+JUDGED_SCHEDULES = tuple(SCHEDULES)[6:]
 #: the five settings that are judged on the architectures that were kept aside
 FIVE = (
     ("AdamW", "constant"), ("SGD", "constant"), ("momentum", "constant"), ("AdamW", "linear"),
@@ -161,8 +172,21 @@ FIVE = (
 )  # fmt: skip
 
 
-def cells(part):
-    """Return (block, architecture, context, optimizer, schedule, steps) of each cell."""
+def cells(part, classes=()):
+    """Return (block, architecture, context, optimizer, schedule, steps) of each cell.
+
+    Args:
+        part: of the grid.
+        classes: names of optimizer classes that others wrote, for `strangers` and `judged`.
+    """
+    if part == "strangers":
+        return _spread("optimizers", [(name, "constant") for name in classes], 15)
+    if part == "judged":
+        settings = [(k, 10 + i % 5, *s, n) for k in FRESH for i, s in enumerate(FIVE) for n in LENGTHS]
+        found = [("architectures", *cell) for cell in settings]
+        settings = [(o, s) for s in JUDGED_SCHEDULES for o in ("AdamW", "momentum")]
+        found += _spread("schedules", settings, 10)
+        return found + _spread("optimizers", [(name, "constant") for name in classes], 10)
     if part == "design":
         settings = [(o, s) for o in DESIGN_OPTIMIZERS for s in DESIGN_SCHEDULES]
         return [("design", k, i, *s, n) for i in (0, 1) for n in LENGTHS for s in settings for k in DESIGN]
@@ -180,3 +204,12 @@ def cells(part):
     kept = [s for s in SCHEDULES if s not in (*DESIGN_SCHEDULES, *FRESH_SCHEDULES)]
     settings = [(o, s) for o in ("AdamW", "momentum") for s in kept]
     return found + [("schedules", k, 2, *s, n) for k in DESIGN for s in settings for n in LENGTHS]
+
+
+def _spread(block, settings, first):
+    """Return cells of both lengths of each setting, over the architectures of `design` and five contexts in turn."""
+    return [
+        (block, DESIGN[(i + j) % len(DESIGN)], first + (i + 2 * j) % SEEN_CONTEXTS, *setting, n)
+        for i, setting in enumerate(settings)
+        for j, n in enumerate(LENGTHS)
+    ]
