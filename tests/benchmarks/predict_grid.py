@@ -1,13 +1,13 @@
-"""How well critical rates are predicted over a grid: `python -m tests.benchmarks.predict_grid --part unseen`.
+"""How well critical rates are predicted over a grid: `python -m tests.benchmarks.predict_grid --part judged`.
 
 Toys of fifteen architectures (2 layers), optimizers, schedules and lengths of a run. In each cell one answer token is
 trained (fp32, no dropout); the prediction stands beside trials of all steps, which close in on the critical rate until
 it stands in a bracket of 0.002%.
 
 What is kept aside is kept aside whole: see `tests/benchmarks/predict_cells.py`. The widths of the intervals were
-calibrated on cells of `design` and `kept` and committed before a cell of `unseen` was run; `--widths` prints by how
-much others would differ. FILE keeps what was run, a line a cell; with the same file the command goes on where it
-stopped.
+calibrated by group on all parts but `judged`, and committed before a cell of `judged` was run; `--widths` prints by
+what factor those of the cells in FILE would differ, by group. FILE keeps what was run, a line a cell; with the same
+file the command goes on where it stopped.
 """
 
 import argparse
@@ -27,10 +27,13 @@ from lightning_sft.errors import UserError
 from lightning_sft.probes import Probe, encode_probes
 from lightning_sft.sweep.prediction.model import ModelRunner
 from lightning_sft.sweep.prediction.predict import LONGEST_SHORT_RUN, START, make_target, predict_set
-from lightning_sft.sweep.prediction.refine import OF_REPLAY, Replays
+from lightning_sft.sweep.prediction.refine import Replays
+from lightning_sft.sweep.prediction.widths import group_of, replay_width
 from tests import toys
 from tests.benchmarks.predict_cells import CONTEXTS, OPTIMIZERS, SCHEDULES, SEEN_CONTEXTS, SIZES, cells
+from tests.benchmarks.predict_strangers import INSTALLED, strangers
 
+PARTS = ("design", "kept", "fresh", "unseen", "strangers", "judged")
 LETTERS = "abcdefghijkl"
 RESOLUTION = 2e-5
 #: trials that bisection alone would need from a bracket of a factor of 100, and as many again
@@ -121,7 +124,7 @@ def run_cell(cell, known, critical=None):
     model, tokenizer = known["models"].setdefault((kind, seed), toy(kind, seed)), known["tokenizer"]
     encoded = encode_probes([probe_of(model, tokenizer, CONTEXTS[number % len(CONTEXTS)])], tokenizer)
     make, shares = known["optimizers"][optimizer], [SCHEDULES[schedule](t, steps) for t in range(steps)]
-    found = {"cell": list(cell), "critical": None, "predicted": None}
+    found = {"cell": list(cell), "group": None, "critical": None, "predicted": None}
     with ModelRunner(model, encoded, make) as runner:
         try:
             gains = runner.gains(max(steps, LONGEST_SHORT_RUN))
@@ -130,32 +133,55 @@ def run_cell(cell, known, critical=None):
                 critical = swept(model, encoded, make, shares, START / steps)
             return {**found, "critical": critical, "status": f"refused: {error}"}
         target = make_target(steps, runner.beta, shares, gains)
-        said = predict_set(runner, ["probe"], target, whole=Replays(runner, target), width=OF_REPLAY)
+        group, width = (of(runner.new_optimizer(), shares) for of in (group_of, replay_width))
+        said = predict_set(runner, ["probe"], target, whole=Replays(runner, target), width=width)
         estimate, spent = said[0].estimate, runner.steps
     guess = estimate.lr or START * max(estimate.d0, 0.1) / steps
     if critical is None and estimate.d0 > 0:
         critical = swept(model, encoded, make, shares, guess)
     own = {"predicted": estimate.lr, "low": estimate.low, "high": estimate.high, "uniform": estimate.uniform_lr}
-    return {**found, "critical": critical, "status": estimate.status, "d0": estimate.d0, "gradients": spent, **own}
+    found.update(critical=critical, group=group)
+    return {**found, "status": estimate.status, "d0": estimate.d0, "gradients": spent, **own}
 
 
-def widths(lines, share=0.8):
-    """Return how many times as wide intervals would hold a share of the cells, and the number of cells.
+def group_of_cell(cell, optimizers):
+    """Return the group that a cell is calibrated in, as the tool tells it."""
+    make, steps = optimizers[cell[3]], cell[5]
+    return group_of(make([torch.nn.Parameter(torch.ones(2, 2))]), [SCHEDULES[cell[4]](t, steps) for t in range(steps)])
 
-    Each optimizer weighs the same, and each architecture among the cells of an optimizer: the next optimizer is one of
-    many kinds, not one of the cells.
-    """
-    scores = defaultdict(lambda: defaultdict(list))
-    told = [line for line in lines if line["critical"] and line["predicted"]]
-    for line in told:
-        half = math.log(line["high"] / line["predicted"])
-        scores[line["cell"][3]][line["cell"][1]].append(abs(math.log(line["predicted"] / line["critical"])) / half)
-    weighted = sorted(
-        (score, 1 / len(scores) / len(kinds) / len(found))
-        for kinds in scores.values() for found in kinds.values() for score in found
-    )  # fmt: skip
+
+def quantile(units, share):
+    """Return the smallest score that a share of all scores do not exceed, where each unit weighs the same."""
+    weighted = sorted((score, 1 / len(units) / len(own)) for own in units.values() for score in own)
     reached = itertools.accumulate(weight for _, weight in weighted)
-    return next(score for (score, _), sum_ in zip(weighted, reached, strict=True) if sum_ >= share - 1e-9), len(told)
+    return next(score for (score, _), sum_ in zip(weighted, reached, strict=True) if sum_ >= share - 1e-9)
+
+
+def widths(lines, optimizers, share=0.8):
+    """Return, for each group, how many times as wide intervals would hold a share of the cells.
+
+    What comes next is another architecture, another schedule or another optimizer class, so these are the units, and
+    each weighs the same: architectures in the group ``plain``, schedules in ``scheduled``, optimizers in ``other``.
+
+    Returns:
+        By group: the factor, the number of cells, the number of units, and the mean share held in units left out.
+    """
+    place, scores = {"plain": 1, "scheduled": 4, "other": 3}, defaultdict(lambda: defaultdict(list))
+    for line in lines:
+        if line["critical"] and line["predicted"]:
+            group = group_of_cell(line["cell"], optimizers)
+            half = math.log(line["high"] / line["predicted"])
+            off = abs(math.log(line["predicted"] / line["critical"]))
+            scores[group][line["cell"][place[group]]].append(off / half)
+    found = {}
+    for group, units in scores.items():
+        held = []
+        for name, own in units.items():
+            others = {other: known for other, known in units.items() if other != name}
+            held += [statistics.fmean(score <= quantile(others, share) for score in own)] if others else []
+        left_out = statistics.fmean(held) if held else math.nan
+        found[group] = quantile(units, share), sum(map(len, units.values())), len(units), left_out
+    return found
 
 
 def error(line):
@@ -237,7 +263,7 @@ def rejected(blocks):
 def main():
     """Run what is missing, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("design", "kept", "fresh", "unseen"), default="design")
+    parser.add_argument("--part", choices=PARTS, default="design")
     parser.add_argument("--cells", type=Path, default=Path("predict_grid.jsonl"), help="file of cells")
     parser.add_argument("--only-known", action="store_true", help="run nothing: print what the file holds")
     parser.add_argument(
@@ -248,17 +274,28 @@ def main():
     torch.set_num_threads(1)
     text = arguments.cells.read_text() if arguments.cells.is_file() else ""
     done = {tuple(line["cell"]): line for line in map(json.loads, text.splitlines())}
+    part = arguments.part
+    kinds, without = strangers(part == "judged") if part in ("strangers", "judged") else ({}, [])
+    optimizers = {**kinds, **OPTIMIZERS}
     if arguments.widths:
-        factor, count = widths(list(done.values()))
-        print(f"{factor:.3f} times today's widths hold 80% of {count} cells, where each optimizer weighs the same")
+        for name, (times, count, units, held) in widths(list(done.values()), optimizers).items():
+            print(f"{name}: {times:.3f} times as wide hold 80% of {count} cells in {units} units; left out {held:.2f}")
         return
+    if part in ("strangers", "judged"):
+        print(f"{len(kinds)} classes that others wrote; take no steps by themselves: {', '.join(without) or 'none'}")
+        if not INSTALLED:
+            print("pytorch_optimizer is not installed: classes of torch alone. pip install --no-deps pytorch_optimizer")
     again = arguments.again.read_text().splitlines() if arguments.again else []
     rates = {tuple(line["cell"]): line["critical"] for line in map(json.loads, again)}
-    known = {"models": {}, "tokenizer": toys.toy_tokenizer()}
-    wanted = cells(arguments.part)
+    known = {"models": {}, "tokenizer": toys.toy_tokenizer(), "optimizers": optimizers}
+    wanted = cells(part, sorted(kinds))
     for cell in random.Random(0).sample(wanted, len(wanted)):  # so that what is run so far is a fair part
         if cell not in done and not arguments.only_known:
-            done[cell] = run_cell(cell, known, rates.get(cell))
+            try:
+                done[cell] = run_cell(cell, known, rates.get(cell))
+            except Exception as error:  # whatever an optimizer of another package raises in a plain training run
+                known["models"].clear()
+                done[cell] = {"cell": list(cell), "critical": None, "predicted": None, "status": f"no run: {error}"}
             with arguments.cells.open("a") as file:
                 file.write(json.dumps(done[cell]) + "\n")
     print(tables([done[cell] for cell in wanted if cell in done]))

@@ -27,7 +27,7 @@ def found():
     """Return all optimizer classes by name; those of torch stand before others of their name."""
     classes = {}
     if INSTALLED:
-        import pytorch_optimizer  # noqa: PLC0415
+        import pytorch_optimizer
 
         for name in pytorch_optimizer.get_supported_optimizers():
             kind = pytorch_optimizer.load_optimizer(name)

@@ -13,6 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lightning_sft import SFTModule
 from lightning_sft.data import SFTDataModule
 from tests.benchmarks import corpus, data_path, head, predict_grid, silent, step, utilisation, validation, waits
+from tests.benchmarks.predict_cells import cells
+from tests.benchmarks.predict_strangers import strangers
 from tests.benchmarks.turns import count, heats
 from tests.running import write_rows
 from tests.toys import save_toy
@@ -165,9 +167,24 @@ def grid_cell(optimizer: str, off: float) -> dict:
     return {"cell": ["optimizers", "llama", 0, optimizer, "constant", 12], **said}
 
 
-def test_predict_grid_weighs_optimizers_alike():
+def test_predict_grid_weighs_units_alike():
     """Ninety cells of one optimizer do not outvote ten of another; a part is tested as a whole."""
-    lines = [grid_cell("SGD", 0.5)] * 90 + [grid_cell("Lion", 2.0)] * 10
-    assert predict_grid.widths(lines) == (pytest.approx(2.0), 100)
-    assert predict_grid.widths(lines, share=0.5) == (pytest.approx(0.5), 100)
+    lines = [grid_cell("NAdam", 0.5)] * 90 + [grid_cell("Lion", 2.0)] * 10
+    factor, count, units, held = predict_grid.widths(lines, predict_grid.OPTIMIZERS)["other"]
+    assert (factor, count, units, held) == (pytest.approx(2.0), 100, 2, pytest.approx(0.5))
+    assert predict_grid.widths(lines, predict_grid.OPTIMIZERS, share=0.5)["other"][0] == pytest.approx(0.5)
     assert predict_grid.rejected({"a": lines[:90], "b": lines[90:], "c": lines[82:92]}).keys() == {"a", "b"}
+    mixed = predict_grid.widths([*lines, grid_cell("SGD", 0.3)], predict_grid.OPTIMIZERS)
+    assert mixed["plain"][:3] == (pytest.approx(0.3), 1, 1)
+    assert mixed["other"][0] == factor
+
+
+def test_classes_for_judgement_are_no_others():
+    """No class is both, none that was run before is judged, and the grid runs both in cells that no other part has."""
+    (calibrate, _), (judge, without) = strangers(judged=False), strangers(judged=True)
+    assert {"SGD", "AdamW", "Rprop"} <= set(calibrate)
+    assert "ASGD" in judge
+    assert "Muon" in without, "takes matrices only"
+    assert not set(calibrate) & set(judge)
+    models = {part: {(c[1], c[2]) for c in cells(part, ("ASGD",))} for part in predict_grid.PARTS}
+    assert not models["judged"] & set.union(*(own for part, own in models.items() if part != "judged"))

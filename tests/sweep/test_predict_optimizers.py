@@ -16,17 +16,9 @@ from lightning_sft.sweep.prediction.estimate import Estimate, ShortRun, Target
 from lightning_sft.sweep.prediction.gains import step_gains
 from lightning_sft.sweep.prediction.model import ModelRunner
 from lightning_sft.sweep.prediction.predict import make_target, predict_critical_lr, predict_set
-from lightning_sft.sweep.prediction.refine import (
-    MOST_HALVED,
-    OF_REPLAY,
-    REPLAYS,
-    Refined,
-    Replays,
-    Width,
-    refine,
-    refined,
-)
+from lightning_sft.sweep.prediction.refine import REPLAYS, Refined, Replays, refine, refined
 from lightning_sft.sweep.prediction.replay import Field, Replay, combined, replay, spread_nodes
+from lightning_sft.sweep.prediction.widths import FACTORS, MOST_HALVED, OF_REPLAY, Width, group_of, replay_width
 from tests.benchmarks.predict_cells import Lion
 from tests.benchmarks.predict_grid import probe_of, swept
 from tests.sweep.toys import fit
@@ -200,6 +192,45 @@ def test_an_error_that_grows_with_the_pieces_is_taken_off():
         assert (apart.status, apart.lr, apart.low) == ("unsettled", None, None)
     found = Refined(1.0, 0.0, made(0.01), coarser=(made(0.02), made(0.04)))
     assert refined(said, found, lambda row: -1.0, width) is None
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "shares", "group"),
+    [
+        (optim.SGD(weights(), lr=0.1, momentum=0.9), [1.0, 1.0], "plain"),
+        (optim.Adam(weights()), [0.5, 0.5], "plain"),
+        (optim.AdamW([{"params": weights()}, {"params": weights(), "weight_decay": 0.0}]), [1.0], "plain"),
+        (optim.AdamW(weights(), betas=(0.9, 0.95)), [1.0, 0.5], "scheduled"),
+        (optim.AdamW([{"params": weights()}, {"params": weights(), "eps": 1e-4}]), [1.0], "other"),
+        (optim.SGD(weights(), lr=0.1, momentum=0.9, nesterov=True), [1.0], "other"),
+        (optim.SGD(weights(), lr=0.1, momentum=0.9, dampening=0.5), [1.0], "other"),
+        (optim.Adam(weights(), amsgrad=True), [1.0], "other"),
+        (optim.NAdam(weights()), [1.0], "other"),
+        (Lion(weights()), [1.0, 0.5], "other"),
+    ],
+)
+def test_widths_go_by_what_was_calibrated(optimizer, shares, group):
+    assert group_of(optimizer, shares) == group
+    width = replay_width(optimizer, shares)
+    assert width.of_halved == pytest.approx(OF_REPLAY.of_halved * FACTORS[group])
+    assert width.floor == pytest.approx(OF_REPLAY.floor * FACTORS[group])
+
+
+def test_an_interval_is_as_wide_as_its_group_says(toy):
+    """The same steps by a subclass, which nobody has calibrated on: the same rate, in a wider interval."""
+
+    class Own(optim.AdamW):
+        pass
+
+    model, tokenizer, probe = toy
+    plain, own = (
+        predict_critical_lr(model, tokenizer, [probe], steps=STEPS, optimizer=kind).probes[0].estimate
+        for kind in (optim.AdamW, Own)
+    )
+    assert own.lr == plain.lr
+    wide = [math.log(said.high / said.low) for said in (own, plain)]
+    assert wide[0] == pytest.approx(wide[1] * FACTORS["other"] / FACTORS["plain"])
+    assert FACTORS["other"] > FACTORS["scheduled"] > FACTORS["plain"]
 
 
 def test_replays_that_settle_on_no_rate_are_no_prediction():

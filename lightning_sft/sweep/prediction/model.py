@@ -94,15 +94,19 @@ class ModelRunner:
     @property
     def beta(self) -> float:
         """Decay of the optimizer's first moment."""
-        return first_beta(self._make_optimizer(self._parameters))
+        return first_beta(self.new_optimizer())
 
     def gains(self, steps: int) -> list[float]:
         """Return what each step of the optimizer moves, per unit of rate; see `step_gains`."""
-        return step_gains(self._make_optimizer(self._parameters), steps)
+        return step_gains(self.new_optimizer(), steps)
+
+    def new_optimizer(self) -> Optimizer:
+        """Return an optimizer as each run begins with."""
+        return self._make_optimizer(self._parameters)
 
     def describe_optimizer(self) -> dict[str, Any]:
         """Return the optimizer's class and settings as plain data."""
-        optimizer = self._make_optimizer(self._parameters)
+        optimizer = self.new_optimizer()
         groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
         return {"class": type(optimizer).__qualname__, "groups": groups}
 
@@ -129,7 +133,7 @@ class ModelRunner:
     def begin(self) -> None:
         """Go back to the start, with a new optimizer."""
         self._restore()
-        self._optimizer = self._make_optimizer(self._parameters)
+        self._optimizer = self.new_optimizer()
         first = float(self._optimizer.param_groups[0]["lr"])
         self._ratios = [float(group["lr"]) / first if first else 1.0 for group in self._optimizer.param_groups]
 

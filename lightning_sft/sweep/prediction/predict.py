@@ -29,17 +29,8 @@ from lightning_sft.sweep.prediction.record import (
     versions,
     weights_hash,
 )
-from lightning_sft.sweep.prediction.refine import (
-    OF_REPLAY,
-    OF_TRIAL,
-    REPLAYS,
-    TRIALS,
-    Replays,
-    WholeRun,
-    Width,
-    refine,
-    refined,
-)
+from lightning_sft.sweep.prediction.refine import REPLAYS, TRIALS, Replays, WholeRun, refine, refined
+from lightning_sft.sweep.prediction.widths import OF_TRIAL, Width, replay_width
 
 #: steps of the longest of the short runs
 LONGEST_SHORT_RUN = 4
@@ -103,16 +94,16 @@ def predict_critical_lr(
             **settings_inputs(target, together, quantile, start),
             "optimizer": runner.describe_optimizer(),
         }
-        replays = Replays(runner, target)
+        replays, width = Replays(runner, target), replay_width(runner.new_optimizer(), target.shares)
         if together:
-            whole, single = predict_set(runner, names, target, quantile, start, replays, OF_REPLAY)
+            whole, single = predict_set(runner, names, target, quantile, start, replays, width)
             prediction = CriticalLRPrediction(single, replace(whole, steps=runner.steps), inputs)
         else:
             single = []
             for i, name in enumerate(names):
                 runner.train_on(only(encoded, i))
                 before = runner.steps
-                said, _ = predict_set(runner, [name], target, quantile, start, replays, OF_REPLAY)
+                said, _ = predict_set(runner, [name], target, quantile, start, replays, width)
                 single.append(replace(said, steps=runner.steps - before))
             prediction = CriticalLRPrediction(single, None, inputs)
     if path is not None:

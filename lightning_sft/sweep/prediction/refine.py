@@ -10,6 +10,7 @@ from typing import Protocol
 from lightning_sft.sweep.prediction.curve import crossing_between
 from lightning_sft.sweep.prediction.estimate import Estimate, ShortRun, Target
 from lightning_sft.sweep.prediction.replay import Field, Replay, Steerable, replay, spread_nodes
+from lightning_sft.sweep.prediction.widths import MOST_HALVED, Width
 
 #: pieces of the way, at whose ends gradients are computed
 PIECES = 4
@@ -18,35 +19,6 @@ PIECES = 4
 REPLAYS = (0.005, 12)
 #: the same where every step is trained, on rows of its own
 TRIALS = (0.1, 5)
-
-
-@dataclass(frozen=True)
-class Width:
-    """How wide an interval is: the half-width in log rate is the root of the sum of squares of these.
-
-    Attributes:
-        floor: in any case.
-        of_change: times what the last run has changed.
-        of_away: times the log distance of a probe's rate from that of the last run.
-        of_halved: times what half of the gradients would have changed, where that was looked at.
-        of_surprise: times how far carried-on gradients were off.
-    """
-
-    floor: float
-    of_change: float
-    of_away: float
-    of_halved: float = 0.0
-    of_surprise: float = 0.0
-
-
-#: What holds 80% of the cells of tests/benchmarks/predict_grid.py (`--widths`), where each optimizer weighs the same,
-#: or each architecture. It is the same for all optimizers: one that nobody has calibrated on shows its errors, too,
-#: when gradients are left out.
-OF_REPLAY = Width(floor=5e-5, of_change=0.0, of_away=0.1, of_halved=0.15, of_surprise=0.04)
-OF_TRIAL = Width(floor=0.02, of_change=0.1, of_away=0.3)
-#: Where half of the gradients would change more than this, in log rate, replays settle nothing. In the cells that the
-#: widths were calibrated on it is .008 at most, where it went wrong up to .3: docs/critical_learning_rate.md.
-MOST_HALVED = 0.05
 
 
 class Replayable(Steerable, Protocol):
