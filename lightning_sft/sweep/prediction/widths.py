@@ -41,7 +41,7 @@ OF_TRIAL = Width(floor=0.02, of_change=0.1, of_away=0.3)
 #: How many times as wide intervals of replays are, so that 80% hold: the quantile of |error| / half-width over cells of
 #: the grid, where each unit weighs the same. Units are architectures, schedules and optimizer classes, since what comes
 #: next is another one of these. docs/critical_learning_rate.md has the cells, and what left-out units gave.
-FACTORS: dict[Group, float] = {"plain": 0.82, "scheduled": 1.08, "other": 1.0}
+FACTORS: dict[Group, float] = {"plain": 0.82, "scheduled": 1.08, "other": 2.94}
 #: Where half of the gradients would change more than this, in log rate, replays settle nothing.
 MOST_HALVED = 0.05
 #: the largest epsilon of Adam that cells of the first two groups had
