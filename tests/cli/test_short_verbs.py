@@ -135,11 +135,11 @@ def test_init_says_what_it_took_by_itself(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_init_says_what_is_wrong_with_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("rows.csv").write_text("prompt;completion\na;b\n")
+    Path("rows.csv").write_text('"prompt;completion"\n"a;b"\n')
     with pytest.raises(SystemExit):
         main(["init", "--model=some/model", "--train=rows.csv"])
     said = capsys.readouterr().err
-    assert "has the columns prompt;completion. Its fields are separated by ';'" in said
+    assert "has the columns prompt;completion. The header stands in quotes as a whole" in said
     assert not Path("sft.yaml").exists()
 
 

@@ -77,9 +77,7 @@ def columns_hint(row: Mapping[str, Any]) -> str:
     """
     names = [str(name) for name in row]
     if len(names) == 1 and (sign := next((sign for sign in ";\t|" if sign in names[0]), None)) is not None:
-        if sign == "\t":
-            return "Its fields are separated by tabs: call the file .tsv."
-        return f"Its fields are separated by {sign!r}: save it with commas (a .csv) or tabs (a .tsv)."
+        return f"The header stands in quotes as a whole, so {sign!r} separates nothing there: save it without them."
     if {"chosen", "rejected"} <= set(names):
         return "These are preferences: --train.columns '{completion: chosen}' learns from what was chosen."
     if "input_ids" in names:

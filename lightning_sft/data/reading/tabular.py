@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
+import sys
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +18,9 @@ from lightning_sft.errors import first_line
 if TYPE_CHECKING:
     import pyarrow as pa
 
+#: what may separate the fields of a table -> what it is called
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+
 
 def read_csv(
     path: Path, source: Iterator[tuple[int, str] | BadRow], max_row_bytes: int, tabs: bool = False
@@ -24,9 +30,13 @@ def read_csv(
     A row is complete when its quotes are balanced. If it cannot be parsed, or the quotes stay open for
     ``max_row_bytes``, only its first line is given up and reading goes on at the next one: an open quote does not
     swallow the rows after it.
+
+    The header tells what separates the fields (`delimiter_of`); a line says so where it is not what the file's
+    ending says.
     """
+    usual = "\t" if tabs else ","
     header: list[str] | None = None
-    lines = _Lines(source, tabs)
+    lines = _Lines(source, usual)
     while (row := lines.row(max_row_bytes)) is not None:
         yield from lines.bad
         lines.bad.clear()
@@ -36,15 +46,20 @@ def read_csv(
         if not text.strip():
             lines.drop(len(row))
             continue
-        fields, reason = _parse(text, tabs)
+        if header is None:
+            lines.delimiter = delimiter_of(text, usual)
+        fields, reason = _parse(text, lines.delimiter)
         if reason is None and header is not None and len(fields) != len(header):
             reason = f"the row has {len(fields)} fields, the header {len(header)}"
+            reason += "" if lines.delimiter == usual else f" (separated by {DELIMITERS[lines.delimiter]})"
         if reason is not None:
             yield BadRow(f"{path}:{number}", f"invalid CSV: {reason}", row[0][1])
             lines.drop(1)
             continue
         if header is None:
             header = fields
+            if lines.delimiter != usual:
+                _say(path, lines.delimiter)
         else:
             yield Record(f"{path}:{number}", dict(zip(header, fields, strict=True)))
         lines.drop(len(row))
@@ -53,9 +68,9 @@ def read_csv(
 class _Lines:
     """Lines that can be looked at before they are taken; ``bad`` are unreadable ones passed on the way."""
 
-    def __init__(self, source: Iterator[tuple[int, str] | BadRow], tabs: bool) -> None:
+    def __init__(self, source: Iterator[tuple[int, str] | BadRow], delimiter: str) -> None:
         self.source = source
-        self.tabs = tabs
+        self.delimiter = delimiter
         self.waiting: list[tuple[int, str]] = []
         self.bad: list[BadRow] = []
 
@@ -73,7 +88,7 @@ class _Lines:
             size += len(self.waiting[taken - 1][1])
             if quotes % 2 == 0 or size > max_row_bytes:
                 return self.waiting[:taken]
-            if taken == 1 and _parse(self.waiting[0][1], self.tabs)[1] is None:
+            if taken == 1 and _parse(self.waiting[0][1], self.delimiter)[1] is None:
                 return self.waiting[:1]  # a quote inside a field without quotes, such as 6" pipe
         return None
 
@@ -82,11 +97,37 @@ class _Lines:
         del self.waiting[:lines]
 
 
-def _parse(text: str, tabs: bool) -> tuple[list[str], str | None]:
+def delimiter_of(header: str, usual: str) -> str:
+    """Return what separates the fields of a header.
+
+    The usual sign wherever it makes several fields, so a file that is as its ending says is never read in another
+    way; else the one that makes most names. Signs within quotes separate nothing. (`csv.Sniffer` guesses from how
+    often signs occur, quoted or not, and finds none in a header of one column.)
+
+    Args:
+        header: the first line, with those after it that its quotes hold.
+        usual: of the file's ending.
+    """
+    if len(_parse(header, usual)[0]) > 1:
+        return usual
+    names = {sign: sum(name.strip() != "" for name in _parse(header, sign)[0]) for sign in DELIMITERS}
+    most = max(names, key=lambda sign: names[sign])
+    return most if names[most] > 1 else usual
+
+
+@lru_cache
+def _say(path: Path, delimiter: str) -> None:
+    """Say once what was taken, on the first of the ranks; without Lightning, which `init` does not import."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        told = f"its fields are separated by {DELIMITERS[delimiter]}, as its header tells"
+        print(f"note: {path}: {told}.", file=sys.stderr)
+
+
+def _parse(text: str, delimiter: str) -> tuple[list[str], str | None]:
     """Return the fields of one record and, where it cannot be parsed, why."""
     limit = csv.field_size_limit(len(text) + 1)
     try:
-        rows = list(csv.reader([text], delimiter="\t" if tabs else ",", strict=True))
+        rows = list(csv.reader([text], delimiter=delimiter, strict=True))
         return rows[0], None if len(rows) == 1 else "a line end outside quotes"
     except csv.Error as e:
         return [], "a quote is not closed" if "end of data" in str(e) else str(e)

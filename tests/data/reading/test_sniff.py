@@ -51,8 +51,7 @@ def test_a_file_is_not_what_its_ending_says(name: str, content: bytes | str, wor
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.csv", "prompt;completion\na;b\n", ("separated by ';'", "with commas")),
-        ("a.csv", "prompt\tcompletion\na\tb\n", ("separated by tabs", ".tsv")),
+        ("a.csv", '"prompt;completion"\n"a;b"\n', ("in quotes as a whole", "';' separates nothing")),
         (
             "a.jsonl",
             json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}),
