@@ -77,6 +77,8 @@ class SilentFailureMonitor(Callback):
             can be watched.
     """
 
+    leaves_gradients = True  # it only reads the rate
+
     def __init__(
         self,
         train_rows: int | None = None,
@@ -92,11 +94,10 @@ class SilentFailureMonitor(Callback):
         model: nn.Module | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        least = {"train_rows": 0, "val_rows": 0, "tokens": 1, "contexts": 0, "batch_size": 1}
-        for name, value in (("train_rows", train_rows), ("val_rows", val_rows), ("tokens", tokens),
-                            ("contexts", contexts), ("batch_size", batch_size)):  # fmt: skip
-            if value is not None and value < least[name]:
-                raise UserError(f"SilentFailureMonitor got {name}={value}. Allowed: {least[name]} or more.")
+        for name, value, least in (("train_rows", train_rows, 0), ("val_rows", val_rows, 0), ("tokens", tokens, 1),
+                                   ("contexts", contexts, 0), ("batch_size", batch_size, 1)):  # fmt: skip
+            if value is not None and value < least:
+                raise UserError(f"SilentFailureMonitor got {name}={value}. Allowed: {least} or more.")
         if train_rows == val_rows == 0:
             raise UserError("SilentFailureMonitor got no rows to watch. Set train_rows or val_rows, or enabled: false.")
         for name, share in (("max_share", max_share), ("min_overlap", min_overlap)):
@@ -105,8 +106,7 @@ class SilentFailureMonitor(Callback):
         if not 0 <= min_fall < math.inf:
             raise UserError(f"SilentFailureMonitor got min_fall={min_fall}. Allowed: nats, 0 or more.")
         self.train_rows, self.val_rows, self.tokens = train_rows, val_rows, tokens
-        self.min_fall, self.max_share = min_fall, max_share
-        self.min_overlap, self.wordnet = min_overlap, wordnet
+        self.min_fall, self.max_share, self.min_overlap, self.wordnet = min_fall, max_share, min_overlap, wordnet
         self.contexts, self.batch_size, self.enabled = contexts, batch_size, enabled
         self.required = True  # the one that SFTModule brings along is not
         self.watched: list[WatchedSet] = []

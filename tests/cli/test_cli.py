@@ -313,7 +313,7 @@ REFUSED = {
         ["--model.adapter=peft.LoraConfig", "--model.adapter.target_modules=all-linear", "--model.optimizer=LBFGS"],
         "LBFGS evaluates the loss several",
     ),
-    "a negative rate": (["--model.optimizer=torch.optim.AdamW", "--model.optimizer.lr=-1"], "Invalid learning rate"),
+    "a negative rate": (["--model.optimizer=torch.optim.AdamW", "--model.optimizer.lr=-1"], "Allowed: 0 or more"),
     "an interval beyond the data": (["--trainer.val_check_interval=1000"], "val_check_interval"),
 }
 

@@ -134,6 +134,7 @@ def test_an_adapter_by_its_hub_name(base: Path, tmp_path: Path, monkeypatch: pyt
     import huggingface_hub.file_download
     import transformers.utils.hub
 
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))  # read at once by us, and at import by the libraries
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(transformers.utils.hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     assert_reads_like(load_finished("someone/adapter"), model)
