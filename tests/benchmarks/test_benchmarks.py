@@ -13,8 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lightning_sft import SFTModule
 from lightning_sft.data import SFTDataModule
 from tests.benchmarks import corpus, data_path, head, predict_grid, silent, step, utilisation, validation, waits
-from tests.benchmarks.predict_cells import cells
+from tests.benchmarks.predict_cells import OPTIMIZERS, cells
 from tests.benchmarks.predict_strangers import strangers
+from tests.benchmarks.predict_widths import widths
 from tests.benchmarks.turns import count, heats
 from tests.running import write_rows
 from tests.toys import save_toy
@@ -170,11 +171,11 @@ def grid_cell(optimizer: str, off: float) -> dict:
 def test_predict_grid_weighs_units_alike():
     """Ninety cells of one optimizer do not outvote ten of another; a part is tested as a whole."""
     lines = [grid_cell("NAdam", 0.5)] * 90 + [grid_cell("Lion", 2.0)] * 10
-    factor, count, units, held = predict_grid.widths(lines, predict_grid.OPTIMIZERS)["other"]
+    factor, count, units, held = widths(lines, OPTIMIZERS)["other"]
     assert (factor, count, units, held) == (pytest.approx(2.0), 100, 2, pytest.approx(0.5))
-    assert predict_grid.widths(lines, predict_grid.OPTIMIZERS, share=0.5)["other"][0] == pytest.approx(0.5)
+    assert widths(lines, OPTIMIZERS, share=0.5)["other"][0] == pytest.approx(0.5)
     assert predict_grid.rejected({"a": lines[:90], "b": lines[90:], "c": lines[82:92]}).keys() == {"a", "b"}
-    mixed = predict_grid.widths([*lines, grid_cell("SGD", 0.3)], predict_grid.OPTIMIZERS)
+    mixed = widths([*lines, grid_cell("SGD", 0.3)], OPTIMIZERS)
     assert mixed["plain"][:3] == (pytest.approx(0.3), 1, 1)
     assert mixed["other"][0] == factor
 
