@@ -68,7 +68,7 @@ def test_the_demo(person: Person) -> None:
     short = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--data.train.init_args.size=40"]
     short += ["--data.val_split=8", "--trainer.num_sanity_val_steps=0", "--trainer.callbacks=null"]
     ran = person.types("demo", *short)
-    assert "lightning fit --config configs/demo.yaml" in ran.out
+    assert "lightning fit configs/demo.yaml" in ran.out
     assert re.search(r"^val/exact_match +\d", ran.out, re.M)
     (run,) = (person.folder / "runs/demo").iterdir()
     assert (run / "checkpoints/best.ckpt").is_file()

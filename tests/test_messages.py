@@ -27,11 +27,11 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "epochs": (["--trainer.epochs=2"], ("'trainer.epochs'", "trainer.max_epochs")),
     "gpus": (["--trainer.gpus=2"], ("'trainer.gpus'", "trainer.devices")),
     "bf16": (["--bf16", "true"], ("'bf16'", "trainer.precision")),
-    "output_dir": (["--output_dir", "runs"], ("'output_dir'", "'output'")),
+    "output_dir": (["--output_dir", "runs"], ("'output_dir'", "did you mean --output?")),
     "wandb alone": (["--wandb"], ("'wandb'", "trainer.logger")),
     "nll alone": (["--nll"], ("'nll'", "--objective NLL")),
     "cosine alone": (["--cosine"], ("'cosine'", "--model.lr_scheduler cosine")),
-    "lora_r": (["--lora_r=8"], ("'lora_r'", "model.adapter.r")),
+    "lora_r": (["--lora_r=8"], ("'lora_r'", "did you mean --adapter.r (in full --model.adapter.r)?")),
     # what other tools call otherwise, and do with several settings or none
     "LLaMA-Factory's lora": (["--finetuning_type=lora"], ("'finetuning_type'", "--adapter lora", "--adapter.r 16")),
     "LLaMA-Factory's targets": (["--lora_target=all"], ("all linear layers", "--adapter.target_modules")),
@@ -47,7 +47,7 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "TRL's betas": (["--adam_beta2=0.95"], ("--model.optimizer.betas '[0.9, 0.95]'",)),
     "TRL's evaluation": (["--evaluation_strategy=steps"], ("--trainer.val_check_interval 0.25", "500 every 500")),
     "TRL's name of a run": (["--run_name=x"], ("--output", "--trainer.logger.name")),
-    "Axolotl's flag": (["--flash_attention=true"], ("'model.attn_implementation'",)),
+    "Axolotl's flag": (["--flash_attention=true"], ("did you mean --model.attn_implementation?",)),
     "Axolotl's prompts": (["--train_on_inputs=false"], ("--data.train_on all", "answers alone")),
     "Axolotl's list of rows": (["--datasets=x"], ("several sources under data.train",)),
     "a liger kernel": (["--use_liger_kernel"], ("computed in chunks by default",)),
@@ -103,19 +103,30 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     ),
     "a typo of a short argument": (
         ["--adapter=lora", "--adapter.alpah=8"],
-        ("'alpah'", "'lora_alpha'", "takes: r, lora_alpha, lora_dropout", "more: `lightning fit --model.adapter.help"),
+        (
+            "'alpah'",
+            "--adapter.alpha (",
+            "takes: r, lora_alpha, lora_dropout",
+            "more: `lightning fit --model.adapter.help",
+        ),
     ),
     "rank before its adapter": (
         ["--adapter.rank=8"],
         ("none is chosen", "'r' is an argument of lora", "--adapter lora"),
     ),
     "QLoRA": (["--adapter=qlora"], ("--adapter lora with --model.quantization nf4",)),
-    "rank": (["--adapter", "lora", "--model.adapter.rank=8"], ("'rank'", "'r'", "LoraConfig takes: ", "lora_alpha")),
-    "a typo in an adapter's argument": (["--adapter=lora", "--adapter.lora_alhpa=8"], ("lora_alhpa", "'lora_alpha'")),
+    "rank": (
+        ["--adapter", "lora", "--model.adapter.rank=8"],
+        ("'rank'", "mean --adapter.r (", "LoraConfig takes: ", "lora_alpha"),
+    ),
+    "a typo in an adapter's argument": (
+        ["--adapter=lora", "--adapter.lora_alhpa=8"],
+        ("lora_alhpa", "--adapter.alpha ("),
+    ),
     "another adapter's argument": (["--adapter=ia3", "--adapter.r=8"], ("no option 'r'", "IA3Config takes: ")),
     "a typo in an objective's argument": (
         ["--objective=PowerFamily", "--objective.alhpa=1"],
-        ("'alhpa'", "'alpha'", "PowerFamily takes: alpha, floor"),
+        ("'alhpa'", "--objective.alpha (", "PowerFamily takes: alpha, floor"),
     ),
     "an argument without a class": (["--objective.alpha=1"], ("none is chosen", "PowerFamily")),
     "a typo in an argument without a class": (["--objective.alfa=1"], ("none is chosen", "'alpha'", "PowerFamily")),
@@ -123,10 +134,13 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
         ["--objective=NLL", "--objective.alfa=1"],
         ("no option 'alfa'", "NLL takes: nothing", "'alpha' is an argument of", "PowerFamily"),
     ),
-    "an optimizer's argument": (["--model.optimizer.learning_rate=1"], ("'learning_rate'", "'lr'", "AdamW takes: ")),
+    "an optimizer's argument": (
+        ["--model.optimizer.learning_rate=1"],
+        ("'learning_rate'", "mean --lr (", "AdamW takes: "),
+    ),
     "a callback's argument": (
         ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.montor=val/nll"],
-        ("'montor'", "'monitor'", "EarlyStopping takes: "),
+        ("'montor'", "--trainer.callbacks.monitor?", "EarlyStopping takes: "),
     ),
     # values
     "a word for a number": (["--batch_size", "many"], ("data.batch_size is 'many'", "a whole number")),
@@ -227,6 +241,34 @@ def test_a_mistake_in_a_file_is_answered_with_its_line(name: str, capsys: pytest
         assert word in said
 
 
+def test_all_mistakes_of_a_file_are_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [
+        "model:",
+        "  objektive: NLL",
+        "  adapter: {class_path: peft.LoraConfig, init_args: {rnk: 8, lora_alhpa: 16}}",
+        "data:",
+        "  batch_sise: 4",
+        "trainer:",
+        "  callbacks: [{class_path: EarlyStopping, init_args: {montor: val/nll}}, EarlyStoping]",
+    ]
+    Path("mine.yaml").write_text("\n".join(lines))
+    said = answer(["fit", "mine.yaml", *MODEL, "--lora_r=8"], capsys)
+    first, *told = said.splitlines()
+    assert first == "error: 7 mistakes:"
+    places = [line.split(":")[0].strip() for line in told]
+    assert places[:5] == [f"mine.yaml, line {number}" for number in (2, 3, 3, 5, 7)]
+    assert told[5:] == ["  and 2 more."]
+    for word, line in zip(
+        ("'model.objective'", "'rnk'", "'lora_alpha'", "'data.batch_size'", "'monitor'"), told[:5], strict=True
+    ):
+        assert word in line
+
+
+def test_arguments_without_their_class_are_one_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    said = answer(["fit", *MODEL, "--adapter.r=8", "--adapter.alpha=16"], capsys)
+    assert said.count("none is chosen before it") == 1
+
+
 @pytest.mark.parametrize("given", [["--logger=wandb"], ["--trainer.logger", "WandbLogger"], ["mine.yaml"]])
 def test_a_logger_without_its_package_says_how_to_install_it(
     given: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -265,10 +307,10 @@ def test_a_file_that_is_not_there_has_neighbours(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("verb", "option", "words"),
     [
-        ("inspect", "--rowss=3", ("'rowss'", "'rows'")),
-        ("advise", "--stepz=3", ("'stepz'", "'steps'")),
-        ("score", "--outptu=x", ("'outptu'", "'output'")),
-        ("audit", "--befor=x", ("'befor'", "'before'")),
+        ("inspect", "--rowss=3", ("'rowss'", "did you mean --rows?")),
+        ("advise", "--stepz=3", ("'stepz'", "did you mean --steps?")),
+        ("score", "--outptu=x", ("'outptu'", "did you mean --output?")),
+        ("audit", "--befor=x", ("'befor'", "did you mean --before?")),
         (
             "audit",
             "--data=list.json",

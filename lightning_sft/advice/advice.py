@@ -54,7 +54,7 @@ class Advice:
         named = dict.fromkeys(c.short() for c in (NLL, *self.try_first, *self.avoid) if c.is_plain)
         return (*named,)[:MOST_ARMS]
 
-    def command(self, options: str = f"--config {CONFIG}") -> str:
+    def command(self, options: str = CONFIG) -> str:
         """Return the one command to run next.
 
         Args:
@@ -64,7 +64,7 @@ class Advice:
             return self.fit(options)
         return f'lightning compare {options} --objectives "{",".join(self.arms)}"'
 
-    def fit(self, options: str = f"--config {CONFIG}") -> str:
+    def fit(self, options: str = CONFIG) -> str:
         """Return the command of one fit, under the objective that is taken where nothing is compared.
 
         Args:
@@ -72,7 +72,7 @@ class Advice:
         """
         return f"lightning fit {options} {self.pick.options()}"
 
-    def text(self, options: str | None = f"--config {CONFIG}") -> str:
+    def text(self, options: str | None = CONFIG) -> str:
         """Return a few lines for a log.
 
         Args:
@@ -84,7 +84,7 @@ class Advice:
         lines += [] if options is None else [f"Next: {self.command(options)}"]
         return "\n".join(lines)
 
-    def markdown(self, options: str = f"--config {CONFIG}", *, command: bool = True) -> str:
+    def markdown(self, options: str = CONFIG, *, command: bool = True) -> str:
         """Return the whole advice as Markdown.
 
         Args:
@@ -101,7 +101,7 @@ class Advice:
         lines += ["", "Run next:", "", "```sh", self.command(options), "```"] if command else []
         return "\n".join(lines)
 
-    def to_dict(self, options: str = f"--config {CONFIG}") -> dict[str, Any]:
+    def to_dict(self, options: str = CONFIG) -> dict[str, Any]:
         """Return plain data.
 
         Args:

@@ -207,7 +207,7 @@ class CapabilityProbe(Callback):
         if can_show(trainer):
             log_figure(trainer, "capability/figure", capability_figure(self.start, self.end), step)
         if self.end is None:
-            log_text(trainer, "capability/advice", advice.markdown(options or f"--config {CONFIG}"), step)
+            log_text(trainer, "capability/advice", advice.markdown(options or CONFIG), step)
             told = options if _is_news(self.start, pl_module) else None
             picked = getattr(getattr(pl_module, "auto", None), "choice", None) is not None
             if told is not None and not picked and ends_with_commands(trainer):
@@ -217,7 +217,7 @@ class CapabilityProbe(Callback):
             rank_zero_info(f"Capability on the same tokens after the fit: {self.end.in_short(explains=False)}")
         folder = run_folder(trainer) if trainer.is_global_zero else None
         if folder is not None:
-            content = advice.to_dict(options or f"--config {CONFIG}")
+            content = advice.to_dict(options or CONFIG)
             save_reading(folder / FILE, self.start, self.end, advice=content, step=step)
 
     def _tell(self, reading: CapabilityReading, options: str | None, advises: bool = True) -> None:
@@ -278,7 +278,7 @@ def _options(trainer: Trainer, compares: bool) -> str | None:
         return None
     sets = getattr(getattr(trainer, "datamodule", None), "sets", None)
     lacks = compares and sets is not None and not sets.has("val")
-    return f"--config {shlex.quote(str(config))}" + (f" {JUDGED}" if lacks else "")
+    return shlex.quote(str(config)) + (f" {JUDGED}" if lacks else "")
 
 
 def _why(advice: Advice) -> str:

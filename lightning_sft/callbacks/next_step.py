@@ -90,7 +90,7 @@ def after_verdicts(
     if folder is None or not (folder / RUN_SETTINGS).is_file():  # no command has started it
         given = "" if pairs is None else f"pairs={str(pairs)!r}"
         return None, f"Next: SFTModule(..., objective={objective}({given}))"
-    command = f"lightning fit --config {shlex.quote(str(near(folder / RUN_SETTINGS)))} --objective {objective}"
+    command = f"lightning fit {shlex.quote(str(near(folder / RUN_SETTINGS)))} --objective {objective}"
     command += "" if pairs is None else f" --objective.pairs {shlex.quote(str(near(pairs)))}"
     return NextStep(why, command, measured=True), f"Next: {command}"
 

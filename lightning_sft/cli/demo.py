@@ -30,6 +30,6 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"The demo needs {' and '.join(missing)}, not installed here. Install with:\n{lines}")
     config = shipped_folder() / "demo.yaml"
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        shown = shlex.join(["lightning", "fit", "--config", "configs/demo.yaml", *arguments])
+        shown = shlex.join(["lightning", "fit", "configs/demo.yaml", *arguments])
         print(f"{shown}\n  (`lightning configs copy demo` puts that file here)", flush=True)
     lightning(["fit", f"--config={near(config)}", *arguments])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import select
 import signal
@@ -20,10 +19,12 @@ from lightning_sft.cli.front.beside import settle_rows
 from lightning_sft.cli.front.check import check
 from lightning_sft.cli.front.ending import with_an_end
 from lightning_sft.cli.front.help import answer, has_help
+from lightning_sft.cli.front.names import nearest
 from lightning_sft.cli.front.on_hub import settle_hub
 from lightning_sft.cli.front.present import require_checkpoint, require_present
 from lightning_sft.cli.front.run_folder import spell_out_run
 from lightning_sft.cli.front.sources import spell_out_sources
+from lightning_sft.cli.front.typed import require_two_dashes
 from lightning_sft.cli.front.words import in_settings, tidy
 from lightning_sft.cli.verbs import LIGHTNING_VERBS, OWN_VERBS
 from lightning_sft.errors import UserError
@@ -32,6 +33,15 @@ from lightning_sft.training.signals import WATCH, Stopped
 
 #: verbs that write checkpoints
 _SAVING = ("fit", "demo")
+#: what asks for help in place of a verb, or before one
+_HELP = ("-h", "--help", "help")
+#: what our verbs are called elsewhere
+_ELSEWHERE = {
+    "train": "fit", "finetune": "fit", "tune": "fit", "sft": "fit", "run": "fit", "start": "fit", "resume": "fit",
+    "eval": "validate", "evaluate": "validate", "val": "validate", "generate": "predict", "infer": "predict",
+    "inference": "predict", "new": "init", "create": "init", "merge": "export", "convert": "export", "save": "export",
+    "preview": "inspect", "show": "inspect", "memory": "estimate", "version": "--version",
+}  # fmt: skip
 #: options with which they only say something
 _ASKING = ("--help", "-h", "--print_config", "--print-config")
 
@@ -44,9 +54,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = arguments[0] if arguments else "--help"
-    if verb in ("-h", "--help"):
-        print(_help())
-        return
+    if verb in _HELP:
+        if not arguments[1:] or arguments[1].startswith("-"):
+            print(_help())
+            return
+        verb, arguments = arguments[1], [arguments[1], "--help", *arguments[2:]]
     if verb == "--version":
         print(f"lightning-sft {metadata.version('lightning-sft')}, lightning {metadata.version('lightning')}")
         return
@@ -122,6 +134,8 @@ def _in_front(verb: str, arguments: list[str]) -> list[str]:
     takes_settings = verb in LIGHTNING_VERBS or (verb in OWN_VERBS and OWN_VERBS[verb].settings)
     if verb.startswith("-"):
         return arguments
+    if takes_settings:
+        require_two_dashes(arguments)
     typed, arguments = arguments, spell_out_run(verb, tidy(arguments, takes_files=takes_settings))
     asked = next((i for i, word in enumerate(arguments) if word in ("-h", "--help")), None)
     if asked is not None and has_help(verb):
@@ -161,8 +175,9 @@ def _run_lightning_cli(arguments: list[str]) -> None:
 
 def _unknown_verb(verb: str) -> str:
     known = [*LIGHTNING_VERBS, *OWN_VERBS]
-    close = difflib.get_close_matches(verb, known, n=1)
-    message = f"There is no verb {verb!r}{f'; did you mean {close[0]!r}?' if close else '.'} Verbs: {', '.join(known)}."
+    close = nearest(verb, known, _ELSEWHERE) or _ELSEWHERE.get(verb)
+    hint = "." if close is None else f"; did you mean {close!r}?"
+    message = f"There is no verb {verb!r}{hint} Verbs: {', '.join(known)}. `lightning --help` says what they do."
     try:
         scripts = metadata.distribution("lightning-sdk").entry_points.select(group="console_scripts")
     except metadata.PackageNotFoundError:

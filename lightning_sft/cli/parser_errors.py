@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from lightning_sft.cli.front.listing import listing
 from lightning_sft.cli.front.names import nearest
+from lightning_sft.cli.front.typed import typed
 
 _NOISE = re.compile(
     r"Expected a <class 'NoneType'>|Expected a typing.Literal\['auto'\]|Does not validate|Subtypes:|Errors:|"
@@ -31,7 +32,7 @@ def explain(message: str, keys: Iterable[str], classes: dict[str, type]) -> str:
         r"unrecognized arguments: --(\S+?)(?:=|\s|$)|does not accept (?:option|nested key) '([^']+)'", message
     )
     if unknown:
-        return _unknown_key(unknown.group(1) or unknown.group(2), keys)
+        return _unknown_key(unknown.group(1) or unknown.group(2), keys, is_typed=bool(unknown.group(1)))
     required = re.search(r"arguments are required: (.*)", message)
     if required:
         names = [re.sub(r"^(fit|validate|test|predict)\.", "", n) for n in required.group(1).split(", ")]
@@ -81,11 +82,11 @@ def _in_words(text: str, message: str) -> str:
     return f"{rest} {said}Allowed: {' or '.join(dict.fromkeys(types))}.".strip()
 
 
-def _unknown_key(key: str, keys: list[str]) -> str:
+def _unknown_key(key: str, keys: list[str], is_typed: bool) -> str:
     parent = key.rpartition(".")[0]
     siblings = [k for k in keys if k.rpartition(".")[0] == parent] if parent else [k for k in keys if "." not in k]
     close = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-    meant = f"; did you mean {close[0]!r}?" if close else "."
+    meant = f"; did you mean {typed(close[0]) if is_typed else repr(close[0])}?" if close else "."
     if close or not (parent and siblings):
         return f"There is no setting {key!r}{meant}"
     return f"There is no setting {key!r}. Settings of {parent!r}: {', '.join(k.rpartition('.')[2] for k in siblings)}."

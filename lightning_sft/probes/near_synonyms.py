@@ -45,11 +45,12 @@ def near_synonyms(
 ) -> Tensor:
     """Return which pairs of tokens are near-synonyms, (pairs,), bool, on the CPU.
 
-    A special token, such as the end of an answer, is no word and a near-synonym of nothing.
+    A special token, such as the end of an answer, is no word and a near-synonym of nothing. Neither is a token without
+    letters: digits and signs have close embedding rows, and WordNet has *2* beside *two*.
 
     Args:
         model: the language model.
-        tokenizer: knows special tokens, and the words that WordNet needs; None goes by the embeddings alone.
+        tokenizer: knows special tokens and what is written; None goes by the embeddings alone.
         one: token ids, (pairs,), int64.
         other: token ids, (pairs,), int64.
         min_overlap: least cosine of two near-synonyms' embedding rows.
@@ -59,8 +60,10 @@ def near_synonyms(
     close = embedding_overlap(model, one, other).cpu() >= min_overlap
     if tokenizer is None:
         return close
-    if folder is None:
-        special = torch.tensor(sorted(tokenizer.all_special_ids), dtype=torch.int64)
-        return close & ~torch.isin(one.cpu(), special) & ~torch.isin(other.cpu(), special)
     words = [[str(tokenizer.decode([i])).strip() for i in ids.tolist()] for ids in (one, other)]
-    return torch.tensor([are_synonyms(a, b, folder) for a, b in zip(*words, strict=True)], dtype=torch.bool)
+    special = torch.tensor(sorted(tokenizer.all_special_ids), dtype=torch.int64)
+    is_word = [any(map(str.isalpha, a)) and any(map(str.isalpha, b)) for a, b in zip(*words, strict=True)]
+    both = torch.tensor(is_word, dtype=torch.bool) & ~torch.isin(one.cpu(), special) & ~torch.isin(other.cpu(), special)
+    if folder is None:
+        return both & close
+    return both & torch.tensor([are_synonyms(a, b, folder) for a, b in zip(*words, strict=True)], dtype=torch.bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
@@ -139,7 +140,9 @@ def _find(given: str) -> Path:
     if path.is_file() and path.name == RUN_SETTINGS:
         path = path.parent
     if not path.exists():
-        raise UserError(f"{given!r} does not exist. Allowed: the folder of a run, such as lightning_logs/NAME.")
+        raise UserError(
+            f"{given!r} does not exist.{_nearby(path)} Allowed: the folder of a run, such as lightning_logs/NAME."
+        )
     if path.is_dir() and _is_run(path):
         return Path(os.path.relpath(path)) if path.resolve().is_relative_to(Path.cwd()) else path.resolve()
     if path.is_dir():
@@ -151,6 +154,16 @@ def _find(given: str) -> Path:
         f"{given!r} is no run: it has no event file of TensorBoard, no {METRICS} and no {RUN_SETTINGS}. Allowed: the "
         "folder that a fit wrote, such as lightning_logs/NAME."
     )
+
+
+def _nearby(path: Path) -> str:
+    """Return a sentence about the runs beside or below a path that is not there, newest first; empty without any."""
+    above = next((folder for folder in path.parents if folder.is_dir()), Path())
+    runs = {p: p.stat().st_mtime for depth in ("*", "*/*") for p in above.glob(depth) if p.is_dir() and _is_run(p)}
+    newest = [str(p) for p in sorted(runs, key=lambda p: -runs[p])]
+    close = difflib.get_close_matches(str(path), newest, n=1)
+    meant = f" Did you mean {close[0]!r}?" if close else ""
+    return meant + (f" Runs there, newest first: {', '.join(newest[:5])}." if newest else "")
 
 
 def _is_run(path: Path) -> bool:

@@ -154,7 +154,7 @@ def test_it_comes_along_on_the_command_line_with_keys_and_a_file(toy_folder, tmp
     assert curves["capability/end/mean_p"][0][1] == pytest.approx(load_reading(folder / "capability.json").end.mean_p)
     content = json.loads((folder / "capability.json").read_text())
     assert content["end"]["all"]["tokens"] == content["start"]["all"]["tokens"]
-    assert content["advice"]["command"].startswith(f"lightning fit --config {folder}/config.yaml ")
+    assert content["advice"]["command"].startswith(f"lightning fit {folder}/config.yaml ")
     (last,) = (folder / "checkpoints").glob("last.ckpt")
     run("fit", toy_arguments(toy_folder, rows, trainer__max_steps=5, ckpt_path=last, trainer__logger=logger))
     resumed = json.loads((folder / "capability.json").read_text())

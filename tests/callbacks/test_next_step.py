@@ -53,12 +53,12 @@ def test_what_follows_from_verdicts(tmp_path: Path) -> None:
     assert step is not None
     assert line == f"Next: {step.command}"
     words = shlex.split(step.command)
-    assert words[:3] == ["lightning", "fit", "--config"]
-    assert (Path(words[3]).resolve(), words[4:7]) == (
+    assert words[:2] == ["lightning", "fit"]
+    assert (Path(words[2]).resolve(), words[3:6]) == (
         (run_folder / "config.yaml").resolve(),
         ["--objective", "RunnerUpMargin", "--objective.pairs"],
     )
-    assert Path(words[7]).resolve() == (run_folder / "silent.jsonl").resolve()
+    assert Path(words[6]).resolve() == (run_folder / "silent.jsonl").resolve()
     step, line = after_verdicts({"too early", "overconfident"}, run_folder, "silent.jsonl", ["--max_steps", "18"])
     assert step is not None
     assert shlex.split(step.command)[-2:] == ["--max_steps", "18"]

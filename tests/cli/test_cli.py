@@ -41,6 +41,14 @@ def message_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 BAD_INPUT = {
     "unknown verb": (["fitt"], ["'fitt'", "did you mean 'fit'", "validate, test, predict"]),
+    "verb of another tool": (["train", "sft.yaml"], ["'train'", "did you mean 'fit'?", "`lightning --help` says"]),
+    "one dash": (["fit", *BASE, "-lr", "1e-4"], ["'-lr' begins with one dash", "; did you mean --lr?"]),
+    "one dash before the rest": (
+        ["advise", "-objectve=NLL", *BASE],
+        ["'-objectve=NLL'", "; did you mean --objective?"],
+    ),
+    "output of another tool": (["fit", *BASE, "--output_dir=o"], ["'output_dir'", "did you mean --output?"]),
+    "rank of another tool": (["fit", *BASE, "--lora_r=8"], ["did you mean --adapter.r (in full --model.adapter.r)?"]),
     "unknown objective": (["fit", *BASE, "--model.objective=Powr"], ["'Powr'", "PowerFamily", "NLL", "my_module"]),
     "unknown callback": (
         ["fit", *BASE, "--trainer.callbacks+=TrainingMetric"],
@@ -48,14 +56,14 @@ BAD_INPUT = {
     ),
     "objective option": (
         ["fit", *BASE, "--model.objective=PowerFamily", "--model.objective.alhpa=2"],
-        ["'alhpa'", "did you mean 'alpha'"],
+        ["'alhpa'", "did you mean --objective.alpha (in full --model.objective.alpha)?"],
     ),
     "objective value": (
         ["fit", *BASE, "--model.objective=PowerFamily", "--model.objective.alpha=-1"],
         ["alpha=-1", "Allowed"],
     ),
-    "typo": (["fit", *BASE, "--model.objektive=NLL"], ["'model.objektive'", "did you mean 'model.objective'"]),
-    "typo of a trainer setting": (["fit", *BASE, "--trainer.max_stepz=3"], ["did you mean 'trainer.max_steps'"]),
+    "typo": (["fit", *BASE, "--model.objektive=NLL"], ["'model.objektive'", "did you mean --objective (in full"]),
+    "typo of a trainer setting": (["fit", *BASE, "--trainer.max_stepz=3"], ["did you mean --max_steps (in full"]),
     "wrong type": (["fit", *BASE, "--trainer.max_steps=many"], ["trainer.max_steps", "a whole number", "many"]),
     "missing configuration": (["fit", "--config=nowhere.yaml"], ["nowhere.yaml"]),
     "missing setting": (["fit", "--data.train=y"], ["needs a model: --model NAME"]),

@@ -306,7 +306,7 @@ def test_the_loop_of_the_page_starts_workers(toy_folder: Path, rows: Path) -> No
     (loop,) = re.findall(r"<!-- test: workers -->\n```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
     given = [*settings(toy_folder, rows), "--points=0", "--replicates=2", "--beat=1"]
     program = f"{sys.executable} -m lightning_sft"
-    loop = loop.replace("lightning compare --config mine.yaml", f"{program} compare {shlex.join(given)}")
+    loop = loop.replace("lightning compare mine.yaml", f"{program} compare {shlex.join(given)}")
     assert program in loop
     subprocess.run(["bash", "-c", loop], check=True)
     one, two = (json.loads(Path(f"work{i}/compare/report.json").read_text()) for i in (1, 2))

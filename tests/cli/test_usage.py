@@ -53,6 +53,34 @@ def test_a_verb_with_nothing_says_what_it_needs(verb: str, capsys: pytest.Captur
         assert word in said
 
 
+@pytest.mark.parametrize("asked", ["--help", "-h", "help"])
+@pytest.mark.parametrize("verb", ["fit", "report", "advise"])
+def test_help_before_a_verb_is_that_of_the_verb(asked: str, verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for arguments in ([verb, "--help"], [asked, verb]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code in (0, None)
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert said[0].startswith(f"usage: lightning {verb} ")
+
+
+def test_help_by_itself_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["help"])
+    assert "\nverbs:\n  fit " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("verb", "meant"),
+    [("train", "fit"), ("Finetune", "fit"), ("eval", "validate"), ("generate", "predict"), ("version", "--version")],
+)
+def test_verbs_of_other_tools_lead_to_ours(verb: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([verb, "sft.yaml"])
+    assert f"There is no verb {verb!r}; did you mean {meant!r}? Verbs: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_mistake_is_answered(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, words = REFUSED[name]

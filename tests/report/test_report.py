@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import time
 from html.parser import HTMLParser
@@ -259,6 +260,20 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         open_runs([str(tmp_path / "empty")])
     with pytest.raises(UserError, match="does not exist"):
         open_runs([str(tmp_path / "nowhere")])
+
+
+def test_runs_near_one_that_is_not_there_are_named(tmp_path: Path) -> None:
+    for number, name in enumerate(("NLL_1", "NLL_2", "Focal_1")):
+        os.utime(make_run(tmp_path / "runs" / name, parts=False), (number, number))
+    with pytest.raises(UserError) as raised:
+        open_runs(["runs/NLL_3"])
+    said = str(raised.value)
+    assert "'runs/NLL_3' does not exist. Did you mean 'runs/NLL_" in said
+    assert "Runs there, newest first: runs/Focal_1, runs/NLL_2, runs/NLL_1." in said
+    with pytest.raises(UserError, match="Runs there, newest first: runs/Focal_1"):
+        open_runs(["nowhere"])
+    with pytest.raises(UserError, match=r"does not exist\. Allowed"):
+        open_runs([str(tmp_path / "runs/NLL_1/deep/er")])
 
 
 def test_a_csv_logger_and_a_resumed_run(tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ Every arm finds its own learning rate by as many trials as every other, on rows 
 trained on the same replicates: a seed, with training rows and judged rows drawn afresh. All other options are settings
 of `lightning fit`, the same for all arms.
 
-  lightning compare --config mine.yaml --objectives "NLL,PowerFamily(1),EAFT" --trainer.max_steps 200
-  lightning compare --config mine.yaml --arm full model.adapter=null --arm lora model.adapter=peft.LoraConfig
+  lightning compare mine.yaml --objectives "NLL,PowerFamily(1),EAFT" --trainer.max_steps 200
+  lightning compare mine.yaml --arm full model.adapter=null --arm lora model.adapter=peft.LoraConfig
 
 The same command again goes on where it was interrupted, and does nothing new when all is done."""
 

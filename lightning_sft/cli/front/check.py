@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import yaml  # type: ignore[import-untyped]
@@ -20,6 +21,8 @@ from lightning_sft.cli.front.words import REPORT, class_of_word, expand
 from lightning_sft.cli.verbs import LIGHTNING_VERBS
 from lightning_sft.errors import UserError
 
+#: mistakes that one answer tells of
+_TOLD = 5
 #: what a class takes beside its arguments
 _OF_ANY_CLASS = {"class_path", "init_args", "dict_kwargs", "help"}
 #: modules of this package in which every class is listed
@@ -39,7 +42,7 @@ def check(verb: str, arguments: Sequence[str]) -> list[str]:
         Remarks on what is allowed and may surprise.
 
     Raises:
-        UserError: the first mistake.
+        UserError: all mistakes that it finds, of many the first `_TOLD`.
     """
     known = listing()
     own = known.verbs.get(verb, {})
@@ -49,7 +52,9 @@ def check(verb: str, arguments: Sequence[str]) -> list[str]:
     given = list(read_given(expand(arguments), known))
     checker.foreign = any(_is_foreign(one, known) for one in given)
     for one in given:
-        checker.look(one)
+        with checker.collecting():
+            checker.look(one)
+    checker.require_none()
     keys = {one.key for one in given}
     # a class of the user's own may have a model by itself
     if not checker.foreign and not any(key == "print_config" or key.endswith("help") for key in keys):
@@ -68,6 +73,7 @@ class Checker:
         foreign: whether some class is not in the list: short names may then be of classes that it brings along.
         chosen: setting -> the class that was last chosen for it; None for one that is not in the list.
         remarks: on what is allowed and may surprise.
+        mistakes: what was said of those that were found.
     """
 
     known: Listing
@@ -76,7 +82,25 @@ class Checker:
     foreign: bool = False
     chosen: dict[str, KnownClass | None] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    mistakes: list[str] = field(default_factory=list)
     _lists: dict[str, Given] = field(default_factory=dict)
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Keep a mistake and go on behind it, so that one answer tells of all."""
+        try:
+            yield
+        except UserError as error:
+            self.mistakes.append(str(error))
+
+    def require_none(self) -> None:
+        """Raise if mistakes were found."""
+        found = list(dict.fromkeys(self.mistakes))
+        if len(found) == 1:
+            raise UserError(found[0])
+        if found:
+            more = [f"and {len(found) - _TOLD} more."] if len(found) > _TOLD else []
+            raise UserError("\n  ".join([f"{len(found)} mistakes:", *found[:_TOLD], *more]))
 
     def look(self, one: Given) -> None:
         """Raise if one of those given cannot be right."""
@@ -129,7 +153,8 @@ class Checker:
         if isinstance(node, yaml.SequenceNode):
             if setting.bases and "list" in setting.takes:
                 for item in node.value:
-                    self._class(one, key, setting, item)
+                    with self.collecting():
+                        self._class(one, key, setting, item)
         elif setting.bases:
             self._class(one, key, setting, node)
         else:
@@ -153,12 +178,14 @@ class Checker:
             fields = {k.value: v for k, v in node.value if isinstance(k, yaml.ScalarNode)}
             path = fields.get("class_path")
             if isinstance(path, yaml.ScalarNode):
-                self._name(one, key, setting, path.value, is_path=True)
+                with self.collecting():
+                    self._name(one, key, setting, path.value, is_path=True)
             arguments = fields.get("init_args")
             if isinstance(arguments, yaml.MappingNode) and (path is not None or key in self.chosen):
                 for option, value in arguments.value:
                     at = Given(f"{key}.{option.value}", value, one.file, option.start_mark.line + 1)
-                    self._option(at, key, option.value)
+                    with self.collecting():
+                        self._option(at, key, option.value)
         else:
             text = node.value if isinstance(node, yaml.ScalarNode) else node
             if isinstance(text, str):
@@ -194,6 +221,7 @@ class Checker:
             by_default = next((c for c in named.values() if c.path == setting.default), None)
             only = next(iter(named.values())) if len(named) == 1 else None
             if by_default is None and only is None and named and not self.foreign:
+                self.chosen[key] = None  # said once, not of each of its arguments
                 raise UserError(say.no_class_yet(one, key, self.known))
             self.chosen[key] = by_default or only
         known = self.chosen.get(key)

@@ -20,6 +20,7 @@ from lightning_sft.cli.front.names import (
     not_offered,
     plain,
 )
+from lightning_sft.cli.front.typed import typed
 from lightning_sft.cli.front.words import LOGGERS, WORDS, class_of_word
 
 _NUMBERS = {"int": "a whole number", "float": "a number", "bool": "true or false", "null": "null", "str": "a text"}
@@ -57,8 +58,7 @@ def unknown_setting(one: Given, known: Listing, own: Iterable[str]) -> str:
     if (other := not_offered(key) or (None if _is_near(key, meant) else instead(key))) is not None:
         return f"{text}. {other}"
     if meant is not None:
-        short = "" if one.file else next((f" (in short --{w})" for w, long in WORDS.items() if long == meant), "")
-        return f"{text}; did you mean {meant!r}{short}?"
+        return f"{text}; did you mean {_as_written(one, meant)}?"
     kind = _of_any_kind(key.rpartition(".")[2], known)
     if kind is not None:
         return f"{text}; did you mean {kind}?"
@@ -66,6 +66,14 @@ def unknown_setting(one: Given, known: Listing, own: Iterable[str]) -> str:
     if inside:
         return f"{text}. Settings of {section!r}: {', '.join(inside)}."
     return f"{text}. `lightning fit --help` shows those people turn, `lightning fit --help all` the rest."
+
+
+def _as_written(one: Given, key: str) -> str:
+    """Return a setting as it is to be written where another was given: a file's key, or an option, in short first."""
+    if one.file:
+        return repr(key)
+    option = typed(key)
+    return option if option == f"--{key}" else f"{option} (in full --{key})"
 
 
 def _is_near(key: str, meant: str | None) -> bool:
@@ -79,7 +87,7 @@ def _of_any_kind(word: str, known: Listing) -> str | None:
         found = next((n for n in known.of_class(key) if setting.bases and plain(n) == plain(word)), None)
         found = found or next((c for c in setting.choices if len(c) > 4 and plain(c) == plain(word)), None)
         if found is not None:
-            return f"{_option(key)} {found}"
+            return f"{typed(key)} {found}"
     return None
 
 
@@ -163,14 +171,9 @@ def no_class_yet(one: Given, key: str, known: Listing) -> str:
     meant, takers = _taken_elsewhere(option, key, known)
     fit = f" {many} take no {option!r}." if not takers else f" {meant!r} is an argument of {', '.join(takers[:8])}."
     return (
-        f"{one.where}{one.name} is an argument of {kind}, and none is chosen before it.{fit} Give {_option(key)} "
+        f"{one.where}{one.name} is an argument of {kind}, and none is chosen before it.{fit} Give {typed(key)} "
         f"{takers[0] if takers else name} first."
     )
-
-
-def _option(key: str) -> str:
-    """Return the option of a setting as people type it."""
-    return f"--{next((word for word, long in WORDS.items() if long == key), key)}"
 
 
 def _taken_elsewhere(option: str, key: str, known: Listing) -> tuple[str, list[str]]:
@@ -190,7 +193,8 @@ def unknown_option(one: Given, key: str, option: str, known: KnownClass, listed:
     for base in listed.settings[key].bases:
         elsewhere |= OPTIONS.get(base, {})
     meant = nearest(option, known.options, elsewhere)
-    hint = f"; did you mean {meant!r}?" if meant else "."
+    written = repr(meant) if one.file else _as_written(one, f"{key}.{meant}")
+    hint = f"; did you mean {written}?" if meant else "."
     name = known.path.rpartition(".")[2]
     usual = USUAL_OPTIONS.get(name, ())
     takes = ", ".join(usual or sorted(known.options)) or "nothing"

@@ -26,6 +26,8 @@ WORDS = {
     "logger": "trainer.logger",
     "seed": "seed_everything",
 }
+#: argument of an adapter in short -> what peft calls it
+ADAPTER_WORDS = {"alpha": "lora_alpha", "rank": "r", "dropout": "lora_dropout"}
 LOGGERS: dict[str, tuple[str, dict[str, Any]]] = {
     "csv": ("lightning.pytorch.loggers.CSVLogger", {"save_dir": "."}),
     "tensorboard": ("lightning.pytorch.loggers.TensorBoardLogger", {"save_dir": ".", "default_hp_metric": False}),
@@ -179,8 +181,8 @@ def expand(arguments: Sequence[str]) -> list[str]:
 def _long(word: str, dot: str, below: str, long: str, values: list[str], joined: bool) -> list[Word]:
     if word == "adapter":
         option = below.removeprefix("init_args.")
-        known = {"alpha": "lora_alpha", "rank": "r", "dropout": "lora_dropout"}
-        return [(f"--model.adapter.{known.get(option, option)}", values, joined)] if dot else _adapter(values, joined)
+        long = f"--model.adapter.{ADAPTER_WORDS.get(option, option)}"
+        return [(long, values, joined)] if dot else _adapter(values, joined)
     if word == "logger" and not dot:
         return _logger(values, joined)
     return [(long, values, joined)]
