@@ -181,7 +181,7 @@ def row(name, lines):
     """Return a row of the table."""
     crossing = [line for line in lines if line["critical"]]
     told = [line for line in crossing if line["predicted"]]
-    refused = f"{len(crossing) - len(told)} of {len(crossing)}"
+    refused = f"{sum(not line['predicted'] for line in lines)} of {len(lines)}"
     if not told:
         return f"| {name} | {len(lines)} | | | {refused} | | | | |"
     errors = sorted(abs(error(line)) for line in told)
@@ -189,7 +189,7 @@ def row(name, lines):
     hits, count, low, high = coverage(told)
     cells = [name, len(lines), f"{statistics.median(errors):.2f}%", f"{errors[-1]:.2f}%", refused,
              f"{hits} of {count} ({low:.2f} to {high:.2f})", f"{statistics.fmean(map(score, told)):.2f}",
-             f"{statistics.median(plain):.1f}%",
+             f"{statistics.median(plain):.1f}%" if plain else "",
              f"{statistics.fmean(line['gradients'] for line in told):.1f}"]  # fmt: skip
     return f"| {' | '.join(map(str, cells))} |"
 

@@ -178,6 +178,9 @@ def test_predict_grid_weighs_units_alike():
     mixed = widths([*lines, grid_cell("SGD", 0.3)], OPTIMIZERS)
     assert mixed["plain"][:3] == (pytest.approx(0.3), 1, 1)
     assert mixed["other"][0] == factor
+    told = {**grid_cell("Lion", 0.5), "uniform": None, "gradients": 12}
+    row = predict_grid.row("Lion", [told, {**told, "predicted": None}])
+    assert "| 1 of 2 | 1 of 1 (" in row, "a refusal counts, whether or not trials find a rate"
 
 
 def test_classes_for_judgement_are_no_others():
