@@ -21,6 +21,7 @@ ROOT_FILES = {
     "hub",
     "places",
     "units",
+    "held_out",
     "progress",
     "module",
     "evaluation",
@@ -41,6 +42,7 @@ FORBIDDEN = {
     "errors.py": ("lightning.", "lightning_sft.", "torch"),
     "files.py": ("lightning.", "lightning_sft."),
     "units.py": ("lightning.", "lightning_sft.", "torch"),
+    "held_out.py": ("lightning.", "lightning_sft.", "torch"),
     "progress.py": (
         "lightning.",
         "torch",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from lightning_sft.audit.result import Audit
-from lightning_sft.metrics.row_bootstrap import MIN_ROWS
+from lightning_sft.held_out import MIN_ROWS
 from lightning_sft.metrics.silent import SilentReading
 from lightning_sft.metrics.silent_verdict import SilentVerdict, too_few
 

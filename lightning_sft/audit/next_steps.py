@@ -11,7 +11,7 @@ from lightning_sft.audit.headline import is_almost_unchanged
 from lightning_sft.audit.render import Block, Command
 from lightning_sft.audit.result import Audit
 from lightning_sft.audit.summary import CONTEXTS
-from lightning_sft.metrics.row_bootstrap import MIN_ROWS
+from lightning_sft.held_out import MIN_ROWS
 
 FASTER = 10  # times the learning rate that changed next to nothing
 

@@ -211,7 +211,8 @@ class CapabilityProbe(Callback):
             told = options if _is_news(self.start, pl_module) else None
             picked = getattr(getattr(pl_module, "auto", None), "choice", None) is not None
             if told is not None and not picked and ends_with_commands(trainer):
-                self.next_step, told = NextStep(_why(advice), advice.command(told), measured=False), None
+                command = advice.command(told)
+                self.next_step, told = NextStep(_why(advice), command, measured=False, compares=advice.compare), None
             self._tell(self.start, told, advises=not picked)  # what was picked has been told, and why
         else:
             rank_zero_info(f"Capability on the same tokens after the fit: {self.end.in_short(explains=False)}")

@@ -1,4 +1,4 @@
-"""What to train next: callbacks suggest it, and the end of a run says one of the suggestions."""
+"""What to train next: callbacks suggest it, and the end of a run says which suggestions count most."""
 
 from __future__ import annotations
 
@@ -24,20 +24,30 @@ class NextStep:
         why: what speaks for it, in a sentence.
         command: what to type.
         measured: whether the trained model speaks for it, and not only what was read before training: this counts more.
-        only_longer: whether it is the same run, which goes on: this counts less than another objective.
+        only_longer: whether it is the same run, which goes on because it was too short to tell.
+        compares: whether it is a comparison, which takes many runs.
     """
 
     why: str
     command: str
     measured: bool
     only_longer: bool = False
+    compares: bool = False
 
 
-def next_step_of(trainer: Trainer) -> NextStep | None:
-    """Return the one suggestion that a run ends with; what a callback suggests is its attribute ``next_step``."""
+def next_steps_of(trainer: Trainer) -> list[NextStep]:
+    """Return what a run suggests at its end, the first being what to do; a callback's is its attribute ``next_step``.
+
+    What the trained model speaks for stands alone. After a run that was too short to tell, going on comes first, and
+    then another objective that the reading before training speaks for; no comparison, whose runs would be as short.
+    """
     found = (getattr(callback, "next_step", None) for callback in callbacks_of(trainer))
     steps = [step for step in found if isinstance(step, NextStep)]
-    return min(steps, key=lambda step: (not step.measured, step.only_longer), default=None)
+    if (measured := next((step for step in steps if step.measured), None)) is not None:
+        return [measured]
+    if (longer_run := next((step for step in steps if step.only_longer), None)) is not None:
+        return [longer_run, *(step for step in steps if not (step.only_longer or step.compares))]
+    return steps[:1]
 
 
 def ends_with_commands(trainer: Trainer) -> bool:
@@ -83,16 +93,16 @@ def after_verdicts(
         return None, ""
     if "silent failure" in outcomes:
         objective, pairs = "RunnerUpMargin", None if folder is None else folder / contexts
-        why = "the loss fell while right words stay behind their competitors; a margin between them may help"
+        why = "the loss fell while right words stay behind their competitors, and a margin between them may help"
     else:
         objective, pairs = "LabelSmoothing", None
-        why = "the model is surer than it is right; smoothed labels may help"
+        why = "the model is surer than it is right, and smoothed labels may help"
     if folder is None or not (folder / RUN_SETTINGS).is_file():  # no command has started it
         given = "" if pairs is None else f"pairs={str(pairs)!r}"
         return None, f"Next: SFTModule(..., objective={objective}({given}))"
     command = f"lightning fit {shlex.quote(str(near(folder / RUN_SETTINGS)))} --objective {objective}"
     command += "" if pairs is None else f" --objective.pairs {shlex.quote(str(near(pairs)))}"
-    return NextStep(why, command, measured=True), f"Next: {command}"
+    return NextStep(why, command, measured=True), _in_lines(why, command)
 
 
 def _go_on(folder: Path | None, more: Sequence[str]) -> tuple[NextStep | None, str]:
@@ -101,6 +111,11 @@ def _go_on(folder: Path | None, more: Sequence[str]) -> tuple[NextStep | None, s
         return None, ""
     if folder is None or not (folder / RUN_SETTINGS).is_file():
         return None, "To tell, train longer."
-    why = "this was too short to tell whether it fails silently; it goes on from its last step"
+    why = "this was too short to tell whether it fails silently, and it goes on from its last step"
     command = shlex.join(["lightning", "fit", str(near(folder)), *more])
-    return NextStep(why, command, measured=False, only_longer=True), f"Next: {command}"
+    return NextStep(why, command, measured=False, only_longer=True), _in_lines(why, command)
+
+
+def _in_lines(why: str, command: str) -> str:
+    """Return a command below what it is for, as the report looks for them."""
+    return f"To try next, since {why}:\nNext: {command}"

@@ -15,6 +15,7 @@ from torch import nn
 from lightning_sft._lightning import data_parallel_size_and_rank
 from lightning_sft.checkpoints.runs import run_folder
 from lightning_sft.data.batches.loaders import is_flat
+from lightning_sft.held_out import too_few
 from lightning_sft.models.beside_text import beside_text
 from lightning_sft.models.capability import capability, fastest
 from lightning_sft.training.schedules import warmup_length
@@ -113,6 +114,8 @@ def _data(trainer: Trainer, module: LightningModule) -> Iterator[tuple[str, str]
         told = ", ".join(f"{number:,} {what}" for what, number in changed.items() if number)
         if told:
             yield "", f"{' ' * len(name)} {told} (`lightning inspect` shows which)"
+        if name == "val" and (few := too_few(report.rows)):
+            yield "", f"{' ' * len(name)} {few}"
 
 
 def _plan(trainer: Trainer) -> Iterator[tuple[str, str]]:

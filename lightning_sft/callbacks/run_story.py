@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from lightning_sft.callbacks.next_step import next_step_of
+from lightning_sft.callbacks.next_step import next_steps_of
 from lightning_sft.callbacks.run_facts import facts_of_run
 from lightning_sft.checkpoints.runs import run_folder
 from lightning_sft.places import CHECKPOINTS, near
@@ -97,13 +97,12 @@ class RunStory(Callback):
             yield f"{'' if i else 'Saved':<{_WIDTH}}{names} in {near(place)}"
         if self.next_commands is None:
             return
-        listed: dict[str, Sequence[str]] = {}
+        again = next_steps_of(trainer)
+        listed: dict[str, Sequence[str]] = {f"Go on: {step.why}:": [step.command] for step in again if step.only_longer}
         if best is not None:
             place = best.parent.parent if best.parent.name == CHECKPOINTS else best.parent
             listed |= self.next_commands(near(place), near(best))
-        again = next_step_of(trainer)
-        if again is not None:
-            listed[f"Train again: {again.why}:"] = [again.command]
+        listed |= {f"Train again: {step.why}:": [step.command] for step in again if not step.only_longer}
         for i, (what, commands) in enumerate(listed.items()):
             yield f"{'' if i else 'Next':<{_WIDTH}}{what}"
             yield from (f"{'':<{_WIDTH + 2}}{command}" for command in commands)

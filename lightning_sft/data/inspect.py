@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lightning_sft.data.storage.dataset import Row, SetReport
+from lightning_sft.held_out import too_few
 
 if TYPE_CHECKING:
     from lightning_sft.data.datamodule import SFTDataModule
@@ -88,6 +89,8 @@ def _summary(what: str, report: SetReport) -> str:
         f"  length: shortest {low}, median {middle}, 90% up to {high}, longest {top}",
         f"  truncated {report.truncated}, dropped as too long {report.dropped}, skipped as bad {len(report.rejected)}",
     ]
+    if what == "val" and (few := too_few(report.rows)):
+        lines.append(f"  few: {few}")
     if report.packs:
         lines.append(f"  packed: {report.packs} packs, {report.pack_efficiency:.1%} full")
     if what != "train":

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from peft import LoraConfig
 
 from lightning_sft.errors import UserError
 from lightning_sft.estimate.run import PlannedRun
 from lightning_sft.estimate.spread import DeviceMemory
-from lightning_sft.estimate.step import StepMemory
+from lightning_sft.estimate.step import StepMemory, StepPlan
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Lever:
 
 
 def levers(run: PlannedRun, longest: int | None = None, mean: float | None = None) -> list[Lever]:
-    """Return what can be changed, each by itself: first what leaves the gradient alone.
+    """Return what can be changed, each by itself: first what leaves the gradient alone; nothing that cannot run there.
 
     Args:
         run: as configured.
@@ -79,12 +80,12 @@ def levers(run: PlannedRun, longest: int | None = None, mean: float | None = Non
             "the same gradient; layers are sent while they are needed",
             lambda: run.changed(strategy="fsdp2"),
         )
-    if run.memory.states > 2 * run.memory.parameters[1]:
+    if run.gpu and run.memory.states > 2 * run.memory.parameters[1]:
         small = replace(run.memory, states=2 * run.memory.parameters[1] * (1 + 8 // 256))
         add(
             "8-bit optimizer",
-            "--model.optimizer bitsandbytes.optim.AdamW8bit --model.optimizer.lr ...",
-            "states are rounded; needs a GPU and the extra `quantization`",
+            f"--model.optimizer bitsandbytes.optim.AdamW8bit{_rate_option(step)}",
+            "states are rounded; needs the extra `quantization`",
             lambda: _with_memory(run, small),
         )
     if not model.has_adapter:
@@ -96,14 +97,20 @@ def levers(run: PlannedRun, longest: int | None = None, mean: float | None = Non
             "another model is trained: rank 16 beside a frozen base; a rate some ten times as high",
             lambda: run.changed(model=lora, reference="none" if run.reference == "frozen" else run.reference),
         )
-    elif model.quantization is None and run.strategy in ("single", "ddp"):
+    elif run.gpu and model.quantization is None and run.strategy in ("single", "ddp"):
         add(
             "nf4 base",
             "--model.quantization nf4",
-            "the base is rounded to 4 bits; needs a GPU and the extra `quantization`",
+            "the base is rounded to 4 bits; needs the extra `quantization`",
             lambda: run.changed(model={"quantization": "nf4"}),
         )
     return found
+
+
+def _rate_option(step: StepPlan) -> str:
+    """Return the option that keeps the learning rate under another optimizer; empty where there is none."""
+    rate = step.optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))]}]).param_groups[0].get("lr")
+    return "" if rate is None else f" --model.optimizer.lr {float(rate):g}"
 
 
 def _with_memory(run: PlannedRun, memory: StepMemory) -> PlannedRun:

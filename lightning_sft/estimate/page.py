@@ -36,8 +36,10 @@ def describe(run: PlannedRun, found: Sequence[Lever], gib: float | None) -> str:
     if found:
         lines += ["", *_levers(found, held, gib, gpu=run.gpu)]
         first = first_to_pull(found, held, gib, gpu=run.gpu)
-        word = "What saves most" if gib is None else "First"
-        lines += [f"{word}: {first.name}: {first.how}"] if first is not None else []
+        if first is not None:
+            enough = gib is not None and first.held is not None and fits(first.held, gib, gpu=run.gpu)
+            alone = "" if enough or gib is None else ", not enough by itself"
+            lines.append(f"{'First' if enough else f'What saves most{alone}'}: {first.name}: {first.how}")
     lines += ["", *_notes(run, strategies)]
     return "\n".join(lines)
 

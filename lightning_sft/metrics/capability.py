@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_sft.errors import UserError
+from lightning_sft.held_out import MIN_ROWS
 from lightning_sft.metrics.calibration import first_choice_calibration
 from lightning_sft.metrics.capability_reading import (
     MIDDLE,
@@ -27,7 +28,7 @@ from lightning_sft.metrics.capability_reading import (
     Histogram,
     Place,
 )
-from lightning_sft.metrics.row_bootstrap import MIN_ROWS, row_bootstrap
+from lightning_sft.metrics.row_bootstrap import row_bootstrap
 from lightning_sft.metrics.wide import wide
 
 #: per cent, of p and of entropy

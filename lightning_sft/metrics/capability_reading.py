@@ -197,7 +197,8 @@ class CapabilityReading:
         tokens = f", special tokens left out ({group.mean_p:.3f} with them)" if apart else ""
         exact = "" if group.exact_match is None else f", {group.exact_answers} of {group.answers} answers exact"
         cut_offs = f"; up to {self.cut_offs.weak:g} we call weak, from {self.cut_offs.strong:g} strong" * explains
-        whole = f" Of all tokens: NLL {group.nll:.2f}, right first choice {group.top1_share:.1%}{exact}." * totals
+        of_all = f" Of all {group.tokens} tokens in these {group.rows} rows: NLL {group.nll:.2f}"
+        whole = f"{of_all}, right first choice {group.top1_share:.1%}{exact}." * totals
         return (
             f"{self.place}. The right token has a probability of {judged.mean_p:.3f}{bounds} on average{tokens}"
             f"{cut_offs}.{whole}"

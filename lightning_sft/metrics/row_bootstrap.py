@@ -6,8 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 SEED = 0
-#: fewer rows than this give no interval: a bootstrap of them is far too narrow
-MIN_ROWS = 8
 #: numbers that are held at a time
 _AT_A_TIME = 2_000_000
 

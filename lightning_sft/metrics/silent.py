@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_sft.metrics.row_bootstrap import MIN_ROWS, row_bootstrap
+from lightning_sft.held_out import MIN_ROWS
+from lightning_sft.metrics.row_bootstrap import row_bootstrap
 from lightning_sft.metrics.wide import wide
 from lightning_sft.scores import TokenScores
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from lightning_sft.metrics.row_bootstrap import MIN_ROWS
+from lightning_sft.held_out import MIN_ROWS
 from lightning_sft.metrics.run_length import RunLength
 from lightning_sft.metrics.silent import SilentReading
 
@@ -78,7 +78,7 @@ def judge(
     counts = (
         f"of {r.behind} {name} that were outranked at the start, {r.share:.1%} have a loss lower by more than "
         f"{r.min_fall:g} nats and are still behind the same competitor, and {r.flipped:.1%} have overtaken it "
-        f"(mean NLL of all tokens {r.nll_before:.2f} -> {r.nll:.2f})"
+        f"(mean NLL of all {r.tokens} tokens in the {r.rows} rows of this reading {r.nll_before:.2f} -> {r.nll:.2f})"
     )
     if math.isnan(r.share_low):
         return SilentVerdict("nothing to judge", f"{_FAILS}: {too_few(reading, trained=True)}. Seen: {counts}.")

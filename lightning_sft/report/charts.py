@@ -92,7 +92,9 @@ def curves(title: str, y: str, series: Iterable[Series], *, note: str = "", shar
     colour: Spec = {"field": "s", "type": "nominal", "sort": None, "scale": {"domain": labels, "range": hues},
                     "legend": None}  # fmt: skip
     if len(labels) > 1:
-        colour["legend"] = {"columns": 1 if max(map(len, labels)) > _LONG else 2}
+        # a stroke, which can be dashed; of a chart with dots, too, whose sign would be a dot
+        colour["legend"] = {"columns": 1 if max(map(len, labels)) > _LONG else 2, "symbolType": "stroke",
+                            "symbolSize": 500, "symbolStrokeWidth": 2}  # fmt: skip
     scale = {"domain": [0, 1]} if share else {"zero": False}
     x = {"field": "x", "type": "quantitative", "title": "optimizer step", "axis": {"grid": False, "format": "~s"}}
     encoding = {
@@ -106,7 +108,7 @@ def curves(title: str, y: str, series: Iterable[Series], *, note: str = "", shar
         ],
     }
     dash = {"field": "s", "type": "nominal", "sort": None, "scale": {"domain": labels, "range": dashes},
-            **({"legend": None} if len(labels) == 1 else {})}  # fmt: skip
+            "legend": colour["legend"]}  # fmt: skip
     lines = {"mark": {"type": "line", "strokeWidth": 2, "clip": True}, "encoding": {"strokeDash": dash}}
     dots = {"mark": {"type": "point", "filled": True, "size": 45, "opacity": 1, "clip": True},
             "transform": [{"filter": "datum.few"}]}  # fmt: skip

@@ -27,6 +27,7 @@ class Part:
         charts: drawn side by side where there is room.
         tables: below them.
         command: what to type next; empty without.
+        why: what it is for, a line above it.
     """
 
     run: str = ""
@@ -34,6 +35,7 @@ class Part:
     charts: list[Chart] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     command: str = ""
+    why: str = ""
 
     @property
     def is_empty(self) -> bool:

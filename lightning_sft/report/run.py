@@ -20,6 +20,8 @@ from lightning_sft.report.events import EVENTS, METRICS, Logs, read_logs
 
 #: a run that wrote nothing for so many seconds is not under way any more
 _STILL = 600
+#: arguments of an adapter that people choose; a settings file holds some twenty more, at their defaults
+_OF_ADAPTERS = {"r", "rank", "alpha", "lora_alpha", "lora_dropout", "target_modules", "num_virtual_tokens"}
 
 
 @dataclass
@@ -110,6 +112,8 @@ def class_name(given: Any, default: str = "none") -> str:
     if not isinstance(given, Mapping) or "class_path" not in given:
         return str(given)
     arguments = given.get("init_args") or {}
+    if str(given["class_path"]).startswith("peft."):
+        arguments = {name: value for name, value in arguments.items() if name in _OF_ADAPTERS}
     shown = [f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in arguments.items()
              if isinstance(v, int | float | str) and not isinstance(v, bool) and v not in ("", 0)]  # fmt: skip
     name = str(given["class_path"]).rpartition(".")[2]

@@ -10,10 +10,12 @@ from lightning_sft.report.charts import Chart, Series, curves
 from lightning_sft.report.parts import Part, Section, Table
 from lightning_sft.report.run import Run
 from lightning_sft.report.sentences import advice_of, judged
-from lightning_sft.report.tables import one_line, rows_of, without_what_all_share, word
+from lightning_sft.report.tables import before_a_word, one_line, rows_of, spoken, without_what_all_share, word
 from lightning_sft.report.words import SPEEDS, WORDS, number, signed
 from lightning_sft.units import duration
 
+#: how a line begins that says what the next command is for
+WHY = "To try next, "
 #: contexts and samples that are shown at most
 CONTEXTS, SAMPLES = 12, 8
 
@@ -62,16 +64,23 @@ def _safely(make: Callable[[Run], Part], run: Run) -> Part:
         return Part()
 
 
-def _together(runs: Sequence[Run], keys: dict[str, str], title: str, y: str, **options: Any) -> Chart | None:
-    """Return curves of several keys and runs: the first key solid, the others dashed."""
+def _together(
+    runs: Sequence[Run], keys: dict[str, str], title: str, y: str, note: str = "", dashed: str = "", **options: Any
+) -> Chart | None:
+    """Return curves of several keys (log key -> label) and runs: the first key solid, the others dashed.
+
+    The note says what is ``dashed`` where such curves are drawn.
+    """
     several = len(runs) > 1
+    if dashed and any(run.logs.curve(key) for run in runs for key in list(keys)[1:]):
+        note = f"{note} Dashed: {dashed}.".strip()
     series = [
         Series(", ".join(filter(None, (run.label if several else "", label))) or title, run.logs.curve(key), i > 0,
                number if several else None)
         for number, run in enumerate(runs)
         for i, (key, label) in enumerate(keys.items())
     ]  # fmt: skip
-    return curves(title, y, series, **options)
+    return curves(title, y, series, note=note, **options)
 
 
 def _kept(charts_: Sequence[Chart | None]) -> list[Chart]:
@@ -81,11 +90,12 @@ def _kept(charts_: Sequence[Chart | None]) -> list[Chart]:
 def _curves(runs: Sequence[Run]) -> Part:
     both = {"val/nll": "held out", "train/nll": "training"}
     return Part(charts=_kept([
-        _together(runs, both, "NLL", "nats per token", note="Lower is better; dashed: training rows."),
+        _together(runs, both, "NLL", "nats per token", note="Lower is better.", dashed="training rows"),
         _together(runs, {"val/exact_match": "first choices", "val/task_accuracy": "generated"},
                   "Answers that are right", "share", share=True,
-                  note="Solid: every token is the first choice. Dashed: answers that the model writes."),
-        _together(runs, {"val/mean_p": "held out", "train/mean_p": "training"}, "Mean p of the right token", "p"),
+                  note="Right: every token is the first choice.", dashed="answers that the model writes"),
+        _together(runs, {"val/mean_p": "held out", "train/mean_p": "training"}, "Mean p of the right token", "p",
+                  dashed="training rows"),
         _together(runs, {"train/lr": ""}, "Learning rate", "learning rate"),
     ]))  # fmt: skip
 
@@ -121,7 +131,7 @@ def _capability(run: Run) -> Part:
         part.lines += [f"Avoid: {', '.join(advice['avoid'])}."] if advice["avoid"] else []
         part.lines += [" ".join(advice.get("why", ()))]
         if not _silent(run).command:  # what the trained model speaks for counts more than a reading before training
-            part.command = advice["command"]
+            part.command, part.why = advice["command"], "To try next, by this reading before training:"
     return part
 
 
@@ -129,8 +139,10 @@ def _silent_curves(runs: Sequence[Run]) -> Part:
     keys = {"silent/train/share": "trained rows", "silent/val/share": "held-out rows"}
     flipped = {"silent/train/flipped": "trained rows", "silent/val/flipped": "held-out rows"}
     return Part(charts=_kept([
-        _together(runs, keys, "Stayed behind although their loss fell", "share of outranked tokens", share=True),
-        _together(runs, flipped, "Overtook their competitor", "share of outranked tokens", share=True),
+        _together(runs, keys, "Stayed behind although their loss fell", "share of outranked tokens",
+                  dashed="held-out rows", share=True),
+        _together(runs, flipped, "Overtook their competitor", "share of outranked tokens", dashed="held-out rows",
+                  share=True),
     ]))  # fmt: skip
 
 
@@ -139,8 +151,9 @@ def _silent(run: Run) -> Part:
     part = Part(lines=[] if verdict is None else [line for line in verdict.splitlines() if line])
     commands = [line for line in part.lines if line.startswith("Next: ")]
     if commands:
-        part.lines = [line for line in part.lines if line not in commands]
-        part.command = commands[0].removeprefix("Next: ")
+        reasons = [line for line in part.lines if line.startswith(WHY)]
+        part.lines = [line for line in part.lines if line not in (*commands, *reasons)]
+        part.command, part.why = commands[0].removeprefix("Next: "), reasons[0] if reasons else "To try next:"
     contexts = without_what_all_share([str(c.get("context", "")) for c in run.contexts[:CONTEXTS]], ends=False)
     rows = [_context_row(text, c) for text, c in zip(contexts, run.contexts, strict=False)]
     if rows:
@@ -154,7 +167,7 @@ def _silent(run: Run) -> Part:
 def _context_row(text: str, context: Mapping[str, Any]) -> list[str]:
     c = context
     return [
-        one_line(text, 160),
+        before_a_word(text),
         *(word(str(c.get(name, c.get(f"{name}_id", "")))) for name in ("correct", "competitor")),
         f"{c.get('p_correct', 0):.3f} / {c.get('p_competitor', 0):.3f}",
         f"{c.get('nll_start', 0):.2f} \u2192 {c.get('nll', 0):.2f}",
@@ -241,7 +254,9 @@ def _samples(run: Run) -> Part:
     rows = []
     for prompt, (full, reference, answer, score) in list(zip(prompts, last, strict=True))[:SAMPLES]:
         earlier = before.get(full, [""] * 4)
-        rows.append([one_line(prompt), one_line(reference), _scored(earlier[2], earlier[3]), _scored(answer, score)])
+        rows.append(
+            [one_line(spoken(prompt)), one_line(reference), _scored(earlier[2], earlier[3]), _scored(answer, score)]
+        )
     if len(texts) == 1:
         return Part(tables=[Table(["prompt", "reference", f"answer at step {max(texts)}"],
                                   [[a, b, d] for a, b, _, d in rows], wide=True)])  # fmt: skip

@@ -9,6 +9,9 @@ from lightning_sft.places import RUN_SETTINGS
 from lightning_sft.report.run import Run, class_name
 from lightning_sft.units import adapter_kind
 
+#: of fewer answers than this, a share in per cent says more than there is
+_FEW = 50
+
 
 def in_short(run: Run) -> list[str]:
     """Return: what was trained and whether it learned; where the model stood before; whether it failed silently."""
@@ -30,23 +33,38 @@ def _learned(run: Run) -> str:
         what += " so far, and is under way"
     elif not run.is_complete:
         what += " and stopped early"
+    rows = _few_rows(run)
     changes = [words for words in (
         _moved(run, "val/nll", "held-out NLL", "nats per token"),
-        _moved(run, "val/exact_match", "answers that are exactly right", share=True),
-        _moved(run, "val/task_accuracy", "generated answers that are right", share=True),
+        _moved(run, "val/exact_match", "answers that are exactly right", share=True, of=rows),
+        _moved(run, "val/task_accuracy", "generated answers that are right", share=True, of=rows),
     ) if words]  # fmt: skip
+    if changes and rows:
+        changes.append(f"these are {rows} held-out row{'s' * (rows != 1)}, and others may give quite other values")
     if not changes:
         changes = [words for words in (_moved(run, "train/nll", "training NLL", "nats per token"),) if words]
     return f"{what}: {'; '.join(changes)}." if changes else f"{what}; nothing was logged that says whether it learned."
 
 
-def _moved(run: Run, key: str, name: str, unit: str = "", share: bool = False) -> str | None:
+def _few_rows(run: Run) -> int | None:
+    """Return how many held-out rows there are, where they are few; None where they are many, or nobody counted."""
+    rows = run.logs.last_value("data/val_rows")
+    return int(rows) if rows is not None and 0 < rows < _FEW else None
+
+
+def _moved(run: Run, key: str, name: str, unit: str = "", share: bool = False, of: int | None = None) -> str | None:
+    """Return how a value moved; a share of few answers as their count, where it is one."""
     curve = run.logs.curve(key)
     first, last = run.logs.first_value(key), run.logs.last_value(key)
     if first is None or last is None:
         return None
 
+    # a row may hold several answers, or only some rows be asked: then the share is no whole number of them
+    counts = share and of is not None and all(abs(v * of - round(v * of)) < 1e-4 for v in (first, last))
+
     def shown(value: float) -> str:
+        if counts and of is not None:
+            return f"{round(value * of)} of {of}"
         return f"{value:.1%}" if share else f"{value:.3g}"
 
     if len(curve) < 2:

@@ -59,6 +59,27 @@ def _whole_words(shared: str) -> str:
     return whole[0] if whole and len(whole[0]) >= _LEAST else ""
 
 
+#: what chat templates write between messages: a sign for a turn, and whose it is
+_TURN = re.compile(
+    r"\s*(?:<\|[^<>|\n]{1,40}\|>|</?s>|<(?:start|end)_of_turn>|<bos>|<eos>|\[/?INST\])"
+    r"(?:(?<=[>\]])(?:system|user|assistant|model|tool)(?=\s|<|$))?\s*"
+)
+
+
+def spoken(text: str) -> str:
+    """Return a text in which what a chat template writes between messages is a bar."""
+    return re.sub(r"(?: / )+", " / ", _TURN.sub(" / ", text)).removeprefix(" / ")
+
+
+def before_a_word(text: str, most: int = 100) -> str:
+    """Return the end of what stands before a word, from the beginning of a word on, on one line."""
+    line = one_line(spoken(text), len(text) + 100)
+    if len(line) <= most:
+        return line
+    end = line[-most:]
+    return f"...{end[end.index(' ') :] if ' ' in end[:-1] else end}"
+
+
 def one_line(text: str, most: int = 600) -> str:
     """Return a text on one line, its line ends as signs; of a long one, the end."""
     text = re.sub(r"\n(?:\s*\n)+", "\n", text.strip("\n") if text.strip() else text)

@@ -13,7 +13,7 @@ WORDS = {
     "val/stop_share": "answers that end by themselves",
     "val/answer_tokens": "tokens of an answer",
     "val/repetition": "repetition within answers",
-    "val/pass_at_1": "sampled answers exactly right",
+    "val/pass_at_1": "mean probability of the whole answer",
     "val/loss": "loss under the objective",
 }
 #: speeds whose keys leave open what they count

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lightning_sft.callbacks import RunStory
-from lightning_sft.callbacks.next_step import NextStep, after_verdicts, ends_with_commands, next_step_of
+from lightning_sft.callbacks.next_step import NextStep, after_verdicts, ends_with_commands, next_steps_of
 
 BEFORE = NextStep("it knew the task", "lightning fit --config a.yaml --objective PowerFamily", measured=False)
 AFTER = NextStep("it failed silently", "lightning fit --config a.yaml --objective RunnerUpMargin", measured=True)
@@ -21,10 +21,30 @@ def run(*steps: NextStep | None) -> Any:
 
 
 def test_one_is_said() -> None:
-    assert next_step_of(run(BEFORE, AFTER)) == AFTER
-    assert next_step_of(run(AFTER, None, BEFORE)) == AFTER
-    assert next_step_of(run(None, BEFORE)) == BEFORE
-    assert next_step_of(run(None)) is None
+    assert next_steps_of(run(BEFORE, AFTER)) == [AFTER]
+    assert next_steps_of(run(AFTER, None, BEFORE)) == [AFTER]
+    assert next_steps_of(run(None, BEFORE)) == [BEFORE]
+    assert next_steps_of(run(None)) == []
+
+
+def test_a_run_that_was_too_short_goes_on_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_sft.callbacks.run_story.run_folder", lambda trainer: None)
+    on = NextStep("too short to tell", "lightning fit RUN --max_steps 45", measured=False, only_longer=True)
+    compare = NextStep("nobody knows", "lightning compare a.yaml", measured=False, compares=True)
+    assert next_steps_of(run(compare, on)) == [on]
+    assert next_steps_of(run(BEFORE, on)) == [on, BEFORE]
+    assert next_steps_of(run(BEFORE, on, AFTER)) == [AFTER]
+    story, trainer = RunStory(), run(BEFORE, on)
+    story.next_commands = lambda folder, checkpoint: {"Look at the run:": ["lightning report RUN"]}
+    monkeypatch.setattr("lightning_sft.callbacks.run_story._best", lambda trainer: Path("RUN/checkpoints/best.ckpt"))
+    assert list(story._closing(trainer)) == [
+        "Next       Go on: too short to tell:",
+        f"             {on.command}",
+        "           Look at the run:",
+        "             lightning report RUN",
+        "           Train again: it knew the task:",
+        f"             {BEFORE.command}",
+    ]
 
 
 def test_it_is_said_without_a_checkpoint_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +71,7 @@ def test_what_follows_from_verdicts(tmp_path: Path) -> None:
     (run_folder / "config.yaml").write_text("")
     step, line = after_verdicts({"silent failure"}, run_folder, "silent.jsonl")
     assert step is not None
-    assert line == f"Next: {step.command}"
+    assert line == f"To try next, since {step.why}:\nNext: {step.command}"
     words = shlex.split(step.command)
     assert words[:2] == ["lightning", "fit"]
     assert (Path(words[2]).resolve(), words[3:6]) == (
@@ -62,7 +82,8 @@ def test_what_follows_from_verdicts(tmp_path: Path) -> None:
     step, line = after_verdicts({"too early", "overconfident"}, run_folder, "silent.jsonl", ["--max_steps", "18"])
     assert step is not None
     assert shlex.split(step.command)[-2:] == ["--max_steps", "18"]
-    assert (shlex.split(step.command)[:2], line) == (["lightning", "fit"], f"Next: {step.command}")
+    assert shlex.split(step.command)[:2] == ["lightning", "fit"]
+    assert line == f"To try next, since {step.why}:\nNext: {step.command}"
     assert after_verdicts({"too early"}, run_folder, "silent.jsonl") == (None, ""), "nothing to make longer"
     assert after_verdicts({"too early"}, tmp_path, "silent.jsonl", ["--max_steps", "18"]) == (
         None,

@@ -79,11 +79,15 @@ def test_rows_that_are_left_out_or_shortened_are_counted() -> None:
     )
     whole = SimpleNamespace(**{**vars(report), "dropped": 0, "truncated": 0})
     trainer = SimpleNamespace(datamodule=SimpleNamespace(report={"train": report, "val": whole}))
+    few = "    1 row: intervals and verdicts on silent failure need at least 8"
     assert [text for _, text in _data(trainer, None)] == [
         "train 9 rows, 90 tokens, 40 of them trained",
         "      1,384 left out as too long, 5 shortened (`lightning inspect` shows which)",
         "val 9 rows, 90 tokens, 40 of them trained",
     ]
+    whole.rows, report.rows = 1, 1
+    assert [text for _, text in _data(trainer, None)][-1] == few
+    assert sum("verdicts" in text for _, text in _data(trainer, None)) == 1
 
 
 @pytest.mark.parametrize(("most_steps", "said"), [(20, 1), (13, 0), (-1, 0)])

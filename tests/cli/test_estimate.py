@@ -50,16 +50,32 @@ def test_no_weights_are_read(bare: Path, capsys: pytest.CaptureFixture[str]) -> 
     page = said(capsys, bare, "--length=512", CPU)
     assert "single on 1 CPU rank" in page
     assert "What saves most: " in page
-    for lever in ("smaller micro-batches", "gradient checkpointing", "8-bit optimizer", "LoRA"):
+    for lever in ("smaller micro-batches", "gradient checkpointing", "LoRA"):
         assert lever in page
+    for lever in ("8-bit", "needs a GPU", "quantization", "nf4"):
+        assert lever not in page, "no change that this device cannot run"
+
+
+def test_options_are_printed_whole(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gpu = ["--length=64", "--trainer.accelerator=gpu", "--model.optimizer=AdamW", "--model.optimizer.lr=3e-5"]
+    page = said(capsys, bare, *gpu)
+    assert "--model.optimizer bitsandbytes.optim.AdamW8bit --model.optimizer.lr 3e-05)" in page
+    assert "..." not in page
 
 
 def test_it_says_whether_it_fits_and_what_to_change_first(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "fits into 80 GiB." in said(capsys, bare, "--length=64", "--device-memory=80", CPU)
+    page = said(capsys, bare, "--length=64", "--device-memory=80", CPU)
+    assert "fits into 80 GiB." in page
+    assert "First:" not in page
+    assert "What saves most" not in page
+    most = numbers(capsys, bare, CPU)["peak"] / 2**30
+    page = said(capsys, bare, "--length=64", f"--device-memory={0.9 * most}", CPU)
+    assert "\nFirst: smaller micro-batches: --data.batch_size 1" in page
     page = said(capsys, bare, "--length=64", "--device-memory", "0.001", "--devices", "8", CPU)
     assert "does NOT fit into 0.001 GiB" in page
     assert "ddp on 8 CPU ranks" in page
     assert "sharding" in page
+    assert "\nWhat saves most, not enough by itself: " in page
 
 
 def test_strategies_share_out_what_they_share(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,7 @@ def test_init_writes_what_fit_reads(
     assert "lightning fit mine.yaml" in capsys.readouterr().out
     text = Path("mine.yaml").read_text()
     assert "# gradient_clip_val: null" in text
+    split = yaml.safe_load(text)["data"]["val_split"]
     assert check("fit", ["--config=mine.yaml"]) == []
 
     read = []
@@ -38,7 +39,7 @@ def test_init_writes_what_fit_reads(
         raise SystemExit(0)
 
     monkeypatch.setattr(SFTCLI, "instantiate_classes", look)
-    for arguments in (["fit", "mine.yaml"], ["fit", *given, "--data.val_split=0.05", "--max_epochs=1"]):
+    for arguments in (["fit", "mine.yaml"], ["fit", *given, f"--data.val_split={split}", "--max_epochs=1"]):
         with pytest.raises(SystemExit):
             main(arguments)
     assert read[0].model == read[1].model
@@ -113,11 +114,57 @@ def test_init_looks_for_the_columns_that_were_named(capsys: pytest.CaptureFixtur
 
 
 def test_init_says_what_it_could_not_look_at(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("broken.jsonl").write_text("no json\n")
-    main(["init", "--train=broken.jsonl", "--val=gone.jsonl"])
+    write_rows(Path("rows.jsonl"))
+    main(["init", "--train=rows.jsonl", "--val=gone.jsonl"])
     said = capsys.readouterr().out
-    assert "broken.jsonl has no row that can be read" in said
     assert "data.val is 'gone.jsonl', which was not looked at: There is no file" in said
+
+
+@pytest.mark.parametrize("option", ["--train", "--val"])
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("no.jsonl", "", "no.jsonl has no rows."),
+        ("no.jsonl", "\n\n", "no.jsonl has no row"),
+        ("no.csv", "prompt,completion\n", "no.csv has no rows."),
+        ("no.jsonl", "no json\n", "no.jsonl has no row that can be read: no.jsonl:1: "),
+        ("no.jsonl", '{"prompt": 1, "completion": null}\n' * 2, "no.jsonl has no row that can be read"),
+    ],
+)
+def test_init_refuses_files_without_a_row(
+    option: str, name: str, text: str, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(Path("rows.jsonl"))
+    Path(name).write_text(text)
+    for formats in ([], [f"{option}.format=prompt_completion"]) if "null" not in text else ([],):
+        with pytest.raises(SystemExit) as stop:
+            main(["init", "--model=some/model", "--train=rows.jsonl", option, name, *formats])
+        assert stop.value.code == 2
+        assert why in capsys.readouterr().err
+        assert not Path("sft.yaml").exists()
+
+
+def test_init_looks_at_the_first_file_with_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rows").mkdir()
+    Path("rows/a.jsonl").write_text("")
+    Path("rows/b.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
+    main(["init", "--model=some/model", "--train=rows"])
+    assert "rows/b.jsonl: question is read as prompt" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("rows", "split", "why"),
+    [(1000, 0.05, "verdicts need at least 8"), (160, 0.05, "at least 8\n"), (159, 8, "5% of 159 would be fewer"),
+     (40, 8, "5% of 40"), (39, 7, "39 rows are too few"), (4, 1, "4 rows are too few")],
+)  # fmt: skip
+def test_init_holds_out_rows_enough_for_a_verdict(rows: int, split: float, why: str) -> None:
+    Path("rows.jsonl").write_text("".join(f'{{"question": "{i} + 1?", "answer": "{i + 1}"}}\n' for i in range(rows)))
+    main(["init", "--model=some/model", "--train=rows.jsonl"])
+    text = Path("sft.yaml").read_text()
+    given = yaml.safe_load(text)["data"]["val_split"]
+    assert (given, type(given)) == (split, type(split))
+    (line,) = (line for line in text.splitlines(keepends=True) if "val_split" in line)
+    assert why in line
 
 
 def test_init_says_what_it_took_by_itself(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,11 +15,12 @@ from lightning_sft.cli.entry import main
 from lightning_sft.errors import UserError
 from lightning_sft.report import page
 from lightning_sft.report.charts import MOST_POINTS, Series, curves, thinned
+from lightning_sft.report.differences import settings_of
 from lightning_sft.report.events import read_logs
 from lightning_sft.report.page import drawing_script, render
 from lightning_sft.report.run import open_runs
 from lightning_sft.report.sentences import in_short
-from lightning_sft.report.tables import one_line, rows_of, without_what_all_share, word
+from lightning_sft.report.tables import before_a_word, one_line, rows_of, without_what_all_share, word
 from lightning_sft.report.words import signed
 from tests.running import run, run_folder, toy_arguments, write_rows
 
@@ -153,6 +154,54 @@ def test_the_third_sentence_is_what_went_wrong(tmp_path: Path) -> None:
         writer.add_text("silent/verdict", "No silent failure: of 9.\nOverconfident: 60% of 20.", 11)
     (one,) = open_runs([str(run)])
     assert in_short(one)[2] == "Overconfident: 60% of 20."
+
+
+def test_few_answers_are_counted(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", last=4, parts=False)
+    (run_,) = open_runs([str(folder)])
+    for rows, said in ((5, "rose from 0 of 5 to 1 of 5; these are 5 held-out rows"), (500, "rose from 0.0% to 20.0%.")):
+        run_.logs.curves["data/val_rows"] = {0: float(rows)}
+        assert f"answers that are exactly right {said}" in in_short(run_)[0]
+    run_.logs.curves["data/val_rows"] = {0: 6.0}  # of which some have several answers
+    assert "rose from 0.0% to 20.0%; these are 6 held-out rows" in in_short(run_)[0]
+
+
+def test_the_page_says_what_its_parts_are(tmp_path: Path, fast: None) -> None:
+    folder = make_run(tmp_path / "run")
+    config = (folder / "config.yaml").read_text()
+    adapter = "  adapter: {class_path: peft.LoraConfig, init_args: {r: 8, bias: none, megatron_core: megatron.core}}\n"
+    config = config.replace("  optimizer:", adapter + "  optimizer:").replace("max_steps: 10,", "max_epochs: -1,")
+    (folder / "config.yaml").write_text(config)
+    runs = open_runs([str(folder)])
+    settings = {name: value for name, value in settings_of(runs[0])}
+    assert settings["adapter"] == "LoraConfig(r=8)"
+    assert settings["most epochs"] == "no limit"
+    seen = Texts(render(runs)).text
+    assert "mean probability of the whole answer" not in seen
+    assert "Dashed: training rows." in seen
+    assert "answers that the model writes" not in seen, "there is no such curve"
+    assert re.search(r"To try next:\s+lightning fit --config c.yaml", seen)
+    runs[0].logs.curves["val/task_accuracy"] = {0: 0.0, 10: 0.5}
+    runs[0].logs.curves["val/pass_at_1"] = {0: 0.0, 10: 0.5}
+    runs[0].logs.texts["silent/verdict"] = {10: "Overconfident: a.\nTo try next, since it is:\nNext: lightning fit"}
+    html = render(runs)
+    seen = Texts(html).text
+    assert "Dashed: answers that the model writes." in seen
+    assert "mean probability of the whole answer" in seen
+    assert re.search(r"Overconfident: a.\s+To try next, since it is:\s+lightning fit\n", seen)
+    several = [spec["encoding"]["color"] for spec in specs(html) if "strokeDash" in json.dumps(spec)]
+    assert {c["legend"]["symbolType"] for c in several if c.get("legend")} == {"stroke"}, "dots cannot be dashed"
+
+
+def test_what_stands_before_a_word_is_short() -> None:
+    chat = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is 1 + 1?<|im_end|>\n"
+    chat += "<|im_start|>assistant\nIt is"
+    assert before_a_word(chat) == "Be brief. / What is 1 + 1? / It is"
+    assert before_a_word(chat, 21) == "... is 1 + 1? / It is"
+    assert before_a_word("<start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n") == "Hi / "
+    assert before_a_word("<s>[INST] Hi [/INST] Well") == "Hi / Well"
+    assert before_a_word("if a <b> and user a | b\nc") == "if a <b> and user a | b \u21b5 c"
+    assert before_a_word("x" * 200) == "..." + "x" * 100
 
 
 def test_a_change_of_nothing_has_no_minus() -> None:

@@ -14,7 +14,7 @@ import yaml  # type: ignore[import-untyped]
 from lightning_sft.data.reading import formats
 from lightning_sft.data.reading.fields import under_our_names
 from lightning_sft.data.reading.readers import read_file
-from lightning_sft.data.types import BadRowError, Record
+from lightning_sft.data.types import BadRow, BadRowError, Record
 
 #: what public sets call the words of the user, the answer to them, what goes with a question, and the system prompt;
 #: the first that a row has is taken
@@ -42,18 +42,32 @@ class Guess:
         columns: our name -> the name in the rows, where the two differ.
         unused: columns that nothing reads.
         trouble: why a row cannot be read even so; empty where all can.
+        readable: how many rows can.
     """
 
     format: str
     columns: dict[str, str]
     unused: tuple[str, ...] = ()
     trouble: str = ""
+    readable: int = 0
 
 
 def first_rows(file: Path) -> list[dict[str, Any]]:
     """Return the rows at the beginning of a file that can be read."""
     records = islice(read_file(file, lambda row: True, _LONGEST), _LOOKED_AT)
     return [record.row for record in records if isinstance(record, Record) and record.row]
+
+
+def first_bad(file: Path) -> BadRow | None:
+    """Return the first row at the beginning of a file that cannot be read; None where there is none."""
+    records = islice(read_file(file, lambda row: True, _LONGEST), _LOOKED_AT)
+    return next((record for record in records if isinstance(record, BadRow)), None)
+
+
+def count_rows(files: Sequence[Path], most: int) -> int:
+    """Return how many rows of files can be read, counted up to some number."""
+    rows = (isinstance(record, Record) for file in files for record in read_file(file, lambda row: True, _LONGEST))
+    return sum(islice(filter(None, rows), most))
 
 
 def suits(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, answers: bool) -> bool:
@@ -83,13 +97,14 @@ def guess(rows: Sequence[Mapping[str, Any]]) -> Guess | None:
     (form, pairs), _ = found.most_common(1)[0]
     columns = {ours: theirs for ours, theirs in pairs if ours != theirs}
     unused: dict[str, None] = {}
-    trouble = ""
+    trouble, readable = "", 0
     for number, row in enumerate(rows):
         try:
             unused |= dict.fromkeys(formats.to_example(under_our_names(row, columns), form).unused)
+            readable += 1
         except BadRowError as error:
             trouble = trouble or f"row {number}: {error}"
-    return Guess(form, columns, tuple(unused), trouble)
+    return Guess(form, columns, tuple(unused), trouble, readable)
 
 
 def in_braces(columns: Mapping[str, str]) -> str:
