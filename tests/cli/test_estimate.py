@@ -68,10 +68,10 @@ def test_it_says_whether_it_fits_and_what_to_change_first(bare: Path, capsys: py
     assert "fits into 80 GiB." in page
     assert "First:" not in page
     assert "What saves most" not in page
-    most = numbers(capsys, bare, CPU)["peak"] / 2**30
-    page = said(capsys, bare, "--length=64", f"--device-memory={0.9 * most}", CPU)
+    most = numbers(capsys, bare, CPU, "--length=512")["peak"] / 2**30
+    page = said(capsys, bare, "--length=512", f"--device-memory={0.9 * most}", CPU)
     assert "\nFirst: smaller micro-batches: --data.batch_size 1" in page
-    page = said(capsys, bare, "--length=64", "--device-memory", "0.001", "--devices", "8", CPU)
+    page = said(capsys, bare, "--length=512", "--device-memory", "0.001", "--devices", "8", CPU)
     assert "does NOT fit into 0.001 GiB" in page
     assert "ddp on 8 CPU ranks" in page
     assert "sharding" in page

@@ -180,7 +180,7 @@ def test_the_page_says_what_its_parts_are(tmp_path: Path, fast: None) -> None:
     assert "mean probability of the whole answer" not in seen
     assert "Dashed: training rows." in seen
     assert "answers that the model writes" not in seen, "there is no such curve"
-    assert re.search(r"To try next:\s+lightning fit --config c.yaml", seen)
+    assert re.search(r"To try next:\s*lightning fit --config c.yaml", seen)
     runs[0].logs.curves["val/task_accuracy"] = {0: 0.0, 10: 0.5}
     runs[0].logs.curves["val/pass_at_1"] = {0: 0.0, 10: 0.5}
     runs[0].logs.texts["silent/verdict"] = {10: "Overconfident: a.\nTo try next, since it is:\nNext: lightning fit"}
@@ -188,8 +188,8 @@ def test_the_page_says_what_its_parts_are(tmp_path: Path, fast: None) -> None:
     seen = Texts(html).text
     assert "Dashed: answers that the model writes." in seen
     assert "mean probability of the whole answer" in seen
-    assert re.search(r"Overconfident: a.\s+To try next, since it is:\s+lightning fit\n", seen)
-    several = [spec["encoding"]["color"] for spec in specs(html) if "strokeDash" in json.dumps(spec)]
+    assert re.search(r"Overconfident: a.\s*To try next, since it is:\s*lightning fit", seen)
+    several = [spec["encoding"]["color"] for spec in specs(html) if "color" in spec.get("encoding", {})]
     assert {c["legend"]["symbolType"] for c in several if c.get("legend")} == {"stroke"}, "dots cannot be dashed"
 
 
