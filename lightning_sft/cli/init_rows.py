@@ -101,7 +101,8 @@ def training_rows(value: Any, most: int) -> int | None:
         value: of ``data.train``.
         most: where counting ends.
     """
-    source = value if isinstance(value, dict) else {"class_path": "Source", "init_args": {"path": value}}
+    plain: dict[str, Any] = {"class_path": "Source", "init_args": {"path": value}}
+    source = value if isinstance(value, dict) else plain
     path = source.get("init_args", {}).get("path")
     if str(source.get("class_path")).rpartition(".")[2] != "Source" or not isinstance(path, str):
         return None
