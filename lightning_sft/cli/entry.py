@@ -134,8 +134,7 @@ def _in_front(verb: str, arguments: list[str]) -> list[str]:
     takes_settings = verb in LIGHTNING_VERBS or (verb in OWN_VERBS and OWN_VERBS[verb].settings)
     if verb.startswith("-"):
         return arguments
-    if takes_settings:
-        require_two_dashes(arguments)
+    require_two_dashes(verb, arguments, takes_settings=takes_settings)
     typed, arguments = arguments, spell_out_run(verb, tidy(arguments, takes_files=takes_settings))
     asked = next((i for i, word in enumerate(arguments) if word in ("-h", "--help")), None)
     if asked is not None and has_help(verb):

@@ -162,4 +162,5 @@ def _in_words(found: Guess) -> str:
         said = ", ".join(f"{theirs} is read as {ours}" for ours, theirs in found.columns.items())
     else:
         said = f"rows with {' and '.join(REQUIRED[found.format])}"
-    return said + (f"; nothing reads {', '.join(found.unused)}" if found.unused else "") + "."
+    unread = ", ".join(name or "a column without a name" for name in found.unused)
+    return f"{said}; nothing reads {unread}." if unread else f"{said}."

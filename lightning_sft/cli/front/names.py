@@ -258,4 +258,7 @@ def nearest_setting(key: str, keys: Iterable[str]) -> str | None:
         if whole:
             return whole[0]
     last_words = difflib.get_close_matches(last, [k.rpartition(".")[2] for k in keys], n=1, cutoff=0.75)
-    return next((k for k in keys if last_words and k.rpartition(".")[2] == last_words[0]), None)
+    if last_words:
+        return next(k for k in keys if k.rpartition(".")[2] == last_words[0])
+    there = difflib.get_close_matches(last.casefold(), SETTINGS, n=1, cutoff=0.9)  # a typo of its name elsewhere
+    return SETTINGS[there[0]] if there else None

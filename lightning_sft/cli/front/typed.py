@@ -28,11 +28,13 @@ def typed(key: str) -> str:
     return f"--{above}.{below}"
 
 
-def require_two_dashes(arguments: Sequence[str]) -> None:
+def require_two_dashes(verb: str, arguments: Sequence[str], *, takes_settings: bool) -> None:
     """Raise if a word that stands by itself is an option with one dash, such as ``-lr``.
 
     Args:
-        arguments: after a verb that takes settings.
+        verb: of the command line.
+        arguments: after it.
+        takes_settings: whether the verb takes settings of ``fit``; the options of others are not listed.
 
     Raises:
         UserError: names the option that was probably meant.
@@ -41,13 +43,14 @@ def require_two_dashes(arguments: Sequence[str]) -> None:
         for word in values[1 if option else 0 :]:
             name = word.removeprefix("-").partition("=")[0]
             if word.startswith("-") and name[:1].isalpha() and not Path(word).exists():
-                meant = _option_named(name)
+                meant = _option_named(verb, name) if takes_settings else name
                 said = "." if meant is None else f"; did you mean --{meant}?"
                 raise UserError(f"{word!r} begins with one dash, and options begin with two{said}")
 
 
-def _option_named(name: str) -> str | None:
-    known = [*WORDS, "model", "output", "report", "config"]
+def _option_named(verb: str, name: str) -> str | None:
+    """Return the option that was meant by a word without its dashes: the verb's own first."""
+    known = [*listing().verbs.get(verb, {}), *WORDS, "model", "output", "report", "config"]
     settings = listing().settings
     if name in settings or name.partition(".")[0] in known:
         return name
