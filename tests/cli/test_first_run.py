@@ -46,7 +46,10 @@ def test_a_short_run_and_its_continuation(
     listed = re.findall(r"^\| `([\w./]+)` \|", page[page.index("In this folder you find") :].split("\n\n")[1], re.M)
     assert {re.sub(r"tfevents.*", "tfevents...", name) for name in written} == set(listed)
     heading, *rows = table(out)
-    assert suggested(out) == [f"lightning fit {run_folder()} --max_steps 15"], "the advice is NLL, and the run has it"
+    first, then = out[out.index("\nNext ") + 1 :].splitlines()[:2]
+    assert first.startswith("Next       Go on: this was too short to tell")
+    assert then.strip() == f"lightning fit {run_folder()} --max_steps 15"
+    assert suggested(out) == [], "the advice is NLL, and the run has it"
     assert "lightning validate lightning_logs/version_0" in out
     assert "lightning test" not in out, "there are no rows for it"
     assert heading == ["step", "2"], "one reading stands once"
@@ -95,7 +98,11 @@ def test_a_comparison_that_is_advised_has_rows_to_judge_by(
 ) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", 12)  # too few for one objective
     with caplog.at_level("INFO"):
-        run("fit", toy_arguments(toy_folder, rows, trainer__max_steps=1, data__val_split=None))
+        short = toy_arguments(toy_folder, rows, trainer__max_steps=1, data__val_split=None)
+        run("fit", short)
+    assert suggested(capsys.readouterr().out) == [], "a comparison of runs as short would tell nothing either"
+    with caplog.at_level("INFO"):
+        run("fit", [*short, "--trainer.max_steps=9", "--model.optimizer=SGD", "--model.optimizer.lr=1e-6"])  # 3 epochs
     (said,) = suggested(capsys.readouterr().out)
     run("advise", [*toy_arguments(toy_folder, rows, data__val_split=None), "--skip=cost,rate"])
     (page,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("lightning compare"))
