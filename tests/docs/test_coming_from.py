@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import lightning_sft
+from lightning_sft.cli.front.words import WORDS
 from lightning_sft.cli.verbs import LIGHTNING_VERBS, OWN_VERBS
 from tests.docs.pages import ROOT
 
@@ -27,6 +28,9 @@ def test_what_is_named_exists(name: str) -> None:
     if name.startswith("lightning "):
         assert name.split()[1] in {**LIGHTNING_VERBS, **OWN_VERBS}
         return
+    if name.startswith("--"):
+        assert name.removeprefix("--") in {*WORDS, "output"}
+        return
     key, _, value = name.partition(": ")
     assert key in LISTING["settings"], f"{key} is no setting"
     if key == "model.objective" and value:
@@ -34,9 +38,9 @@ def test_what_is_named_exists(name: str) -> None:
 
 
 def test_short_words_that_have_no_setting_of_their_name_are_said() -> None:
-    notes = [note for there, _, note in ROWS if "`output_dir`" in there]
-    assert notes
-    assert all("`--output`" in note for note in notes)
+    named = [here for there, here, _ in ROWS if "`output_dir`" in there]
+    assert named
+    assert all("`--output`" in here for here in named), "what the answer to --output_dir names, too"
 
 
 def test_objectives_that_are_named_exist() -> None:
