@@ -44,8 +44,9 @@ def rows_and_model(here: Path) -> list[str]:
 
 
 def next_commands(out: str) -> list[list[str]]:
-    """The commands about the run itself that its end says to type next, without the program's name."""
-    lines = out[out.index("Next       ") :].partition("Train again")[0].splitlines()
+    """The commands about the run itself that its end says to type next, without the program's name and training."""
+    assert "\nNext       " in out
+    lines = out[out.index("Look at the run:") :].partition("Train again")[0].splitlines()
     return [shlex.split(line)[1:] for line in lines if line[11:].strip().startswith("lightning ")]
 
 
