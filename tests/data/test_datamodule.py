@@ -221,6 +221,7 @@ def test_inspect_shows_rows_lengths_leaks_and_what_is_trained(tmp_path):
     assert "train: 4 rows (train 4)" in text
     assert "skipped as bad 1" in text
     assert "leaks: 1 row also stands in train; not dropped\n" in text
+    assert "few: 2 rows: intervals and verdicts on silent failure need at least 8\n" in text
     assert "<|im_start|>assistant\n\u27e6answer 0<|im_end|>\u27e7" in text
     assert "train row 3, source train: 60 tokens, truncated from " in text
     assert "missing column completion" in text
