@@ -102,7 +102,7 @@ class ExposureForecast(SweepCallback):
         if steps < LEAST:
             raise UserError(
                 f"Cannot predict this: {ahead} optimizer steps are left, and a forecast needs {2 * LEAST} at least. "
-                "Make the run and look, or sweep."
+                f"Give it more (--max_steps {2 * LEAST} or more, --max_epochs), or make the run as it is and look."
             )
         observer = self._read_by(module)
         names = [p.name for p in self.probes]

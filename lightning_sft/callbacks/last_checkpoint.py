@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from lightning_sft.checkpoints.runs import LOGS, next_version, run_folder
 from lightning_sft.checkpoints.slurm import requeue, slurm_job
 from lightning_sft.errors import UserError
 from lightning_sft.files import remove_leftovers
-from lightning_sft.places import CHECKPOINTS, LAST
+from lightning_sft.places import CHECKPOINTS, LAST, RUN_SETTINGS, near
 from lightning_sft.training.signals import WATCH, Stopped, stop_requested
 
 
@@ -234,11 +235,14 @@ class LastCheckpoint(Checkpoint):
             return
         signum = WATCH.requested or signal.SIGTERM
         line = f"Stopped by {signal.Signals(signum).name} after step {trainer.global_step}; {self.path} is written"
-        print(
-            f"{line}; {requeue() if self._is_requeue() else 'go on with --ckpt_path last'}.",
-            file=sys.stderr,
-            flush=True,
-        )
+        then = requeue() if self._is_requeue() else f"go on with {self._again()}"
+        print(f"{line}; {then}.", file=sys.stderr, flush=True)
+
+    def _again(self) -> str:
+        """Return the command that goes on, or the option for it where the run's folder does not stand for the run."""
+        folder = self.path.parent.parent
+        is_run = self.path.parent.name == CHECKPOINTS and (folder / RUN_SETTINGS).is_file()
+        return shlex.join(["lightning", "fit", str(near(folder))]) if is_run else "--ckpt_path last"
 
     def _is_requeue(self) -> bool:
         return self._requeue is not None and WATCH.requested == self._requeue

@@ -92,3 +92,10 @@ def test_what_follows_from_verdicts(tmp_path: Path) -> None:
     step, _ = after_verdicts({"overconfident"}, run_folder, "silent.jsonl")
     assert step is not None
     assert step.command.endswith("--objective LabelSmoothing")
+
+
+def test_single_runs_of_a_comparison_give_no_advice_of_their_own() -> None:
+    from lightning_sft.cli.compare.readings import Readings
+
+    assert ends_with_commands(SimpleNamespace(callbacks=[Readings(None)]))
+    assert not ends_with_commands(SimpleNamespace(callbacks=[]))

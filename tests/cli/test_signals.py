@@ -80,8 +80,8 @@ def test_the_step_is_finished_and_kept(signum: int, status: int, toy_folder, row
     assert fit(toy_folder, rows, "--trainer.accumulate_grad_batches=2") == status
     assert stored()["global_step"] == 2, "the third of five micro-batches: the second step goes on to its end"
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("Stopped")]
-    name = signal.Signals(signum).name
-    assert said == [f"Stopped by {name} after step 2; {LAST} is written; go on with --ckpt_path last."]
+    name, again = signal.Signals(signum).name, f"lightning fit {LAST.parents[1]}"
+    assert said == [f"Stopped by {name} after step 2; {LAST} is written; go on with {again}."]
 
 
 def test_a_stopped_run_ends_like_the_uninterrupted_one(toy_folder, rows, tmp_path, send, monkeypatch) -> None:

@@ -69,6 +69,8 @@ class Readings(Callback):
         diverged: a loss was not finite.
     """
 
+    next_commands = ()  # the comparison says what to do next, not each of its runs
+
     def __init__(self, rate: float | None) -> None:
         self.rate = rate
         self.points: list[Point] = []
