@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from lightning_sft.cli.front.listing import listing
 from lightning_sft.cli.front.names import nearest
-from lightning_sft.cli.front.typed import typed
+from lightning_sft.cli.front.typed import in_full
 
 _NOISE = re.compile(
     r"Expected a <class 'NoneType'>|Expected a typing.Literal\['auto'\]|Does not validate|Subtypes:|Errors:|"
@@ -86,7 +86,7 @@ def _unknown_key(key: str, keys: list[str], is_typed: bool) -> str:
     parent = key.rpartition(".")[0]
     siblings = [k for k in keys if k.rpartition(".")[0] == parent] if parent else [k for k in keys if "." not in k]
     close = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-    meant = f"; did you mean {typed(close[0]) if is_typed else repr(close[0])}?" if close else "."
+    meant = f"; did you mean {in_full(close[0]) if is_typed else repr(close[0])}?" if close else "."
     if close or not (parent and siblings):
         return f"There is no setting {key!r}{meant}"
     return f"There is no setting {key!r}. Settings of {parent!r}: {', '.join(k.rpartition('.')[2] for k in siblings)}."

@@ -412,7 +412,10 @@ BAD = {
     "same twice": (["--objectives=NLL,NLL"], "with different names"),
     "arm without a name": (["--objectives=NLL", "--arm", "a=1"], "Give a name first"),
     "arm without a value": (["--objectives=NLL", "--arm", "a", "model.adapter"], "KEY=VALUE"),
-    "setting of an arm": (["--objectives=NLL", "--arm", "a", "model.adaptr=x"], "arm a: .*did you mean 'model.adapter"),
+    "setting of an arm": (
+        ["--objectives=NLL", "--arm", "a", "model.adaptr=x"],
+        r"did you mean --adapter \(in full --model.adapter",
+    ),
     "no judged rows": (["--objectives=NLL,EAFT", "--data.val_split=null"], "A comparison trains and judges"),
     "no replicates": (["--objectives=NLL,EAFT", "--replicates=1"], "an interval needs two"),
     "no grid": (["--objectives=NLL,EAFT", "--points=2"], "points of 3 or more"),

@@ -20,7 +20,7 @@ from lightning_sft.cli.front.names import (
     not_offered,
     plain,
 )
-from lightning_sft.cli.front.typed import typed
+from lightning_sft.cli.front.typed import in_full, typed
 from lightning_sft.cli.front.words import LOGGERS, WORDS, class_of_word
 
 _NUMBERS = {"int": "a whole number", "float": "a number", "bool": "true or false", "null": "null", "str": "a text"}
@@ -70,10 +70,7 @@ def unknown_setting(one: Given, known: Listing, own: Iterable[str]) -> str:
 
 def _as_written(one: Given, key: str) -> str:
     """Return a setting as it is to be written where another was given: a file's key, or an option, in short first."""
-    if one.file:
-        return repr(key)
-    option = typed(key)
-    return option if option == f"--{key}" else f"{option} (in full --{key})"
+    return repr(key) if one.file else in_full(key)
 
 
 def _is_near(key: str, meant: str | None) -> bool:

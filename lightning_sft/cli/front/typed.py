@@ -28,6 +28,16 @@ def typed(key: str) -> str:
     return f"--{above}.{below}"
 
 
+def in_full(key: str) -> str:
+    """Return a setting's option as people type it, with its whole key behind it where that is another.
+
+    >>> in_full("model.optimizer.lr"), in_full("data.seed")
+    ('--lr (in full --model.optimizer.lr)', '--data.seed')
+    """
+    option = typed(key)
+    return option if option == f"--{key}" else f"{option} (in full --{key})"
+
+
 def require_two_dashes(verb: str, arguments: Sequence[str], *, takes_settings: bool) -> None:
     """Raise if a word that stands by itself is an option with one dash, such as ``-lr``.
 
