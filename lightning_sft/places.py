@@ -51,6 +51,16 @@ def near(path: Path) -> Path:
         return Path(absolute)
 
 
+def run_of(checkpoint: Path) -> Path | None:
+    """Return the folder of the run that a checkpoint lies in; None where that folder does not stand for the run.
+
+    Args:
+        checkpoint: a file or a folder of shards.
+    """
+    folder = checkpoint.parent.parent
+    return folder if checkpoint.parent.name == CHECKPOINTS and (folder / RUN_SETTINGS).is_file() else None
+
+
 def shipped_folder() -> Path:
     """Return the folder of the shipped configurations: inside an installed package, beside it in a checkout.
 

@@ -22,7 +22,7 @@ from lightning_sft.checkpoints.runs import LOGS, next_version, run_folder
 from lightning_sft.checkpoints.slurm import requeue, slurm_job
 from lightning_sft.errors import UserError
 from lightning_sft.files import remove_leftovers
-from lightning_sft.places import CHECKPOINTS, LAST, RUN_SETTINGS, near
+from lightning_sft.places import CHECKPOINTS, LAST, near, run_of
 from lightning_sft.training.signals import WATCH, Stopped, stop_requested
 
 
@@ -240,9 +240,8 @@ class LastCheckpoint(Checkpoint):
 
     def _again(self) -> str:
         """Return the command that goes on, or the option for it where the run's folder does not stand for the run."""
-        folder = self.path.parent.parent
-        is_run = self.path.parent.name == CHECKPOINTS and (folder / RUN_SETTINGS).is_file()
-        return shlex.join(["lightning", "fit", str(near(folder))]) if is_run else "--ckpt_path last"
+        run = run_of(self.path)
+        return "--ckpt_path last" if run is None else shlex.join(["lightning", "fit", str(near(run))])
 
     def _is_requeue(self) -> bool:
         return self._requeue is not None and WATCH.requested == self._requeue

@@ -38,13 +38,9 @@ def map_columns(
     Raises:
         UserError: no row can be read, or nothing tells which column asks and which answers; says how to.
     """
-    given = values.get(key, default)
-    plain: dict[str, Any] = {"class_path": "Source", "init_args": {"path": given}}
-    source = given if isinstance(given, dict) else plain
-    asked = source.get("init_args", {})
+    asked = _source_arguments(values.get(key, default))
     path = asked.get("path")
-    is_source = str(source.get("class_path")).rpartition(".")[2] == "Source"
-    if not isinstance(path, str) or not is_source or not is_data_path(key, path):
+    if not isinstance(path, str) or not is_data_path(key, path):
         return
     try:
         files = data_files(path)
@@ -101,16 +97,22 @@ def training_rows(value: Any, most: int) -> int | None:
         value: of ``data.train``.
         most: where counting ends.
     """
-    plain: dict[str, Any] = {"class_path": "Source", "init_args": {"path": value}}
-    source = value if isinstance(value, dict) else plain
-    path = source.get("init_args", {}).get("path")
-    if str(source.get("class_path")).rpartition(".")[2] != "Source" or not isinstance(path, str):
+    path = _source_arguments(value).get("path")
+    if not isinstance(path, str):
         return None
     try:
         files = data_files(path) if is_data_path("data.train", path) else []
     except UserError:
         return None
     return count_rows(files, most) if files else None
+
+
+def _source_arguments(value: Any) -> dict[str, Any]:
+    """Return the arguments of a `Source` of rows, which a path by itself stands for, too; {} of any other class."""
+    if not isinstance(value, dict):
+        return {"path": value}
+    is_source = str(value.get("class_path")).rpartition(".")[2] == "Source"
+    return dict(value.get("init_args", {})) if is_source else {}
 
 
 def _no_row(files: Sequence[Path]) -> str:

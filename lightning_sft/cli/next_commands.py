@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from lightning_sft.places import CHECKPOINTS, MODEL, RUN_SETTINGS
+from lightning_sft.places import MODEL, RUN_SETTINGS, run_of
 
 
 def next_commands(folder: Path, checkpoint: Path) -> dict[str, list[str]]:
@@ -23,7 +23,7 @@ def next_commands(folder: Path, checkpoint: Path) -> dict[str, list[str]]:
     look = [f"lightning report {run}"]
     if any(folder.glob("events.out.tfevents.*")):
         look.insert(0, f"tensorboard --logdir {run}")
-    if (folder / RUN_SETTINGS).is_file() and checkpoint.parent == folder / CHECKPOINTS:
+    if run_of(checkpoint) == folder:
         use = [f"lightning {verb} {run}" for verb in (*_readers(folder / RUN_SETTINGS), "chat", "export")]
     else:  # checkpoints that lie elsewhere, by a dirpath of the user's
         use = [f"lightning chat --ckpt_path {model}", f"lightning export --ckpt_path {model} --output {run}/model"]
@@ -37,8 +37,8 @@ def after_reading(verb: str, checkpoint: Path) -> list[str]:
         verb: ``validate`` or ``test``.
         checkpoint: that was read.
     """
-    folder = checkpoint.parent.parent
-    if checkpoint.parent.name != CHECKPOINTS or not (folder / RUN_SETTINGS).is_file():
+    folder = run_of(checkpoint)
+    if folder is None:
         return []
     readers = [reader for reader in _readers(folder / RUN_SETTINGS) if (reader, verb) == ("test", "validate")]
     writers = [] if (folder / MODEL).exists() else ["export"]

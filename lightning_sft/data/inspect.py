@@ -106,7 +106,7 @@ def _summary(what: str, report: SetReport) -> str:
 
 
 def _leaks(what: str, report: SetReport) -> str:
-    """Say how many rows of a set also stand in an earlier one, and what becomes of them."""
+    """Say how many rows of a set also stand in an earlier one, and whether they are dropped or kept."""
     earlier, kept = "train" if what == "val" else "train or val", report.leaked - report.leaked_dropped
     if not report.leaked:
         return f"no row also stands in {earlier}"

@@ -19,7 +19,7 @@ from lightning_sft.places import CHECKPOINTS, RUN_SETTINGS, data_files
 
 #: options that name a model, which may be a run, a checkpoint in one, or what was exported into one
 _MODELS = ("--after", "--ckpt_path", "--model")
-#: setting that is typed, the one of a file that it replaces, and what becomes of that
+#: a setting that is typed, the setting of a file that it replaces, and what the remark says of the latter
 _VALIDATION = (
     ("data.val", "data.val_split", "holds no rows out of data.train"),
     ("data.val_split", "data.val", "is not read"),
@@ -59,7 +59,7 @@ def settle_rows(verb: str, arguments: Sequence[str]) -> tuple[list[str], list[st
 
 def _is_file(one: Given) -> bool:
     """Return whether ``--data`` names a file of settings, which has been taken apart."""
-    return False if one.key != "data" else isinstance(one.value, str) and Path(one.value).is_file()
+    return one.key == "data" and isinstance(one.value, str) and Path(one.value).is_file()
 
 
 def _is_typed(key: str, every: Sequence[Given]) -> bool:
