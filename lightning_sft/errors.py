@@ -1,5 +1,7 @@
 """UserError: the input is wrong, as opposed to a defect of the program."""
 
+from os import PathLike, fspath
+
 
 class UserError(ValueError):
     """Bad input from a user: a setting, a file, a model or a combination that cannot work.
@@ -7,6 +9,26 @@ class UserError(ValueError):
     The message says what was given, what is allowed and what to change. The command line prints it without a
     traceback (``LIGHTNING_SFT_DEBUG=1`` brings the traceback back) and exits with status 2.
     """
+
+
+class OutputExistsError(UserError):
+    """Something of an earlier call lies where a call would write, and nothing is overwritten.
+
+    The command line says it with the command that writes beside what is there.
+
+    Args:
+        path: what is there.
+        instead: what to change, in a sentence, where no command was typed.
+    """
+
+    def __init__(self, path: str | PathLike[str], instead: str = "Give another place, or remove it.") -> None:
+        super().__init__(path, instead)
+        self.path = fspath(path)
+        self.instead = instead
+
+    def __str__(self) -> str:
+        """Return what is there, and what to change."""
+        return f"{self.path!r} exists, and nothing is overwritten. {self.instead}"
 
 
 def first_line(error: BaseException) -> str:

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 from lightning_sft.errors import UserError
@@ -19,6 +20,8 @@ DATA_KINDS = f"a file ({', '.join(SUFFIXES)}), a folder of such files, a pattern
 PACKAGE_SCHEME = "pkg://"
 #: of a run, in its folder: its settings, its checkpoints, and the newest of these
 RUN_SETTINGS, CHECKPOINTS, LAST = "config.yaml", "checkpoints", "last.ckpt"
+#: of a run that went on: the settings of that part, by the step at which it began
+RESUMED = "config_resumed_at_step_{}.yaml"
 #: a run's model as a Hugging Face folder, where it was exported into the run's folder
 MODEL = "model"
 #: what stands for a checkpoint that the run itself finds
@@ -51,6 +54,12 @@ def near(path: Path) -> Path:
         return Path(absolute)
 
 
+def free(path: Path) -> Path:
+    """Return a path, or the first of ``name-2``, ``name-3`` ... beside it at which nothing lies."""
+    names = (path if i == 1 else path.with_name(f"{path.stem}-{i}{path.suffix}") for i in count(1))
+    return next(name for name in names if not os.path.lexists(name))
+
+
 def run_of(checkpoint: Path) -> Path | None:
     """Return the folder of the run that a checkpoint lies in; None where that folder does not stand for the run.
 
@@ -59,6 +68,18 @@ def run_of(checkpoint: Path) -> Path | None:
     """
     folder = checkpoint.parent.parent
     return folder if checkpoint.parent.name == CHECKPOINTS and (folder / RUN_SETTINGS).is_file() else None
+
+
+def resumed_at(folder: Path) -> list[int]:
+    """Return the steps at which a run went on with settings of its own, in order."""
+    found = (re.fullmatch(RESUMED.format(r"(\d+)"), path.name) for path in folder.glob(RESUMED.format("*")))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def newest_settings(folder: Path) -> Path:
+    """Return the settings of a run's last part: those that it went on with, or those that it began with."""
+    steps = resumed_at(folder)
+    return folder / (RESUMED.format(steps[-1]) if steps else RUN_SETTINGS)
 
 
 def shipped_folder() -> Path:

@@ -134,7 +134,7 @@ def test_a_comparison_that_workers_share_and_a_search_for_a_critical_rate(person
     small = ["--points=3", "--refine=0", "--grow=0", "--low=1e-3", "--high=1e-2", "--replicates=2", "--max_steps=2"]
     compared = person.types("compare", "shared.yaml", "--objectives", "NLL,PowerFamily(1)", *small, *storage)
     assert "NLL" in compared.out
-    assert "are done" in person.types("sweep", "status", *storage).out
+    assert "runs done" in person.types("sweep", "status", *storage).out
     person.types("sweep", "worker", *storage)
     finder = {"criterion": "val_nll", "target": 5.5, "low": 1e-6, "high": 1e-1, "points": 2, "steps": 1}
     search = ["--trainer.callbacks=CriticalLearningRateFinder", "--trainer.callbacks.resolution=5.0"]

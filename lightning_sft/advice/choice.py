@@ -45,9 +45,9 @@ class Choice:
     def options(self) -> str:
         """Return the options of the command line that name it, as a shell takes them."""
         if not self.is_plain:
-            return f"--model.objective '{json.dumps(self.to_dict())}'"
-        given = [f"--model.objective {self.name}"]
-        return " ".join(given + [f"--model.objective.{key} {value}" for key, value in self.arguments.items()])
+            return f"--objective '{json.dumps(self.to_dict())}'"
+        given = [f"--objective {self.name}"]
+        return " ".join(given + [f"--objective.{key} {value}" for key, value in self.arguments.items()])
 
     def short(self) -> str:
         """Return it as Python writes it, such as ``PowerFamily(alpha=1.0)``; without arguments the name alone."""

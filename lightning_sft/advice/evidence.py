@@ -67,8 +67,9 @@ STRONG_END_HERE = Evidence(
 )
 WEAK_END_HERE = Evidence(
     "measured here",
-    "The same task at mean p .07, eight replicates: NLL is ahead of -p by 54.2 points of exact match on clean rows "
-    "[52.1, 56.4], and by 31.0 with three in ten labels wrong [27.1, 34.9].",
+    "SmolLM2-135M trained in full on the first letters of four words, mean p .07, eight replicates: NLL is ahead of "
+    "-p by 54.2 points of exact match on clean rows [52.1, 56.4], and by 31.0 with three in ten labels wrong "
+    "[27.1, 34.9].",
     _STUDY,
 )
 NO_CUT_OFFS = Evidence(

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Final
+
+#: options that set a learning rate, and those that name an objective, in short and in full
+RATE: Final = ("--lr", "--model.optimizer.lr", "--model.optimizer.init_args.lr")
+OBJECTIVE: Final = ("--objective", "--model.objective")
 
 
 def without(arguments: Sequence[str], names: Collection[str]) -> list[str]:
@@ -19,3 +24,26 @@ def without(arguments: Sequence[str], names: Collection[str]) -> list[str]:
         if not dropped:
             kept.append(argument)
     return kept
+
+
+def as_typed(arguments: Sequence[str]) -> list[str]:
+    """Return arguments as one types them: files of settings by themselves, before all options.
+
+    >>> as_typed(["--lr", "1e-3", "--config=a.yaml", "-c", "b.yaml"])
+    ['a.yaml', 'b.yaml', '--lr', '1e-3']
+    """
+    left, files, rest = list(arguments), [], []
+    while left:
+        argument = left.pop(0)
+        name, equals, value = argument.partition("=")
+        if name not in ("--config", "-c"):
+            rest.append(argument)
+        elif equals or left:
+            files.append(value if equals else left.pop(0))
+    return [*files, *rest]
+
+
+def without_objective(arguments: Sequence[str]) -> list[str]:
+    """Return arguments without those that name an objective, and its arguments."""
+    names = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
+    return without(arguments, [n for n in names if n in OBJECTIVE or n.startswith(tuple(f"{o}." for o in OBJECTIVE))])

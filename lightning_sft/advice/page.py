@@ -12,8 +12,8 @@ from lightning_sft.advice.advice import JUDGED, Advice
 from lightning_sft.advice.comparison import FIRST_LOOK, Comparison
 from lightning_sft.advice.cost import Cost
 from lightning_sft.advice.evidence import RATES_HERE
-from lightning_sft.advice.options import without
-from lightning_sft.advice.rate import RateReading
+from lightning_sft.advice.options import RATE, as_typed, without, without_objective
+from lightning_sft.advice.rate import EDGE, RateReading
 from lightning_sft.advice.rules import advise
 from lightning_sft.advice.setup import Setup
 from lightning_sft.metrics.capability_reading import CapabilityReading, GroupReading
@@ -27,7 +27,7 @@ _RULES = {
     "steepest": "where the loss falls fastest",
     "minimum_tenth": "a tenth of the rate at which it is lowest",
     "valley": "two thirds of the way along the longest stretch over which it falls",
-    "edge": "where it begins to rise for good",
+    EDGE: "where it begins to rise for good, which is no rate to take",
 }
 
 
@@ -37,7 +37,6 @@ class Survey:
 
     Attributes:
         options: of the command line, those that name the run.
-        optimizer: option that sets the learning rate of the run.
         setup: what the configuration amounts to.
         data: a text for each set.
         counts: scalars of each set.
@@ -49,7 +48,6 @@ class Survey:
     """
 
     options: list[str]
-    optimizer: str
     setup: Setup | None = None
     data: list[str] | None = None
     counts: Mapping[str, Mapping[str, float]] | None = None
@@ -76,15 +74,17 @@ class Survey:
         if advice is None or not advice.compare:
             return self.fit()
         judged = "" if self._validates() else f" {JUDGED}"
-        return advice.command(shlex.join(self.options) + judged)  # every arm finds its own rate
+        # every arm finds its own rate
+        return advice.command(shlex.join(as_typed(without_objective(self.options))) + judged)
 
     def fit(self) -> str:
         """Return the command of one fit, at a rate that the range test does not speak against."""
-        options, rate, advice = shlex.join(self.options), self.corrected, self.advice
+        options, rate, advice = as_typed(self.options), self.corrected, self.advice
         if rate is not None:
-            kept = without(self.options, (self.optimizer.split()[-1], "--lr"))
-            options = f"{shlex.join(kept)} {self.optimizer}={rate.suggestion:.2g}"
-        return f"lightning fit {options}" if advice is None else advice.fit(options)
+            options = [*without(options, RATE), "--lr", f"{rate.suggestion:.2g}"]
+        if advice is None:
+            return f"lightning fit {shlex.join(options)}"
+        return advice.fit(shlex.join(without_objective(options)))
 
     def _validates(self) -> bool:
         """Return whether the run has validation rows, as far as is known."""
@@ -100,7 +100,7 @@ class Survey:
         if found is not None and found.verdict == "at the edge" and found.suggestion is not None:
             blocks.append(
                 f"The learning rate stays at {found.rate:.2g}, which is at the edge of what the range test bears; the "
-                f"careful choice is `{self.optimizer}={found.suggestion:.2g}`, see below."
+                f"careful choice is `--lr {found.suggestion:.2g}`, see below."
             )
         if advice is not None and advice.compare:
             blocks += [_comparison(advice, self.cost), f"```sh\n{self.fit()}\n```"]
@@ -125,7 +125,10 @@ class Survey:
             blocks += ["## Cost", _cost(self.cost)]
         if self.memory is not None:
             blocks += ["## Memory of a device", _fenced(self.memory["text"])]
-            blocks.append("Estimated for the largest batch; `lightning estimate` says what would need less.")
+            blocks.append(
+                "What the fit itself will hold on a device, estimated for its largest batch and not measured; "
+                "`lightning estimate` says what would need less."
+            )
         return "\n\n".join(blocks) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
@@ -247,8 +250,9 @@ def _rate(reading: RateReading) -> str:
 def _cost(cost: Cost) -> str:
     lines = [
         f"- {cost.seconds_per_step:.2f} s an optimizer step (median of {cost.measured_steps}, on {cost.device})",
-        f"- peak memory {cost.peak_memory / 2**30:.2f} GiB; for this survey a copy of what trains was held, up to "
-        f"{cost.copy_memory / 2**30:.2f} GiB of it",
+        f"- peak memory of {'this process' if cost.device.startswith('cpu') else 'the GPU'} during this survey: "
+        f"{cost.peak_memory / 2**30:.2f} GiB, measured. Up to {cost.copy_memory / 2**30:.2f} GiB of it was a copy of "
+        "what trains, which a fit does not hold",
     ]
     if cost.seconds is None:
         lines.append("- the number of steps is not known, so neither is the time of the fit")

@@ -10,6 +10,8 @@ from lightning_sft.sweep.results import RangeTest
 from lightning_sft.sweep.suggest import Suggestions
 
 Verdict = Literal["sane", "at the edge", "too high", "very low", "unknown", "diverges at once"]
+#: what a curve calls the rate at which it begins to rise
+EDGE = "edge"
 #: steps of a range test in which a curve can show anything
 _FEWEST = 4
 #: factor between two rates of a range test above which so few steps say nothing of where it diverges
@@ -123,16 +125,22 @@ def _why_sane(rate: float, turn: float, suggestions: dict[str, float]) -> str:
     """Return why a rate may stay, and what suggestions of other rates have to do with it."""
     said = f"The loss falls there, and goes on falling until {turn:.2g}"
     said += f", {_times(turn / rate)} times as much." if turn > rate else "."
-    cautious = sorted(value for value in suggestions.values() if value < rate)
-    if not cautious:
+    rules = [value for name, value in suggestions.items() if name != EDGE]  # the edge is no rate to take
+    lower = sorted(value for value in rules if value < rate)
+    if not lower:
         return said
-    lowest, highest = f"{cautious[0]:.2g}", f"{cautious[-1]:.2g}"
+    whose = "The rules below name" if len(lower) == len(rules) else "Some of the rules below name"
     return (
-        f"{said} The rules below name lower rates ({lowest if lowest == highest else f'{lowest} to {highest}'}) "
-        "because they leave a margin on purpose: a rate that rises from step to step meets the edge late. Go there if "
-        f"the run turns out unstable; they are nothing against {rate:.2g}. Such a test says which rates break, not "
-        "which is best: `lightning compare` finds the best one of each objective."
+        f"{said} {whose} lower rates ({_span(lower)}) because they leave a margin on purpose: a rate that rises from "
+        "step to step meets the edge late. Go there if the run turns out unstable; they are nothing against "
+        f"{rate:.2g}. Such a test says which rates break, not which is best: `lightning compare` finds the best one "
+        "of each objective."
     )
+
+
+def _span(rates: list[float]) -> str:
+    lowest, highest = f"{rates[0]:.2g}", f"{rates[-1]:.2g}"
+    return lowest if lowest == highest else f"{lowest} to {highest}"
 
 
 def _times(factor: float) -> str:

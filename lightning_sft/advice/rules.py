@@ -37,7 +37,7 @@ def advise(reading: CapabilityReading) -> Advice:
     """Return which objectives a reading speaks for, which against, why, and what that rests on."""
     place = reading.place
     found = {STRONG: _strong, MIDDLE: _intermediate, WEAK: _weak}[place](reading)
-    doubts = _doubts(reading)
+    doubts = doubts_of(reading)
     if doubts:
         found = replace(found, compare=True, pick=NLL, doubts=tuple(doubts))
     if sources := _sources(reading):
@@ -101,6 +101,27 @@ def _weak(reading: CapabilityReading) -> Advice:
     )
 
 
+def doubts_of(reading: CapabilityReading) -> list[str]:
+    """Return why the place itself is uncertain, sentence by sentence; of a reading before training or after it."""
+    found = []
+    group, cut_offs = reading.judged, reading.cut_offs
+    if group.rows < ENOUGH_ROWS:
+        missing = ENOUGH_ROWS - group.rows
+        found.append(
+            f"The reading rests on {group.rows} rows; {ENOUGH_ROWS} are needed to say where the model stands: "
+            f"{missing} are missing."
+        )
+    if group.mean_p_interval is not None:
+        low, high = group.mean_p_interval
+        crossed = [cut for cut in (cut_offs.weak, cut_offs.strong) if low < cut < high]
+        if crossed:
+            found.append(
+                f"The interval of mean p, [{low:.3f}, {high:.3f}], holds the cut-off {crossed[0]:g}: the place is not "
+                "certain."
+            )
+    return found
+
+
 # ---------------------------------------------------------------------- what changes an advice
 
 
@@ -147,27 +168,6 @@ def _with_sources(advice: Advice, sources: dict[str, str]) -> Advice:
         why=(*advice.why, f"The sources stand at different places ({told}), so one objective for all is a compromise."),
         evidence=(*advice.evidence, *([evidence.MIXTURES] if mixed else [])),
     )
-
-
-def _doubts(reading: CapabilityReading) -> list[str]:
-    """Return why the place itself is uncertain, sentence by sentence."""
-    found = []
-    group, cut_offs = reading.judged, reading.cut_offs
-    if group.rows < ENOUGH_ROWS:
-        missing = ENOUGH_ROWS - group.rows
-        found.append(
-            f"The reading rests on {group.rows} rows; {ENOUGH_ROWS} are needed to say where the model stands: "
-            f"{missing} are missing."
-        )
-    if group.mean_p_interval is not None:
-        low, high = group.mean_p_interval
-        crossed = [cut for cut in (cut_offs.weak, cut_offs.strong) if low < cut < high]
-        if crossed:
-            found.append(
-                f"The interval of mean p, [{low:.3f}, {high:.3f}], holds the cut-off {crossed[0]:g}: the place is not "
-                "certain."
-            )
-    return found
 
 
 def _general_limits(reading: CapabilityReading) -> list[str]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import count
 from pathlib import Path
 
 from lightning_sft.audit.page import sections
 from lightning_sft.audit.render import to_html, to_markdown
 from lightning_sft.audit.result import Audit
 from lightning_sft.audit.summary import CONTEXTS, title
-from lightning_sft.errors import UserError
+from lightning_sft.errors import OutputExistsError, UserError
 from lightning_sft.files import new_folder, to_json, write_text
+from lightning_sft.places import free
 
 DEFAULT = "audit"
 PAGE = "audit.html"
@@ -20,15 +20,12 @@ def new_place(output: str | None) -> Path:
     """Return the folder to write: the one asked for, or the first of ``audit``, ``audit-2`` ... that is free.
 
     Raises:
-        UserError: the one asked for exists.
+        OutputExistsError: the one asked for exists.
     """
     if output is None:
-        names = (DEFAULT if i == 1 else f"{DEFAULT}-{i}" for i in count(1))
-        return next(path for name in names if not (path := Path(name)).exists())
+        return free(Path(DEFAULT))
     if Path(output).exists():
-        raise UserError(
-            f"--output is {output!r}, which exists. Nothing is overwritten: give a folder that does not exist yet."
-        )
+        raise OutputExistsError(output, "Give a folder that does not exist yet.")
     return Path(output)
 
 

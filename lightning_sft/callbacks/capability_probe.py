@@ -17,7 +17,7 @@ from lightning_sft._lightning import callbacks_of, data_parallel_size_and_rank
 from lightning_sft.advice.advice import CONFIG, JUDGED, Advice
 from lightning_sft.advice.measure import measure, why_unreadable
 from lightning_sft.advice.rows import ReadingRows, rows_of_datamodule, rows_of_loader
-from lightning_sft.advice.rules import ENOUGH_ROWS, advise, few_answers
+from lightning_sft.advice.rules import ENOUGH_ROWS, advise, doubts_of, few_answers
 from lightning_sft.callbacks.next_step import NextStep, ends_with_commands
 from lightning_sft.checkpoints.runs import run_folder
 from lightning_sft.errors import UserError
@@ -215,11 +215,13 @@ class CapabilityProbe(Callback):
                 self.next_step, told = NextStep(_why(advice), command, measured=False, compares=advice.compare), None
             self._tell(self.start, told, advises=not picked)  # what was picked has been told, and why
         else:
-            rank_zero_info(f"Capability on the same tokens after the fit: {self.end.in_short(explains=False)}")
+            told = f"Capability on the same tokens after the fit: {self.end.in_short(explains=False)}"
+            rank_zero_info("\n".join([told, *doubts_of(self.end)]))
         folder = run_folder(trainer) if trainer.is_global_zero else None
         if folder is not None:
             content = advice.to_dict(options or CONFIG)
-            save_reading(folder / FILE, self.start, self.end, advice=content, step=step)
+            doubts = {} if self.end is None else {"doubts_after": doubts_of(self.end)}
+            save_reading(folder / FILE, self.start, self.end, advice=content, step=step, **doubts)
 
     def _tell(self, reading: CapabilityReading, options: str | None, advises: bool = True) -> None:
         found = f"Capability on {reading.all.rows} training rows: {reading.in_short()}"
@@ -262,6 +264,7 @@ def _of_validation(reading: CapabilityReading, *, trained: bool) -> Iterator[str
     if (few := few_answers(reading.all)) is not None:
         yield few
     if trained:
+        yield from doubts_of(reading)
         return
     yield f"Before this model is trained on such rows: {advise(reading).text(None)}"
 

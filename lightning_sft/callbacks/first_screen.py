@@ -20,6 +20,7 @@ from lightning_sft.callbacks.summary import RunSummary
 from lightning_sft.callbacks.sweeping import SweepCallback
 from lightning_sft.figures.board import OUTCOMES, SETTINGS, Parts, log_layout, log_settings
 from lightning_sft.figures.loggers import log_text
+from lightning_sft.objectives import Objective
 from lightning_sft.units import adapter_kind
 
 
@@ -43,7 +44,7 @@ class FirstScreen(Callback):
         loggers = self._loggers(trainer)
         if not loggers:
             return
-        parts, settings = _parts(trainer), _settings(trainer, pl_module)
+        parts, settings = _parts(trainer, pl_module), _settings(trainer, pl_module)
         outcomes = [key for key in OUTCOMES if _is_logged(key, parts)]
         for logger in loggers:
             log_layout(logger, parts)
@@ -63,8 +64,8 @@ class FirstScreen(Callback):
         return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
-def _parts(trainer: Trainer) -> Parts:
-    callbacks = callbacks_of(trainer)
+def _parts(trainer: Trainer, module: LightningModule) -> Parts:
+    callbacks, objective = callbacks_of(trainer), getattr(module, "objective", None)
     probes: dict[str, list[str]] = {}
     for callback in callbacks:
         if isinstance(callback, ProbeCallback):
@@ -72,6 +73,7 @@ def _parts(trainer: Trainer) -> Parts:
     return Parts(
         validates=trainer.enable_validation,
         generates=any(isinstance(c, GenerationMonitor) for c in callbacks) and _scores_answers(trainer),
+        state=isinstance(objective, Objective) and bool(objective.logged()),
         silent=any(isinstance(c, SilentFailureMonitor) and c.watched for c in callbacks),
         capability=any(isinstance(c, CapabilityProbe) and c.start is not None for c in callbacks),
         guards=[name for c in callbacks if isinstance(c, DriftMonitor) for name in c.texts],

@@ -236,7 +236,8 @@ class LastCheckpoint(Checkpoint):
         signum = WATCH.requested or signal.SIGTERM
         line = f"Stopped by {signal.Signals(signum).name} after step {trainer.global_step}; {self.path} is written"
         then = requeue() if self._is_requeue() else f"go on with {self._again()}"
-        print(f"{line}; {then}.", file=sys.stderr, flush=True)
+        if WATCH.speaks:
+            print(f"{line}; {then}.", file=sys.stderr, flush=True)
 
     def _again(self) -> str:
         """Return the command that goes on, or the option for it where the run's folder does not stand for the run."""

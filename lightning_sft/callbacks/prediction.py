@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from lightning_sft.errors import UserError
+from lightning_sft.errors import OutputExistsError
 from lightning_sft.files import replacing
 
 
@@ -26,7 +26,7 @@ class PredictionWriter(Callback):
         overwrite: replace the file if it exists.
 
     Raises:
-        UserError: the file exists and ``overwrite`` is off; found before anything is generated.
+        OutputExistsError: the file exists and ``overwrite`` is off; found before anything is generated.
     """
 
     def __init__(self, path: str = "predictions.jsonl", overwrite: bool = False) -> None:
@@ -36,9 +36,18 @@ class PredictionWriter(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "predict" and self.path.exists() and not self.overwrite:
-            raise UserError(f"{str(self.path)!r} exists. Give PredictionWriter another path, or overwrite: true.")
+        if stage == "predict":
+            self.require_free()
         self._records = []
+
+    def require_free(self) -> None:
+        """Raise if the file exists and may not be replaced.
+
+        Raises:
+            OutputExistsError: it does.
+        """
+        if self.path.exists() and not self.overwrite:
+            raise OutputExistsError(self.path, "Give PredictionWriter another path, or overwrite: true.")
 
     @override
     def on_predict_batch_end(

@@ -106,9 +106,11 @@ def _trained(module: LightningModule) -> Iterator[tuple[str, str]]:
 def _data(trainer: Trainer, module: LightningModule) -> Iterator[tuple[str, str]]:
     reports: dict[str, Any] = getattr(getattr(trainer, "datamodule", None), "report", {})
     for i, (name, report) in enumerate(reports.items()):
-        trained = int(report.trained.sum())
+        counted = count(int(report.trained.sum()))
         packs = f", in {report.packs:,} packs" if report.packs else ""
-        text = f"{name} {report.rows:,} rows{packs}, {count(report.tokens)} tokens, {count(trained)} of them trained"
+        # what is not the training set is scored by the same tokens, and trained on none
+        tokens = f", {count(report.tokens)} tokens, {counted} of them {'trained' if name == 'train' else 'scored'}"
+        text = f"{name} {report.rows:,} rows{packs}{'' if name == 'predict' else tokens}"
         yield "" if i else "Data", text
         changed = {"left out as too long": report.dropped, "shortened": report.truncated, "bad": len(report.rejected)}
         told = ", ".join(f"{number:,} {what}" for what, number in changed.items() if number)
@@ -135,11 +137,10 @@ def _plan(trainer: Trainer) -> Iterator[tuple[str, str]]:
     if total == math.inf:
         yield "Steps", f"as many as there is time for{each}"
         return
-    begun = f", {trainer.global_step} of them done" if trainer.global_step else ""
+    begun = f" ({trainer.global_step:,} of them done)" if trainer.global_step else ""
     epochs = f"{total / epoch:.3g}" if epoch else ""
     passes = f", {epochs} epoch{'s' * (epochs != '1')}" if epochs else ""
-    text = f"{int(total):,}{each}{passes}{begun}"
-    yield "Steps", text
+    yield "Steps", f"{int(total):,}{begun}{each}{passes}"
     if total < trainer.max_steps:
         yield "", f"max_epochs={trainer.max_epochs} ends the run before max_steps={trainer.max_steps} (-1: no such end)"
 

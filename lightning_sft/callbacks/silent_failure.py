@@ -12,17 +12,16 @@ from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
-from lightning_sft.callbacks.next_step import NextStep, after_verdicts, ends_with_commands, longer
+from lightning_sft.callbacks.next_step import NextStep, ends_with_commands
 from lightning_sft.callbacks.silent_course import RunCourse
+from lightning_sft.callbacks.silent_ending import tell_verdicts
 from lightning_sft.callbacks.silent_reader import TokenReader
 from lightning_sft.callbacks.silent_rows import from_datamodule, from_loaders, tell_refused
-from lightning_sft.checkpoints.runs import run_folder
 from lightning_sft.data import SFTDataModule
 from lightning_sft.errors import UserError
-from lightning_sft.figures.loggers import log_text
 from lightning_sft.metrics.silent_verdict import SilentVerdict, judge
 from lightning_sft.models.instruments import tokenizer_to_use
-from lightning_sft.probes.contexts import contexts_table, failed_contexts, write_contexts
+from lightning_sft.probes.contexts import failed_contexts
 from lightning_sft.probes.watched_set import WatchedSet
 
 FILE = "silent.jsonl"
@@ -116,6 +115,7 @@ class SilentFailureMonitor(Callback):
         self._restored: dict[str, Any] = {}
         self._course = RunCourse()
         self.next_step: NextStep | None = None
+        self._last_line = ""
 
     # ------------------------------------------------------------------ hooks
 
@@ -264,18 +264,14 @@ class SilentFailureMonitor(Callback):
             self.contexts,
             self.min_fall,
         )
-        folder = None if trainer.fast_dev_run else run_folder(trainer)  # type: ignore[attr-defined]
-        folder = trainer.strategy.broadcast(folder)
-        told = [verdict.sentence for verdict in self.verdicts.values()]
-        outcomes = {v.outcome for v in self.verdicts.values()}
-        self.next_step, line = after_verdicts(outcomes, folder, FILE, longer(trainer))
-        whole = "\n".join([*told, line] if line else told)
-        rank_zero_info("\n".join(told) if self.next_step and ends_with_commands(trainer) else whole)
-        log_text(trainer, "silent/verdict", whole, trainer.global_step)
-        if lines:
-            log_text(trainer, "silent/contexts", contexts_table(lines), trainer.global_step)
-        if folder is not None and trainer.is_global_zero:
-            write_contexts(folder / FILE, lines)
+        self.next_step, self._last_line = tell_verdicts(trainer, self.verdicts, lines, FILE)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Say it once more in one line, after all others have spoken, where no command closes the run."""
+        line, self._last_line = self._last_line, ""
+        if stage == "fit" and line and trainer.is_global_zero and not ends_with_commands(trainer):
+            print(line, flush=True)
 
     # ------------------------------------------------------------------ small things
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 from typing_extensions import override
 
+from lightning_sft._lightning import callbacks_of
 from lightning_sft.advice.rules import ENOUGH_ROWS
+from lightning_sft.callbacks.capability_probe import CapabilityProbe
 from lightning_sft.callbacks.next_step import ends_with_commands
 from lightning_sft.callbacks.run_facts import name_of
 from lightning_sft.places import near
@@ -21,6 +24,8 @@ from lightning_sft.places import near
 _FIRST = ("exact_match", "task_accuracy", "pass_at_1", "nll", "loss", "perplexity", "token_accuracy", "mean_p")
 #: what the capability reading calls otherwise
 _SAME = {"top1_share": "token_accuracy"}
+#: below a table, where a capability reading gives another mean p beside it
+_WITH_SPECIAL = "{} counts special tokens, too, such as the end of an answer; the capability reading leaves them out."
 #: characters of a key
 _WIDTH = 24
 
@@ -88,12 +93,13 @@ class RunSummary(Callback):
         print(f"\n{'held out':<{width}}{'value':>14}")
         for key in keys:
             print(f"{key:<{width}}{values[key]:>14.4f}", flush=True)
+        if "capability/content/mean_p" in values:
+            print(_WITH_SPECIAL.format(f"{own}mean_p"))
         rows = _rows_of(trainer, own.rstrip("/"))
         if 0 < rows < ENOUGH_ROWS:
             print(f"{rows} row{'s' * (rows != 1)}: few enough that others like them may give quite other values.")
         if len(keys) < len(values):
-            where = f"are in {near(Path(folder))}" if folder and trainer.loggers else "are shown where a logger is set"
-            print(f"{len(values) - len(keys)} more readings, by source, set or bound, {where}.", flush=True)
+            print(f"{len(values) - len(keys)} more readings, by source, set or bound: {_shown_by(trainer, folder)}")
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -111,13 +117,15 @@ class RunSummary(Callback):
             if other and key.endswith("/loss"):  # in the units of another objective
                 shown[:-1] = [None] * (len(shown) - 1)
             print(f"{key:<{_WIDTH}}" + "".join(f"{'-':>14}" if x is None else f"{x:>14.4f}" for x in shown))
+        if "val/mean_p" in self.after and any(_tells_special_apart(c) for c in callbacks_of(trainer)):
+            print(_WITH_SPECIAL.format("val/mean_p"))
         if other and len(columns) > 1:
             print(f"val/loss was {self.before_objective}'s then and is {self.after_objective}'s now: not comparable.")
         if not self.took_steps:
             print(f"No step was taken: the run had reached {_end_of(trainer)} before. Give more to train on.")
         shows = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
         if folder and shows and not ends_with_commands(trainer):  # which name it, too
-            print(f"\nLook at it: tensorboard --logdir {near(Path(folder))}")
+            print(f"\nLook at it: tensorboard --logdir {shlex.quote(str(near(Path(folder))))}")
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -134,6 +142,24 @@ class RunSummary(Callback):
         self.before, self.before_step = state_dict["before"], state_dict["before_step"]
         self.after, self.after_step = state_dict["after"], state_dict.get("after_step", 0)
         self.before_objective = state_dict.get("before_objective", "")
+
+
+def _tells_special_apart(callback: Callback) -> bool:
+    """Return whether a callback has said what the mean p is without special tokens."""
+    end = callback.end if isinstance(callback, CapabilityProbe) else None
+    return end is not None and end.special is not None and end.content is not None
+
+
+def _shown_by(trainer: Trainer, folder: str | None) -> str:
+    """Return how one looks at what was logged to a folder."""
+    if not folder or not trainer.loggers:
+        return "a logger would keep them (--logger csv)"
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            return f"tensorboard --logdir {shlex.quote(str(near(Path(logger.log_dir))))}"
+        if isinstance(logger, CSVLogger):
+            return str(near(Path(logger.log_dir) / "metrics.csv"))
+    return f"in {near(Path(folder))}"
 
 
 def _end_of(trainer: Trainer) -> str:

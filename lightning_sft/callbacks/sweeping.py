@@ -17,11 +17,14 @@ from lightning_sft.errors import UserError
 from lightning_sft.figures.loggers import log_figure, log_text
 from lightning_sft.figures.probes import can_show
 from lightning_sft.figures.sweeps import sweep_figure
+from lightning_sft.places import near
+from lightning_sft.report.plain_text import shown
 from lightning_sft.sweep.prediction.record import predicted_rate
 from lightning_sft.sweep.rates import set_peak_rate
 from lightning_sft.sweep.results import SweepResult
 from lightning_sft.sweep.search import check_divergence
 from lightning_sft.sweep.session import SweepSettings
+from lightning_sft.sweep.store import FOLDER as SWEEPS
 
 
 def check_name(name: str) -> None:
@@ -116,9 +119,10 @@ class SweepCallback(Callback):
         return SweepSettings(self.name, steps, folder, kept, self.divergence, {"sweep": type(self).__name__, **facts})
 
     def _report(self, trainer: Trainer, result: SweepResult, folder: Path | None) -> None:
-        rank_zero_info(f"\nSweep {self.name} at step {result.step}:\n{result.text()}\n")
+        written = "" if folder is None else f"Written to {near(folder / SWEEPS / f'{self.name}.json')}\n"
+        rank_zero_info(f"\nSweep {self.name} at step {result.step}:\n{shown(result.text())}\n{written}")
         if folder is not None and trainer.is_global_zero:
-            result.save(folder / "sweep")
+            result.save(folder / SWEEPS)
         prefix = f"sweep/{self.name}"
         for logger in trainer.loggers:
             logger.log_metrics({f"{prefix}/{k}": v for k, v in result.scalars().items()}, step=trainer.global_step)

@@ -26,6 +26,7 @@ from lightning_sft.errors import UserError
 from lightning_sft.estimate.page import describe, to_dict
 from lightning_sft.files import to_json, write_text
 from lightning_sft.metrics.capability_reading import FILE, save_reading
+from lightning_sft.report.plain_text import shown
 from lightning_sft.sweep.range_test import range_test
 from lightning_sft.sweep.session import SweepSettings
 
@@ -141,10 +142,7 @@ def advise(arguments: list[str]) -> None:
         skipped = check_skip(cli.config.skip)
         _check_numbers(cli.config)
         check_place(Path(cli.config.output) / PAGE)
-        chosen = cli.config.model.get("optimizer")
-        named = "class_path" in chosen if chosen is not None else False
-        optimizer = "--model.optimizer.lr" if named else "--model.optimizer=AdamW --model.optimizer.lr"
-        survey = Survey(options_of_run(arguments), optimizer)
+        survey = Survey(options_of_run(arguments))
         if "data" not in skipped:
             rank_zero_info("Reading the data ...")
             cli.datamodule.tokenizer = cli.model.tokenizer
@@ -165,7 +163,7 @@ def advise(arguments: list[str]) -> None:
     write_text(output / "advice.json", to_json(survey.to_dict(), indent=1) + "\n")
     if survey.capability is not None:
         save_reading(output / FILE, survey.capability, None)
-    print(page)
+    print(shown(page))
     print(f"This page is {output / PAGE}; its parts as JSON: {output / 'advice.json'}")
 
 

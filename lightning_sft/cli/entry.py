@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shlex
 import signal
 import sys
 import traceback
@@ -19,6 +20,7 @@ from lightning_sft.cli.front.beside import settle_rows
 from lightning_sft.cli.front.check import check
 from lightning_sft.cli.front.ending import with_an_end
 from lightning_sft.cli.front.help import answer, has_help
+from lightning_sft.cli.front.in_the_way import require_free_output, say_in_the_way
 from lightning_sft.cli.front.names import nearest
 from lightning_sft.cli.front.on_hub import settle_hub
 from lightning_sft.cli.front.present import require_checkpoint, require_present
@@ -27,7 +29,7 @@ from lightning_sft.cli.front.sources import spell_out_sources
 from lightning_sft.cli.front.typed import require_two_dashes
 from lightning_sft.cli.front.words import in_settings, tidy
 from lightning_sft.cli.verbs import LIGHTNING_VERBS, OWN_VERBS
-from lightning_sft.errors import UserError
+from lightning_sft.errors import OutputExistsError, UserError
 from lightning_sft.progress import loading
 from lightning_sft.training.signals import WATCH, Stopped
 
@@ -62,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if verb == "--version":
         print(f"lightning-sft {metadata.version('lightning-sft')}, lightning {metadata.version('lightning')}")
         return
+    typed = arguments[1:]
     owns_signals = WATCH.install()
     WATCH.saves = verb in _SAVING and not any(word.startswith(_ASKING) for word in arguments)
     if not {"", os.getcwd()} & set(sys.path):
@@ -75,8 +78,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             WATCH.stop("when everything was done")
     except Stopped as stopped:
         WATCH.end_ranks()
+        if stopped.done and not WATCH.is_started_rank:
+            by = signal.Signals(stopped.signum).name
+            print(f"Stopped by {by}: {stopped.done}. Go on with {_again(verb, typed)}", file=sys.stderr, flush=True)
         # Lightning kills all where a rank that it started ends with another status
         sys.exit(0 if WATCH.is_started_rank and WATCH.agreed else stopped.code)
+    except OutputExistsError as error:
+        _fail(error, say_in_the_way(error, verb, typed))
     except UserError as error:
         _fail(error)
     except Exception as error:
@@ -115,6 +123,11 @@ def _reader_left() -> bool:
     return left
 
 
+def _again(verb: str, typed: Sequence[str]) -> str:
+    """Return a command as it was typed."""
+    return shlex.join(["lightning", verb, *typed])
+
+
 def _verb(verb: str) -> Callable[[list[str]], None]:
     if verb in OWN_VERBS:
         own = OWN_VERBS[verb]
@@ -144,6 +157,8 @@ def _in_front(verb: str, arguments: list[str]) -> list[str]:
     if takes_settings and (text := class_help(verb, arguments)) is not None:
         print(text)
         sys.exit(0)
+    if asked is None:
+        require_free_output(verb, arguments)
     if takes_settings and asked is None:
         refuse_duplicates([verb, *arguments])  # first: of a key that stands twice only one would be checked
         arguments = spell_out_sources(verb, arguments)

@@ -14,7 +14,7 @@ from lightning_sft.cli.front.help import SCREEN
 from lightning_sft.cli.front.listing import Listing, listing
 from lightning_sft.cli.front.words import expand, join, spell_out, split
 from lightning_sft.cli.init_rows import map_columns, training_rows
-from lightning_sft.errors import UserError
+from lightning_sft.errors import OutputExistsError, UserError
 from lightning_sft.files import write_text
 from lightning_sft.held_out import ENOUGH, split_of
 
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
     """Write a file of settings: ``lightning init [FILE.yaml ...] [--KEY VALUE ...] [--output FILE]``."""
     output, rest = _output(arguments)
     if output.exists():
-        raise UserError(f"{str(output)!r} exists already. Give another name by --output, or remove it.")
+        raise OutputExistsError(output)
     if output.suffix not in (".yaml", ".yml"):
         raise UserError(f"--output is {str(output)!r}. Allowed: a file that ends in .yaml.")
     check("fit", [*rest, f"--model.model_name_or_path={START['model.model_name_or_path']}"])

@@ -37,7 +37,7 @@ from lightning_sft.cli.run_names import run_name
 from lightning_sft.cli.spelt_out import forget_spelt_out
 from lightning_sft.errors import UserError
 from lightning_sft.files import write_text
-from lightning_sft.places import CHECKPOINTS
+from lightning_sft.places import CHECKPOINTS, RESUMED
 from lightning_sft.training.signals import WATCH
 
 # Defaults such as Timer's interval are names in an enumeration, which YAML would not write.
@@ -92,7 +92,7 @@ class RunConfig(SaveConfigCallback):
         folder = lasts[0].parent if lasts else runs.run_folder(trainer)
         if folder is None or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return  # such a run has no folder
-        name = f"config_resumed_at_step_{trainer.global_step}.yaml" if trainer.ckpt_path else self.config_filename
+        name = RESUMED.format(trainer.global_step) if trainer.ckpt_path else self.config_filename
         again = self.config.clone()
         again.ckpt_path = None  # so that the file starts a run of its own
         run_folders.forget_versions(again.trainer)
@@ -164,7 +164,7 @@ class SFTCLI(ConfigurationWins, LightningCLI):
         if self._data_is_ours:
             _refuse_nothing(self.subcommand, config.get("data"))
         trainer = config.trainer
-        if self._output is not None:
+        if self._output is not None and self.subcommand != "predict":
             run_folders.put_into(trainer, self._output)
         which = config.get("ckpt_path") or (self._requeued(trainer) if self.subcommand == "fit" else None)
         if not which:
@@ -233,8 +233,8 @@ class SFTCLI(ConfigurationWins, LightningCLI):
             kwargs["enable_model_summary"] = False  # RunStory says what it would
         if self._reports and not any(isinstance(c, RunReport) for c in callbacks):
             callbacks.append(RunReport())
-        if self.subcommand == "predict" and not any(isinstance(c, _PREDICTION_WRITERS) for c in callbacks):
-            callbacks.append(PredictionWriter())
+        if self.subcommand == "predict":
+            callbacks += writers(callbacks, self._output)
         trainer = super().instantiate_trainer(**{"callbacks": callbacks, **kwargs})
         WATCH.ranks, WATCH.only_waits = launched_ranks(trainer)
         folders = [Path(logger.log_dir) for logger in trainer.loggers if logger.log_dir]
@@ -248,7 +248,28 @@ def missing_bar(trainer: Namespace, callbacks: Sequence[Callback]) -> list[Callb
     return [] if has_bar or trainer.enable_progress_bar is False or trainer.barebones else [RunProgress()]
 
 
-_PREDICTION_WRITERS = (PredictionWriter, BasePredictionWriter)
+def writers(callbacks: Sequence[Callback], output: str | None) -> list[Callback]:
+    """Return what writes the answers of ``predict``, where none is configured; told where, by ``--output``.
+
+    Args:
+        callbacks: that are configured.
+        output: the file to write; None leaves it to the writer.
+
+    Raises:
+        UserError: the file exists, or the writer that is configured is not ours.
+    """
+    ours = [c for c in callbacks if isinstance(c, PredictionWriter)]
+    other = next((type(c).__name__ for c in callbacks if isinstance(c, BasePredictionWriter)), None)
+    if output is not None and other is not None and not ours:
+        raise UserError(
+            f"--output is {output!r}, and the answers are written by {other}, which has a place of its own. Leave out "
+            "--output, or that callback."
+        )
+    made = [] if ours or other is not None else [PredictionWriter()]
+    for writer in (*ours, *made):
+        writer.path = writer.path if output is None else Path(output).expanduser()
+        writer.require_free()
+    return [*made]
 
 
 def _refuse_nothing(verb: str, data: Namespace | None) -> None:

@@ -21,7 +21,7 @@ def parser() -> VerbParser:
     add = made.add_argument
     add("--model", required=True, help="hub name, folder, GGUF file or pkg://package/file.gguf")
     add("--data", required=True, type=Path, help="held-out texts: .txt (paragraphs) or .jsonl")
-    add("--output", "--out", dest="output", required=True, type=Path, help="probe file to write: .yaml, .yml or .jsonl")
+    add("--output", required=True, type=Path, help="probe file to write: .yaml, .yml or .jsonl")
     add("--top", type=int, default=50, help="the most probes to keep (50)")
     add("--min_overlap", type=float, default=0.5, help="least cosine of the two words' embeddings (0.5)")
     add("--min_probability", type=float, default=0.01, help="least probability of the written word (0.01)")
@@ -45,11 +45,12 @@ def main(arguments: Sequence[str]) -> None:
         note(f"note: {remark}")
     with loading():
         from lightning_sft.models.loading import load_causal_lm, load_tokenizer
-        from lightning_sft.probes.files import save_probes
+        from lightning_sft.probes.files import require_probe_ending, save_probes
         from lightning_sft.probes.mine import mine_probes, read_texts
         from lightning_sft.probes.probe import named
         from lightning_sft.probes.wordnet import find_wordnet
 
+    require_probe_ending(asked.output)  # before minutes of mining
     places = {"auto": find_wordnet(), "none": None}
     wordnet = places.get(asked.wordnet, Path(asked.wordnet))
     texts = list(read_texts(asked.data))[: asked.limit]

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from lightning_sft.places import MODEL, RUN_SETTINGS, run_of
+from lightning_sft.places import MODEL, free, newest_settings, run_of
 
 
 def next_commands(folder: Path, checkpoint: Path) -> dict[str, list[str]]:
@@ -23,10 +23,13 @@ def next_commands(folder: Path, checkpoint: Path) -> dict[str, list[str]]:
     look = [f"lightning report {run}"]
     if any(folder.glob("events.out.tfevents.*")):
         look.insert(0, f"tensorboard --logdir {run}")
+    place = free(folder / MODEL)
+    output = f" --output {shlex.quote(str(place))}"
     if run_of(checkpoint) == folder:
-        use = [f"lightning {verb} {run}" for verb in (*_readers(folder / RUN_SETTINGS), "chat", "export")]
+        use = [f"lightning {verb} {run}" for verb in (*_readers(newest_settings(folder)), "chat", "export")]
+        use[-1] += "" if place.name == MODEL else output  # an earlier export is in the way
     else:  # checkpoints that lie elsewhere, by a dirpath of the user's
-        use = [f"lightning chat --ckpt_path {model}", f"lightning export --ckpt_path {model} --output {run}/model"]
+        use = [f"lightning chat --ckpt_path {model}", f"lightning export --ckpt_path {model}{output}"]
     return {"Look at the run:": look, "Use its best model:" if checkpoint.stem == "best" else "Use its model:": use}
 
 
@@ -40,7 +43,7 @@ def after_reading(verb: str, checkpoint: Path) -> list[str]:
     folder = run_of(checkpoint)
     if folder is None:
         return []
-    readers = [reader for reader in _readers(folder / RUN_SETTINGS) if (reader, verb) == ("test", "validate")]
+    readers = [reader for reader in _readers(newest_settings(folder)) if (reader, verb) == ("test", "validate")]
     writers = [] if (folder / MODEL).exists() else ["export"]
     return [f"lightning {then} {shlex.quote(str(folder))}" for then in (*readers, "chat", *writers)]
 

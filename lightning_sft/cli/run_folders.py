@@ -34,7 +34,9 @@ def spell_out_loggers(trainer: Namespace) -> list[Namespace]:
 
 
 def take_output(arguments: Sequence[str], verb: str | None) -> tuple[list[str], str | None]:
-    """Return arguments without ``--output``, and what it says: the folder in which Lightning's verbs keep runs.
+    """Return arguments without ``--output``, and what it says: where a Lightning verb writes.
+
+    That is the folder that keeps runs; of ``predict``, the file of its answers.
 
     Raises:
         UserError: it has no value.
@@ -47,7 +49,8 @@ def take_output(arguments: Sequence[str], verb: str | None) -> tuple[list[str], 
         if name != "--output":
             rest.append((name, values, joined))
         elif not values:
-            raise UserError("--output has no value. Give the folder to keep runs in.")
+            what = "file to write the answers to" if verb == "predict" else "folder to keep runs in"
+            raise UserError(f"--output has no value. Give the {what}.")
         else:
             found = values[0]
     return join(rest), found

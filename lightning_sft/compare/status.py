@@ -43,7 +43,7 @@ def status(url: str, patience: float = 10.0) -> str:
 def _of_search(name: str, trials: list[Any]) -> str:
     done = {key for trial in trials for key in trial.user_attrs if key.startswith(RESULT)}
     running = [trial for trial in trials if trial.state.name == "RUNNING"]
-    lines = [f"{name}: a search for a learning rate; {len(done)} trials are done."]
+    lines = [f"{name}: a search for a learning rate; {len(done)} trials done."]
     lines += [
         f"  running: {trial.user_attrs[JOB].split()[0]}, by {trial.user_attrs.get(WORKER, '?')}" for trial in running
     ]
@@ -62,7 +62,7 @@ def _of_one(name: str, attributes: dict[str, Any], trials: list[Any]) -> str:
                 workers[trial.user_attrs.get(WORKER, "?")] += 1
     plan = make_plan(design, results)
     running = [trial for trial in trials if trial.state.name == "RUNNING"]
-    lines = [f"{name}: {plan.finished} of {plan.expected} runs are done."]
+    lines = [f"{name}: {plan.finished} of {plan.expected} runs done."]
     if plan.jobs and results:
         left = time_left(plan, list(results.values()), len(running))
         lines[0] += f" About {duration(left)} left for {len(running) or 'one'} worker{'s' * (len(running) > 1)}."

@@ -101,6 +101,16 @@ def explanation(report: Report) -> list[str]:
         "over all arms (Holm). Learning rates: "
         f"{how if trials else 'those of the configuration'}."
     ]
+    if any(arm.seconds_to_reach for arm in report.arms):
+        lines.append(
+            f"To the first arm's best: training time and trained tokens until {report.score.words} was as good as "
+            f"{report.arms[0].name}'s best of the same replicate; the median."
+        )
+    if any(key.startswith("silent/") for key in report.keys):
+        lines.append(
+            "Silent share: of the tokens that were outranked at the start, those whose loss fell and that are still "
+            "behind the same competitor."
+        )
     for arm in report.arms:
         if arm.at_edge:
             lines.append(

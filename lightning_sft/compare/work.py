@@ -32,6 +32,7 @@ def work(design: Design, ledger: Ledger, run: Runner, say: Callable[[str], None]
     first = make_plan(design, before)
     if first.jobs:
         say(opening(design, first))
+    judged_by = ""
     while True:
         results = ledger.results()
         plan = make_plan(design, results)
@@ -52,6 +53,9 @@ def work(design: Design, ledger: Ledger, run: Runner, say: Callable[[str], None]
                 now = make_plan(design, results)
                 require_key(now, result)
                 fresh = [r for digest, r in results.items() if digest not in before]
+                if judged_by and now.score.key != judged_by:
+                    say(f"No run so far got an answer exactly right: {now.score.words} decides from here on.")
+                judged_by = now.score.key
                 pace = sum(r.wall_seconds for r in fresh) / max(time.monotonic() - began, 1e-3)
                 say(progress_line(design, spec, result, now, time_left(now, fresh, pace)))
         except BaseException:
@@ -84,7 +88,7 @@ def opening(design: Design, plan: Plan) -> str:
         what.append(f"{grid} learning rates each{refined}, then {design.replicates} replicates at each arm's own rate")
     else:
         what.append(f"{design.replicates} replicates at the rates of the configuration")
-    done = f"; {plan.finished} are done" if plan.finished else ""
+    done = f"; {plan.finished} done" if plan.finished else ""
     more = " or more" if search.points and search.grow else ""
     return f"{design.name}: {', '.join(what)}: {plan.expected} runs{more}{done}."
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from lightning_sft.checkpoints import shards
 from lightning_sft.checkpoints.read import read_checkpoint
 from lightning_sft.checkpoints.state import KEY
-from lightning_sft.errors import UserError, first_line
+from lightning_sft.errors import OutputExistsError, UserError, first_line
 from lightning_sft.export.model_card import Kind, is_on_hub, model_card, run_config
 from lightning_sft.files import new_folder
 from lightning_sft.models.access import find_causal_lm
@@ -137,13 +137,10 @@ def refuse_existing(output: Path) -> None:
     """Raise if something lies where a folder is to be written.
 
     Raises:
-        UserError: it does.
+        OutputExistsError: it does.
     """
     if output.exists() or output.is_symlink():
-        raise UserError(
-            f"--output is {str(output)!r}, which exists. Nothing is overwritten: give a folder that does not exist "
-            "yet, or remove that one."
-        )
+        raise OutputExistsError(output, "Give a folder that does not exist yet, or remove that one.")
 
 
 def _read(checkpoint: Path) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class Parts:
     Attributes:
         validates: whether held-out rows are read.
         generates: whether answers are generated.
+        state: whether the objective logs a state of its own.
         silent: whether tokens are watched for silent failure.
         capability: whether capability is read.
         guards: names of the guard sets of drift.
@@ -53,6 +54,7 @@ class Parts:
 
     validates: bool = False
     generates: bool = False
+    state: bool = False
     silent: bool = False
     capability: bool = False
     guards: Sequence[str] = ()
@@ -122,13 +124,14 @@ def layout(parts: Parts) -> dict[str, Charts]:
 
 def _objective(parts: Parts) -> Charts:
     both = (lambda key: (f"train/{key}", f"val/{key}")) if parts.validates else (lambda key: (f"train/{key}",))
-    return {
+    charts: Charts = {
         "Loss under the objective": _lines(*both("loss")),
         "Mean p of the right token": _lines(*both("mean_p")),
         "Right first choices, share of tokens": _lines(*both("token_accuracy")),
-        "State of the objective": ["Multiline", ["train/objective/.*"]],
-        "Gradient norm before clipping": _lines("train/grad_norm"),
     }
+    if parts.state:  # else the chart would stay empty
+        charts["State of the objective"] = ["Multiline", ["train/objective/.*"]]
+    return {**charts, "Gradient norm before clipping": _lines("train/grad_norm")}
 
 
 def _lines(*tags: str) -> list[Any]:

@@ -16,6 +16,12 @@ from lightning_sft.probes.probe import AUTO, Probe, named
 UNKNOWN = -1
 SUFFIXES = ("s", "es", "d", "ed", "ing", "ly", "er", "r", "y", "ness")
 
+#: where a probe has no form that this tokenizer could read
+_OTHERS = (
+    "No single-token form of it was found. Probes for this model: `lightning mine-probes` finds some in a text, and "
+    "silent.jsonl of a run of it holds some."
+)
+
 
 @dataclass(frozen=True)
 class EncodedProbes:
@@ -105,7 +111,7 @@ def _answer(probe: Probe, context: list[int], word: str, tokenizer: PreTrainedTo
     if len(answer) == 1:
         return answer[0]
     alternatives = single_token_alternatives(word, tokenizer, leading_space=probe.leading_space)
-    instead = f"Single tokens instead: {alternatives}." if alternatives else "No single-token form of it was found."
+    instead = f"Single tokens instead: {alternatives}." if alternatives else _OTHERS
     raise UserError(
         f"The answer {text!r} of probe {probe.name!r} is {len(answer)} tokens: {_split(tokenizer, answer)}. The "
         f"order parameter is defined for answers of one token. {instead}"

@@ -105,6 +105,16 @@ def _made(entry: object, where: str) -> Probe:
     return Probe(**entry)
 
 
+def require_probe_ending(path: Path) -> None:
+    """Raise unless probes can be written to a file of that name.
+
+    Raises:
+        UserError: another ending.
+    """
+    if path.suffix not in {".jsonl", ".yaml", ".yml"}:
+        raise UserError(f"A probe file cannot be written to {str(path)!r}. Allowed endings: .yaml, .yml, .jsonl.")
+
+
 def save_probes(probes: Iterable[Probe], path: str | Path) -> Path:
     """Write probes into a ``.yaml``, ``.yml`` or ``.jsonl`` file that `load_probes` reads back the same.
 
@@ -112,6 +122,7 @@ def save_probes(probes: Iterable[Probe], path: str | Path) -> Path:
         UserError: another ending.
     """
     path = Path(path).expanduser()
+    require_probe_ending(path)
     defaults = {f.name: f.default for f in dataclasses.fields(Probe)}
     entries = [
         {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(p).items() if v != defaults[k]}
@@ -119,9 +130,7 @@ def save_probes(probes: Iterable[Probe], path: str | Path) -> Path:
     ]
     if path.suffix == ".jsonl":
         text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
-    elif path.suffix in {".yaml", ".yml"}:
-        text = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True, width=120)
     else:
-        raise UserError(f"A probe file cannot be written to {str(path)!r}. Allowed endings: .yaml, .yml, .jsonl.")
+        text = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True, width=120)
     write_text(path, text)
     return path

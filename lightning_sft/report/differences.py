@@ -66,6 +66,7 @@ def settings_of(run: Run) -> list[list[str]]:
     """Return the settings that matter, heading and value."""
     values = {heading: run.setting(name) for heading, name in _SHOWN.items()}
     values |= {heading: "no limit" for heading in ("most steps", "most epochs") if values[heading] == -1}
+    values["went on at step"] = ", ".join(map(str, run.resumed)) or None
     return [[heading, _shown(value)] for heading, value in values.items() if value is not None]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from lightning_sft.errors import UserError
-from lightning_sft.places import RUN_SETTINGS
+from lightning_sft.places import RUN_SETTINGS, newest_settings, resumed_at
 from lightning_sft.report.events import EVENTS, METRICS, Logs, read_logs
 
 #: a run that wrote nothing for so many seconds is not under way any more
@@ -32,7 +32,8 @@ class Run:
         folder: its place.
         name: short, different from those of the other runs of the page.
         label: shorter, for legends, and as different.
-        config: its settings, nested; empty without config.yaml.
+        config: its settings, nested, of its last part if it went on; empty without config.yaml.
+        resumed: steps at which it went on.
         logs: curves and texts.
         capability: content of capability.json; empty without.
         contexts: lines of silent.jsonl.
@@ -46,6 +47,7 @@ class Run:
     name: str
     label: str = ""
     config: dict[str, Any] = field(default_factory=dict)
+    resumed: list[int] = field(default_factory=list)
     logs: Logs = field(default_factory=Logs)
     capability: dict[str, Any] = field(default_factory=dict)
     contexts: list[dict[str, Any]] = field(default_factory=list)
@@ -185,8 +187,8 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def _open(folder: Path, name: str) -> Run:
     run = Run(folder, name, logs=read_logs(folder))
-    config = _structured(run, folder / RUN_SETTINGS)
-    run.config = config if isinstance(config, dict) else {}
+    config = _structured(run, newest_settings(folder))
+    run.config, run.resumed = config if isinstance(config, dict) else {}, resumed_at(folder)
     capability = _structured(run, folder / "capability.json")
     run.capability = capability if isinstance(capability, dict) else {}
     if (contexts := folder / "silent.jsonl").is_file():

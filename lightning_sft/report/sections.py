@@ -124,7 +124,10 @@ def _capability(run: Run) -> Part:
         return Part()
     readings = [("before", before)] + ([("after", after)] if after else [])
     part = Part(charts=[charts.continuum(readings, start["cut_offs"]), charts.histogram(readings)])
-    if advice := advice_of(run):
+    advice = advice_of(run)
+    part.lines += [f"Before: {doubt}" for doubt in advice.get("doubts", ())]
+    part.lines += [f"After: {doubt}" for doubt in run.capability.get("doubts_after", ())]
+    if advice:
         part.lines.append(str(advice["headline"]))
         part.lines += [advice["trap"]] if advice.get("trap") else []
         part.lines.append(f"Try first: {', '.join(advice['try_first'])}.")

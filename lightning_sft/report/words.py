@@ -8,7 +8,7 @@ WORDS = {
     "val/exact_match": "answers exactly right",
     "val/task_accuracy": "generated answers right",
     "val/token_accuracy": "right first choices",
-    "val/mean_p": "mean p of the right token",
+    "val/mean_p": "mean p of the right token, special tokens too",
     "val/perplexity": "perplexity",
     "val/stop_share": "answers that end by themselves",
     "val/answer_tokens": "tokens of an answer",

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from lightning_sft.errors import UserError, first_line
+from lightning_sft.errors import OutputExistsError, UserError, first_line
 from lightning_sft.files import replacing
 
 COLUMNS = pa.schema(
@@ -62,9 +62,7 @@ def check_output(output: Path) -> None:
     if output.suffix != ".parquet":
         raise UserError(f"--output is {str(output)!r}. Allowed: a file that ends in .parquet.")
     if output.exists():
-        raise UserError(
-            f"--output is {str(output)!r}, which exists. Nothing is overwritten: give another name, or remove it."
-        )
+        raise OutputExistsError(output)
 
 
 @contextmanager

@@ -218,12 +218,19 @@ class CriticalRate(SweepResult):
         for t in self.trials:
             cells = (f"{t.lr:.6g}", "yes" if t.crossed else "no", f"{t.share:.2f}", t.step or "-", t.outcome)
             lines.append("| " + " | ".join(map(str, cells)) + " |")
-        return "\n".join([*lines, "", self.sentence()])
+        share = " Share: of the probes, when the trial ended." if self.reads_probes else ""
+        legend = f"Crossed: {self._what}. A trial is stopped once it has shown that.{share}"
+        return "\n".join([*lines, "", legend, "", self.sentence()])
+
+    @property
+    def _what(self) -> str:
+        """What crossing means, in words."""
+        of = f" of {self.quantile:.0%} of the probes" if self.reads_probes else ""
+        return f"{self.criterion}{of} within {self.steps_allowed} step{'s' if self.steps_allowed > 1 else ''}"
 
     def sentence(self) -> str:
         """Return the answer in words."""
-        of = f" of {self.quantile:.0%} of the probes" if self.reads_probes else ""
-        what = f"{self.criterion}{of} within {self.steps_allowed} step{'s' if self.steps_allowed > 1 else ''}"
+        what = self._what
         rates = [t.lr for t in self.trials]
         if self.status == "already":
             return f"There is no critical rate: {what} holds before any step, at any rate."
@@ -240,6 +247,6 @@ class CriticalRate(SweepResult):
             end = f" NOT MONOTONIC: it did not happen at the higher {again}; the smallest crossing is reported."
         assert self.resolution is not None
         return (
-            f"Critical rate {self.upper:.6g}: {what}. Bracket {self.lower:.6g} (no) to {self.upper:.6g} (yes), "
-            f"{self.resolution:.2%} wide, {len(self.trials)} trials.{end}"
+            f"Critical rate {self.upper:.6g}, the smallest that was seen to do it: {what}. Bracket {self.lower:.6g} "
+            f"(no) to {self.upper:.6g} (yes), {self.resolution:.2%} wide, {len(self.trials)} trials.{end}"
         )

@@ -19,11 +19,16 @@ _LAUNCHER = "LIGHTNING_SFT_LAUNCHER"
 
 
 class Stopped(SystemExit):
-    """A signal ended the run; the exit status is the shell's for that signal, 143 for SIGTERM."""
+    """A signal ended the run; the exit status is the shell's for that signal, 143 for SIGTERM.
+
+    Attributes:
+        done: of work of many runs, how much of it is done: the same command goes on. Empty otherwise.
+    """
 
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
         self.signum = signum
+        self.done = ""
 
 
 class SignalWatch:
@@ -36,12 +41,14 @@ class SignalWatch:
         ranks: gives the ids of the rank processes that this one started.
         only_waits: this process is no rank itself and only waits for them.
         saves: whether the command keeps what it has done so far in checkpoints; else there is nothing to say of them.
+        speaks: whether a run says where it stops; not where it is one of many, and their verb says it.
     """
 
     def __init__(self) -> None:
         self._before: dict[int, Any] = {}
         self._pid = 0
         self.is_started_rank = False
+        self.speaks = True
         self.reset()
 
     def reset(self) -> None:
@@ -135,7 +142,7 @@ class SignalWatch:
             Stopped: always.
         """
         signum = signal.SIGTERM if self.requested is None else self.requested
-        if speak and not (self.is_started_rank and os.environ.get("LOCAL_RANK", "0") != "0"):
+        if speak and self.speaks and not (self.is_started_rank and os.environ.get("LOCAL_RANK", "0") != "0"):
             _say(f"Stopped by {signal.Signals(signum).name}{' ' * bool(where)}{where}.")
         raise Stopped(signum)
 

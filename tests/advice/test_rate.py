@@ -34,8 +34,9 @@ def test_the_rate_against_the_curve(rate: float, verdict: str) -> None:
 def test_a_sane_rate_above_the_suggestions_says_why_it_may_stay() -> None:
     why = judge_rate(0.05, FALLS).why
     assert "falling until 0.1, 2.0 times as much" in why
-    assert "name lower rates (0.001 to 0.01)" in why
+    assert "The rules below name lower rates (0.001 to 0.01)" in why, "all but the edge, which is 0.1"
     assert "nothing against 0.05" in why
+    assert "Some of the rules below name lower rates (0.001)" in judge_rate(0.005, FALLS).why
     assert "name lower rates" not in judge_rate(5e-4, FALLS).why
 
 
@@ -73,7 +74,7 @@ def test_a_flat_curve_says_nothing() -> None:
 
 
 def test_beside_a_suggested_rate_stands_how_good_such_rates_are() -> None:
-    told = Survey(["--config=a.yaml"], "--model.optimizer.lr", rate=judge_rate(1e-5, FALLS))
+    told = Survey(["--config=a.yaml"], rate=judge_rate(1e-5, FALLS))
     assert RATES_HERE.what in told.markdown()
     told.rate = judge_rate(1e-3, curve([5.0, 5.01, 4.98, 5.0, 4.99]))
     assert RATES_HERE.what not in told.markdown()

@@ -122,4 +122,4 @@ def test_choices_are_built_stored_and_named(name: str) -> None:
         assert Choice.from_dict(choice.to_dict()) == choice
     content = advice.to_dict()
     assert Choice.from_dict(content["pick"]) == advice.pick
-    assert SMALL_ALPHA.options() == "--model.objective PowerFamily --model.objective.alpha 0.1"
+    assert SMALL_ALPHA.options() == "--objective PowerFamily --objective.alpha 0.1"

@@ -432,7 +432,7 @@ def test_the_wrong_way_round(place: Path, lora_run: Path, tmp_path: Path, capsys
         (["--after={place}/tuned", "--probes=gone.yaml"], "There is no probe file"),
         (["--after={place}/tuned", "--guard=gone.txt"], "there is no such file"),
         (["--after={place}/tuned", "--set=train"], "There are no rows to read"),
-        (["--after={place}/tuned", "--output=bad.jsonl"], "which exists. Nothing is overwritten"),
+        (["--after={place}/tuned", "--output=bad.jsonl"], " --output bad-2.jsonl"),
     ],
 )
 def test_bad_input(arguments: list[str], message: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:

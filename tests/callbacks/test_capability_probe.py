@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from lightning_sft.data import Source
 from lightning_sft.errors import UserError
 from lightning_sft.metrics import load_reading
 from lightning_sft.objectives import Thresholded
-from tests.advice.readings import by_transformers
+from tests.advice.readings import by_transformers, planted
 from tests.callbacks.stranger import Stranger, fit
 from tests.distributed.ranks import two_ranks
 from tests.running import run, run_folder, scalars, toy_arguments, write_rows
@@ -293,5 +294,21 @@ def test_a_validation_of_a_few_rows_says_so_and_advises_only_before_training(toy
     assert "(too few rows for an interval)" in caplog.text
     assert "none of 2 answers is right, so the share of right ones may be anything from 0.0% to 84.2%" in caplog.text
     assert "Of all " not in caplog.text, "the table has them"
-    assert ("Before this model is trained on such rows: The reading rests on 2 rows" in caplog.text) != trained
+    doubt = "The reading rests on 2 rows; 20 are needed to say where the model stands: 18 are missing."
+    assert caplog.text.count(doubt) == 1, "before training and after it"
+    assert (f"Before this model is trained on such rows: {doubt}" in caplog.text) != trained
     assert ("Try first" in caplog.text) != trained
+
+
+def test_a_place_that_is_not_certain_after_a_fit_is_told_as_before_it(toy_folder, tmp_path, caplog, monkeypatch):
+    readings = iter([planted({"a": 0.02}), planted({"a": 0.1}, noise=0.05)])
+    monkeypatch.setattr(CapabilityProbe, "_read", lambda *_: next(readings))
+    fitted = trainer(tmp_path, CapabilityProbe(), max_steps=1)
+    with caplog.at_level("INFO"):
+        fitted.fit(SFTModule(str(toy_folder)), data(tmp_path))
+    before, _, after = caplog.text.partition("Capability on the same tokens after the fit: ")
+    doubt = re.search(r"The interval of mean p, .*, holds the cut-off 0.1: the place is not certain.", after)
+    assert doubt is not None
+    assert "the place is not certain" not in before
+    written = json.loads((Path(fitted.log_dir) / "capability.json").read_text())
+    assert written["doubts_after"] == [doubt[0]]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from lightning_sft.callbacks import RunProgress, RunSummary
 from lightning_sft.callbacks.run_clock import RunClock, validations_left
@@ -83,8 +84,11 @@ def test_rows_that_are_left_out_or_shortened_are_counted() -> None:
     assert [text for _, text in _data(trainer, None)] == [
         "train 9 rows, 90 tokens, 40 of them trained",
         "      1,384 left out as too long, 5 shortened (`lightning inspect` shows which)",
-        "val 9 rows, 90 tokens, 40 of them trained",
+        "val 9 rows, 90 tokens, 40 of them scored",
     ]
+    trainer.datamodule.report = {"test": whole, "predict": whole}
+    assert [text for _, text in _data(trainer, None)] == ["test 9 rows, 90 tokens, 40 of them scored", "predict 9 rows"]
+    trainer.datamodule.report = {"train": report, "val": whole}
     whole.rows, report.rows = 1, 1
     assert [text for _, text in _data(trainer, None)][-1] == few
     assert sum("verdicts" in text for _, text in _data(trainer, None)) == 1
@@ -289,6 +293,14 @@ def test_a_table_of_an_evaluation_is_asked_for(capsys: pytest.CaptureFixture[str
         ["capability/entropy", "0.0000"],
         ["silent/val/share", "0.5000"],
         "2 rows: few enough that others like them may give quite other values.".split(),
-        "3 more readings, by source, set or bound, are in logs/run/validate.".split(),
+        "3 more readings, by source, set or bound: in logs/run/validate".split(),
     ]
+    places = {
+        "tensorboard --logdir logs/run/validate": TensorBoardLogger("logs", "run", "validate"),
+        "logs/run/validate/metrics.csv": CSVLogger("logs", "run", "validate"),
+    }
+    for said, logger in places.items():
+        trainer.loggers = [logger]
+        table.on_validation_end(trainer, SimpleNamespace())  # type: ignore[arg-type]
+        assert capsys.readouterr().out.endswith(f"by source, set or bound: {said}\n")
     assert not table.after

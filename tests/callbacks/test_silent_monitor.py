@@ -87,7 +87,7 @@ class Rows:
         self.trained = torch.arange(len(ids)) >= prompt
 
 
-def test_a_stranger_s_module_gives_the_same_from_its_own_loaders(planted):
+def test_a_stranger_s_module_gives_the_same_from_its_own_loaders(planted, capsys):
     monitor, want = whole_monitor(), of_stranger(planted)
     fit = trainer(max_epochs=1, val_check_interval=1, callbacks=[monitor, Plant()])
     fit.fit(Stranger(planted[1]))
@@ -95,6 +95,9 @@ def test_a_stranger_s_module_gives_the_same_from_its_own_loaders(planted):
         for key, value in want.items():
             assert float(fit.callback_metrics[f"silent/{name}/{key}"]) == pytest.approx(value, abs=1e-6), key
     assert monitor.verdicts["train"].outcome == "silent failure"
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("SilentFailureMonitor: SILENT FAILURE on the training tokens; ")
+    assert last.endswith(" that stayed behind in no file, since the run has no folder")
 
 
 @pytest.mark.ranks
@@ -115,11 +118,13 @@ def test_two_ranks_count_each_token_once(planted, tmp_path):
             assert found["logged"][f"silent/{name}/share"] == pytest.approx(want["share"], abs=1e-6)
 
 
-def test_the_worst_contexts_stand_in_the_run_folder_and_in_tensorboard(planted, tmp_path):
+def test_the_worst_contexts_stand_in_the_run_folder_and_in_tensorboard(planted, tmp_path, capsys):
     module, data = planted_run(*planted)
     monitor = whole_monitor(contexts=3)
     logger = TensorBoardLogger(tmp_path, name="run", version="one")
     trainer(max_epochs=-1, max_steps=2, logger=logger, callbacks=[monitor, Plant()]).fit(module, data)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith(". 6 contexts that stayed behind in run/one/silent.jsonl"), "as one types it from here"
     lines = [json.loads(x) for x in (tmp_path / "run" / "one" / "silent.jsonl").read_text().splitlines()]
     assert [line["set"] for line in lines] == ["train"] * 3 + ["val"] * 3
     tokenizer = module.tokenizer
@@ -292,6 +297,7 @@ def test_the_next_command_runs_as_it_is_printed(planted, tmp_path, caplog, capsy
     run("fit", line.split()[2:])
     out = capsys.readouterr().out
     assert "Next:" not in caplog.text, "one list of commands, at the end"
+    assert "SilentFailureMonitor: " not in out, "and no line of its own"
     assert out.count("Train again: ") == 1, "the verdict speaks, and not also the reading before training"
     (line,) = (x.strip() for x in out.splitlines() if x.strip().startswith("lightning fit"))
     assert "--objective RunnerUpMargin" in line

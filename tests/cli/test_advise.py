@@ -11,10 +11,13 @@ import torch
 from lightning.pytorch import Trainer
 
 from lightning_sft.advice.comparison import FIRST_LOOK, Comparison
+from lightning_sft.advice.page import Survey
+from lightning_sft.advice.rate import judge_rate
 from lightning_sft.advice.rules import advise
 from lightning_sft.cli.advise import options_of_run
 from lightning_sft.cli.entry import main
 from lightning_sft.metrics import load_reading
+from tests.advice.test_rate import FALLS
 from tests.advice.test_rules import CASES
 from tests.distributed.ranks import two_ranks
 from tests.running import run_folder, toy_arguments, write_rows
@@ -107,8 +110,8 @@ def test_a_wrong_rate_is_corrected_in_the_command(toy_folder, tmp_path, capsys):
     assert "20 is too high" in page
     assert "takes another learning rate than the configuration: 20 is too high" in page.partition("## ")[0]
     command = json.loads(Path("advice/advice.json").read_text())["command"]
-    assert 1e-4 < float(command.rpartition("--model.optimizer.lr=")[2]) < 1
-    assert command.count("--model.optimizer.lr") == 1, "the wrong rate is not in it any more"
+    assert 1e-4 < float(command.rpartition("--lr ")[2]) < 1
+    assert "--model.optimizer.lr" not in command, "the wrong rate is not in it any more"
     _parses(command, capsys)
 
 
@@ -158,6 +161,17 @@ def test_bad_options_are_named(toy_folder, tmp_path, capsys, option, message):
 def test_the_options_of_the_run_are_told_from_those_of_the_verb():
     given = ["--config", "a.yaml", "--skip", "rate", "--rows=5", "--model.lr", "1", "--output", "x", "--data.seed=3"]
     assert options_of_run(given) == ["--config", "a.yaml", "--model.lr", "1", "--data.seed=3"]
+
+
+def test_the_command_is_as_one_types_it():
+    given = ["--config=a.yaml", "--objective", "PowerFamily", "--objective.alpha=1", "--lr=9", "-c", "b.yaml"]
+    survey = Survey(given, capability=CASES["weak"].reading, rate=judge_rate(9.0, FALLS))
+    assert survey.rate.verdict == "too high"
+    assert survey.fit() == "lightning fit a.yaml b.yaml --lr 0.01 --objective NLL"
+    survey.rate = None
+    assert survey.fit() == "lightning fit a.yaml b.yaml --lr=9 --objective NLL"
+    survey.capability = None
+    assert survey.command() == "lightning fit a.yaml b.yaml --objective PowerFamily --objective.alpha=1 --lr=9"
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.compare])

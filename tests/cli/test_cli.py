@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -152,9 +153,14 @@ def test_fit_then_resume_validate_test_and_predict(
     assert run_folder() == folder, "reading a checkpoint opens no further run"
     assert {"val/nll", "train/loss"} <= scalars(folder).keys()
     assert "test/nll" in scalars(folder / "test"), "what reads a checkpoint writes beside the curves of the run"
-    assert "exists" in message_of(
-        ["predict", *arguments, "--ckpt_path=last", "--trainer.callbacks+=PredictionWriter"], capsys
-    )
+    again = ["predict", *arguments, "--ckpt_path=last"]
+    for more in ([], ["--trainer.callbacks+=PredictionWriter"]):
+        said = message_of([*again, *more], capsys)
+        assert "'predictions.jsonl' exists, and nothing is overwritten" in said
+        assert said.endswith(f"\n  {shlex.join(['lightning', *again, *more, '--output', 'predictions-2.jsonl'])}\n")
+    run("predict", [*again, "--output=answers/of_last.jsonl"])
+    assert Path("answers/of_last.jsonl").read_text() == Path("predictions.jsonl").read_text()
+    assert [path.name for path in Path("answers").iterdir()] == ["of_last.jsonl"], "the file, and no folder of a run"
 
 
 def test_printed_configuration_runs_unchanged(toy_folder: Path, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lightning_sft
@@ -92,6 +93,16 @@ def test_a_comparison_from_settings_to_files(toy_folder: Path, rows: Path, capsy
     searched = [found for found in map(json.loads, map(Path.read_text, runs)) if found["key"].startswith("search")]
     assert [[point["step"] for point in found["curve"]] for found in searched] == [[2]] * 6, "read once, at the end"
     assert "compare: 2 arms, 3 learning rates each, then 2 replicates at each arm's own rate: 10 runs" in printed.err
+
+    best = min(found["arms"], key=lambda arm: arm["readings"]["val/nll"]["mean"]["mean"])
+    assert f"Train once with {best['name']}, which was best here, at its rate of {best['rate']:.3g}:" in printed.out
+    assert "decides from here on" in printed.err, "exact match is named in the first lines, and selects nothing here"
+    settings_of_best = yaml.safe_load((folder / "best.yaml").read_text())
+    assert settings_of_best["model"]["optimizer"]["init_args"]["lr"] == best["rate"]
+    (line,) = (line.strip() for line in printed.out.splitlines() if "lightning fit" in line)
+    run("fit", [*line.split()[2:], "--max_steps=1", "--trainer.num_sanity_val_steps=0"])
+    assert list(Path("lightning_logs").glob("*/checkpoints/last.ckpt")), "a run with a logger, unlike those compared"
+    capsys.readouterr()
 
     before = {path: path.stat().st_mtime_ns for path in runs}
     run("compare", command)
@@ -269,7 +280,7 @@ def test_a_shared_comparison_begins_goes_on_and_refuses_others(
     first = capsys.readouterr().out
     run("sweep", ["status", *storage])
     said = capsys.readouterr().out
-    assert "compare: 4 of 4 runs are done." in said
+    assert "compare: 4 of 4 runs done." in said
     run("sweep", ["worker", *storage, "--folder=elsewhere"])
     table = capsys.readouterr().out
     assert table.partition("Written")[0] == first.partition("Written")[0]

@@ -11,6 +11,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from lightning_sft.cli import run_names
 from lightning_sft.cli.run_names import run_name
+from lightning_sft.figures.board import Parts
+from lightning_sft.figures.board import layout as layout_of
 from lightning_sft.training.signals import WATCH
 from tests.running import run, scalars, toy_arguments, write_rows
 
@@ -91,7 +93,9 @@ def test_a_run_is_found_resumed_and_read_without_a_mark_on_its_curves(toy_folder
     assert [c.title for c in layout.category] == ["Overview", "Objective", "Capability", "Silent failure", "Speed"]
     named = {tag.removesuffix("$") for c in layout.category for chart in c.chart for tag in chart.multiline.tag}
     assert {"val/nll", "val/exact_match", "silent/train/share", "train/lr"} <= named
-    unknown = named - scalars(folder).keys() - {"train/objective/.*"}
+    assert "train/objective/.*" not in named, "NLL has no state"
+    assert layout_of(Parts(state=True))["Objective"]["State of the objective"][1] == ["train/objective/.*"]
+    unknown = named - scalars(folder).keys()
     unknown -= {"silent/train/lost", "silent/val/lost"}  # no word was the first choice at the start
     assert not unknown, "every curve of the layout is one that the run logs"
     hparams = tensors.PluginTagToContent("hparams")

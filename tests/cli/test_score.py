@@ -50,7 +50,7 @@ def test_what_is_refused_before_a_model_is_loaded(toy_folder, tmp_path, capsys):
     (tmp_path / "here.parquet").write_text("")
     given = toy_arguments(toy_folder, write_rows(tmp_path / "rows.jsonl"))
     cases = {
-        "which exists": ["--output=here.parquet"],
+        " --output here-2.parquet": ["--output=here.parquet"],
         "needs --output FILE, the Parquet file to write": [],
         "--model has no value": ["--output=new.parquet", "--model"],
         "both given": ["--output=new.parquet", "--model=x", "--ckpt_path=best"],

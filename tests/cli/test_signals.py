@@ -1,6 +1,7 @@
 """Signals: the step is finished, last.ckpt is written, the exit status is the signal's, one line says where."""
 
 import os
+import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -135,6 +136,19 @@ def test_nothing_to_finish(toy_folder, rows, send, monkeypatch, tmp_path, capfd)
         main(["validate", *toy_arguments(toy_folder, rows), "--ckpt_path=last"])
     assert end.value.code == 130
     assert "Stopped by SIGINT.\n" in capfd.readouterr().err, "nothing is said of saving where nothing is trained"
+
+
+def test_a_stopped_comparison_says_how_much_of_it_is_done(toy_folder, rows, send, capfd) -> None:
+    """In one line with the command that goes on, in place of that of the run under way."""
+    more = ["--objectives=NLL,PowerFamily(1)", "--points=0", "--replicates=2"]
+    command = ["compare", *toy_arguments(toy_folder, rows, trainer__max_steps=2), *more]
+    send(SFTModule, "training_step", 4, signal.SIGINT)  # in the second run
+    with pytest.raises(SystemExit) as end:
+        main(command)
+    assert end.value.code == 130
+    said = [line for line in capfd.readouterr().err.splitlines() if "Stopped" in line or "go on" in line.lower()]
+    assert said == [f"Stopped by SIGINT: 1 of 4 runs of compare done. Go on with {shlex.join(['lightning', *command])}"]
+    assert WATCH.speaks
 
 
 def test_before_a_sweep_the_run_is_kept(toy_folder, rows, send) -> None:

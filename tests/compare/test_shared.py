@@ -92,7 +92,7 @@ def two_workers_one_killed(url: str, tmp_path: Path) -> None:
     wanted = {RESULT + of.digest_of(spec) for spec in _specs(of, plan)}
     assert handed.keys() == wanted, "none is lost, and none is there that nobody wanted"
     said = status(url)
-    assert "toy: 18 of 18 runs are done." in said
+    assert "toy: 18 of 18 runs done." in said
     assert said.count(" runs") >= 3
 
 
@@ -309,7 +309,7 @@ def test_status_names_what_runs_and_what_failed(tmp_path: Path) -> None:
     spec = job.runs[0]
     own.keep(RunResult(of.digest_of(spec), spec.key, "failed", "UserError: no", wall_seconds=60.0))
     said = status(url)
-    assert "toy: 1 of 18 runs are done. About 17 min left for 1 worker." in said
+    assert "toy: 1 of 18 runs done. About 17 min left for 1 worker." in said
     assert f"running: {job.key}, by " in said
     assert "failed: 1 runs" in said
     own.leave(job)

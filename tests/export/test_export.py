@@ -143,7 +143,9 @@ def test_a_runs_folder_gets_its_model(
     main(["export", run.name])
     assert f"{run.name}/checkpoints/best.ckpt -> {run.name}/model (full model)" in capsys.readouterr().out
     assert (run / "model" / "model.safetensors").is_file()
-    assert f"'{run.name}/model', which exists" in message_of([run.name], capsys)
+    said = message_of([run.name], capsys)
+    assert f"'{run.name}/model' exists, and nothing is overwritten" in said
+    assert said.endswith(f"\n  lightning export {run.name} --output {run.name}/model-2\n"), "a command to paste"
     alone = shutil.copy(trained["full"], run.parent)
     assert "--output FOLDER" in message_of([f"--ckpt_path={alone}"], capsys)
 
@@ -158,7 +160,8 @@ def message_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_an_existing_folder_is_refused(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "there").mkdir()
     message = message_of([f"--ckpt_path={trained['full']}", "--output=there"], capsys)
-    assert "'there', which exists" in message
+    assert "'there' exists, and nothing is overwritten" in message
+    assert message.endswith(" --output there-2\n")
     assert not list((tmp_path / "there").iterdir())
 
 

@@ -122,9 +122,9 @@ def test_the_verb_writes_a_file_that_probes_are_loaded_from(planted, tmp_path, c
     tokenizer.save_pretrained(tmp_path / "model")
     (tmp_path / "text.txt").write_text("I am glad.")
     where = ["--model", str(tmp_path / "model"), "--data", str(tmp_path / "text.txt"), "--wordnet", "none"]
-    main([*where, "--out", str(tmp_path / "probes.yaml"), "--min_overlap", "0.3"])
+    main([*where, "--output", str(tmp_path / "probes.yaml"), "--min_overlap", "0.3"])
     probes = load_probes(tmp_path / "probes.yaml")
     assert [(p.context, p.correct, p.competitor) for p in probes] == [("I am", "glad", "happy")]
     assert "glad (" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"lower --min.overlap"):
-        main([*where, "--out", str(tmp_path / "none.yaml"), "--min_overlap", "1"])
+        main([*where, "--output", str(tmp_path / "none.yaml"), "--min_overlap", "1"])

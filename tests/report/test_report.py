@@ -141,6 +141,23 @@ def test_a_whole_run(tmp_path: Path, fast: None) -> None:
     assert '{"a": 0.0005, "b": 0.002}' in critical, "the recommended band"
 
 
+def test_a_run_that_went_on_has_the_settings_of_its_last_part(tmp_path: Path, fast: None) -> None:
+    folder = make_run(tmp_path / "run", last=30)
+    for step, most in ((9, 12), (10, 30)):
+        text = (folder / "config.yaml").read_text().replace("max_steps: 10", f"max_steps: {most}")
+        (folder / f"config_resumed_at_step_{step}.yaml").write_text(text)
+    capability = json.loads((folder / "capability.json").read_text())
+    capability["doubts_after"] = ["The interval holds the cut-off 0.1."]
+    (folder / "capability.json").write_text(json.dumps(capability))
+    (run,) = open_runs([str(folder)])
+    assert (run.planned, run.is_complete) == (30, True)
+    settings = dict(settings_of(run))
+    assert (settings["most steps"], settings["went on at step"]) == ("30", "9, 10")
+    seen = Texts(render([run])).text
+    assert "for 30 steps at a" in seen
+    assert "After: The interval holds the cut-off 0.1." in seen
+
+
 def test_the_advice_has_its_command_where_nothing_failed(tmp_path: Path, fast: None) -> None:
     run = make_run(tmp_path / "run")
     with SummaryWriter(str(run)) as writer:

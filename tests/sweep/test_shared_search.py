@@ -86,7 +86,7 @@ def test_a_search_that_was_interrupted_goes_on_elsewhere(
     assert sorted(ran) == expected, "what was done is not done again, and what was left is done"
     assert outcomes(shared) == outcomes(alone)
     said = status(url)
-    assert f"toy: a search for a learning rate; {len(expected)} trials are done." in said
+    assert f"toy: a search for a learning rate; {len(expected)} trials done." in said
     assert said.endswith(f": {len(expected)} trials")
     again = search(tmp_path, url)
     assert sorted(ran) == expected

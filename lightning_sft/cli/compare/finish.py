@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from lightning_sft.cli.compare.output import write
+from lightning_sft.cli.compare.output import write, write_best
 from lightning_sft.compare.design import Design
-from lightning_sft.compare.plan import Plan, Results
+from lightning_sft.compare.plan import Plan, Results, make_plan
 from lightning_sft.compare.report import Report, make_report
 from lightning_sft.compare.words import markdown, sentence, width_note
+from lightning_sft.report.plain_text import shown
+from lightning_sft.training.signals import WATCH, Stopped
+
+#: settings of a fit of the best arm, in the comparison's folder
+BEST = "best.yaml"
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep Lightning from introducing itself before each of many runs; what runs later in the process is heard."""
+    import lightning.pytorch  # noqa: F401  # sets the level that is raised here, and would set it again after that
+
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -31,6 +39,25 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def told_when_stopped(design: Design, results: Callable[[], Results]) -> Iterator[None]:
+    """Let the verb say, in place of the run under way, how much of a comparison is done where a signal ends it.
+
+    Args:
+        design: of the comparison.
+        results: gives what its finished runs have given.
+    """
+    WATCH.speaks = False
+    try:
+        yield
+    except Stopped as stopped:
+        plan = make_plan(design, results())
+        stopped.done = f"{plan.finished} of {plan.expected} runs of {design.name} done"
+        raise
+    finally:
+        WATCH.speaks = True
 
 
 def say(line: str) -> None:
@@ -46,8 +73,21 @@ def finish(design: Design, plan: Plan, results: Results, folder: Path, wish: flo
     width = width_note(report, wish)
     report = replace(report, notes=[*report.notes, *([width] if width else [])])
     write(report, folder)
-    print(f"\n{markdown(report)}\n\n{sentence(report)}\n\nWritten: {folder}/report.json, report.md, forest.png")
+    text = f"{markdown(report)}\n\n{sentence(report)}"
+    print(f"\n{shown(text)}\n\nWritten: {folder}/report.json, report.md, forest.png")
+    print("\n".join(_next(design, report, folder)))
     return report
+
+
+def _next(design: Design, report: Report, folder: Path) -> Iterator[str]:
+    """Yield what one types after a comparison."""
+    yield "\nNext       See the arms in TensorBoard, under HParams:"
+    yield f"             {shlex.join(['tensorboard', '--logdir', str(folder / 'tensorboard')])}"
+    best = write_best(design, report, folder / BEST)
+    if best is not None:
+        rate = "" if best.rate is None else f", at its rate of {best.rate:.3g}"
+        yield f"           Train once with {best.name}, which was best here{rate}:"
+        yield f"             {shlex.join(['lightning', 'fit', str(folder / BEST)])}"
 
 
 def _favours_nll(*, searched: bool) -> str:

@@ -6,10 +6,16 @@ import math
 import shutil
 from pathlib import Path
 
-from lightning_sft.compare.report import Report
+import yaml  # type: ignore[import-untyped]
+
+from lightning_sft.compare.design import Design
+from lightning_sft.compare.report import ArmReport, Report
 from lightning_sft.compare.words import markdown, sentence, to_json_text
 from lightning_sft.figures.comparison import forest_figure
 from lightning_sft.files import replacing, write_text
+
+#: settings by which runs of a comparison say less and log elsewhere
+QUIETED = ("logger", "enable_model_summary", "enable_progress_bar")
 
 
 def write(report: Report, folder: Path) -> None:
@@ -19,6 +25,31 @@ def write(report: Report, folder: Path) -> None:
     with replacing(folder / "forest.png") as partial:
         forest_figure(report).savefig(partial, format="png", dpi=150)
     write_hparams(report, folder / "tensorboard")
+
+
+def write_best(design: Design, report: Report, file: Path) -> ArmReport | None:
+    """Write the settings of a fit of the best arm at its own rate; None where no file of settings says that rate.
+
+    Args:
+        design: of the comparison.
+        report: of it.
+        file: to write.
+
+    Returns:
+        The arm.
+    """
+    best = report.arm(report.ranking[0])
+    settings = yaml.safe_load(design.arm(best.name).config)
+    model = settings["model"].get("init_args", settings["model"])
+    if best.rate is not None:
+        if model.get("parameter_rules"):  # the comparison has scaled the rates of these, too
+            return None
+        optimizer = model.get("optimizer") or {"class_path": "torch.optim.AdamW"}
+        model["optimizer"] = {**optimizer, "init_args": {**(optimizer.get("init_args") or {}), "lr": best.rate}}
+    for key in QUIETED:
+        settings["trainer"].pop(key, None)
+    write_text(file, yaml.safe_dump(settings, sort_keys=False))
+    return best
 
 
 def write_hparams(report: Report, folder: Path) -> None:

@@ -83,7 +83,7 @@ def _read(name: str, arguments: list[str]) -> tuple[Arm, bool]:
             "one of a checkpoint."
         )
     device = device_of(str(trainer.accelerator))
-    trainer.logger = False  # its readings are kept by the comparison
+    trainer.logger = False  # its readings are kept by the comparison; output.py takes back what is set here
     trainer.enable_model_summary = False
     trainer.enable_progress_bar = bool(trainer.enable_progress_bar)
     own_facts = arm_facts(cli.model.settings, cli.datamodule.sets.sources_of, device)

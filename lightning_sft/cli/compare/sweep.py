@@ -6,7 +6,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from lightning_sft.cli.compare.finish import finish, quiet, say
+from lightning_sft.cli.compare.finish import finish, quiet, say, told_when_stopped
 from lightning_sft.cli.front.needs import missing
 from lightning_sft.cli.front.ranges import require_options
 from lightning_sft.cli.usage import VerbParser
@@ -82,7 +82,6 @@ def main(arguments: list[str]) -> None:
     work_on(asked, None)
 
 
-@quiet()
 def work_on(asked: argparse.Namespace, design: Design | None) -> None:
     """Take part in a shared comparison until nothing is left of it, then print what it found.
 
@@ -90,6 +89,11 @@ def work_on(asked: argparse.Namespace, design: Design | None) -> None:
         asked: storage, name, folder and so on.
         design: of a comparison to begin; None joins the one that is there.
     """
+    with quiet():
+        _work_on(asked, design)
+
+
+def _work_on(asked: argparse.Namespace, design: Design | None) -> None:
     from lightning_sft.cli.compare.prepare import starts_ranks
     from lightning_sft.cli.compare.trial import runner
     from lightning_sft.compare.shared import SharedLedger
@@ -107,7 +111,8 @@ def work_on(asked: argparse.Namespace, design: Design | None) -> None:
     else:
         ledger.begin(design)
     run = runner(design, folder / "work", apart=asked.isolate or starts_ranks(design))
-    plan = work(design, ledger, run, say)
+    with told_when_stopped(design, ledger.results):
+        plan = work(design, ledger, run, say)
     finish(design, plan, ledger.results(), folder, getattr(asked, "wish", None))
 
 

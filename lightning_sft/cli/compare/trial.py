@@ -39,6 +39,7 @@ from lightning_sft.data.draws import draw_afresh
 from lightning_sft.errors import first_line
 from lightning_sft.files import write_text
 from lightning_sft.places import LAST
+from lightning_sft.training.signals import WATCH, Stopped
 
 CONFIG, RESULT, SPEC = "config.yaml", "result.json", "spec.json"
 
@@ -156,7 +157,7 @@ def run_apart(design: Design, spec: RunSpec, folder: Path) -> RunResult:
     if (folder / RESULT).exists():
         return RunResult.of(json.loads((folder / RESULT).read_text(encoding="utf-8")))
     if done.returncode in (130, 143):  # a signal that reached it, too: the comparison ends, the run goes on later
-        raise SystemExit(done.returncode)
+        raise Stopped(done.returncode - 128)
     said = f"its process ended with status {done.returncode} and without a result"
     return RunResult(design.digest_of(spec), spec.key, "failed", said, wall_seconds=time.perf_counter() - since)
 
@@ -202,7 +203,6 @@ def _rows(data: LightningDataModule | None) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    from lightning_sft.training.signals import WATCH
-
     WATCH.install()
+    WATCH.speaks = False
     main(sys.argv[1:])

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_sft.cli.compare.finish import finish, quiet, say
+from lightning_sft.cli.compare.finish import finish, quiet, say, told_when_stopped
 from lightning_sft.cli.compare.sweep import add_timing, work_on
 from lightning_sft.cli.front.ranges import require_options
 from lightning_sft.cli.usage import VerbParser
@@ -78,10 +78,14 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return asked, rest
 
 
-@quiet()
 def main(arguments: list[str]) -> None:
     """Run a comparison, or what is missing of it, and print what it found."""
     asked, rest = parse(arguments)
+    with quiet():
+        _run(asked, rest)
+
+
+def _run(asked: argparse.Namespace, rest: list[str]) -> None:
     from lightning_sft.cli.compare.prepare import make_design, starts_ranks
     from lightning_sft.cli.compare.trial import runner
 
@@ -97,7 +101,8 @@ def main(arguments: list[str]) -> None:
         for line in why_unused(design, ledger.results()):
             say(line)
         run = runner(design, folder / "work", apart=asked.isolate or starts_ranks(design))
-        plan = work(design, ledger, run, say)
+        with told_when_stopped(design, ledger.results):
+            plan = work(design, ledger, run, say)
         finish(design, plan, ledger.results(), folder, asked.wish)
 
 

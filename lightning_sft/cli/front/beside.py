@@ -13,7 +13,7 @@ from lightning_sft.cli.front.given import Given, read_given
 from lightning_sft.cli.front.listing import listing
 from lightning_sft.cli.front.meant import is_data_path
 from lightning_sft.cli.front.values import NULL, is_inline
-from lightning_sft.cli.front.words import SETS, expand, in_settings, split
+from lightning_sft.cli.front.words import SETS, as_typed, expand, in_settings, split
 from lightning_sft.errors import UserError
 from lightning_sft.places import CHECKPOINTS, RUN_SETTINGS, data_files
 
@@ -53,7 +53,7 @@ def settle_rows(verb: str, arguments: Sequence[str]) -> tuple[list[str], list[st
     for typed, other, then in _VALIDATION:
         if _is_typed(typed, every) and not _is_typed(other, every) and (one := _set_by_file(other, every)) is not None:
             made.append(f"--{other}=null")
-            remarks.append(f"{typed} was typed, so {other} of {one.file} {then}.")
+            remarks.append(f"{as_typed(arguments, typed)} was typed, so {other} of {one.file} {then}.")
     return made, remarks
 
 

@@ -9,7 +9,7 @@ import yaml  # type: ignore[import-untyped]
 from lightning_sft.cli.front.given import Given, has_files_elsewhere, read_given
 from lightning_sft.cli.front.listing import listing
 from lightning_sft.cli.front.values import NULL
-from lightning_sft.cli.front.words import expand
+from lightning_sft.cli.front.words import as_typed, expand
 
 #: verbs that train, or tell what training would take
 _TRAINING = ("fit", "advise", "forecast", "compare")
@@ -34,7 +34,7 @@ def with_an_end(verb: str, arguments: Sequence[str]) -> tuple[list[str], str]:
         return list(arguments), ""
     every = list(read_given(expand(arguments), listing()))
     given = {one.key: one for one in every}  # the last one of each key counts
-    if (typed := _typed_end(given)) is not None:
+    if (typed := _typed_end(given, arguments)) is not None:
         return [*arguments, f"--{typed[0]}=-1"], typed[1]
     ends = any(key in given and _text(given[key]) not in nothing for key, nothing in _ENDS.items())
     trains = any(key == "data" or key.startswith("data.") for key in given)
@@ -47,7 +47,7 @@ def with_an_end(verb: str, arguments: Sequence[str]) -> tuple[list[str], str]:
     return [*arguments, "--trainer.max_epochs=1"], text
 
 
-def _typed_end(given: Mapping[str, Given]) -> tuple[str, str] | None:
+def _typed_end(given: Mapping[str, Given], arguments: Sequence[str]) -> tuple[str, str] | None:
     """Return the end of a file that is set aside for one that was typed, and a remark; None where there is no such."""
     named = {key: given[key] for key in _COUNTED if key in given}
     ends = {key: one for key, one in named.items() if _text(one) not in ("-1", *NULL)}
@@ -55,7 +55,8 @@ def _typed_end(given: Mapping[str, Given]) -> tuple[str, str] | None:
     filed = [key for key, one in ends.items() if one.file]
     if len(typed) != 1 or len(filed) != 1:
         return None
-    return filed[0], f"{typed[0]} was typed, so {filed[0]} of {ends[filed[0]].file} does not end the run."
+    option, file = as_typed(arguments, typed[0]), ends[filed[0]].file
+    return filed[0], f"{option} was typed, so {filed[0]} of {file} does not end the run."
 
 
 def _text(one: Given) -> str:

@@ -64,7 +64,7 @@ SCREEN: dict[str, dict[str, str]] = {
         "trainer.logger": "tensorboard, csv, wandb, or a class",
         "trainer.callbacks": "--trainer.callbacks+=NAME appends one",
         "ckpt_path": "go on from last, best, or a file",
-        "output": "folder in which runs lie side by side",
+        "output": "folder in which runs lie side by side; of predict: the file to write",
         "report": "fit alone, without a value: write a page about the run when it is over",
         "seed_everything": "seed of everything random",
     },

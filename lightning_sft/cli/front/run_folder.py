@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning_sft.cli.front.meant import a_run_in
 from lightning_sft.cli.front.words import Word, join, split
 from lightning_sft.errors import UserError
-from lightning_sft.places import CHECKPOINTS, LAST, RUN_SETTINGS
+from lightning_sft.places import CHECKPOINTS, LAST, RUN_SETTINGS, newest_settings
 
 #: verbs that read settings and a checkpoint; ``fit`` goes on from the last one, the others read the best
 READERS = ("fit", "validate", "test", "predict", "score")
@@ -32,8 +32,9 @@ def spell_out_run(verb: str, arguments: Sequence[str]) -> list[str]:
         runs, words = _only_run(verb, words[0][1]), words[1:]
     if not runs:
         return list(arguments)
-    made: list[Word] = [_settings(word) for word in words]
-    if verb not in (*READERS, *OF_CHECKPOINTS) or any(name == "--model" for name, _, _ in words):
+    goes_on = verb in (*READERS, *OF_CHECKPOINTS) and not any(name == "--model" for name, _, _ in words)
+    made: list[Word] = [_settings(word, goes_on) for word in words]
+    if not goes_on:
         return join(made)
     run, last = str(runs[-1]), str(runs[-1] / CHECKPOINTS / LAST)
     named = [i for i, (name, _, _) in enumerate(made) if name == "--ckpt_path"]
@@ -50,11 +51,13 @@ def spell_out_run(verb: str, arguments: Sequence[str]) -> list[str]:
     return join(made)
 
 
-def _settings(word: Word) -> Word:
+def _settings(word: Word, goes_on: bool) -> Word:
+    """Return a run's settings in place of its folder: those of its last part where that goes on, or is read."""
     name, values, joined = word
     if name not in ("--config", "-c") or not values or not Path(values[0]).is_dir():
         return word
-    return name, [str(Path(values[0]) / RUN_SETTINGS), *values[1:]], joined
+    folder = Path(values[0])
+    return name, [str(newest_settings(folder) if goes_on else folder / RUN_SETTINGS), *values[1:]], joined
 
 
 def _only_run(verb: str, words: Sequence[str]) -> list[Path]:

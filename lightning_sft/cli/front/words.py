@@ -178,6 +178,19 @@ def expand(arguments: Sequence[str]) -> list[str]:
     return join([*first, *files, *_sources(made), *_alpha(made), *last])
 
 
+def as_typed(arguments: Sequence[str], key: str) -> str:
+    """Return the option by which a command line sets a key: a short word where one was typed.
+
+    >>> as_typed(["--max_steps", "5"], "trainer.max_steps"), as_typed(["--trainer.lr=1"], "trainer.lr")
+    ('--max_steps', '--trainer.lr')
+    """
+    for name, _, _ in split(arguments):
+        word, dot, below = name.removeprefix("--").partition(".")
+        if f"{WORDS.get(word, word)}{dot}{below}" == key:
+            return name
+    return f"--{key}"
+
+
 def _long(word: str, dot: str, below: str, long: str, values: list[str], joined: bool) -> list[Word]:
     if word == "adapter":
         option = below.removeprefix("init_args.")

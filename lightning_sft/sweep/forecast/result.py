@@ -130,7 +130,8 @@ class Forecast(SweepResult):
         lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
         for i, row in enumerate(self.rows()):
             lines.append(f"| {' | '.join(self._cells(i, row))} |")
-        return "\n".join([*lines, "", self.sentence()])
+        gap = "The gap is how far the right word's logit is above its competitor's; the probe flips where it passes 0."
+        return "\n".join([*lines, "", gap, "", self.sentence()])
 
     def _cells(self, i: int, row: dict[str, Any]) -> list[str]:
         of = self.probes[i]
@@ -153,9 +154,9 @@ class Forecast(SweepResult):
         bounds = sum(p.outcome == "flips by" for p in told)
         flips = bounds + sum(p.outcome == "flips" for p in told)
         parts = [
-            f"Of {len(self.probes)} probes {ahead} are ahead already, {flips} flip by step {self.end}, "
-            f"{len(told) - ahead - flips} do not, and {len(self.probes) - len(told)} cannot be predicted. The forecast "
-            f"took {self.spent} steps, which leave no trace."
+            f"Of {len(self.probes)} probes: {ahead} ahead already, {flips} to flip by step {self.end}, "
+            f"{len(told) - ahead - flips} not by then, {len(self.probes) - len(told)} that cannot be predicted. The "
+            f"forecast took {self.spent} optimizer steps, which leave no trace."
         ]
         if bounds:
             parts.append(
@@ -168,8 +169,8 @@ class Forecast(SweepResult):
         if self.rate_for_share is not None:
             rate, low, high = self.rate_for_share
             parts.append(
-                f"For {self.share:.0%} of the probes to flip by the end, a peak rate of {rate:.3g} ({low:.3g} to "
-                f"{high:.3g}; now {self.rate:.3g})."
+                f"For {self.share:.0%} of the probes to flip by the end, the peak rate should be {rate:.3g} "
+                f"({low:.3g} to {high:.3g}); it is {self.rate:.3g}."
             )
         if self.seen:
             parts.append(self._grade())

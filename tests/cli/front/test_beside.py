@@ -122,7 +122,7 @@ def test_typed_rows_to_validate_on_replace_those_of_a_file() -> None:
     assert mapped("fit", "--config=validated.yaml", "--data.val_split=0.1", "--data.val=ours.jsonl") == {}, "an error"
     assert mapped("fit", "--config=plain.yaml", "--data.val=ours.jsonl") == {}
     _, (remark,) = settle_rows("validate", [CONFIG, "--data.val", "ours.jsonl"])
-    assert f"data.val was typed, so data.val_split of {RUN}/config.yaml holds no rows out of data.train." == remark
+    assert f"--data.val was typed, so data.val_split of {RUN}/config.yaml holds no rows out of data.train." == remark
 
 
 def test_the_command_line_reads_such_rows(toy_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

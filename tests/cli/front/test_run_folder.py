@@ -77,6 +77,24 @@ def test_what_one_types_after_a_fit_is_short() -> None:
     assert use == [f"lightning {verb} {RUN}" for verb in ("test", "validate", "chat", "export")], "it has rows for both"
     elsewhere = next_commands(Path(RUN), Path("kept/best.ckpt"))
     assert elsewhere["Use its best model:"][-1] == f"lightning export --ckpt_path kept/best.ckpt --output {RUN}/model"
+    (Path(RUN) / "model").mkdir()
+    commands = next_commands(Path(RUN), Path(RUN) / "checkpoints/best.ckpt")
+    assert commands["Use its best model:"][-1] == f"lightning export {RUN} --output {RUN}/model-2", (
+        "of before it went on"
+    )
+
+
+def test_a_run_goes_on_as_it_went_on_last() -> None:
+    assert spell_out_run("fit", [f"--config={RUN}"])[0] == f"--config={RUN}/config.yaml"
+    for step in (9, 30):
+        (Path(RUN) / f"config_resumed_at_step_{step}.yaml").write_text("data: {test: rows.jsonl}")
+    (Path(RUN) / "config_resumed_at_step_x.yaml").touch()
+    newest = f"--config={RUN}/config_resumed_at_step_30.yaml"
+    for verb in ("fit", "test", "predict", "score"):
+        assert spell_out_run(verb, [f"--config={RUN}"])[0] == newest
+    assert spell_out_run("advise", [f"--config={RUN}"]) == [f"--config={RUN}/config.yaml"], "of a run that is to begin"
+    commands = next_commands(Path(RUN), Path(RUN) / "checkpoints/best.ckpt")
+    assert f"lightning test {RUN}" in commands["Use its best model:"], "its rows were given when it went on"
 
 
 def test_what_follows_a_reading() -> None:
