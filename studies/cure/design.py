@@ -27,7 +27,7 @@ CONTROL, FIRST, WEIGHTED, OVERSAMPLED = "control", "NLL", "NLL, weighted", "NLL,
 STRONGEST, GIVEN, PLACEBO = "margin, strongest competitor", "margin, given pairs", "margin, placebo"
 ARMS = (CONTROL, FIRST, WEIGHTED, OVERSAMPLED, STRONGEST, GIVEN, PLACEBO)
 #: the margin arm that the claim is about
-CURE = STRONGEST
+CURE = GIVEN
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Stage:
     arms: tuple[str, ...] = ARMS
     replicates: int = 8
     registered: bool = True
-    search: RateSearch = field(default_factory=lambda: RateSearch(low=1e-5, high=1e-4, points=3, refine=1, grow=2))
+    search: RateSearch = field(default_factory=lambda: RateSearch(low=1e-5, high=1e-4, points=3, refine=2, grow=2))
     search_replicates: int = 1
     rates_of: str = ""
 

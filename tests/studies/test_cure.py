@@ -354,6 +354,9 @@ def test_the_controls_own_grid_decides_its_rate() -> None:
     assert control_search(stage, found).best == {CONTROL: 1e-4}
     found[1e-2] = {0: 1.0}  # another arm's grid grew, and the control had to follow
     assert control_search(stage, found).best == {CONTROL: 1e-4}
+    finer = replace(MAIN, search=RateSearch(1e-5, 1e-3, 3, 2, 1))
+    around = {3.16227766017e-05: {0: 3.95}, 0.000316227766017: {0: 3.95}}
+    assert control_search(finer, found | around).best == {CONTROL: 1e-4}, "refined once, however often arms are"
 
 
 def test_every_arm_is_an_objective_that_can_be_made(world: None) -> None:
@@ -405,7 +408,7 @@ def costs(arm: str) -> tuple[float, float]:
 
 def test_verdicts_of_planted_worlds() -> None:
     def verdicts(truth: World) -> tuple[list[str], str]:
-        found = analysis.hypotheses(simulated(truth), MAIN, DENSE)
+        found = analysis.hypotheses(simulated(truth, seed=1), MAIN, DENSE)
         return [v.verdict for v in found], analysis.claim(found)
 
     assert verdicts(cures) == (["supported"] * 3, analysis.claim(analysis.hypotheses(simulated(cures), MAIN, DENSE)))
@@ -420,6 +423,11 @@ def test_verdicts_of_planted_worlds() -> None:
     assert verdicts(lambda arm: (0.2, 1.0)) == (["undecided"] * 3, "no cure was shown")
     backwards = verdicts(lambda arm: (0.1 if arm == CURE else 0.3, 1.0))
     assert backwards[0] == ["contradicted"] * 3
+
+
+def test_worlds_without_a_difference_are_decided_in_one_of_twenty() -> None:
+    between = [analysis.hypotheses(simulated(weights, seed), MAIN, DENSE)[1].verdict for seed in range(100)]
+    assert sum(verdict != "undecided" for verdict in between) <= 10, "5 are to be expected"
 
 
 def test_nothing_is_decided_before_all_cells_of_a_density_are_there() -> None:
