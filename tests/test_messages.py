@@ -327,6 +327,31 @@ def test_other_verbs_answer_too(
         assert word in said
 
 
+@pytest.mark.parametrize(
+    ("typed", "beside"),
+    [
+        ("predict RUN --data.predict rows.jsonl --output there.txt", "there-2.txt"),
+        ("score mine.yaml --output=there.txt --top 3", "there-2.txt"),
+        ("audit --after a/b --data rows.jsonl --output there", "there-2"),
+        ("export RUN --output there --merge", "there-2"),
+        ("init --model a/b --output there.txt", "there-2.txt"),
+        ("mine-probes --model a/b --data rows.jsonl --output there.txt", "there-2.txt"),
+    ],
+)
+def test_what_an_earlier_call_wrote_is_answered_with_a_command(
+    typed: str, beside: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("there").mkdir()
+    Path("RUN/checkpoints").mkdir(parents=True)
+    for name in ("there.txt", "rows.jsonl", "mine.yaml", "RUN/config.yaml"):
+        Path(name).touch()
+    said, _, command = answer(typed.split(), capsys).strip().partition("\n  ")
+    given = Path(beside).name.replace("-2", "")
+    assert said == f"error: {given!r} exists, and nothing is overwritten. Beside it:"
+    kept = typed.replace(f" --output {given}", "").replace(f" --output={given}", "")
+    assert command == f"lightning {kept} --output {beside}"
+
+
 def test_pages_are_named_where_anybody_can_read_them() -> None:
     assert PROJECT["urls"]["Homepage"] + "/blob/main/docs" == DOCS
 
@@ -355,8 +380,9 @@ def test_answers_and_help_come_before_torch() -> None:
     code = """
 import sys
 from lightning_sft.cli.entry import main
+open("there", "w").close()
 for arguments in (["fit", "--help"], ["fit", "--lrr=1"], ["audit", "--help"], ["fit", "--help", "objective"],
-                  ["fit", "--model=a/b", "--train=gone.jsonl"]):
+                  ["fit", "--model=a/b", "--train=gone.jsonl"], ["score", "--model=a/b", "--output=there"]):
     try:
         main(arguments)
     except SystemExit:
@@ -367,6 +393,7 @@ print([m for m in ("torch", "lightning", "transformers", "numpy") if m in sys.mo
     assert ran.stdout.strip().endswith("[]"), ran.stdout + ran.stderr
     assert "--model.optimizer.lr" in ran.stdout
     assert "no file gone.jsonl" in ran.stderr
+    assert "--output there-2" in ran.stderr
 
 
 def test_a_reader_that_left_is_no_defect() -> None:

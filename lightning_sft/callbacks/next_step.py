@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from lightning_sft._lightning import callbacks_of
 from lightning_sft.callbacks.run_clock import epochs_done
 from lightning_sft.metrics.run_length import PASSES
-from lightning_sft.places import RUN_SETTINGS, near
+from lightning_sft.places import RUN_SETTINGS, near, newest_settings
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def after_verdicts(
     if folder is None or not (folder / RUN_SETTINGS).is_file():  # no command has started it
         given = "" if pairs is None else f"pairs={str(pairs)!r}"
         return None, f"Next: SFTModule(..., objective={objective}({given}))"
-    command = f"lightning fit {shlex.quote(str(near(folder / RUN_SETTINGS)))} --objective {objective}"
+    command = f"lightning fit {shlex.quote(str(near(newest_settings(folder))))} --objective {objective}"
     command += "" if pairs is None else f" --objective.pairs {shlex.quote(str(near(pairs)))}"
     return NextStep(why, command, measured=True), _in_lines(why, command)
 

@@ -14,6 +14,7 @@ from lightning_sft.callbacks import CapabilityProbe, ExposureForecast, SilentFai
 from lightning_sft.cli.before import BeforeCLI, Begun, scratch
 from lightning_sft.cli.settings import check_place
 from lightning_sft.files import write_text
+from lightning_sft.report.plain_text import shown
 from lightning_sft.sweep.forecast.result import Forecast
 
 #: arguments of `ExposureForecast` that are options; the configuration's own callback gives those that are left out
@@ -69,5 +70,5 @@ def forecast(arguments: list[str]) -> None:
         if not cli.trainer.is_global_zero or not isinstance(result, Forecast):
             return
     write_text(output, result.to_json() + "\n")
-    print(result.text())
+    print(shown(result.text()))
     print(f"\nAll of it as JSON: {output}")

@@ -114,7 +114,8 @@ def explanation(report: Report) -> list[str]:
     for arm in report.arms:
         if arm.at_edge:
             lines.append(
-                f"{arm.name}: its best rate is the {arm.at_edge}est that was tried; a better one may lie beyond."
+                f"{arm.name}: its best rate is the {arm.at_edge}est that was tried; a better one may lie beyond "
+                f"({'lower --low' if arm.at_edge == 'low' else 'raise --high'}, or --grow)."
             )
         if arm.error:
             lines.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_sft.places import RUN_SETTINGS
+from lightning_sft.places import newest_settings
 from lightning_sft.report.run import Run, class_name
 from lightning_sft.units import adapter_kind
 
@@ -115,5 +115,5 @@ def advice_of(run: Run) -> dict[str, Any]:
         **advice,
         "try_first": [class_name(choice) for choice in advice.get("try_first", ())],
         "avoid": [class_name(choice) for choice in advice.get("avoid", ())],
-        "command": str(advice.get("command", "")).replace("CONFIG", str(run.folder / RUN_SETTINGS)),
+        "command": str(advice.get("command", "")).replace("CONFIG", str(newest_settings(run.folder))),
     }

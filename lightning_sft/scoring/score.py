@@ -237,4 +237,4 @@ def describe(report: ScoreReport, output: Path) -> str:
         lines.append("highest NLL:" if report.compared is None else "largest rise of NLL:")
     for value, line in report.worst:
         lines.append(f"{value:>9.4f}  {line['set']}  {line['where']}  (lowest logp {line['lowest_logp']:.2f})")
-    return "\n".join([*lines, f"-> {output}"])
+    return "\n".join([*lines, f"Written, a line a row, to {output}"])

@@ -300,7 +300,7 @@ def test_the_next_command_runs_as_it_is_printed(planted, tmp_path, caplog, capsy
     assert "SilentFailureMonitor: " not in out, "and no line of its own"
     assert out.count("Train again: ") == 1, "the verdict speaks, and not also the reading before training"
     (line,) = (x.strip() for x in out.splitlines() if x.strip().startswith("lightning fit"))
-    assert "--objective RunnerUpMargin" in line
+    assert "/config_resumed_at_step_2.yaml --objective RunnerUpMargin" in line, "as long as the run went on"
     words = line.removeprefix("lightning ").split()
     main([*words, "--trainer.max_steps=1"])
     again = (run_folder() / "config.yaml").read_text()

@@ -33,7 +33,7 @@ def test_the_start_a_checkpoint_and_an_exported_adapter(toy_folder, tmp_path, ca
     assert lines[3] == "compared: 24 of 24 rows; exact match gained in 0, lost in 0"
     assert lines[4] == "largest rise of NLL:"
     assert "rows.jsonl:" in lines[5]
-    assert lines[-1] == "-> best.parquet"
+    assert lines[-1] == "Written, a line a row, to best.parquet"
     assert len(lines) == 8
     assert any(abs(line["change"]) > 1e-3 for line in rows("best.parquet"))
     run("export", [f"--ckpt_path={run_folder() / 'checkpoints' / 'best.ckpt'}", "--output=exported"])

@@ -46,6 +46,6 @@ def say_in_the_way(error: OutputExistsError, verb: str, typed: Sequence[str]) ->
             made.append((name, values, joined))
         elif values[1:]:  # words by themselves that follow its value
             made.append(("", values[1:], False))
-    beside = free(Path(error.path))
+    beside = free(Path(error.path).expanduser())
     command = shlex.join(["lightning", verb, *join(made), _OUTPUT, str(beside)])
     return f"{error.path!r} exists, and nothing is overwritten. Beside it:\n  {command}"

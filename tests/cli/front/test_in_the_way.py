@@ -26,6 +26,14 @@ def test_what_lies_where_output_points_is_named_with_a_command_to_paste(verb: st
         require_free_output(verb, given)
 
 
+def test_a_place_in_ones_home_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "rows.parquet").touch()
+    with pytest.raises(OutputExistsError) as raised:
+        require_free_output("score", ["--output", "~/rows.parquet"])
+    assert say_in_the_way(raised.value, "score", []).endswith(f" --output {tmp_path}/rows-2.parquet")
+
+
 def test_words_after_an_output_are_kept_and_other_verbs_write_where_they_will() -> None:
     Path("x").touch()
     error = OutputExistsError("x")
