@@ -26,10 +26,10 @@ def without(arguments: Sequence[str], names: Collection[str]) -> list[str]:
     return kept
 
 
-def as_typed(arguments: Sequence[str]) -> list[str]:
+def files_first(arguments: Sequence[str]) -> list[str]:
     """Return arguments as one types them: files of settings by themselves, before all options.
 
-    >>> as_typed(["--lr", "1e-3", "--config=a.yaml", "-c", "b.yaml"])
+    >>> files_first(["--lr", "1e-3", "--config=a.yaml", "-c", "b.yaml"])
     ['a.yaml', 'b.yaml', '--lr', '1e-3']
     """
     left, files, rest = list(arguments), [], []

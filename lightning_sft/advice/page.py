@@ -12,7 +12,7 @@ from lightning_sft.advice.advice import JUDGED, Advice
 from lightning_sft.advice.comparison import FIRST_LOOK, Comparison
 from lightning_sft.advice.cost import Cost
 from lightning_sft.advice.evidence import RATES_HERE
-from lightning_sft.advice.options import RATE, as_typed, without, without_objective
+from lightning_sft.advice.options import RATE, files_first, without, without_objective
 from lightning_sft.advice.rate import EDGE, RateReading
 from lightning_sft.advice.rules import advise
 from lightning_sft.advice.setup import Setup
@@ -75,11 +75,11 @@ class Survey:
             return self.fit()
         judged = "" if self._validates() else f" {JUDGED}"
         # every arm finds its own rate
-        return advice.command(shlex.join(as_typed(without_objective(self.options))) + judged)
+        return advice.command(shlex.join(files_first(without_objective(self.options))) + judged)
 
     def fit(self) -> str:
         """Return the command of one fit, at a rate that the range test does not speak against."""
-        options, rate, advice = as_typed(self.options), self.corrected, self.advice
+        options, rate, advice = files_first(self.options), self.corrected, self.advice
         if rate is not None:
             options = [*without(options, RATE), "--lr", f"{rate.suggestion:.2g}"]
         if advice is None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from lightning_sft.compare.design import Design, RunSpec
 from lightning_sft.compare.ledger import Ledger
-from lightning_sft.compare.plan import Plan, make_plan
+from lightning_sft.compare.plan import EXACT, Plan, make_plan
 from lightning_sft.compare.result import RunResult
 from lightning_sft.errors import UserError
 from lightning_sft.units import duration
@@ -32,7 +32,7 @@ def work(design: Design, ledger: Ledger, run: Runner, say: Callable[[str], None]
     first = make_plan(design, before)
     if first.jobs:
         say(opening(design, first))
-    judged_by = ""
+    judged_by = first.score.key
     while True:
         results = ledger.results()
         plan = make_plan(design, results)
@@ -53,7 +53,7 @@ def work(design: Design, ledger: Ledger, run: Runner, say: Callable[[str], None]
                 now = make_plan(design, results)
                 require_key(now, result)
                 fresh = [r for digest, r in results.items() if digest not in before]
-                if judged_by and now.score.key != judged_by:
+                if judged_by == EXACT and now.score.key != EXACT:
                     say(f"No run so far got an answer exactly right: {now.score.words} decides from here on.")
                 judged_by = now.score.key
                 pace = sum(r.wall_seconds for r in fresh) / max(time.monotonic() - began, 1e-3)

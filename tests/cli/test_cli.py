@@ -158,7 +158,7 @@ def test_fit_then_resume_validate_test_and_predict(
         said = message_of([*again, *more], capsys)
         assert "'predictions.jsonl' exists, and nothing is overwritten" in said
         assert said.endswith(f"\n  {shlex.join(['lightning', *again, *more, '--output', 'predictions-2.jsonl'])}\n")
-    run("predict", [*again, "--output=answers/of_last.jsonl"])
+    run("predict", [*again[1:], "--output=answers/of_last.jsonl"])
     assert Path("answers/of_last.jsonl").read_text() == Path("predictions.jsonl").read_text()
     assert [path.name for path in Path("answers").iterdir()] == ["of_last.jsonl"], "the file, and no folder of a run"
 

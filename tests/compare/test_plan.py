@@ -197,6 +197,10 @@ def test_what_is_selected_by_under_auto() -> None:
         return replace(result, curve=points)
 
     assert compared(of, wrong)[0].score.key == "val/nll", "an exact match that is 0 everywhere selects nothing"
+    said: list[str] = []
+    work(of, Memory(), wrong, said.append)
+    turns = [line for line in said if "decides from here on" in line]
+    assert turns == ["No run so far got an answer exactly right: NLL decides from here on."]
     assert compared(design("A", "B", select="val_nll"))[0].score.key == "val/nll", "the old names are read"
     assert compared(design("A", "B", select="drift/general/kl:min"))[0].score.higher is False
 

@@ -44,7 +44,8 @@ def write_best(design: Design, report: Report, file: Path) -> ArmReport | None:
     if best.rate is not None:
         if model.get("parameter_rules"):  # the comparison has scaled the rates of these, too
             return None
-        optimizer = model.get("optimizer") or {"class_path": "torch.optim.AdamW"}
+        named = model.get("optimizer")
+        optimizer = named if isinstance(named, dict) else {"class_path": "torch.optim.AdamW"}  # what SFTModule takes
         model["optimizer"] = {**optimizer, "init_args": {**(optimizer.get("init_args") or {}), "lr": best.rate}}
     for key in QUIETED:
         settings["trainer"].pop(key, None)
