@@ -122,7 +122,9 @@ class RunSummary(Callback):
         if other and len(columns) > 1:
             print(f"val/loss was {self.before_objective}'s then and is {self.after_objective}'s now: not comparable.")
         if not self.took_steps:
-            print(f"No step was taken: the run had reached {_end_of(trainer)} before. Give more to train on.")
+            end, further = _end_of(trainer)
+            such = f", such as {further}" if further else ""
+            print(f"No step was taken: the run had reached {end} before. Give more to train on{such}.")
         shows = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
         if folder and shows and not ends_with_commands(trainer):  # which name it, too
             print(f"\nLook at it: tensorboard --logdir {shlex.quote(str(near(Path(folder))))}")
@@ -162,10 +164,12 @@ def _shown_by(trainer: Trainer, folder: str | None) -> str:
     return f"in {near(Path(folder))}"
 
 
-def _end_of(trainer: Trainer) -> str:
-    """Return what ended a run, as settings."""
-    ends = {"max_epochs": trainer.max_epochs, "max_steps": trainer.max_steps}
-    return " and ".join(f"{key}={value}" for key, value in ends.items() if value not in (None, -1)) or "its end"
+def _end_of(trainer: Trainer) -> tuple[str, str]:
+    """Return what ended a run, as settings, and options by which it would go on twice as far."""
+    given = {"max_epochs": trainer.max_epochs, "max_steps": trainer.max_steps}
+    ends = {key: value for key, value in given.items() if value not in (None, -1)}
+    further = " ".join(f"--{key} {2 * value}" for key, value in ends.items() if value)
+    return " and ".join(f"{key}={value}" for key, value in ends.items()) or "its end", further
 
 
 def _order(key: str) -> tuple[int, str]:

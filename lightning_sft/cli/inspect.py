@@ -8,7 +8,7 @@ import sys
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
-from lightning_sft.advice.options import without
+from lightning_sft.advice.options import files_first, without
 from lightning_sft.cli.front.ranges import require_options
 from lightning_sft.cli.next_commands import listed
 from lightning_sft.cli.settings import SettingsCLI
@@ -32,5 +32,5 @@ def inspect(arguments: list[str]) -> None:
     cli = _InspectCLI(args=arguments, run=False)
     require_options("inspect", cli.config)
     print(describe(cli.datamodule, cli.model.tokenizer, cli.config.rows, cli.config.color).rstrip("\n"))
-    same = without(arguments, ["--rows", "--color"])
+    same = files_first(without(arguments, ["--rows", "--color"]))
     print(listed([shlex.join(["lightning", verb, *same]) for verb in ("advise", "fit")]))

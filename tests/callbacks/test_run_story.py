@@ -231,7 +231,10 @@ def test_a_run_that_had_ended_says_that_it_took_no_step(
     assert "No step was taken" not in capsys.readouterr().out
     main(["fit", str(run_folder(Path("runs")))])
     out = capsys.readouterr().out
-    assert "No step was taken: the run had reached max_steps=2 before. Give more to train on." in out
+    assert (
+        "No step was taken: the run had reached max_steps=2 before. Give more to train on, such as --max_steps 4."
+        in out
+    )
     assert "not comparable" not in out
 
 

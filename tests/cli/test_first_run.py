@@ -78,7 +78,7 @@ def test_the_advice_names_a_configuration_that_is_there(
         run("fit", toy_arguments(toy_folder, rows, trainer__max_steps=1, model__objective="PowerFamily"))
     assert "Next:" not in caplog.text, "commands stand in one list, at the end"
     (line,) = suggested(capsys.readouterr().out)
-    assert "lightning fit lightning_logs/version_0/config.yaml --model.objective NLL" in line
+    assert "lightning fit lightning_logs/version_0/config.yaml --objective NLL" in line
     main([*line.removeprefix("lightning ").split(), "--trainer.max_steps=1"])
     assert "objectives.NLL" in (run_folder() / "config.yaml").read_text()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
@@ -45,7 +46,7 @@ def write_best(design: Design, report: Report, file: Path) -> ArmReport | None:
         if model.get("parameter_rules"):  # the comparison has scaled the rates of these, too
             return None
         named = model.get("optimizer")
-        optimizer = named if isinstance(named, dict) else {"class_path": "torch.optim.AdamW"}  # what SFTModule takes
+        optimizer: dict[str, Any] = named if isinstance(named, dict) else {"class_path": "torch.optim.AdamW"}
         model["optimizer"] = {**optimizer, "init_args": {**(optimizer.get("init_args") or {}), "lr": best.rate}}
     for key in QUIETED:
         settings["trainer"].pop(key, None)
