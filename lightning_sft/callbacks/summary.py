@@ -25,7 +25,7 @@ _FIRST = ("exact_match", "task_accuracy", "pass_at_1", "nll", "loss", "perplexit
 #: what the capability reading calls otherwise
 _SAME = {"top1_share": "token_accuracy"}
 #: below a table, where a capability reading gives another mean p beside it
-_WITH_SPECIAL = "{} counts special tokens, too, such as the end of an answer; the capability reading leaves them out."
+_WITH_SPECIAL = "\n{} counts special tokens, too, such as the end of an answer; the capability reading leaves them out."
 #: characters of a key
 _WIDTH = 24
 
