@@ -7,7 +7,9 @@ the second: the architectures, optimizers and schedules of `fresh` with other we
 optimizers that no cell had before. With these and with `strangers`, optimizer classes that others wrote, the widths
 were calibrated by group, and `judged` was kept aside until that was frozen: other weights of the eight architectures,
 the kept schedules and six that no cell had before, and optimizer classes that no cell had before
-(tests/benchmarks/predict_strangers.py).
+(tests/benchmarks/predict_strangers.py). With `judged`, with `strangers` and with `more`, which has all architectures,
+schedules and classes so far once more, the widths were calibrated anew. `last` was kept aside until that was frozen:
+eight architectures, ten schedules and the remaining optimizer classes, of all of which no cell was run before.
 """
 
 import math
@@ -42,9 +44,18 @@ SIZES = {
     "falcon": {"hidden_size": 64, "ffn_hidden_size": 128},
     "bloom": {"hidden_size": 64},
     "starcoder2": GROUPED,
+    # last: the first eight of the dense ones that transformers can build, by the SHA-256 of their names
+    "persimmon": WIDE,
+    "biogpt": WIDE,
+    "glm": {**GROUPED, "head_dim": 16},
+    "gptj": {"hidden_size": 64, "rotary_dim": 8},
+    "arcee": GROUPED,
+    "gemma": {**GROUPED, "head_dim": 16},
+    "smollm3": GROUPED,
+    "olmo3": GROUPED,
 }
 DESIGN, KEPT = ("llama", "gpt2", "qwen3", "olmo2"), ("gpt_neox", "gemma2", "opt")
-FRESH = tuple(SIZES)[7:]
+FRESH, LAST = tuple(SIZES)[7:15], tuple(SIZES)[15:]
 LENGTHS = (12, 30)
 
 
@@ -162,9 +173,20 @@ SCHEDULES = {
     "wave": lambda t, steps: 0.6 + 0.4 * math.sin(4 * math.pi * t / steps),
     "root cool-down": lambda t, steps: 1 - math.sqrt(max(0.0, (t - 0.6 * steps) / (0.4 * steps))),
     "growing": lambda t, steps: ((t + 1) / steps) ** 2,
+    # last
+    "cosine to a tenth": lambda t, steps: 0.55 + 0.45 * math.cos(math.pi * t / steps),
+    "warm-up, linear": lambda t, steps: min((t + 1) / (steps // 5), (steps - t) / (steps - steps // 5)),
+    "cubic": lambda t, steps: (1 - t / steps) ** 3,
+    "sawtooth": lambda t, steps: 1 - 0.9 * (t % (steps // 3)) / (steps // 3),
+    "fall and rise": lambda t, steps: 0.1 + 0.9 * abs(2 * (t + 0.5) / steps - 1),
+    "logarithmic": lambda t, steps: 1 / (1 + math.log(1 + t)),
+    "plateau": lambda t, steps: 1.0 if steps // 3 <= t < 2 * steps // 3 else 0.3,
+    "linear to a half": lambda t, steps: 1 - 0.5 * t / steps,
+    "warm-up, inverse root": lambda t, steps: min((t + 1) / (steps // 4), math.sqrt((steps // 4) / (t + 1))),
+    "late drop": lambda t, steps: 1.0 if t < 5 * steps // 6 else 0.05,
 }
 DESIGN_SCHEDULES, FRESH_SCHEDULES = tuple(SCHEDULES)[:3], tuple(SCHEDULES)[6:10]
-JUDGED_SCHEDULES = tuple(SCHEDULES)[6:]
+JUDGED_SCHEDULES, LAST_SCHEDULES = tuple(SCHEDULES)[6:16], tuple(SCHEDULES)[16:]
 #: the five settings that are judged on the architectures that were kept aside
 FIVE = (
     ("AdamW", "constant"), ("SGD", "constant"), ("momentum", "constant"), ("AdamW", "linear"),
@@ -177,16 +199,24 @@ def cells(part, classes=()):
 
     Args:
         part: of the grid.
-        classes: names of optimizer classes that others wrote, for `strangers` and `judged`.
+        classes: names of optimizer classes that others wrote, for `strangers`, `judged`, `more` and `last`.
     """
     if part == "strangers":
         return _spread("optimizers", [(name, "constant") for name in classes], 15)
-    if part == "judged":
-        settings = [(k, 10 + i % 5, *s, n) for k in FRESH for i, s in enumerate(FIVE) for n in LENGTHS]
+    if part in ("judged", "last"):
+        first, kinds, schedules = (10, FRESH, JUDGED_SCHEDULES) if part == "judged" else (20, LAST, LAST_SCHEDULES)
+        settings = [(k, first + i % 5, *s, n) for k in kinds for i, s in enumerate(FIVE) for n in LENGTHS]
         found = [("architectures", *cell) for cell in settings]
-        settings = [(o, s) for s in JUDGED_SCHEDULES for o in ("AdamW", "momentum")]
-        found += _spread("schedules", settings, 10)
-        return found + _spread("optimizers", [(name, "constant") for name in classes], 10)
+        settings = [(o, s) for s in schedules for o in ("AdamW", "momentum")]
+        found += _spread("schedules", settings, first)
+        return found + _spread("optimizers", [(name, "constant") for name in classes], first)
+    if part == "more":
+        seen = (*((k, 0) for k in (*DESIGN, *KEPT)), *((k, 2) for k in FRESH))
+        settings = [(k, 15 + (i + by) % 5, *s, n) for k, by in seen for i, s in enumerate(FIVE) for n in LENGTHS]
+        found = [("architectures", *cell) for cell in settings]
+        settings = [(o, s) for s in tuple(SCHEDULES)[1:16] for o in ("AdamW", "momentum")]
+        found += _spread("schedules", settings, 15)
+        return found + _spread("optimizers", [(name, "constant") for name in classes], 16, 1)
     if part == "design":
         settings = [(o, s) for o in DESIGN_OPTIMIZERS for s in DESIGN_SCHEDULES]
         return [("design", k, i, *s, n) for i in (0, 1) for n in LENGTHS for s in settings for k in DESIGN]
@@ -206,10 +236,10 @@ def cells(part, classes=()):
     return found + [("schedules", k, 2, *s, n) for k in DESIGN for s in settings for n in LENGTHS]
 
 
-def _spread(block, settings, first):
+def _spread(block, settings, first, by=0):
     """Return cells of both lengths of each setting, over the architectures of `design` and five contexts in turn."""
     return [
-        (block, DESIGN[(i + j) % len(DESIGN)], first + (i + 2 * j) % SEEN_CONTEXTS, *setting, n)
+        (block, DESIGN[(i + j + by) % len(DESIGN)], first - first % 5 + (first + i + 2 * j) % 5, *setting, n)
         for i, setting in enumerate(settings)
         for j, n in enumerate(LENGTHS)
     ]

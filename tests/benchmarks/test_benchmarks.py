@@ -13,9 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lightning_sft import SFTModule
 from lightning_sft.data import SFTDataModule
 from tests.benchmarks import corpus, data_path, head, predict_grid, silent, step, utilisation, validation, waits
-from tests.benchmarks.predict_cells import OPTIMIZERS, cells
+from tests.benchmarks.predict_cells import OPTIMIZERS, Lion, cells
 from tests.benchmarks.predict_strangers import strangers
-from tests.benchmarks.predict_widths import widths
+from tests.benchmarks.predict_widths import KEPT_ASIDE, rehearsed, widths
 from tests.benchmarks.turns import count, heats
 from tests.running import write_rows
 from tests.toys import save_toy
@@ -176,7 +176,7 @@ def test_predict_grid_weighs_units_alike():
     assert widths(lines, OPTIMIZERS, share=0.5)["other"][0] == pytest.approx(0.5)
     assert predict_grid.rejected({"a": lines[:90], "b": lines[90:], "c": lines[82:92]}).keys() == {"a", "b"}
     mixed = widths([*lines, grid_cell("SGD", 0.3)], OPTIMIZERS)
-    assert mixed["plain"][:3] == (pytest.approx(0.3), 1, 1)
+    assert mixed["SGD"][:3] == (pytest.approx(0.3), 1, 1)
     assert mixed["other"][0] == factor
     told = {**grid_cell("Lion", 0.5), "uniform": None, "gradients": 12}
     row = predict_grid.row("Lion", [told, {**told, "predicted": None}])
@@ -185,10 +185,29 @@ def test_predict_grid_weighs_units_alike():
 
 def test_classes_for_judgement_are_no_others():
     """No class is both, none that was run before is judged, and the grid runs both in cells that no other part has."""
-    (calibrate, _), (judge, without) = strangers(judged=False), strangers(judged=True)
+    (calibrate, _), (judged, without), (judge, _) = (strangers(part) for part in ("strangers", "judged", "last"))
     assert {"SGD", "AdamW", "Rprop"} <= set(calibrate)
-    assert "ASGD" in judge
+    assert "ASGD" in judged
     assert "Muon" in without, "takes matrices only"
-    assert not set(calibrate) & set(judge)
+    assert not set(calibrate) & set(judged)
+    assert not {*calibrate, *judged} & set(judge)
     models = {part: {(c[1], c[2]) for c in cells(part, ("ASGD",))} for part in predict_grid.PARTS}
-    assert not models["judged"] & set.union(*(own for part, own in models.items() if part != "judged"))
+    assert not models["judged"] & set.union(*(models[p] for p in ("design", "kept", "fresh", "unseen", "strangers")))
+    assert not models["last"] & set.union(*(own for part, own in models.items() if part != "last"))
+    aside = cells("last", ("ASGD",))
+    others = [cell for part in predict_grid.PARTS if part != "last" for cell in cells(part, ("ASGD",))]
+    for block, place in KEPT_ASIDE.items():
+        new = {cell[place] for cell in aside if cell[0] == block} - {"ASGD"}
+        assert not new & {cell[place] for cell in others}
+
+
+def test_judgements_are_rehearsed():
+    """Half of the units judged by the others: as good as sure where all are alike, and never where no two are."""
+
+    def scored(off):
+        lines = [grid_cell(f"kind {i}", off(i, j)) for i in range(24) for j in range(20)]
+        kinds = {line["cell"][3]: Lion for line in lines}
+        return rehearsed(lines, kinds, times=20)
+
+    assert scored(lambda i, j: (j + 0.5) / 20) > 0.9
+    assert scored(lambda i, j: 2.0**i) == 0

@@ -49,9 +49,14 @@ def step_gains(optimizer: Optimizer, steps: int, done: int = 0) -> list[float]:
         done: steps that the run has behind it.
 
     Raises:
-        UserError: the optimizer cannot take a step by itself, or does not move against the gradient.
+        UserError: the optimizer has no learning rate, cannot take a step by itself, or does not move against the
+            gradient.
     """
     name = type(optimizer).__name__
+    if "lr" not in optimizer.param_groups[0]:
+        raise UserError(
+            f"Cannot predict this: {name} has no learning rate ('lr' in its parameter groups), so no rate is critical."
+        )
     try:
         gains = _moves(optimizer, min(done, _PAST) + steps)
     except Exception as error:

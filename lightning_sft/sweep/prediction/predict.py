@@ -29,7 +29,7 @@ from lightning_sft.sweep.prediction.record import (
     versions,
     weights_hash,
 )
-from lightning_sft.sweep.prediction.refine import REPLAYS, TRIALS, Replays, WholeRun, refine, refined
+from lightning_sft.sweep.prediction.refine import REPLAYS, TRIALS, Replays, WholeRun, refine, refined, unsettled
 from lightning_sft.sweep.prediction.widths import OF_TRIAL, Width, replay_width
 
 #: steps of the longest of the short runs
@@ -162,7 +162,9 @@ def predict_set(
     said, each = estimate(runs, of_set, target), [estimate(runs, of_probe(i), target) for i in range(len(names))]
     if whole is not None and said.d0 > 0:
         found = refine(whole, of_set, target, runs, said, *(TRIALS if width is OF_TRIAL else REPLAYS))
-        if found is not None:
+        if found is None and said.status == "predicted":  # whole runs do not cross where short runs say they do
+            said, each = unsettled(said), [unsettled(one) if one.lr else one for one in each]
+        elif found is not None:
             if isinstance(whole, Replays):
                 found = replace(found, coarser=whole.coarser())
             said = refined(said, found, of_set, width) or said

@@ -10,7 +10,7 @@ from typing import Protocol
 from lightning_sft.sweep.prediction.curve import crossing_between
 from lightning_sft.sweep.prediction.estimate import Estimate, ShortRun, Target
 from lightning_sft.sweep.prediction.replay import Field, Replay, Steerable, replay, spread_nodes
-from lightning_sft.sweep.prediction.widths import MOST_HALVED, Width
+from lightning_sft.sweep.prediction.widths import MOST_HALVED, MOST_SURPRISE, Width
 
 #: pieces of the way, at whose ends gradients are computed
 PIECES = 4
@@ -19,6 +19,8 @@ PIECES = 4
 REPLAYS = (0.005, 12)
 #: the same where every step is trained, on rows of its own
 TRIALS = (0.1, 5)
+#: differences of shares of a way that are none
+_SAME = 1e-9
 
 
 class Replayable(Steerable, Protocol):
@@ -41,14 +43,14 @@ class Replays:
     """
 
     def __init__(self, model: Replayable, target: Target) -> None:
-        self._model, self._shares = model, target.shares
+        self._model, self._target = model, target
         self._last: Replay | None = None
 
     def __call__(self, rate: float, way: Sequence[float]) -> Replay:
         """Replay the run at a peak rate."""
         self._last = None  # its gradients are not needed any more
         nodes = sorted(spread_nodes(way, PIECES))
-        made = replay(self._model, rate, self._shares, dict.fromkeys(nodes), self._model.field, keep=nodes[1::2])
+        made = replay(self._model, rate, self._target, dict.fromkeys(nodes), self._model.field, keep=nodes[1::2])
         self._last = made
         return made
 
@@ -58,7 +60,7 @@ class Replays:
         if made is None:
             raise RuntimeError("There is no replay to repeat with fewer gradients.")
         half, none = (
-            replay(self._model, made.rate, self._shares, given, self._model.field) for given in (made.kept, {})
+            replay(self._model, made.rate, self._target, given, self._model.field) for given in (made.kept, {})
         )
         return half, none
 
@@ -117,7 +119,7 @@ def refine(
         if not all(map(math.isfinite, [*values, *seen.way])):
             above, rate = rate, math.sqrt(below * rate) if below else rate / 2
             continue
-        way, at = seen.way, crossing_between(seen.distances, values)
+        way, at = seen.way, crossing_between(seen.progress, values)
         if math.isinf(at):
             # it moves the right way at first and has turned back: too far
             if values[-1] <= values[0] and first.slope is not None and first.slope > 0:
@@ -126,7 +128,7 @@ def refine(
                 below = max(below, rate)
                 rate = min(4 * rate, math.sqrt(below * above))
             continue
-        found = rate * at / seen.way[-1]
+        found = rate * at / seen.progress[-1]
         settled = abs(math.log(found / rate)) < close
         if settled or count == most:
             return Refined(found, math.log(found / (first.lr or rate)), seen, settled)
@@ -138,9 +140,7 @@ def refined(said: Estimate, found: Refined, gap: Callable[[Sequence[float]], flo
     """Return an estimate with the rate that whole runs have found, and its interval.
 
     Where the last replay was repeated with fewer gradients, what that changes tells the error of the replay itself, and
-    is taken off (Richardson's extrapolation). Let x be the change with half of the gradients, so that the pieces are
-    twice as long, and y that with none. If errors are proportional to the length of the pieces, this one is x; with a
-    quadratic part it is 2 x - y / 3. Optimizers lie between the two, so their mean is taken.
+    it is taken off; see `left_errors`.
 
     Args:
         said: by the short runs.
@@ -151,23 +151,55 @@ def refined(said: Estimate, found: Refined, gap: Callable[[Sequence[float]], flo
     Returns:
         None if this gap does not come near zero in the last run; ``unsettled`` without a rate if replays disagree.
     """
-    rate, halved = _rate_in(found.last, gap), 0.0
+    rate, halved, apart, surprise = _rate_in(found.last, gap), 0.0, 0.0, found.last.surprise
     if rate is None:
         return None
     away = math.log(rate / found.last.rate)
     if found.coarser is not None:
         half, none = (_rate_in(made, gap) for made in found.coarser)
         halved = math.inf if half is None or none is None else math.log(half / rate)
-        if not found.settled or none is None or abs(halved) > MOST_HALVED:
-            return replace(said, status="unsettled", lr=None, low=None, high=None)
-        rate *= math.exp(math.log(none / rate) / 6 - 1.5 * halved)
+        if not found.settled or none is None or abs(halved) > MOST_HALVED or surprise > MOST_SURPRISE:
+            return unsettled(said)
+        behind = tuple(made.behind for made in (found.last, *found.coarser))
+        proportional, curved = left_errors(halved, math.log(none / rate), behind)
+        rate *= math.exp(-curved)
+        apart = curved - proportional
     change = math.log(rate / said.lr) if said.lr else found.change
-    parts = (width.of_change * change, width.of_away * away, width.of_halved * halved)
-    wide = math.hypot(width.floor, width.of_surprise * found.last.surprise, *parts)
+    wide = width.half(surprise=surprise, change=change, away=away, halved=halved, apart=apart)
     return replace(said, status="predicted", lr=rate, low=rate * math.exp(-wide), high=rate * math.exp(wide))
+
+
+def unsettled(said: Estimate) -> Estimate:
+    """Return an estimate without a rate, where replays settled on none."""
+    return replace(said, status="unsettled", lr=None, low=None, high=None)
+
+
+def left_errors(halved: float, none: float, behind: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the error of a replay by two rules, from what fewer gradients change (Richardson's extrapolation).
+
+    A step whose gradient was computed some way back is off by a multiple of that way, and more exactly by a multiple of
+    its square, too. Summed over all steps that is what `Replay.behind` tells, of each replay.
+
+    Args:
+        halved: change of the log rate with every other gradient left out.
+        none: the same with all of them left out.
+        behind: of the replay, of that with half of its gradients, and of that with none.
+
+    Returns:
+        The error of the log rate: if errors are proportional to the way, judged by ``halved`` (by ``none`` where no
+        gradient could be left out), and with the square, judged by both.
+    """
+    (full, full2), (half, half2), (bare, bare2) = behind
+    a, b, c, d = half - full, half2 - full2, bare - full, bare2 - full2
+    proportional = halved * full / a if a > _SAME else none * full / c if c > _SAME else 0.0
+    determinant = a * d - b * c
+    if abs(determinant) < _SAME:  # two of the three are the same, in runs of a few steps
+        return proportional, proportional
+    first, second = (halved * d - b * none) / determinant, (a * none - c * halved) / determinant
+    return proportional, first * full + second * full2
 
 
 def _rate_in(made: Replay, gap: Callable[[Sequence[float]], float]) -> float | None:
     """Return the critical rate of a gap by one replay; None if it does not come near zero."""
-    at = crossing_between(made.distances, [gap(row) for row in made.gaps])
-    return None if math.isinf(at) else made.rate * at / made.way[-1]
+    at = crossing_between(made.progress, [gap(row) for row in made.gaps])
+    return None if math.isinf(at) else made.rate * at / made.progress[-1]

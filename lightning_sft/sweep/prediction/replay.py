@@ -6,6 +6,7 @@ need to be modelled, then: they take every step themselves.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from lightning_sft.sweep.prediction.estimate import Target
 
 #: gradients of all trained parameters; None where one got none
 Gradients = list[Tensor | None]
@@ -59,19 +62,22 @@ class Replay:
 
     Attributes:
         rate: the peak rate.
-        distances: of the weights from their start where the gaps were read, the start first, (readings,).
+        progress: where the gaps were read, the start first, (readings,), at a peak rate of 1 (`Target.way`).
         gaps: at these, (readings, probes).
-        way: distance before the first step and after each, (steps + 1,).
+        way: distance of the weights from their start, before the first step and after each, (steps + 1,).
         surprise: the largest relative error of a carried-on gradient, where a true one took its place.
         kept: gradients that were computed, by the step before which.
+        behind: how far the last computed gradient lies behind, as a share of all progress: the mean over the progress
+            of all steps, and the mean of the square; 0 where every step has its own.
     """
 
     rate: float
-    distances: list[float]
+    progress: list[float]
     gaps: list[list[float]]
     way: list[float]
     surprise: float = 0.0
     kept: dict[int, Gradients] = field(default_factory=dict)
+    behind: tuple[float, float] = (0.0, 0.0)
 
 
 class Steerable(Protocol):
@@ -96,7 +102,7 @@ class Steerable(Protocol):
 def replay(
     model: Steerable,
     rate: float,
-    shares: Sequence[float],
+    target: Target,
     nodes: Mapping[int, Gradients | None],
     known: Field,
     keep: Collection[int] = (),
@@ -109,16 +115,16 @@ def replay(
     Args:
         model: what is moved; it is left at the end of the run.
         rate: the peak rate.
-        shares: each step's rate as a share of it.
+        target: the run.
         nodes: steps before which gradients are computed, from 0 on, or those that an earlier replay at the same rate
             has computed there; the first step's are those of ``known``.
         known: gradients along a shorter run from the same start, at distance 0 too.
         keep: steps whose computed gradients are kept.
     """
     model.begin()
-    distances, gaps, way = [0.0], [model.gaps()], [0.0]
-    last, surprise, kept = (0.0, known.nodes[0][1]), 0.0, {}
-    for step, share in enumerate(shares):
+    along, gaps, way = target.way, [model.gaps()], [0.0]
+    last, surprise, kept, taken = (0.0, known.nodes[0][1]), 0.0, {}, [0]
+    for step, share in enumerate(target.shares):
         here = way[-1]
         gradients = last[1]
         if here != last[0]:
@@ -131,13 +137,28 @@ def replay(
                 kept[step] = own
             surprise = max(surprise, length(combined([(1.0, gradients), (-1.0, own)])) / max(length(own), _TINY))
             last, gradients = (here, own), own
-            distances.append(here)
+            taken.append(step)
             gaps.append(read)
         model.move(gradients, rate * share)
         way.append(model.distance())
-    distances.append(way[-1])
     gaps.append(model.gaps())
-    return Replay(rate, distances, gaps, way, surprise, kept)
+    progress = [along[step] for step in (*taken, len(target.shares))]
+    return Replay(rate, progress, gaps, way, surprise, kept, _behind(along, taken))
+
+
+def _behind(along: Sequence[float], taken: Sequence[int]) -> tuple[float, float]:
+    """Return how far gradients lie behind that were computed before some steps: the mean, and that of the square.
+
+    Args:
+        along: progress before the first step and after each, (steps + 1,).
+        taken: the steps, in rising order, from 0 on.
+    """
+    first = second = 0.0
+    for begin, end in itertools.pairwise((*taken, len(along) - 1)):
+        for step in range(begin, end):
+            part, back = (along[step + 1] - along[step]) / along[-1], (along[step] - along[begin]) / along[-1]
+            first, second = first + part * back, second + part * back**2
+    return first, second
 
 
 @torch.no_grad()

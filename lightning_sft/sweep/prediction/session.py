@@ -82,8 +82,8 @@ class _WholeRun:
         seen = trial.readings.get("margin", [])
         if len(seen) < len(self._target.shares):  # it diverged
             seen = [*seen, [math.nan] * len(self._start)]
-        progress = [rate * part for part in self._target.way[: len(seen) + 1]]
-        return Replay(rate, progress, [self._start, *seen], progress)
+        way = self._target.way[: len(seen) + 1]
+        return Replay(rate, way, [self._start, *seen], way)
 
 
 def _one_batch(session: Session) -> bool:
