@@ -48,13 +48,18 @@ class _AdviseCLI(BeforeCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         add = parser.add_argument
-        add("--skip", type=str, default="", help=f"parts to leave out, with commas between: {','.join(PARTS)}")
+        add("--skip", type=str, default="", help=f"parts to leave out, with commas between, of "
+            f"{','.join(PARTS)}. Default: none")  # fmt: skip
         add("--output", type=str, default="advice", help="folder for advice.md, advice.json and capability.json")
-        add("--rows", type=int | None, default=200, help="rows to read the capability from; null: all")
-        add("--steps", type=int, default=4, help="optimizer steps to time where the range test is left out")
-        add("--range_steps", type=int, default=30, help="steps of the range test, which are timed, too")
-        add("--range_low", type=float, default=1e-6, help="its first learning rate")
-        add("--range_high", type=float, default=1.0, help="its last learning rate")
+        add("--rows", type=int | None, default=200, help="training rows from which is read what the model knows of the "
+            "task; null reads all")  # fmt: skip
+        add("--range_steps", type=int, default=30, help="steps of the range test, which tries a learning rate at each; "
+            "they are timed, too")  # fmt: skip
+        add("--range_low", type=float, default=1e-6, help="first learning rate of the range test, or a tenth of yours "
+            "where that is lower")  # fmt: skip
+        add("--range_high", type=float, default=1.0, help="last learning rate of the range test, or ten times yours "
+            "where that is higher")  # fmt: skip
+        add("--steps", type=int, default=4, help="optimizer steps to time with --skip rate")
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

@@ -45,25 +45,38 @@ class _AuditCLI(SettingsCLI):
         def add(name: str, kind: Any, default: Any, text: str) -> None:
             parser.add_argument(f"--{name}", type=kind, default=default, help=text)
 
-        where = "a folder or hub name of a model or an adapter, a checkpoint, last, best, a GGUF file or pkg://..."
-        add("after", str | None, None, f"the model to audit: {where}")
-        add("before", str | None, None, "what it began as, in the same ways; without it the model is read alone")
-        add("base", str | None, None, "what adapters and checkpoints stand on, in place of what they name")
-        add("tokenizer", str | None, None, "tokenizer of both models, where their folders have none")
-        add("set", What | None, None, "which set of the data: test for --data FILE, else val, test or train")
-        add("trained", Trained | None, None, "whether those rows were trained on; known of the sets of a configuration")
-        add("rows", int | None, 1000, "the most rows to read, spread evenly; null reads all")
-        add("chat_template", str | None, None, "before, after, or a template or its file, for both models")
-        add("probes", str | None, None, "near-synonym probes: library or a file")
-        add("guard", str, "general", "text outside the task: general, a file, or none")
-        add("together", bool, False, "hold both models in memory at once")
-        add("dtype", Precision, "float32", "of the weights")
-        add("device", str | None, None, "where models are put, such as cpu or cuda:0")
-        add("top", int, 100, "how many of the worst contexts to keep")
-        add("min_fall", float, 0.1, "nats by which a token's loss must have fallen to count as learned")
-        add("output", str | None, None, "folder to write; it must not exist yet. Default: audit, or audit-2 and so on")
-        add("fail_above", float | None, None, f"exit with status {TOO_MANY} if the share of silent failures (without "
-            "--before: the excess) is above this")  # fmt: skip
+        where = (
+            "a folder or hub name of a model or an adapter, a run's folder, a checkpoint, last or best of the newest "
+            "run, a GGUF file, or pkg://package/file.gguf"
+        )
+        add("after", str | None, None, f"the model to audit, which must be given: {where}")
+        add("before", str | None, None, "the model that it began as, in the same ways. Default: none, and the model is "
+            "read alone")  # fmt: skip
+        add("set", What | None, None, "the set of the settings' data to read. Default: test with --data FILE, "
+            "otherwise the first of val, test, train that is there")  # fmt: skip
+        add("trained", Trained | None, None, "whether the model was trained on these rows. Default: known where the "
+            "settings have a training set, otherwise unknown, and both verdicts are given")  # fmt: skip
+        add("rows", int | None, 1000, "the most rows to read, spread evenly over the set; null reads all")
+        add("output", str | None, None, "folder to write, which must not exist yet. Default: audit, or audit-2 and so "
+            "on where that exists")  # fmt: skip
+        add("fail_above", float | None, None, f"exit with status {TOO_MANY} if the share of silent failures is above "
+            "this, such as 0.2; without --before, the excess of outranked tokens. Default: never")  # fmt: skip
+        add("min_fall", float, 0.1, "a token counts as learned if its loss fell by more than this many nats")
+        add("probes", str | None, None, "near-synonym probes to read with both models: library (the shipped ones), or "
+            "a file. Default: none")  # fmt: skip
+        add("guard", str, "general", "text outside the task, to see what was forgotten: general (the shipped one), a "
+            "file, or none")  # fmt: skip
+        add("top", int, 100, "how many of the worst places to write into contexts.jsonl")
+        add("base", str | None, None, "the model under an adapter or a checkpoint, if it has moved. Default: what the "
+            "adapter or the checkpoint names")  # fmt: skip
+        add("tokenizer", str | None, None, "folder or hub name of a tokenizer for both models. Default: that in each "
+            "model's folder")  # fmt: skip
+        add("chat_template", str | None, None, "chat template for both models: before or after (that of one of them), "
+            "a Jinja template, or its file. Default: theirs, where they are the same")  # fmt: skip
+        add("dtype", Precision, "float32", "dtype of the weights")
+        add("device", str | None, None, "where models are put, such as cpu or cuda:0. Default: the accelerator, if "
+            "there is one")  # fmt: skip
+        add("together", bool, False, "hold both models in memory at once, in place of one after the other")
 
 
 def main(arguments: list[str]) -> None:

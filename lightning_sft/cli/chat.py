@@ -23,6 +23,7 @@ ABOUT = """\
 Prompts are written as the run wrote them: its chat template, system prompt and template variables. Answers are greedy
 unless something is said about sampling.
 
+examples:
   lightning chat --ckpt_path best
   lightning chat lightning_logs/RUN --prompt "What is 12 + 30?"
   lightning chat --model my-model --temperature 0.7 --top_p 0.9
@@ -38,34 +39,49 @@ def parser() -> VerbParser:
     add = made.add_argument
     add(
         "--ckpt_path",
-        help="a checkpoint, a run's folder, or 'last' or 'best' of the newest run below this folder",
+        help="a checkpoint, a run's folder, or 'last' or 'best' of the newest run below this folder; this or --model "
+        "must be given",
     )
     add(
-        "--model", help="instead: a folder or hub name of a model or an adapter, a GGUF file or pkg://package/file.gguf"
+        "--model",
+        help="a folder or hub name of a model or an adapter, a GGUF file or pkg://package/file.gguf; this or "
+        "--ckpt_path must be given",
     )
     add(
-        "--before", help="the model to put beside it, by the same names; default: what it began as, where that is known"
+        "--before", help="the model to put beside it, by the same names. Default: what it began as, where that is known"
     )
-    add("--base", help="what an adapter or a checkpoint stands on, in place of what it names")
+    add("--base", help="the model under an adapter or a checkpoint, if it has moved. Default: what it names")
     add("--alone", action="store_true", help="put nothing beside it")
-    add("--prompt", help="answer this and end")
-    add("--system", help="system prompt, in place of the run's")
-    add("--chat_template", help="a Jinja template or a file that holds one, in place of the tokenizer's")
-    add("--max_new_tokens", type=int, default=256, help="longest answer (256)")
-    add("--do_sample", action="store_true", help="sample at temperature 1; implied by the settings of samples")
-    add("--temperature", type=float, help="of samples, above 0")
-    add("--top_p", type=float, help="sample from the likeliest tokens that hold this share of the probability")
-    add("--top_k", type=int, help="sample from so many of the likeliest tokens")
-    add("--min_p", type=float, help="leave out tokens below this share of the likeliest one's probability")
-    add("--repetition_penalty", type=float, help="above 1: make what was said before less likely")
-    add("--seed", type=int, default=0, help="of samples (0)")
+    add("--prompt", help="answer this and end. Default: ask for prompts, line by line")
+    add("--system", help="system prompt. Default: that of the run")
+    add("--chat_template", help="a Jinja template or its file. Default: that of the tokenizer")
+    add("--max_new_tokens", type=int, default=256, help="the most tokens of an answer")
+    add(
+        "--do_sample",
+        action="store_true",
+        help="sample at temperature 1, as the five options below do, too. Without any of them answers are greedy",
+    )
+    add("--temperature", type=float, help="sample at this temperature, above 0. Default with sampling: 1")
+    add(
+        "--top_p",
+        type=float,
+        help="sample from the likeliest tokens that hold this share of the probability. Default: from all",
+    )
+    add("--top_k", type=int, help="sample from so many of the likeliest tokens. Default: from all")
+    add(
+        "--min_p",
+        type=float,
+        help="leave out tokens below this share of the likeliest one's probability. Default: none is left out",
+    )
+    add("--repetition_penalty", type=float, help="above 1: make what was said before less likely. Default: 1")
+    add("--seed", type=int, default=0, help="seed of samples")
     add(
         "--dtype",
         default="float32",
         choices=("auto", "float32", "bfloat16", "float16"),
-        help="of the weights (float32)",
+        help="dtype of the weights",
     )
-    add("--device", help="where models are put, such as cpu or cuda:0; default: the accelerator, where there is one")
+    add("--device", help="where models are put, such as cpu or cuda:0. Default: the accelerator, if there is one")
     add("--trust_remote_code", action="store_true", help="run code that a hub repository brings along")
     return made
 

@@ -126,7 +126,9 @@ def parser() -> VerbParser:
     """Return the parser of the verb."""
     made = VerbParser("configs", "[FOLDER | show NAME | copy [NAME ...] [--to FOLDER]]", _ABOUT)
     made.add_argument("words", nargs="*", help=argparse.SUPPRESS)
-    made.add_argument("--to", type=Path, default=Path(), help="of copy: the folder that gets configs/; here by default")
+    made.add_argument(
+        "--to", type=Path, default=Path(), help="of copy: the folder that gets configs/; . Default: the current folder"
+    )
     return made
 
 

@@ -35,12 +35,14 @@ class _EstimateCLI(SettingsCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         add = parser.add_argument
-        add("--devices", type=int | None, default=None, help="devices on all nodes; those of the trainer by default")
-        add("--device_memory", type=float | None, default=None, help="GiB of a device, such as 80")
-        add("--length", type=int | None, default=None, help="tokens of the longest row; data.max_length by default, "
-            "or what the training rows have")  # fmt: skip
-        add("--tokens_per_second", type=float | None, default=None, help="trained tokens a second, as a run logs "
-            "them in perf/tokens_per_second: gives the time of an epoch")  # fmt: skip
+        add("--devices", type=int | None, default=None, help="devices on all nodes together. Default: those "
+            "of the trainer's settings")  # fmt: skip
+        add("--device_memory", type=float | None, default=None, help="memory of a device in GiB, such as 80: says "
+            "whether the run fits, and what to change first. Default: only says what it needs")  # fmt: skip
+        add("--length", type=int | None, default=None, help="tokens of the longest row. Default: data.max_length, "
+            "otherwise the longest training row")  # fmt: skip
+        add("--tokens_per_second", type=float | None, default=None, help="also say how long an epoch takes at this "
+            "many trained tokens a second, which a run logs as perf/tokens_per_second. Default: not told")  # fmt: skip
         add("--json", type=bool, default=False, help="print bytes as JSON in place of the tables")
 
 

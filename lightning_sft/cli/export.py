@@ -20,12 +20,21 @@ def parser() -> VerbParser:
     add = made.add_argument
     add(
         "--ckpt_path",
-        help="a checkpoint file, a run's folder, or 'last' or 'best' of the newest run below the current folder",
+        help="a checkpoint file, a run's folder, or 'last' or 'best' of the newest run below the current folder; "
+        "this or a run's folder by itself must be given",
     )
-    add("--output", type=Path, help="folder to write, which must not exist yet; default: model in the run's folder")
-    add("--merge", action="store_true", help="merge the adapter into its base, which gives a whole model")
-    add("--push_to_hub", metavar="REPO", help="upload the folder to this repository of the hub, too")
-    add("--private", action="store_true", help="make a new repository that its owner alone sees")
+    add("--output", type=Path, help="folder to write, which must not exist yet. Default: model in the run's folder")
+    add(
+        "--merge",
+        action="store_true",
+        help="merge the adapter into its base, which gives a whole model. Without it the adapter alone is written",
+    )
+    add(
+        "--push_to_hub",
+        metavar="REPO",
+        help="also upload the folder to this repository of the Hugging Face hub. Default: no upload",
+    )
+    add("--private", action="store_true", help="with --push_to_hub: a new repository is private")
     return made
 
 

@@ -30,10 +30,14 @@ class _ForecastCLI(BeforeCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         add = parser.add_argument
-        add("--probes", type=str | None, default=None, help="the library, or a file such as a run's silent.jsonl")
-        add("--stretch", type=int | None, default=None, help="optimizer steps of the longest short run")
-        add("--share", type=float | None, default=None, help="share of the probes whose rate is asked for")
-        add("--output", type=str, default="forecast.json", help="a file for all of it as JSON")
+        add("--probes", type=str | None, default=None, help="library:train, library:test, library (both parts of the "
+            "shipped probes), or a file such as a run's silent.jsonl. Default: those of an ExposureForecast in the "
+            "settings, otherwise library:train")  # fmt: skip
+        add("--stretch", type=int | None, default=None, help="optimizer steps of the longest short run, 8 or more. "
+            "Default: 32")  # fmt: skip
+        add("--share", type=float | None, default=None, help="also say at which peak learning rate this "
+            "share of the probes would flip by the end. Default: 0.5")  # fmt: skip
+        add("--output", type=str, default="forecast.json", help="file to write: the whole forecast as JSON")
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

@@ -24,7 +24,12 @@ class _InspectCLI(SettingsCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         parser.add_argument("--rows", type=int, default=3, help="rows of the training data to show")
-        parser.add_argument("--color", type=bool, default=sys.stdout.isatty(), help="mark trained tokens by colour")
+        parser.add_argument(
+            "--color",
+            type=bool,
+            default=sys.stdout.isatty(),
+            help="mark trained tokens by colour, in place of signs around them. Default: true in a terminal",
+        )
 
 
 def inspect(arguments: list[str]) -> None:

@@ -20,13 +20,32 @@ def parser() -> VerbParser:
     made = VerbParser("mine-probes", "--model MODEL --data FILE --output FILE [--KEY VALUE ...]", ABOUT)
     add = made.add_argument
     add("--model", required=True, help="hub name, folder, GGUF file or pkg://package/file.gguf")
-    add("--data", required=True, type=Path, help="held-out texts: .txt (paragraphs) or .jsonl")
+    add(
+        "--data",
+        required=True,
+        type=Path,
+        help="texts that the model was not trained on: .txt with a paragraph each, or .jsonl",
+    )
     add("--output", required=True, type=Path, help="probe file to write: .yaml, .yml or .jsonl")
-    add("--top", type=int, default=50, help="the most probes to keep (50)")
-    add("--min_overlap", type=float, default=0.5, help="least cosine of the two words' embeddings (0.5)")
-    add("--min_probability", type=float, default=0.01, help="least probability of the written word (0.01)")
-    add("--wordnet", default="auto", help="WordNet's database folder; auto: if installed; none: without (auto)")
-    add("--limit", type=int, help="read only so many texts; default: all")
+    add("--top", type=int, default=50, help="the most probes to keep")
+    add(
+        "--min_overlap",
+        type=float,
+        default=0.5,
+        help="leave out pairs whose words' embeddings have a lower cosine than this",
+    )
+    add(
+        "--min_probability",
+        type=float,
+        default=0.01,
+        help="leave out places where the model gives the written word less than this",
+    )
+    add(
+        "--wordnet",
+        default="auto",
+        help="folder of WordNet's database, which tells synonyms; auto: where it is installed; none: without it",
+    )
+    add("--limit", type=int, help="the most texts to read. Default: all")
     return made
 
 

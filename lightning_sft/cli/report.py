@@ -16,9 +16,17 @@ PAGE = "report.html"
 
 def parser() -> VerbParser:
     """Return the parser of the verb."""
-    made = VerbParser("report", "RUN [RUN ...] [--output FILE]", "The page opens anywhere, without a network.")
+    made = VerbParser(
+        "report",
+        "RUN [RUN ...] [--output FILE]",
+        "The page opens anywhere, without a network. RUN is a folder that `lightning fit` has made.",
+    )
     made.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run; several are compared on one page")
-    made.add_argument("--output", metavar="FILE", help=f"default: {PAGE} in the run's folder, or here for several")
+    made.add_argument(
+        "--output",
+        metavar="FILE",
+        help=f"the page to write. Default: {PAGE} in the run's folder, or in the current folder for several runs",
+    )
     return made
 
 

@@ -30,11 +30,18 @@ class _ScoreCLI(SettingsCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         parser.add_argument("--output", type=str, required=True, help="Parquet file to write; it must not exist yet")
-        parser.add_argument("--compare", type=str | None, default=None, help="file of another model on the same rows")
-        parser.add_argument("--sets", type=list[What], default=["train", "val", "test"], help="which sets to score")
-        parser.add_argument("--text", type=bool, default=False, help="write the text of each row, too")
+        parser.add_argument("--compare", type=str | None, default=None, help="a file that this verb wrote of "
+            "another model on the same rows; columns then say what changed. Default: none")  # fmt: skip
+        parser.add_argument(
+            "--sets",
+            type=list[What],
+            default=["train", "val", "test"],
+            help="which sets to score, of those that the settings have",
+        )
+        parser.add_argument("--text", type=bool, default=False, help="write the text of each row into the file, too")
         parser.add_argument("--top", type=int, default=10, help="how many of the worst rows to print")
-        parser.add_argument("--base", type=str | None, default=None, help="what an adapter stands on, if it has moved")
+        parser.add_argument("--base", type=str | None, default=None, help="the model under an adapter, if it has "
+            "moved. Default: what the adapter names")  # fmt: skip
 
 
 def score(arguments: list[str]) -> None:

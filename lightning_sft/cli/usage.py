@@ -58,8 +58,12 @@ class VerbParser(argparse.ArgumentParser):
             yield from textwrap.wrap(self._expand(action), width - 6, initial_indent=" " * 6, subsequent_indent=" " * 6)
 
     def _expand(self, action: argparse.Action) -> str:
-        text = (action.help or "") % {"prog": self.prog, "default": action.default}
-        return text if action.choices is None else f"{text}. One of: {', '.join(map(str, action.choices))}"
+        text = (action.help or "").rstrip(".")
+        if action.choices is not None:
+            text += f". One of: {', '.join(map(str, action.choices))}"
+        if action.default not in (None, argparse.SUPPRESS) and action.nargs != 0 and "Default: " not in text:
+            text += f". Default: {action.default}"
+        return f"{text}."
 
     def _in_words(self, message: str) -> str:
         required = re.fullmatch(r"the following arguments are required: (.*)", message)

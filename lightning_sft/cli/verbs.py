@@ -78,6 +78,7 @@ OWN_VERBS: dict[str, Verb] = {
         "main",
         "compare objectives, or arms that differ in any setting, with intervals",
         settings=True,
+        usage="[FILE.yaml ...] (--objectives NAMES | --arm NAME KEY=VALUE ...) [--KEY VALUE ...]",
     ),
     "sweep": Verb(
         "lightning_sft.cli.compare.sweep",

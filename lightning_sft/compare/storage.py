@@ -29,7 +29,7 @@ def open_storage(url: str, beat: float) -> Any:
 
     Args:
         url: ``journal:FILE`` on a folder that all workers share, ``sqlite:///FILE`` on one machine, or a database such
-            as ``postgresql://user@host/name``.
+            as ``postgresql+psycopg2://user@host/name``.
         beat: seconds between two signs of life of a worker; after five without one its job is given to another.
 
     Raises:
@@ -57,7 +57,7 @@ def open_storage(url: str, beat: float) -> Any:
     if "://" not in url:
         raise UserError(
             f"--storage is {url!r}. Allowed: journal:FILE (a folder that all workers share), sqlite:///FILE (one "
-            "machine), or a database such as postgresql://user@host/name."
+            "machine), or a database such as postgresql+psycopg2://user@host/name."
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats have been so since 2.8

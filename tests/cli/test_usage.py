@@ -1,6 +1,7 @@
 """Every verb answers alike: with nothing, with an unknown option, with --help; and before torch is imported."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -8,8 +9,10 @@ import sys
 import pytest
 
 from lightning_sft.cli.entry import main
+from lightning_sft.cli.front.about import ABOUT
 from lightning_sft.cli.front.check import check
-from lightning_sft.cli.front.words import in_settings, tidy
+from lightning_sft.cli.front.listing import listing
+from lightning_sft.cli.front.words import WORDS, in_settings, tidy
 from lightning_sft.cli.verbs import EXAMPLES, LIGHTNING_VERBS, OWN_VERBS
 
 VERBS = [*LIGHTNING_VERBS, *OWN_VERBS]
@@ -164,3 +167,39 @@ print("loaded by", loaded)
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip().endswith("loaded by []"), ran.stdout[-300:]
+
+
+@pytest.mark.parametrize("verb", listing().verbs)
+def test_every_option_says_what_holds_without_it(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    said = capsys.readouterr().out
+    blocks = [" ".join(block.split()) for block in re.split(r"^  (?=--)", said, flags=re.M)[1:]]
+    for name, option in listing().verbs[verb].items():
+        if not option.required and option.takes != ("flag",) and not name.endswith("+"):
+            (told,) = (block for block in blocks if re.match(rf"(--[\w-]+, )*--{name}[, ]", block))
+            assert re.search(r"Default(?: with sampling)?: |must be given", told), told
+            assert told.count("Default") <= 1, told
+    assert "+" not in " ".join(re.findall(r"^  (--.*)$", said, re.M))
+
+
+def test_an_option_with_two_names_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["compare", "--help"])
+    said = capsys.readouterr().out
+    assert said.count("folder in which comparisons are kept") == 1
+    assert "  --output, --folder OUTPUT\n" in said
+    options = re.findall(r"^  --(\w+)", said, re.M)
+    assert options.index("objectives") < options.index("replicates") < options.index("beat")  # by use, not by name
+
+
+@pytest.mark.parametrize("verb", ABOUT)
+def test_further_examples_are_of_their_verb(verb: str) -> None:
+    assert OWN_VERBS[verb].settings
+    for example in ABOUT[verb].examples:
+        assert example.startswith(f"lightning {verb}")
+        assert example != EXAMPLES[verb]
+        arguments = shlex.split(example)[2:]
+        names = {word.removeprefix("--") for word in arguments if word.startswith("--")}
+        also = {name.split()[0] for name, _ in ABOUT[verb].also}
+        assert names <= {*listing().verbs.get(verb, {}), *listing().settings, *WORDS, "model", "objective.alpha", *also}

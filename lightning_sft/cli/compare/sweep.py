@@ -23,6 +23,12 @@ ABOUT = """\
 `lightning compare ... --storage URL` begins a comparison, and is a worker of it itself. `lightning sweep critical`
 takes the settings of `lightning fit`, and ends when the CriticalLearningRateFinder among its callbacks is done."""
 
+#: the addresses of a storage, for the help of its option
+STORAGES = (
+    "journal:FILE (in a folder that all workers see), sqlite:///FILE (on one machine) or "
+    "postgresql+psycopg2://user@host/name (anywhere)"
+)
+
 
 def parser() -> VerbParser:
     """Return the parser of the verb."""
@@ -34,12 +40,12 @@ def parser() -> VerbParser:
         choices=("worker", "status", "critical"),
         help="take part, see how far it is, or search for a critical rate",
     )
-    add("--storage", help="journal:FILE, sqlite:///FILE, or a database such as postgresql://user@host/name")
-    add("--name", help="of the comparison (compare), or of the search (that of the configuration)")
-    where = "where this worker keeps its files: comparisons, and for a search what the configuration says"
+    add("--storage", help=f"where the runs are shared out, which must be given: {STORAGES}")
+    add("--name", help="name of the comparison or the search. Default: compare, or what the search's settings say")
+    where = "folder in which this worker keeps its files. Default: comparisons, or what the search's settings say"
     add("--output", "--folder", dest="folder", type=Path, help=where)
-    add("--isolate", action="store_true", help="of worker: a process of its own for each run")
-    add("--workers", type=int, help="of critical: how many share the search; a bracket is split into one part more")
+    add("--isolate", action="store_true", help="of worker: run each in a process of its own")
+    add("--workers", type=int, help="of critical: how many workers share the search. Default: 1")
     add_timing(made)
     return made
 
@@ -51,9 +57,15 @@ def add_timing(made: argparse.ArgumentParser) -> None:
         "--beat",
         type=float,
         default=15.0,
-        help="seconds between a worker's signs of life; five without: its job is free",
+        help="with --storage: seconds between a worker's signs of life; after five times as long without one, another "
+        "worker takes its job",
     )
-    add("--patience", type=float, default=120.0, help="seconds to try again where the storage cannot be reached")
+    add(
+        "--patience",
+        type=float,
+        default=120.0,
+        help="with --storage: seconds for which to try again where it cannot be reached",
+    )
 
 
 def main(arguments: list[str]) -> None:

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_sft.cli.compare.finish import finish, quiet, say, told_when_stopped
-from lightning_sft.cli.compare.sweep import add_timing, work_on
+from lightning_sft.cli.compare.sweep import STORAGES, add_timing, work_on
+from lightning_sft.cli.front.about import COMPARE
 from lightning_sft.cli.front.ranges import require_options
 from lightning_sft.cli.usage import VerbParser
+from lightning_sft.cli.verbs import OWN_VERBS
 from lightning_sft.compare.design import Design, RunSpec
 from lightning_sft.compare.facts import why_unused
 from lightning_sft.compare.ledger import RUNS, FolderLedger, read_results
@@ -20,47 +22,43 @@ from lightning_sft.compare.power import Resolution
 from lightning_sft.compare.work import work
 from lightning_sft.errors import UserError
 
-ABOUT = """\
-Every arm finds its own learning rate by as many trials as every other, on rows that are not judged. All are then
-trained on the same replicates: a seed, with training rows and judged rows drawn afresh. All other options are settings
-of `lightning fit`, the same for all arms.
-
-  lightning compare mine.yaml --objectives "NLL,PowerFamily(1),EAFT" --trainer.max_steps 200
-  lightning compare mine.yaml --arm full model.adapter=null --arm lora model.adapter=peft.LoraConfig
-
-The same command again goes on where it was interrupted, and does nothing new when all is done."""
-
 
 def parser() -> VerbParser:
     """Return the parser of our own options."""
-    made = VerbParser(
-        "compare", "[FILE.yaml ...] (--objectives NAMES | --arm NAME KEY=VALUE ...) [--KEY VALUE ...]", ABOUT
-    )
+    made = VerbParser("compare", OWN_VERBS["compare"].usage, COMPARE)
     add = made.add_argument
-    add("--objectives", help='arms by objective: "NLL,PowerFamily(1),EAFT"; the first is what others are compared with')
-    add("--arm", nargs="+", action="append", metavar=("NAME", "KEY=VALUE"), help="an arm by its settings; repeatable")
-    add("--replicates", type=int, default=8, help="judged runs of each arm (8)")
+    add("--objectives", help='arms by objective, such as "NLL,PowerFamily(1)"; the first is what the others are '
+        "compared with. Default: none, and --arm names the arms")  # fmt: skip
+    add("--arm", nargs="+", action="append", metavar=("NAME", "KEY=VALUE"), help="NAME KEY=VALUE ...: an arm by its "
+        "name and settings of `lightning fit`; once for each arm. Default: none, and --objectives names the "
+        "arms")  # fmt: skip
+    add("--replicates", type=int, default=8, help="judged runs of each arm, 2 or more")
+    add("--select", default="auto", help="log key by which learning rates are chosen and arms are judged. For a key of "
+        "your own, KEY:max or KEY:min. auto takes val/exact_match for short answers, if a run gets one right; "
+        "otherwise val/nll")  # fmt: skip
     add(
-        "--select", default="auto", help="log key that selects rates and is judged; KEY:max or KEY:min for unknown ones"
+        "--points", type=int, default=5, help="learning rates of the first grid; 0: every arm keeps its configured rate"
     )
-    add("--low", type=float, default=1e-6, help="lowest rate of the first grid (1e-6)")
-    add("--high", type=float, default=1e-2, help="highest (1e-2)")
-    add("--points", type=int, default=5, help="rates of the first grid (5); 0: every arm keeps its configured rate")
-    add("--refine", type=int, default=1, help="rounds of two further rates around each arm's best (1)")
-    add("--grow", type=int, default=3, help="the most rates added at either end while a best is there (3)")
-    add("--search_replicates", type=int, default=1, help="replicates that rates are selected on (1)")
-    add("--seed", default="0", help="a text that all seeds follow from")
-    add("--name", default="compare", help="of the comparison")
-    add(
-        "--output", "--folder", dest="folder", type=Path, default=Path("comparisons"), help="where comparisons are kept"
-    )
-    add("--storage", help="a shared queue for several workers: journal:FILE, sqlite:///FILE, postgresql://...")
+    add("--low", type=float, default=1e-6, help="lowest learning rate of the first grid")
+    add("--high", type=float, default=1e-2, help="highest learning rate of the first grid")
+    add("--grow", type=int, default=3, help="the most rates added at either end of the grid while a best rate is there")
+    add("--refine", type=int, default=1, help="rounds in which each arm tries two more rates around its best")
+    add("--search_replicates", type=int, default=1, help="replicates on which learning rates are chosen; they are not "
+        "judged")  # fmt: skip
+    add("--power", action="store_true", help="run nothing; say which difference these replicates can find")
+    add("--wish", type=float, help="the difference that you would act on, such as 0.02 (2 points): also says how many "
+        "replicates that takes. Default: not told")  # fmt: skip
+    add("--spread", type=float, help="with --power: the standard deviation of paired differences. Default: that of the "
+        "replicates that have run, if any")  # fmt: skip
+    add("--seed", default="0", help="any text; all seeds follow from it")
+    add("--name", default="compare", help="name of the comparison, and of its folder below --output")
+    add("--output", "--folder", dest="folder", type=Path, default=Path("comparisons"), help="folder in which "
+        "comparisons are kept")  # fmt: skip
     add("--retry_failed", action="store_true", help="try runs again that ended with an error")
-    add("--isolate", action="store_true", help="a process of its own for each run")
-    add("--power", action="store_true", help="say which difference the replicates resolve, and run nothing")
+    add("--isolate", action="store_true", help="run each in a process of its own, so that one that is killed for its "
+        "memory is only a failed run")  # fmt: skip
+    add("--storage", help=f"share the runs with other workers: {STORAGES}. Default: not shared")
     add_timing(made)
-    add("--wish", type=float, help="the difference you would act on, such as 0.02 (2 points)")
-    add("--spread", type=float, help="with --power: the standard deviation of paired differences, if you know it")
     return made
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+from lightning_sft.cli.front.about import ABOUT, About
 from lightning_sft.cli.front.listing import Setting, listing
 from lightning_sft.cli.front.say import allowed
 from lightning_sft.cli.front.words import WORDS
@@ -141,11 +142,16 @@ def _line(key: str, text: str, width: int) -> str:
 
 def _own(verb: str, width: int) -> str:
     own = OWN_VERBS[verb]
+    about = ABOUT.get(verb, About())
     usage = own.usage or "[FILE.yaml ...] [--KEY VALUE ...]"
-    lines = [f"usage: lightning {verb} {usage}", f"  {own.help}", "", "example:", f"  {EXAMPLES[verb]}"]
-    lines += ["", "options:"] if verb in listing().verbs else []
-    for name, option in listing().verbs.get(verb, {}).items():
-        lines += _full(name, option, width)
+    lines = [f"usage: lightning {verb} {usage}", f"  {own.help}", ""]
+    lines += [about.text, ""] if about.text else []
+    lines += ["examples:" if about.examples else "example:", f"  {EXAMPLES[verb]}"]
+    lines += [f"  {example}" for example in about.examples]
+    options = [*_options(verb, about)]
+    lines += ["", "options:"] if options else []
+    for name, text in options:
+        lines += [f"  --{name}", *textwrap.wrap(text, width - 6, initial_indent=" " * 6, subsequent_indent=" " * 6)]
     lines += [
         "",
         "It takes the settings of `lightning fit`, too: --model.KEY, --data.KEY, --trainer.KEY, --config FILE (the",
@@ -158,6 +164,36 @@ def _own(verb: str, width: int) -> str:
         ),
     ]
     return "\n".join(lines)
+
+
+def _options(verb: str, about: About) -> Iterator[tuple[str, str]]:
+    """Yield a verb's options with what they take, and what they are; two names of one option are one."""
+    yield from about.also
+    named: dict[Setting, list[str]] = {}
+    for name, option in listing().verbs.get(verb, {}).items():
+        if not name.endswith("+"):  # what appends to a list is an option of the parser, too
+            named.setdefault(option, []).append(name)
+    for option, names in named.items():
+        yield f"{', --'.join(names)} {placeholder(option, names[0])}".rstrip(), described(option)
+
+
+def placeholder(option: Setting, name: str) -> str:
+    """Return what stands for an option's value; nothing for one that takes none."""
+    kinds = {"flag": "", "bool": "true|false", "int": "N", "float": "X"}
+    return next((word for kind, word in kinds.items() if kind in option.takes), name.upper())
+
+
+def described(option: Setting) -> str:
+    """Return what an option of a verb is, with its choices and its default; without one the text says what happens."""
+    text = option.help.rstrip(".")
+    if option.choices:
+        text += f". One of: {', '.join(option.choices)}"
+    if option.default not in ("null", "") and option.takes != ("flag",) and "Default: " not in text:
+        default = option.default
+        if option.takes == ("list",):  # as it is typed
+            default = default.replace("'", "").replace(", ", ",")
+        text += f". Default: {default}"
+    return f"{text}."
 
 
 def _found(word: str, width: int) -> str:

@@ -82,7 +82,10 @@ class Listing:
 
     def to_json(self) -> str:
         """Return the text of the file."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+        made = json.loads(json.dumps(asdict(self), sort_keys=True))
+        for verb, options in self.verbs.items():  # help shows them in their own order, those of most use first
+            made["verbs"][verb] = {name: made["verbs"][verb][name] for name in options}
+        return json.dumps(made, indent=1) + "\n"
 
 
 def from_json(text: str) -> Listing:
