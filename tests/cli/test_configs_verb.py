@@ -34,6 +34,11 @@ def test_every_file_is_listed_with_what_it_is_for(capsys: pytest.CaptureFixture[
     assert not any("lightning fit" in line or "NOT RUN" in line for line in lines)
 
 
+def test_an_objective_says_when_one_would_take_it() -> None:
+    for path in (CONFIGS / "objective").glob("*.yaml"):
+        assert title(path).startswith(("When ", "The default", "To ")), path.name
+
+
 def test_a_folder_is_listed_alone(capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(capsys, "strategy").splitlines()
     assert {line.split("/")[0] for line in lines} == {"strategy"}
