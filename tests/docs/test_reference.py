@@ -1,14 +1,17 @@
 """The reference pages name what the code has: every log key, setting, callback, verb and class, and nothing else."""
 
+import importlib.util
 import inspect
 import re
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from typing_extensions import override
 
 from lightning_sft import SFTDataModule, SFTModule, callbacks
 from lightning_sft.callbacks import (
@@ -136,9 +139,75 @@ def test_verbs_are_those_of_the_program() -> None:
     assert set(re.findall(r"^\| `([\w-]+)` \|", page[: page.index("## ")], re.M)) == verbs
 
 
+def of_docs(name: str) -> ModuleType:
+    """A script of docs/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+def test_the_python_page_lists_what_the_site_shows() -> None:
+    text = (REFERENCE / "api.md").read_text(encoding="utf-8")
+    assert of_docs("api").page() == text, "run `python docs/api.py`"
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \| \[(.+)\]\(\.\./\.\./(.+)\) \|$", text, re.M)
+    shown = re.findall(r"^::: [\w.]*?(\w+)$", text, re.M)
+    assert [name for name, *_ in rows] == shown
+    for name, sentence, file, target in rows:
+        assert len(sentence.split()) > 3, name
+        assert file == target
+        assert re.search(rf"^(?:class|def) {name}\b", (ROOT / file).read_text(encoding="utf-8"), re.M)
+
+
+def test_the_site_links_files_of_the_repository_at_the_code_host() -> None:
+    text = (REFERENCE / "api.md").read_text(encoding="utf-8")
+    shown = of_docs("site").on_page_markdown(text, config={"repo_url": "https://host/us"})
+    assert "](https://host/us/blob/main/lightning_sft/module.py)" in shown
+    assert not re.search(r"\]\((?:\.\./)+lightning_sft/", shown)
+    assert "](../objectives.md#gallery)" in shown
+
+
 def test_classes_of_the_python_page_exist() -> None:
     names = re.findall(r"^::: ([\w.]+)$", (REFERENCE / "api.md").read_text(encoding="utf-8"), re.M)
     assert {f"lightning_sft.callbacks.{name}" for name in callbacks.__all__} <= set(names)
     for name in names:
         module, _, attribute = name.rpartition(".")
         assert getattr(import_module(module), attribute).__doc__
+
+
+class _Validations(Callback):
+    """The optimizer steps after which a validation began."""
+
+    def __init__(self) -> None:
+        self.after: list[int] = []
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.after.append(trainer.global_step)
+
+
+def test_validations_are_counted_in_batches_as_the_pages_say(tmp_path: Path) -> None:
+    seen = _Validations()
+    trainer = Trainer(
+        max_epochs=1,
+        accumulate_grad_batches=2,
+        val_check_interval=4,
+        num_sanity_val_steps=0,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[seen],
+    )
+    rows = str(write_rows(tmp_path / "rows.jsonl"))
+    data = SFTDataModule(train=rows, val=rows, batch_size=1, order="sequential")
+    trainer.fit(SFTModule(str(save_toy(tmp_path / "model"))), data)
+    assert seen.after[:3] == [2, 4, 6]  # every fourth batch is every second optimizer step
+    assert "| `val_check_interval` | batches between validations" in (REFERENCE / "config.md").read_text("utf-8")
+    page = (ROOT / "docs/coming_from.md").read_text("utf-8")
+    rows_of = re.findall(r"^\| .*`trainer\.val_check_interval` \| (.*) \|$", page, re.M)
+    assert len(rows_of) == 2
+    assert all(told.startswith("counted in batches, not in optimizer steps") for told in rows_of)
