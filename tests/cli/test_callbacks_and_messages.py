@@ -3,8 +3,12 @@
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.callbacks import BasePredictionWriter
 
+from lightning_sft.callbacks import PredictionWriter
 from lightning_sft.cli.entry import main
+from lightning_sft.cli.lightning_cli import writers
+from lightning_sft.errors import OutputExistsError, UserError
 from tests.running import run_folder, scalars, toy_arguments, write_rows
 
 #: what works
@@ -77,3 +81,22 @@ def test_it_ends_with_a_message(
     assert "Traceback" not in shown
     assert words in shown
     assert "Literal['auto']" not in shown, "the other type of a setting explains nothing"
+
+
+def test_predict_writes_where_it_is_told() -> None:
+    class Theirs(BasePredictionWriter):
+        """Writes elsewhere."""
+
+    (made,) = writers([], "there.jsonl")
+    assert isinstance(made, PredictionWriter)
+    assert made.path == Path("there.jsonl")
+    ours, theirs = PredictionWriter("here.jsonl"), Theirs("epoch")
+    assert writers([ours], None) == writers([theirs], None) == []
+    assert ours.path == Path("here.jsonl"), "its own, where nothing is typed"
+    with pytest.raises(UserError, match="written by Theirs, which has a place of its own"):
+        writers([theirs], "there.jsonl")
+    Path("there.jsonl").touch()
+    with pytest.raises(OutputExistsError):
+        writers([ours], "there.jsonl")
+    ours.overwrite = True
+    assert writers([ours], "there.jsonl") == []
