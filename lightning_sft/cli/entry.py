@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import shlex
 import signal
@@ -124,7 +125,9 @@ def _reader_left() -> bool:
 
 
 def _again(verb: str, typed: Sequence[str]) -> str:
-    """Return a command as it was typed."""
+    """Return a command as it was typed; not into a log where it holds a password, as of a database."""
+    if any(re.search(r"://[^:/@]*:[^@]*@", word) for word in typed):
+        return "the same command"
     return shlex.join(["lightning", verb, *typed])
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_sft.cli.entry import main
+from lightning_sft.cli.entry import _again, main
 from lightning_sft.cli.lightning_cli import Parser
 from lightning_sft.data.encoding.encode import Encoder
 from lightning_sft.models import generation
@@ -211,3 +211,11 @@ def test_a_job_that_slurm_restarted_by_itself_goes_on(toy_folder, rows, slurm, s
     assert fit(toy_folder, rows) == 0
     assert "Resumed at step 2" in capfd.readouterr().err
     assert not Path("lightning_logs/version_1").exists()
+
+
+def test_a_command_with_a_password_is_not_repeated() -> None:
+    assert _again("sweep", ["worker", "--storage", "journal:a b"]) == "lightning sweep worker --storage 'journal:a b'"
+    for url in ("postgresql://me:secret@host/runs", "mysql://me:x%40y@host:3306/runs"):
+        for typed in (["--storage", url], [f"--storage={url}"]):
+            assert _again("compare", typed) == "the same command"
+    assert "me@host" in _again("compare", ["--storage=postgresql://me@host:5432/runs"])

@@ -23,6 +23,7 @@ from lightning_sft.cli.front.words import tidy
 from lightning_sft.cli.lightning_cli import SFTCLI
 from lightning_sft.errors import UserError
 from lightning_sft.progress import note
+from lightning_sft.training.signals import WATCH, Stopped
 
 
 class _SearchCLI(SFTCLI):
@@ -77,10 +78,16 @@ def search(arguments: list[str], asked: argparse.Namespace) -> None:
     for line in remarks:
         note(f"note: {line}")
     place = [] if asked.folder is None else [f"--output={asked.folder}"]
+    WATCH.speaks = asked.storage is None  # else a later search by the same command finds the trials
     try:
         _SearchCLI(["fit", *arguments, *place], asked)
     except SweepEnded:
         return
+    except Stopped as stopped:
+        stopped.done = "" if asked.storage is None else "the trials so far are kept"
+        raise
+    finally:
+        WATCH.speaks = True
     raise UserError(
         "The run ended before its search: it has fewer steps than at_step of the CriticalLearningRateFinder."
     )
