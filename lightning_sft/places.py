@@ -56,7 +56,8 @@ def near(path: Path) -> Path:
 
 def free(path: Path) -> Path:
     """Return a path, or the first of ``name-2``, ``name-3`` ... beside it at which nothing lies."""
-    names = (path if i == 1 else path.with_name(f"{path.stem}-{i}{path.suffix}") for i in count(1))
+    stem, ending = (path.name, "") if path.is_dir() else (path.stem, path.suffix)  # a folder's name may have dots
+    names = (path if i == 1 else path.with_name(f"{stem}-{i}{ending}") for i in count(1))
     return next(name for name in names if not os.path.lexists(name))
 
 

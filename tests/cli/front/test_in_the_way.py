@@ -50,3 +50,5 @@ def test_the_first_free_name_is_taken() -> None:
         Path(name).touch()
     Path("probes-3.yaml").symlink_to("nowhere")
     assert free(Path("probes.yaml")) == Path("probes-4.yaml")
+    Path("model-1.5").mkdir()
+    assert free(Path("model-1.5")) == Path("model-1.5-2")
