@@ -185,7 +185,7 @@ SCHEDULES = {
     "warm-up, inverse root": lambda t, steps: min((t + 1) / (steps // 4), math.sqrt((steps // 4) / (t + 1))),
     "late drop": lambda t, steps: 1.0 if t < 5 * steps // 6 else 0.05,
 }
-DESIGN_SCHEDULES, FRESH_SCHEDULES = tuple(SCHEDULES)[:3], tuple(SCHEDULES)[6:10]
+DESIGN_SCHEDULES, KEPT_SCHEDULES, FRESH_SCHEDULES = (tuple(SCHEDULES)[a:b] for a, b in ((0, 3), (3, 6), (6, 10)))
 JUDGED_SCHEDULES, LAST_SCHEDULES = tuple(SCHEDULES)[6:16], tuple(SCHEDULES)[16:]
 #: the five settings that are judged on the architectures that were kept aside
 FIVE = (
@@ -231,8 +231,7 @@ def cells(part, classes=()):
     found = [("architectures", k, i, *s, n) for k in KEPT for s in FIVE for n in LENGTHS for i in (0, 1)]
     settings = [(o, "constant") for o in OPTIMIZERS if o not in (*DESIGN_OPTIMIZERS, *UNSEEN_OPTIMIZERS)]
     found += [("optimizers", k, 2, *s, n) for k in DESIGN for s in settings for n in LENGTHS]
-    kept = [s for s in SCHEDULES if s not in (*DESIGN_SCHEDULES, *FRESH_SCHEDULES)]
-    settings = [(o, s) for o in ("AdamW", "momentum") for s in kept]
+    settings = [(o, s) for o in ("AdamW", "momentum") for s in KEPT_SCHEDULES]
     return found + [("schedules", k, 2, *s, n) for k in DESIGN for s in settings for n in LENGTHS]
 
 

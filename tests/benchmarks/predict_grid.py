@@ -32,7 +32,7 @@ from lightning_sft.sweep.prediction.widths import group_of, replay_width
 from tests import toys
 from tests.benchmarks.predict_cells import CONTEXTS, OPTIMIZERS, SCHEDULES, SEEN_CONTEXTS, SIZES, cells
 from tests.benchmarks.predict_strangers import INSTALLED, strangers
-from tests.benchmarks.predict_widths import covers, interval, rehearsed, rejected, widths
+from tests.benchmarks.predict_widths import LEVEL, covers, interval, rehearsed, rejected, widths
 
 PARTS = ("design", "kept", "fresh", "unseen", "strangers", "judged", "more", "last")
 #: of optimizer classes that others wrote, those of which these parts have cells
@@ -219,7 +219,9 @@ def main():
     optimizers = {**kinds, **OPTIMIZERS}
     if arguments.widths:
         for name, (times, count, units, held) in widths(list(done.values()), optimizers).items():
-            print(f"{name}: {times:.3f} times as wide hold 80% of {count} cells in {units} units; left out {held:.2f}")
+            print(
+                f"{name}: {times:.3f} times as wide hold {LEVEL} of {count} cells, {units} units; left out {held:.2f}"
+            )
         print(f"{rehearsed(list(done.values()), optimizers):.2f} of rehearsals meet what is asked")
         return
     if part in CLASSES:

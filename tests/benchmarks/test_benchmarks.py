@@ -202,12 +202,11 @@ def test_classes_for_judgement_are_no_others():
 
 
 def test_judgements_are_rehearsed():
-    """Half of the units judged by the others: as good as sure where all are alike, and never where no two are."""
+    """Half of the classes judged by the others: always well where all are alike, never where no two are."""
 
-    def scored(off):
-        lines = [grid_cell(f"kind {i}", off(i, j)) for i in range(24) for j in range(20)]
-        kinds = {line["cell"][3]: Lion for line in lines}
-        return rehearsed(lines, kinds, times=20)
+    def rehearse(off, classes, each):
+        lines = [grid_cell(f"class {i}", off(i, j)) for i in range(classes) for j in range(each)]
+        return rehearsed(lines, {line["cell"][3]: Lion for line in lines}, share=0.8, times=20)
 
-    assert scored(lambda i, j: (j + 0.5) / 20) > 0.9
-    assert scored(lambda i, j: 2.0**i) == 0
+    assert rehearse(lambda i, j: (j + 0.5) / 20, 24, 20) == 1
+    assert rehearse(lambda i, j: 2.0**i, 8, 100) == 0

@@ -74,11 +74,6 @@ def flips(model, tokenizer, one, lr):
     return max(plainly(model, tokenizer, one, lr)[1:]) > 0
 
 
-def twice_as_wide(said):
-    """Ends of an interval twice as wide: one in five of 80% intervals may miss, but by no more than this."""
-    return said.low**2 / said.lr, said.high**2 / said.lr
-
-
 def test_a_run_is_an_ordinary_training_run(model, tokenizer, probes):
     encoded = encode_probes(probes, tokenizer)
     expected = [plainly(model, tokenizer, one, 1e-3, 5) for one in probes]
@@ -92,14 +87,16 @@ def test_a_run_is_an_ordinary_training_run(model, tokenizer, probes):
 
 
 def test_prediction_against_a_sweep(model, tokenizer, probes):
-    prediction = predict_critical_lr(model, tokenizer, probes, start=1e-3)
+    """Each rate is right to 0.1%, and two of three 80% intervals hold: a particular one misses in one of five cases."""
+    prediction, hold = predict_critical_lr(model, tokenizer, probes, start=1e-3), 0
     for one, said in zip(probes, prediction.probes, strict=True):
         assert said.estimate.status == "predicted"
-        low, high = twice_as_wide(said.estimate)
-        assert not flips(model, tokenizer, one, low)
-        assert flips(model, tokenizer, one, high)
-        assert said.estimate.high / said.estimate.low < 1.02
+        assert not flips(model, tokenizer, one, said.estimate.lr / 1.001)
+        assert flips(model, tokenizer, one, said.estimate.lr * 1.001)
+        hold += not flips(model, tokenizer, one, said.estimate.low) and flips(model, tokenizer, one, said.estimate.high)
+        assert said.estimate.high / said.estimate.low < 1.001
         assert said.steps <= 16  # short runs take up to ten gradients, a replay three
+    assert hold >= 2
     assert prediction.steps == sum(p.steps for p in prediction.probes)
     assert prediction.together is None
 
@@ -161,10 +158,9 @@ def test_a_set_trained_together(model, tokenizer, probes):
             gaps = torch.tensor(runner((lr,) * STEPS))
             return bool(((gaps > 0).sum(1) >= needed).any())
 
-        low, high = twice_as_wide(whole)
-        assert not crossed(low, 2)
-        assert crossed(high, 2)
-    assert whole.high / whole.low < 1.06
+        assert not crossed(whole.lr / 1.001, 2)
+        assert crossed(whole.lr * 1.001, 2)
+    assert whole.high / whole.low < 1.002
     rates = sorted(p.estimate.lr for p in prediction.probes)
     assert rates[1] == pytest.approx(whole.lr, rel=0.05)
     assert prediction.steps == prediction.together.steps <= 16
