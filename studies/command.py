@@ -63,6 +63,7 @@ class Program:
         work = cache_root() / "studies" / self.name
         made.add_argument("what", nargs="?", default="run", choices=verbs)
         made.add_argument("--stage", choices=list(self.stages), help="of what: stage")
+        made.add_argument("--block", help="of what: stage, this block alone; its name is in the page's tables")
         made.add_argument("--cells", type=Path, default=ROOT / "docs/studies/data" / self.name, help="folder of cells")
         made.add_argument("--work", type=Path, default=work, help="checkpoints, runs under way")
         made.add_argument("--page", type=Path, default=ROOT / f"docs/studies/{self.name}.md", help="file of the page")
@@ -102,6 +103,8 @@ class Program:
         study = self.study(ROOT, asked.cells, asked.work, workers=asked.workers)
         if asked.what == "stage" and not asked.stage:
             raise UserError(f"--stage names no stage. Allowed: {', '.join(self.stages)}.")
+        if asked.block and asked.what != "stage":
+            raise UserError(f"--block {asked.block} belongs to one stage: stage --stage NAME --block {asked.block}")
         chosen = {"run": list(self.stages), "pilot": ["pilot"], "stage": [asked.stage]}[asked.what]
         for stage in (self.stages[name] for name in chosen):
             if stage.registered and registration is None and asked.what == "run":
@@ -112,7 +115,11 @@ class Program:
                     f"{', '.join(changed)} changed after they were registered, so {stage.name!r} cannot run with them. "
                     f"Check out the commit {registration.commit}, or undo the change."
                 )
-            study.run_stage(stage, None if registration is None else registration.commit)
+            blocks = [block for block in stage.blocks if asked.block in (None, block.name)]
+            if not blocks:
+                names = ", ".join(block.name for block in stage.blocks)
+                raise UserError(f"--block is {asked.block!r}. Blocks of {stage.name!r}: {names}.")
+            study.run_stage(stage, None if registration is None else registration.commit, blocks)
 
     def _page(self, asked: argparse.Namespace, registration: Registration | None) -> None:
         figures = asked.page.parent.parent / "assets" / "studies" / self.name

@@ -140,7 +140,7 @@ def test_registered_stages_do_not_run_by_scripts_that_changed(
     from studies import command
     from studies.continuum.runs import Study
 
-    monkeypatch.setattr(Study, "run_stage", lambda self, stage, commit: print(f"runs {stage.name}"))
+    monkeypatch.setattr(Study, "run_stage", lambda self, stage, commit, blocks: print(f"runs {stage.name}"))
     scripts = {"studies/continuum/design.py": "another digest"}
     monkeypatch.setattr(command, "registered", lambda *_: Registration("c0ffee", {"scripts": scripts}))
     with pytest.raises(SystemExit):
@@ -156,10 +156,26 @@ def test_waiting_stages_are_named_and_start_nothing(
 ) -> None:
     from studies.continuum.runs import Study
 
-    monkeypatch.setattr(Study, "run_stage", lambda self, stage, commit: print(f"runs {stage.name}"))
+    monkeypatch.setattr(Study, "run_stage", lambda self, stage, commit, blocks: print(f"runs {stage.name}"))
     PROGRAM.main(["run", f"--cells={tmp_path / 'cells'}", f"--page={tmp_path / 'docs/studies/page.md'}"])
     printed = capsys.readouterr().out
     assert "runs pilot" in printed
     assert "runs confirmatory" not in printed
     assert "confirmatory: waits for the registering commit" in printed
     assert os.environ["OMP_NUM_THREADS"] == "1"
+
+
+def test_one_block_of_a_stage_can_be_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from studies.continuum.runs import Study
+
+    places = [f"--cells={tmp_path / 'cells'}", f"--page={tmp_path / 'docs/studies/page.md'}"]
+    monkeypatch.setattr(Study, "run_stage", lambda self, stage, commit, blocks: print([block.name for block in blocks]))
+    name = STAGES["pilot"].blocks[1].name
+    PROGRAM.main(["stage", "--stage=pilot", f"--block={name}", *places])
+    assert capsys.readouterr().out.startswith(f"['{name}']\n")
+    for given, meant in ((["stage", "--stage=pilot", "--block=x"], f"{name}"), (["run", "--block=x"], "--stage NAME")):
+        with pytest.raises(SystemExit):
+            PROGRAM.main([*given, *places])
+        assert meant in capsys.readouterr().err
