@@ -194,11 +194,12 @@ def package_file(address: str) -> Path:
     return path
 
 
-def require_model_place(name: str) -> None:
+def require_model_place(name: str, adapters: bool = False) -> None:
     """Raise if the name of a model is a path or an address of something that is not there; hub names pass.
 
     Args:
         name: hub name, folder, GGUF file, or ``pkg://package/file.gguf``.
+        adapters: whether the folder of an adapter will do, too.
 
     Raises:
         UserError: says where was looked.
@@ -210,9 +211,10 @@ def require_model_place(name: str) -> None:
         if not path.is_file():
             raise UserError(f"There is no GGUF file {name!r} (looked from {Path.cwd()}).")
     elif path.is_dir():
-        if not (path / "config.json").is_file():
+        marks = ("config.json", "adapter_config.json") if adapters else ("config.json",)
+        if not any((path / mark).is_file() for mark in marks):
             raise UserError(
-                f"The folder {name!r} has no config.json, so it is no Hugging Face model. It holds: "
+                f"The folder {name!r} has no {' and no '.join(marks)}, so it is no Hugging Face model. It holds: "
                 f"{sorted(p.name for p in path.iterdir())[:10]}."
             )
     elif name.startswith((".", "/", "~")) or name.count("/") > 1:

@@ -121,7 +121,7 @@ def _require_one(asked: argparse.Namespace) -> None:
     if asked.ckpt_path is not None and asked.model is not None:
         raise UserError("--ckpt_path and --model are both given. Leave one of them out; --before puts a model beside.")
     if asked.model is not None:
-        require_model_place(asked.model)
+        require_model_place(asked.model, adapters=True)
 
 
 def _talk(asked: argparse.Namespace, options: dict[str, Any]) -> None:

@@ -77,6 +77,19 @@ def test_a_model_folder_answers_alone(toy_folder: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().out == f"[base]\n{expected}\n\n[tuned]\n{expected}\n\n"
 
 
+def test_the_command_that_an_export_of_an_adapter_offers_runs(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["export", f"--ckpt_path={checkpoint_of(runs['lora'])}", f"--output={tmp_path / 'exported'}"])
+    offered = f"lightning chat --model {tmp_path / 'exported'}"
+    assert offered in capsys.readouterr().out
+    main([*offered.split()[1:], f"--prompt={ASKED}", "--max_new_tokens=8"])
+    assert "[tuned]" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["chat", f"--model={runs['lora']}", f"--prompt={ASKED}"])
+    assert "no config.json and no adapter_config.json" in capsys.readouterr().err
+
+
 def speaker(toy_folder: Path, **prompting: Any) -> Speaker:
     return find_speakers(find_finished(toy_folder), None, Prompting(**prompting))[0]
 

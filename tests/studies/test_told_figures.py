@@ -9,6 +9,8 @@ from lightning_sft.advice.evidence import RATES_HERE, STRONG_END_HERE, WEAK_END_
 from studies.cells import read_cells
 from studies.continuum import analysis
 from studies.continuum.design import STAGES, Block
+from studies.cure import analysis as cure_analysis
+from studies.cure import design as cure
 from studies.rates.analysis import losses
 from studies.tables import NOT_RUN, cell_text
 
@@ -59,3 +61,16 @@ def test_what_a_range_test_is_worth_is_what_the_study_of_rates_found() -> None:
     told = page[page.index("**How good they are.**") : page.index("**The edge.**")]
     names = ("valley", "minimum / 10", "steepest", "val, valley", "val, minimum / 10", "quarter run", "band")
     assert [percent(lost[name].mean) for name in names] == re.findall(r"\d+\.\d%", told)
+
+
+def test_what_helps_against_a_silent_failure_is_what_the_study_of_cures_found() -> None:
+    cells = read_cells(ROOT / "docs/studies/data/cure")
+    stage = cure.STAGES["confirmatory"]
+    page = (ROOT / "docs/how_to/silent_failure.md").read_text(encoding="utf-8")
+    told = page[page.index("**What the two are worth.**") : page.index("[Fit, read, fit again]")]
+    rows = {arm: cure_analysis.arm_row(cells, stage, cure.DENSE, arm) for arm in cure.ARMS}
+    arms = (cure.CURE, cure.PLACEBO, cure.FIRST, cure.WEIGHTED, cure.STRONGEST)
+    shares = [f"{100 * rows[arm].readings[cure.AHEAD]:.1f}%" for arm in arms]
+    assert re.findall(r"\d+\.\d%", told) == shares
+    differences = [cell_text(v.finding) for v in cure_analysis.hypotheses(cells, stage, cure.DENSE)]
+    assert re.findall(r"[+-]\d+\.\d \[[^]]+\]", told) == differences
