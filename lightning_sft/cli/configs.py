@@ -127,7 +127,10 @@ def parser() -> VerbParser:
     made = VerbParser("configs", "[FOLDER | show NAME | copy [NAME ...] [--to FOLDER]]", _ABOUT)
     made.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     made.add_argument(
-        "--to", type=Path, default=Path(), help="of copy: the folder in which configs/ is made. Default: the current folder"
+        "--to",
+        type=Path,
+        default=Path(),
+        help="of copy: the folder in which configs/ is made. Default: the current folder",
     )
     return made
 
