@@ -270,8 +270,8 @@ def _design(cells: Sequence[Cell], registration: Registration | None, root: Path
             "narrow. What they do not cover: another model, other text, another length of training, near-synonyms of "
             "more than one token. Pairs share some synset of WordNet, not always the sense of the sentence (sister and "
             "baby, chocolate and coffee), and rarer means fewer examples in WordNet. An undecided H3 is no proof that "
-            "both are equal. The phenomenon is that of arXiv 2606.07559, of which only the abstract was at hand; the study "
-            "is ours.",
+            "both are equal. The phenomenon is that of arXiv 2606.07559, of which only the abstract was at hand; the "
+            "study is ours.",
             "Decided by the pilot, on design pairs: the arm that the claim is about, and the last refinement of rates "
             "(all cells of the pilot name the commit before that). Each rate rests on one replicate; the rates of the "
             "margin over given pairs stood as close to the bound as any. The placebo is no inert one: its hinge, too, "
