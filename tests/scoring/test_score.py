@@ -192,7 +192,7 @@ def test_the_output_is_whole_or_not_there(models, tmp_path, monkeypatch):
     monkeypatch.setattr(score, "_read", real)
     score_rows(models["before"], data, tmp_path / "rows.parquet")
     assert pq.ParquetFile(tmp_path / "rows.parquet").num_row_groups == 4  # 7 rows and 7 rows
-    for output, message in (("rows.parquet", "which exists"), ("rows.csv", r"ends in \.parquet")):
+    for output, message in (("rows.parquet", "exists, and nothing is overwritten"), ("rows.csv", r"ends in \.parquet")):
         with pytest.raises(UserError, match=message):
             score_rows(models["before"], data, tmp_path / output)
     with pytest.raises(UserError, match="nothing to score: the data have none of the sets test"):
