@@ -35,7 +35,7 @@ def parquet() -> bytes:
         ("a.jsonl", "parquet", ("ends in .jsonl", "a.parquet")),
         ("a.csv", "parquet", ("holds Parquet",)),
         ("a.parquet", LINE, ("holds JSON", "a.jsonl")),
-        ("a.jsonl", gzip.compress(LINE.encode()), ("gzip", "a.jsonl.gz")),
+        ("a.jsonl", gzip.compress(LINE.encode(), mtime=0), ("gzip", "a.jsonl.gz")),
         ("a.csv", b"PK\x03\x04", ("Excel", "CSV in UTF-8")),
         ("a.jsonl", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", ("Git LFS", "git lfs pull")),
         ("a.json", "<!DOCTYPE html><html></html>", ("a web page", "the file itself")),
