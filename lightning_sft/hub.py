@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from lightning_sft.errors import UserError
-from lightning_sft.places import PACKAGE_SCHEME, without_network
+from lightning_sft.places import ADAPTER_CONFIG, MODEL_CONFIG, PACKAGE_SCHEME, without_network
 
 #: seconds that a connection may take
 PATIENCE = 3.0
@@ -80,9 +80,8 @@ def require_on_hub(name: str, kind: str = "model") -> None:
     """
     if not is_hub_name(name) or is_cached(name, kind) or (why := why_not_reached()) is None:
         return
-    here = [
-        p.name for p in Path.cwd().iterdir() if (p / "config.json").is_file() or (p / "adapter_config.json").is_file()
-    ]
+    marks = (MODEL_CONFIG, ADAPTER_CONFIG)
+    here = [p.name for p in Path.cwd().iterdir() if any((p / mark).is_file() for mark in marks)]
     close = difflib.get_close_matches(name, here, n=1)
     meant = f" Did you mean the folder './{close[0]}'?" if close else ""
     instead = (

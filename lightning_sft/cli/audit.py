@@ -26,7 +26,7 @@ from lightning_sft.cli.settings import SettingsCLI, check_place
 from lightning_sft.data import SFTDataModule
 from lightning_sft.errors import UserError
 from lightning_sft.models.finished import FoundModel, find_finished
-from lightning_sft.places import CHECKPOINT_WORDS, CHECKPOINTS, RUN_SETTINGS
+from lightning_sft.places import ADAPTER_CONFIG, CHECKPOINT_WORDS, CHECKPOINTS, RUN_SETTINGS
 
 #: the exit status under --fail_above
 TOO_MANY = 3
@@ -186,7 +186,7 @@ def _find(name: str, config: Any) -> FoundModel:
         name = str(find_checkpoint(name, ()))
     path = Path(name).expanduser()
     stands = (path.is_file() and path.suffix != ".gguf") or any(
-        (path / file).is_file() for file in (".metadata", "adapter_config.json")
+        (path / file).is_file() for file in (".metadata", ADAPTER_CONFIG)
     )
     return find_finished(
         name,

@@ -25,6 +25,7 @@ from lightning_sft.models.targets import (
     resolve_targets,
 )
 from lightning_sft.models.tuners import require_served
+from lightning_sft.places import ADAPTER_CONFIG
 
 
 def add_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
@@ -129,7 +130,7 @@ def stored_config(path: str) -> PeftConfig:
         UserError: the path is no folder that holds one.
     """
     folder = Path(path).expanduser()
-    if not (folder / "adapter_config.json").is_file():
+    if not (folder / ADAPTER_CONFIG).is_file():
         what = f"it holds {sorted(p.name for p in folder.iterdir())[:10]}" if folder.is_dir() else "there is none"
         raise UserError(
             f"adapter_path is {path!r}, which must be a folder with an adapter_config.json; {what} (looked from "

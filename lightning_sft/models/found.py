@@ -16,6 +16,7 @@ from lightning_sft.hub import require_on_hub
 from lightning_sft.models.adapters import stored_config
 from lightning_sft.models.build import ModelSettings
 from lightning_sft.models.tokenizer import TokenizerSettings
+from lightning_sft.places import ADAPTER_CONFIG
 
 Kind = Literal["model", "adapter", "checkpoint"]
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
@@ -43,7 +44,7 @@ def of_adapter(folder: str, base: str | None, how: dict[str, Any]) -> tuple[Kind
 def adapter_folder(name: str, path: Path, revision: str | None) -> str | None:
     """Return the folder of an adapter under a name, fetched from the hub if need be; None if it is no adapter."""
     if path.is_dir():
-        return str(path) if (path / "adapter_config.json").is_file() else None
+        return str(path) if (path / ADAPTER_CONFIG).is_file() else None
     if path.suffix == ".gguf" or name.startswith(("pkg://", ".", "/", "~")) or name.count("/") != 1:
         return None
     require_on_hub(name)

@@ -10,7 +10,7 @@ from lightning_sft.cli.front.listing import listing
 from lightning_sft.cli.front.meant import YAML, is_data_path, is_model_name, is_settings_file, no_settings
 from lightning_sft.cli.front.names import plain
 from lightning_sft.errors import UserError
-from lightning_sft.places import here_or_shipped
+from lightning_sft.places import ADAPTER_CONFIG, here_or_shipped
 
 #: short word -> the key that it stands for; what follows a dot is kept
 WORDS = {
@@ -218,7 +218,7 @@ def _adapter(values: list[str], joined: bool) -> list[Word]:
     value = values[0]
     if plain(value) in ("none", "null", "false"):
         return [("--model.adapter", ["null"], True)]
-    if (Path(value) / "adapter_config.json").is_file():
+    if (Path(value) / ADAPTER_CONFIG).is_file():
         return [("--model.adapter_path", values, joined)]
     short = {plain(name.removesuffix("Config")): known for name, known in listing().of_class("model.adapter").items()}
     kind = "lora" if plain(value) in ("lora", "dora") else plain(value)
