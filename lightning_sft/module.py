@@ -170,7 +170,9 @@ class SFTModule(TakesExtraLoss, ResumableModule, EvaluatedModule):
 
     @override
     def configure_model(self) -> None:
-        if not hasattr(self, "scorer"):
+        if hasattr(self, "scorer"):
+            return
+        with torch.device("cpu"):  # Lightning makes new tensors on a GPU here; what loads and tries a model does not
             start.check_reference(self.objective, self.settings, self.tokenizer, attached_trainer(self))
             how = {"packed": self._rows("packed"), "flat": self._rows("wants_flat")}
             settings = start.with_dtype(self.settings, attached_trainer(self))

@@ -3,11 +3,15 @@
 import copy
 import functools
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from peft import LoraConfig
 from torch.nn.functional import cross_entropy
 
 from lightning_sft import SFTModule
@@ -27,9 +31,10 @@ def test_one_step_equals_hugging_face(kind: str, head: str, device: torch.device
     (batch,) = batches(2, 2)
     module.configure_model()
     module.scorer.eval()  # no dropout: both sides see the same activations
-    theirs = copy.deepcopy(module.scorer.causal_lm)
-    output = theirs(**{k: batch[k] for k in ("input_ids", "attention_mask", "labels")}, use_cache=False)
-    loss = cross_entropy(output.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+    theirs = copy.deepcopy(module.scorer.causal_lm).to(device)  # positions are rotated in fp32: a device's own sines
+    inputs = {k: batch[k].to(device) for k in ("input_ids", "attention_mask", "labels")}
+    output = theirs(**inputs, use_cache=False)
+    loss = cross_entropy(output.logits[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten())
     loss.backward()
     assert output.loss.item() == pytest.approx(loss.item(), rel=1e-6)  # Hugging Face's own, computed in fp32
 
@@ -41,8 +46,8 @@ def test_one_step_equals_hugging_face(kind: str, head: str, device: torch.device
         for (name, expected), ours in zip(theirs.named_parameters(), module.scorer.causal_lm.parameters(), strict=True):
             # transformers' RMSNorm computes in fp32 whatever the dtype: rounding differs by the scale of the gradient
             exact = kind in ("gpt2", "gpt_neox", "opt")
-            step = 0.5 * expected.grad
-            difference = (ours.cpu() - (expected - step)).norm()
+            step = 0.5 * expected.grad.cpu()
+            difference = (ours.cpu() - (expected.cpu() - step)).norm()
             assert difference <= (1e-12 if exact else 1e-6) * step.norm() + 1e-15, name
 
 
@@ -53,6 +58,26 @@ def test_dropout_is_on_in_training_and_off_in_evaluation(tmp_path: Path) -> None
     assert float(module(batch).loss_sum.detach()) != float(module(batch).loss_sum.detach())
     module.eval()
     assert float(module(batch).loss_sum.detach()) == float(module(batch).loss_sum.detach())
+
+
+class MakesTensorsElsewhere(SingleDeviceStrategy):
+    """As on a GPU, where Lightning makes new tensors of ``configure_model`` on the device: here on none at all."""
+
+    @contextmanager
+    def tensor_init_context(self, empty_init: bool | None = None) -> Iterator[None]:
+        with torch.device("meta"), self.precision_plugin.tensor_init_context():
+            yield
+
+
+@pytest.mark.parametrize("adapter", [None, LoraConfig(target_modules="all-linear")], ids=["full", "lora"])
+def test_a_model_is_built_wherever_lightning_makes_tensors(adapter: LoraConfig | None, toy_folder: Path) -> None:
+    losses = []
+    for strategy in ("auto", MakesTensorsElsewhere("cpu")):
+        torch.manual_seed(0)
+        module, keep = SFTModule(str(toy_folder), adapter=adapter, dtype="fastest"), KeepLosses()
+        trainer(callbacks=[keep], strategy=strategy, max_steps=2).fit(module, loader(batches(4, 2)))
+        losses.append(keep.losses)
+    assert losses[0] == losses[1]
 
 
 def test_configure_model_is_idempotent(toy_folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -96,8 +98,7 @@ def attention_per_document(
         if ends is None or longest is None:  # not handed on by this architecture: read back from the device
             ends = nn.functional.pad(attention_mask.flatten().cumsum(0), (1, 0)).to(query.device, torch.int32)
             longest = int(attention_mask.max())
-        half = query.dtype in (torch.bfloat16, torch.float16)
-        if half and softcap is None and not (dropout and module.training):
+        if softcap is None and not (dropout and module.training) and kernel_serves(query):
             return _by_kernel(query, key, value, ends, int(longest), scaling, sliding_window), None
         mask = block_mask(ends, query.shape[2], sliding_window)
         return _attention(module, query, key, value, mask, dropout, scaling, softcap)
@@ -109,23 +110,53 @@ def attention_per_document(
     return torch.cat(parts, 1), None
 
 
+def kernel_serves(query: Tensor) -> bool:
+    """Return whether torch's kernel for sequences of several lengths takes a query on a GPU, (..., dim).
+
+    It is a flash attention: 16 bits, at most 256 dimensions, a multiple of 8, and a GPU of 2020 or later.
+    """
+    half, dim = query.dtype in (torch.bfloat16, torch.float16), query.shape[-1]
+    return half and dim <= 256 and dim % 8 == 0 and _kernel() is not None and _is_recent(query.device)
+
+
+@cache
+def _kernel() -> tuple[Callable[..., Any], bool] | None:
+    """Return torch's kernel for several lengths, and whether it shares key heads; None where torch has none to use.
+
+    It came with newer versions of torch than the oldest that we take: 2.11 has it with windows, 2.13 with shared heads.
+    """
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    takes = inspect.signature(varlen_attn).parameters
+    return (varlen_attn, "enable_gqa" in takes) if {"scale", "window_size"} <= takes.keys() else None
+
+
+@cache
+def _is_recent(device: torch.device) -> bool:
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def _by_kernel(
     query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int, scaling: float | None, window: int | None
 ) -> Tensor:
     """Attend by torch's kernel for sequences of several lengths, (1, length, heads, dim); nothing is read back."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    mixed = varlen_attn(
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
+    found = _kernel()
+    assert found is not None
+    kernel, shares = found
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and not shares:
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    mixed = kernel(
+        *(tensor[0].transpose(0, 1) for tensor in (query, key, value)),
         ends,
         ends,
         longest,
         longest,
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **({"enable_gqa": True} if groups > 1 and shares else {}),
     )
     assert isinstance(mixed, Tensor)
     return mixed[None]

@@ -145,7 +145,7 @@ def _matrices(dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, t
     """Return two matrices to multiply, drawn from a stream of their own."""
     rows, dim, outputs = _SHAPE
     stream = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(n, dim, generator=stream) for n in (rows, outputs))
+    a, b = (torch.randn(n, dim, generator=stream, device="cpu") for n in (rows, outputs))
     return a.to(device, dtype), b.to(device, dtype)
 
 

@@ -41,7 +41,7 @@ class Draws(LogitsProcessor):
 
     def __init__(self, sampling: Sampling, length: int, start: int) -> None:
         uniform = [
-            torch.rand(length, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+            torch.rand(length, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu")
             for seed in sampling.seeds
         ]
         self._uniform = torch.stack(uniform)

@@ -106,7 +106,7 @@ def token_ids(model: PreTrainedModel, count: int, seed: int = 0) -> Tensor:
     special = {int(v) for k, v in _flat(model.config.to_dict()) if "token" in k and isinstance(v, int)}
     rows = min(VOCABULARY, int(getattr(text_config(model), "vocab_size", VOCABULARY)))
     usual = torch.tensor([i for i in range(rows) if i > 4 and i not in special] or [0])
-    drawn = torch.randint(len(usual), (count,), generator=torch.Generator().manual_seed(seed))
+    drawn = torch.randint(len(usual), (count,), generator=torch.Generator().manual_seed(seed), device="cpu")
     return usual[drawn]
 
 
@@ -118,7 +118,7 @@ def _draw(model: PreTrainedModel) -> None:
     for parameter in model.parameters():
         if not parameter.is_floating_point():
             continue
-        noise = torch.randn(parameter.shape, generator=generator)
+        noise = torch.randn(parameter.shape, generator=generator, device="cpu")
         if parameter.ndim < 2:
             parameter.add_(0.05 * noise)
             continue

@@ -126,7 +126,7 @@ def choose(count: int, most: int) -> list[int]:
     """Return ``most`` of the numbers below ``count``, rising: the same for the same two numbers, whatever the seed."""
     if count <= most:
         return list(range(count))
-    return sorted(torch.randperm(count, generator=torch.Generator().manual_seed(_SEED))[:most].tolist())
+    return sorted(torch.randperm(count, generator=torch.Generator().manual_seed(_SEED), device="cpu")[:most].tolist())
 
 
 def documents_of(batch: object, row: int) -> list[SampledRow]:

@@ -9,8 +9,9 @@ from lightning_sft.data.batches.collate import Collator, FlatCollator
 from lightning_sft.data.storage.dataset import Row
 from lightning_sft.errors import UserError
 from lightning_sft.head import HeadOutput
+from lightning_sft.models import attention
 from lightning_sft.models.adapters import add_adapter
-from lightning_sft.models.attention import PER_DOCUMENT, attention_per_document, block_mask
+from lightning_sft.models.attention import PER_DOCUMENT, attention_per_document, block_mask, kernel_serves
 from lightning_sft.models.build import ModelSettings, build_scorer
 from lightning_sft.models.checkpointing import enable_checkpointing
 from lightning_sft.models.packing import (
@@ -267,6 +268,54 @@ def test_one_mask_in_place_of_calls_for_each_document():
         mask = block_mask(ends, 22, window)
         other = attention_per_document(module, query, key, value, mask, scaling=0.3)[0]
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shares", [True, False], ids=["shares key heads", "does not"])
+@pytest.mark.parametrize("window", [None, 4])
+def test_the_kernel_of_several_lengths(shares: bool, window: int | None, monkeypatch: pytest.MonkeyPatch):
+    """Torch's kernel runs on a GPU alone: another one with its signature tells what it is handed, by either version."""
+
+    def kernel(query, key, value, ends, same, longest, also, *, scale, window_size, **more):
+        assert (longest, also, ends is same, more) == (11, 11, True, {"enable_gqa": True} if shares else {})
+        assert query.shape == (22, 4, 8)
+        assert key.shape == value.shape == ((22, 2, 8) if shares else (22, 4, 8))
+        left, right = window_size
+        mask = block_mask(ends, 22, None if left < 0 else left + 1)
+        assert right == 0
+        parts = (part.transpose(0, 1)[None] for part in (query, key, value))
+        mixed = torch.nn.functional.scaled_dot_product_attention(*parts, mask, scale=scale, enable_gqa=True)
+        return mixed[0].transpose(0, 1)
+
+    monkeypatch.setattr(attention, "_kernel", lambda: (kernel, shares))
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.tensor([7, 3, 11, 1])
+    query, key, value = (torch.randn(1, heads, 22, 8, generator=generator) for heads in (4, 2, 2))
+    module = torch.nn.Module().eval()
+    module.num_key_value_groups = 2
+    ends = torch.nn.functional.pad(sizes.cumsum(0), (1, 0)).int()
+    got = attention._by_kernel(query, key, value, ends, 11, 0.3, window)
+    want = attention_per_document(
+        module, query, key, value, sizes[None, None, None], scaling=0.3, sliding_window=window
+    )[0]
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
+
+
+def test_which_queries_the_kernel_of_several_lengths_takes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(attention, "_is_recent", lambda device: True)
+    monkeypatch.setattr(attention, "_kernel", lambda: (None, True))
+    served = {(dtype, dim): kernel_serves(torch.zeros(1, 2, 3, dim, dtype=dtype)) for dtype, dim in _QUERIES}
+    assert served == _QUERIES
+    monkeypatch.setattr(attention, "_kernel", lambda: None)  # a torch that has none
+    assert not kernel_serves(torch.zeros(1, 2, 3, 8, dtype=torch.bfloat16))
+
+
+_QUERIES = {
+    (torch.bfloat16, 64): True,
+    (torch.float16, 256): True,
+    (torch.float32, 64): False,
+    (torch.bfloat16, 512): False,
+    (torch.bfloat16, 20): False,
+}
 
 
 @RunIf(min_cuda_gpus=1)
