@@ -154,7 +154,7 @@ class Contender:
             REPLIES: str(write),
             "OMP_NUM_THREADS": str(self.threads),
             "HF_HUB_OFFLINE": "1",
-            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
         }
         with self.log.open("w") as log:
             self._process = subprocess.Popen(
