@@ -91,13 +91,13 @@ benchmark: $(VENV)/.peers
 	$(BIN)/python -m tests.benchmarks.data_path $(if $(DATA),--data $(DATA))
 	$(BIN)/python -m tests.benchmarks.validation
 
-# needs a GPU; has not been run on one yet. MODELS: what the whole steps are measured with
+# needs a GPU. MODELS: what the whole steps are measured with
 MODELS = random:smollm2-135m random:llama-1b
 ON = cuda
 benchmark-gpu: $(VENV)/.peers
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python -m tests.benchmarks.estimate --accelerator $(ON)
-	$(BIN)/python -m tests.benchmarks.head --accelerator $(ON) --dtypes bf16 --what time memory $(HEAD)
+	$(BIN)/python -m tests.benchmarks.head --accelerator $(ON) --dtypes bf16 --what time memory --sizes 49k 128k $(HEAD)
 	for model in $(MODELS); do for lora in "" --lora; do \
 		$(BIN)/python -m tests.benchmarks.step --accelerator $(ON) --precisions bf16 $$lora --model $$model $(STEP) \
 			$(if $(DATA),--data $(DATA)) && \
