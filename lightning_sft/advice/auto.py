@@ -56,7 +56,7 @@ class AutoObjective:
         self.choice, self.reading = advice.pick, reading
         rank_zero_info(
             f"model.objective: auto takes {advice.pick.short()}: mean p is {reading.judged.mean_p:.3f} "
-            f"({advice.place}). {advice.headline}{'' if advice.trap is None else ' ' + advice.trap}"
+            f"({reading.standing}). {advice.headline}{'' if advice.trap is None else ' ' + advice.trap}"
         )
         return advice.pick.build()
 

@@ -191,7 +191,7 @@ def _capability(reading: CapabilityReading) -> str:
     judged, apart = reading.judged, reading.content is not None and reading.special is not None
     whose = f'the row "{CONTENT}" of the table (special tokens left out)' if apart else "all tokens"
     lines = [
-        f"**{reading.place}**: mean p before training is {_with_bounds(judged)}, judged by {whose}. Weak is up to "
+        f"**{reading.standing}**: mean p before training is {_with_bounds(judged)}, judged by {whose}. Weak is up to "
         f"{reading.cut_offs.weak:g}, strong from {reading.cut_offs.strong:g}; the cut-offs are ours. Read from "
         f"{reading.all.rows}{of} rows; intervals are 95%, by a bootstrap over rows.",
         "",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lightning_sft.advice import evidence
-from lightning_sft.advice.advice import Advice
+from lightning_sft.advice.advice import MOST_ARMS, Advice
 from lightning_sft.advice.choice import (
     HALF_WAY,
     LIKELY_ONLY,
@@ -17,10 +17,16 @@ from lightning_sft.advice.choice import (
     Choice,
 )
 from lightning_sft.metrics.capability import UNLIKELY
-from lightning_sft.metrics.capability_reading import MIDDLE, STRONG, WEAK, CapabilityReading, GroupReading
+from lightning_sft.metrics.capability_reading import (
+    ENOUGH_ROWS,
+    MIDDLE,
+    STRONG,
+    WEAK,
+    CapabilityReading,
+    GroupReading,
+    Place,
+)
 
-#: rows below which a group's reading says too little; ours
-ENOUGH_ROWS = 20
 #: answers that must be right, and that must be wrong, before a share of right ones says much; ours
 ENOUGH_ANSWERS = 5
 #: special tokens are trained, and none of them ends generation
@@ -39,10 +45,10 @@ def advise(reading: CapabilityReading) -> Advice:
     found = {STRONG: _strong, MIDDLE: _intermediate, WEAK: _weak}[place](reading)
     doubts = doubts_of(reading)
     if doubts:
-        found = replace(found, compare=True, pick=NLL, doubts=tuple(doubts))
+        found = _in_doubt(found, reading, doubts)
     if sources := _sources(reading):
         found = _with_sources(found, sources)
-    if place != WEAK and (end := _unknown_end(reading)) is not None:
+    if (place != WEAK or doubts) and (end := _unknown_end(reading)) is not None:  # in doubt, -p is compared
         found = _with_end_token(found, end, reading)
     elif reading.end is None and reading.special is not None:
         found = replace(found, trap=NO_END)
@@ -123,6 +129,31 @@ def doubts_of(reading: CapabilityReading) -> list[str]:
 
 
 # ---------------------------------------------------------------------- what changes an advice
+
+#: what is tried at a place, in a sentence
+_WHERE: dict[Place, str] = {
+    STRONG: "If the model knows the task well, -p may be ahead of NLL, above all where labels are noisy.",
+    MIDDLE: "If it half knows the task, no objective is known to win, and the published differences are small.",
+    WEAK: "If it does not know the task, NLL is far ahead of -p, which has almost no gradient there.",
+}
+
+
+def _in_doubt(advice: Advice, reading: CapabilityReading, doubts: list[str]) -> Advice:
+    """Return an advice that compares, with no word for or against an objective that the reading does not bear out."""
+    tried = tuple(dict.fromkeys((NLL, *advice.try_first, *advice.avoid)))[:MOST_ARMS]
+    return replace(
+        advice,
+        headline=(
+            f"Where the model stands is not certain ({reading.standing}): compare objectives on your data, or train "
+            "under NLL."
+        ),
+        try_first=tried,
+        avoid=(),
+        pick=NLL,
+        compare=True,
+        why=(*(_WHERE[place] for place in reading.places), "NLL learns at every place, so it is the one to keep."),
+        doubts=tuple(doubts),
+    )
 
 
 def _unknown_end(reading: CapabilityReading) -> GroupReading | None:

@@ -17,14 +17,14 @@ from lightning_sft._lightning import callbacks_of, data_parallel_size_and_rank
 from lightning_sft.advice.advice import CONFIG, JUDGED, Advice
 from lightning_sft.advice.measure import measure, why_unreadable
 from lightning_sft.advice.rows import ReadingRows, rows_of_datamodule, rows_of_loader
-from lightning_sft.advice.rules import ENOUGH_ROWS, advise, doubts_of, few_answers
+from lightning_sft.advice.rules import advise, doubts_of, few_answers
 from lightning_sft.callbacks.next_step import NextStep, ends_with_commands
 from lightning_sft.checkpoints.runs import run_folder
 from lightning_sft.errors import UserError
 from lightning_sft.figures.capability import capability_figure
 from lightning_sft.figures.loggers import log_figure, log_text
 from lightning_sft.figures.probes import can_show
-from lightning_sft.metrics.capability_reading import FILE, CapabilityReading, CutOffs, save_reading
+from lightning_sft.metrics.capability_reading import ENOUGH_ROWS, FILE, CapabilityReading, CutOffs, save_reading
 from lightning_sft.models.instruments import model_to_read, tokenizer_to_use
 from lightning_sft.places import RUN_SETTINGS
 

@@ -34,6 +34,8 @@ LEAST = 8
 class ExposureForecast(SweepCallback):
     """Forecast at which optimizer step of this run each probe flips, or that it will not by the end.
 
+    A flip is over the probe's one competitor: a third word may still be first, so ranks stand beside it.
+
     Short runs on the run's own rows, with its optimizer, schedule, dropout, clipping and accumulation, say it, with an
     80% interval each; they leave no trace. Of a late flip they say no step but an upper bound, "50 or earlier". Where
     they disagree, or where the loss rises in them, the answer is "cannot predict this". The other way round: the peak
@@ -91,6 +93,7 @@ class ExposureForecast(SweepCallback):
         self.seen: list[int | None] = []
         self._every = 1
         self._observer: ProbeObserver | None = None
+        self._ranks: list[float] = []  # of the right words, when they were read last
         self._last = -1  # step after which the probes were read last
         self._model, self._tokenizer = model, tokenizer
 
@@ -108,7 +111,8 @@ class ExposureForecast(SweepCallback):
         names = [p.name for p in self.probes]
         facts = {"ahead": ahead, "probes": [repr(p) for p in self.probes]}
         with Session(trainer, module, self.setting(trainer, steps, folder, **facts), [observer]) as session:
-            start = session.start([observer])["margin"]
+            before = session.start([observer])
+            start, ranks = before["margin"], before["rank"]
             if all(gap > 0 for gap in start):
                 now = float(trainer.global_step)
                 told = [
@@ -124,10 +128,10 @@ class ExposureForecast(SweepCallback):
         self._every = self.every or max(ahead // 50, 1)
         # at another rate than the forecast's there is nothing to grade
         self.seen = [] if self.apply else [trainer.global_step if gap > 0 else None for gap in start]
-        self._last = trainer.global_step
+        self._last, self._ranks = trainer.global_step, ranks
         return Forecast(
             self.name, trainer.global_step, session.digest, ahead, spent, _rows_per_step(trainer), self.share, peak,
-            rate_for_share(told, self.share, peak), told, self._every,
+            rate_for_share(told, self.share, peak), told, self._every, ranks=ranks,
         )  # fmt: skip
 
     def _ahead(self, trainer: Trainer) -> int:
@@ -163,7 +167,7 @@ class ExposureForecast(SweepCallback):
                 f"The run ended after {trainer.global_step} of {self.result.end} steps, so the forecast is not graded."
             )
             return
-        self.result = self.result.graded(self.seen)
+        self.result = self.result.graded(self.seen, self._ranks)
         log_dir = trainer.log_dir
         self._report(trainer, self.result, None if log_dir is None else Path(log_dir))
 
@@ -172,7 +176,8 @@ class ExposureForecast(SweepCallback):
         if step == self._last:
             return
         self._last = step
-        gaps = self._read_by(module).read(trainer, module)["margin"]
+        values = self._read_by(module).read(trainer, module)
+        gaps, self._ranks = values["margin"], values["rank"]
         self.seen = [step if s is None and gap > 0 else s for s, gap in zip(self.seen, gaps, strict=True)]
 
     @override

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,10 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
+from lightning_sft.advice.options import files_first, without
 from lightning_sft.callbacks import CapabilityProbe, ExposureForecast, SilentFailureMonitor
 from lightning_sft.cli.before import BeforeCLI, Begun, scratch
+from lightning_sft.cli.next_commands import listed
 from lightning_sft.cli.settings import check_place
 from lightning_sft.files import write_text
 from lightning_sft.report.plain_text import shown
@@ -42,7 +46,8 @@ class _ForecastCLI(BeforeCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init
-        own = next((c for c in self.given_callbacks if isinstance(c, ExposureForecast)), None) or ExposureForecast()
+        found = next((c for c in self.given_callbacks if isinstance(c, ExposureForecast)), None)
+        self.has_own, own = found is not None, found or ExposureForecast()
         options = {name: getattr(own, name) if config[name] is None else config[name] for name in _OPTIONS}
         self.forecaster = _Forecaster(**options, divergence=own.divergence)
         off = [CapabilityProbe(enabled=False), SilentFailureMonitor(enabled=False)]
@@ -68,7 +73,7 @@ def forecast(arguments: list[str]) -> None:
         cli = _ForecastCLI(arguments, folder)
         output = Path(cli.config.output).expanduser()
         check_place(output)
-        rank_zero_info("Taking short runs ...")
+        rank_zero_info("Loading the model and its rows, then taking short runs ...")
         cli.look()
         result = cli.forecaster.result
         if not cli.trainer.is_global_zero or not isinstance(result, Forecast):
@@ -76,3 +81,19 @@ def forecast(arguments: list[str]) -> None:
     write_text(output, result.to_json() + "\n")
     print(shown(result.text()))
     print(f"\nAll of it as JSON: {output}")
+    print(listed(next_of(arguments, cli.config, has_own=cli.has_own)))
+
+
+def next_of(arguments: Sequence[str], config: Any, *, has_own: bool) -> list[str]:
+    """Return what one types after a forecast: the run itself, which is forecast once more and grades that at its end.
+
+    Args:
+        arguments: of this verb.
+        config: as they were parsed.
+        has_own: whether the configuration has an `ExposureForecast`.
+    """
+    given = {name: config[name] for name in _OPTIONS if config[name] is not None}
+    callback = "" if has_own else " --trainer.callbacks+=ExposureForecast"
+    options = [f" --trainer.callbacks.{name} {shlex.quote(str(value))}" for name, value in given.items()]
+    run = shlex.join(files_first(without(arguments, [f"--{name}" for name in (*_OPTIONS, "output")])))
+    return [f"lightning fit {run}{callback}{'' if has_own else ''.join(options)}"]

@@ -15,6 +15,9 @@ Place = Literal["strong", "intermediate", "weak"]
 STRONG: Place = "strong"
 MIDDLE: Place = "intermediate"
 WEAK: Place = "weak"
+PLACES = (WEAK, MIDDLE, STRONG)
+#: rows below which a group's reading says too little; ours
+ENOUGH_ROWS = 20
 Bounds = tuple[float, float] | None
 FORMAT = "lightning_sft.capability.v1"
 FILE = "capability.json"
@@ -174,6 +177,19 @@ class CapabilityReading:
         """Where the model stands on the continuum."""
         return self.judged.place
 
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """All places that the interval of mean p allows, that of the mean first."""
+        cuts, (low, high) = (self.cut_offs.weak, self.cut_offs.strong), self.judged.mean_p_interval or (0.0, 0.0)
+        crossed = [i for i, cut in enumerate(cuts) if low < cut < high]
+        allowed = [name for i, name in enumerate(PLACES) if {i - 1, i} & {*crossed}]
+        return tuple(dict.fromkeys((self.place, *allowed)))
+
+    @property
+    def standing(self) -> str:
+        """Where the model stands in words, as certain as the reading is: *strong or intermediate*, *perhaps weak*."""
+        return "perhaps " * (self.judged.rows < ENOUGH_ROWS) + " or ".join(self.places)
+
     def scalars(self) -> dict[str, float]:
         """Return the reading as log keys."""
         content = self.content if self.special is not None else None  # else it would be all of them again
@@ -200,7 +216,7 @@ class CapabilityReading:
         of_all = f" Of all {group.tokens} tokens in these {group.rows} rows: NLL {group.nll:.2f}"
         whole = f"{of_all}, right first choice {group.top1_share:.1%}{exact}." * totals
         return (
-            f"{self.place}. The right token has a probability of {judged.mean_p:.3f}{bounds} on average{tokens}"
+            f"{self.standing}. The right token has a probability of {judged.mean_p:.3f}{bounds} on average{tokens}"
             f"{cut_offs}.{whole}"
         )
 

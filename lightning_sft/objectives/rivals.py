@@ -84,6 +84,12 @@ def _read(path: Path) -> list[tuple[int | str, int | str]]:
                     "competitor as words."
                 )
             found.append((pair[0], pair[1]))  # type: ignore[arg-type]  # the table refuses what is no id
+    if not found:
+        raise UserError(
+            f"RunnerUpMargin got pairs={str(path)!r}, which is empty. A run's silent.jsonl is empty where no right "
+            "word stayed behind its competitor while its loss fell. Give the file of another run or a list of pairs, "
+            "or leave `pairs` out: all tokens compete then."
+        )
     return found
 
 

@@ -16,6 +16,8 @@ from lightning_sft.places import here_or_shipped
 from lightning_sft.probes.evidence import EVIDENCE
 from lightning_sft.probes.probe import Probe, named
 
+#: the worst contexts of a run, as it writes them
+SILENT = "silent.jsonl"
 LIBRARY = Path(__file__).parent / "library.yaml"
 FIELDS = tuple(f.name for f in dataclasses.fields(Probe))
 #: what a probe must have: as text, or as ids
@@ -63,6 +65,7 @@ def _from_file(path: Path) -> list[Probe]:
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".jsonl":
         lines = [(i, line) for i, line in enumerate(text.splitlines(), start=1) if line.strip()]
+        _require_some(lines, path)
         return [_made(_parsed(line, f"{path}, line {i}"), f"{path}, line {i}") for i, line in lines]
     if path.suffix not in {".yaml", ".yml"}:
         raise UserError(f"The probe file {str(path)!r} ends in {path.suffix!r}. Allowed: .yaml, .yml, .jsonl.")
@@ -70,9 +73,32 @@ def _from_file(path: Path) -> list[Probe]:
         entries = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"The probe file {str(path)!r} is no YAML: {error}") from error
+    if entries is None or entries == []:
+        _require_some([], path)
     if not isinstance(entries, list):
         raise UserError(f"The probe file {str(path)!r} holds {type(entries).__name__}; it must be a list of probes.")
     return [_made(entry, f"{path}, entry {i}") for i, entry in enumerate(entries)]
+
+
+def _require_some(entries: Sequence[object], path: Path) -> None:
+    """Raise where a file of probes holds none.
+
+    Raises:
+        UserError: says what an empty file means, and what to give.
+    """
+    if entries:
+        return
+    if path.name == SILENT:
+        raise UserError(
+            f"{str(path)!r} is empty: in that run no right word stayed behind its competitor while its loss fell, so "
+            "it has no context to probe. Give the silent.jsonl of another run, shipped probes (library:train), probes "
+            "that `lightning mine-probes` finds in a text of yours, or a file that you write: docs/near_synonyms.md "
+            "shows one."
+        )
+    raise UserError(
+        f"The probe file {str(path)!r} holds no probe. Each needs a context, the correct word and its competitor; "
+        "docs/near_synonyms.md shows a file, and `lightning mine-probes` makes one from a text of yours."
+    )
 
 
 def _parsed(line: str, where: str) -> Any:

@@ -16,7 +16,8 @@ from lightning_sft.errors import UserError
 from lightning_sft.probes.history import JumpSettings, ProbeHistory, find_jumps
 from lightning_sft.sweep.prediction.checks import check_predictable
 from lightning_sft.sweep.prediction.session import predict_in_session
-from lightning_sft.sweep.results import AT_TARGET, CriticalRate, CriticalTrial, ProbeBracket
+from lightning_sft.sweep.rates import peak_rate
+from lightning_sft.sweep.results import AT_TARGET, FLIP, CriticalRate, CriticalTrial, ProbeBracket
 from lightning_sft.sweep.search import Crossing, check_resolution, crossing, find_crossing, geometric_grid, most_trials
 from lightning_sft.sweep.session import Session, SweepSettings
 from lightning_sft.sweep.trial import Observer, Trial, Values
@@ -24,7 +25,7 @@ from lightning_sft.sweep.trial import Observer, Trial, Values
 Criterion = Literal["rank_flip", "phi", "first_jump", "val_nll"]
 #: criterion -> what it reads, and its name in sentences
 READS = {
-    "rank_flip": ("margin", "rank flip"),
+    "rank_flip": ("margin", FLIP),
     "phi": ("phi", "Phi > 0"),
     "first_jump": ("phi", "first jump of Phi"),
     "val_nll": ("val_nll", AT_TARGET),
@@ -168,6 +169,7 @@ def find_critical_rate(
         relapses=found.relapses,
         trials=[_row(trial, judge) for trial in ordered.values()],
         probes=_brackets(names, ordered, judge),
+        own=peak_rate(trainer),
     )
 
 
@@ -177,7 +179,9 @@ def _row(trial: Trial, judge: Judge) -> CriticalTrial:
     enough = judge.enough(crossed)
     step = when[judge.needed - 1] if enough else None
     share = len(when) / len(crossed)
-    return CriticalTrial(trial.lr, enough, share, step, trial.outcome, trial.steps, trial.seconds)
+    ranks = trial.readings.get("rank")  # none in trials that an earlier release has kept
+    first = sum(rank == 1 for rank in ranks[-1]) if ranks else None
+    return CriticalTrial(trial.lr, enough, share, step, trial.outcome, trial.steps, trial.seconds, first)
 
 
 def _brackets(names: Sequence[str], trials: dict[float, Trial], judge: Judge) -> list[ProbeBracket]:

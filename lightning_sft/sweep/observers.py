@@ -31,8 +31,8 @@ from lightning_sft.sweep.trial import Values
 class ProbeObserver:
     """Reads all near-synonym probes in one forward pass.
 
-    Values, a number a probe: ``margin`` (z_c - z_s), ``loss`` (NLL of the correct token) and, if asked for, ``phi``
-    under the input embeddings.
+    Values, a number a probe: ``margin`` (z_c - z_s), ``loss`` (NLL of the correct token), ``rank`` (its place in the
+    vocabulary, 1 is the first choice) and, if asked for, ``phi`` under the input embeddings.
 
     Args:
         probes: the probes.
@@ -68,7 +68,7 @@ class ProbeObserver:
             if lacks_competitors(self.encoded):  # the first reading comes before any trial
                 self.encoded = name_competitors(self.encoded, reading.logits, self._model, self._tokenizer)
             ranks = synonym_rank(reading.logits, self.encoded.correct, self.encoded.competitor)
-            values.update(margin=ranks.margin.tolist(), loss=ranks.loss.tolist())
+            values.update(margin=ranks.margin.tolist(), loss=ranks.loss.tolist(), rank=ranks.rank.tolist())
             if self._phi:
                 values["phi"] = order_parameter(probabilities(reading.logits), self._look()).phi.tolist()
 

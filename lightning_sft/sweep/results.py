@@ -17,6 +17,8 @@ from lightning_sft.sweep.suggest import Suggestions
 
 #: what crossing means where no probes are read
 AT_TARGET = "validation NLL at its target"
+#: what it means by default
+FLIP = "rank flip"
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,7 @@ class CriticalTrial:
         outcome: ``finished``, ``stopped`` (seen enough) or ``diverged``.
         steps: optimizer steps taken.
         seconds: wall time.
+        first: probes whose right word was the first choice of all words when the trial ended; None if unknown.
     """
 
     lr: float
@@ -152,6 +155,7 @@ class CriticalTrial:
     outcome: str
     steps: int
     seconds: float
+    first: int | None = None
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,7 @@ class CriticalRate(SweepResult):
         relapses: higher rates at which they did not: the outcome is not monotonic in the rate.
         trials: all of them, by rising rate.
         probes: brackets of the single probes, as far as these trials saw them.
+        own: the run's own peak rate; None if unknown.
     """
 
     status: CrossingStatus
@@ -182,6 +187,7 @@ class CriticalRate(SweepResult):
     relapses: list[float] = field(default_factory=list)
     trials: list[CriticalTrial] = field(default_factory=list)
     probes: list[ProbeBracket] = field(default_factory=list)
+    own: float | None = None
 
     @property
     def reads_probes(self) -> bool:
@@ -219,7 +225,8 @@ class CriticalRate(SweepResult):
             cells = (f"{t.lr:.6g}", "yes" if t.crossed else "no", f"{t.share:.2f}", t.step or "-", t.outcome)
             lines.append("| " + " | ".join(map(str, cells)) + " |")
         share = " Share: of the probes, when the trial ended." if self.reads_probes else ""
-        legend = f"Crossed: {self._what}. A trial is stopped once it has shown that.{share}"
+        flip = " A flip is over a probe's one competitor: a third word may still be first." * (self.criterion == FLIP)
+        legend = f"Crossed: {self._what}. A trial is stopped once it has shown that.{share}{flip}"
         return "\n".join([*lines, "", legend, "", self.sentence()])
 
     @property
@@ -249,4 +256,24 @@ class CriticalRate(SweepResult):
         return (
             f"Critical rate {self.upper:.6g}, the smallest that was seen to do it: {what}. Bracket {self.lower:.6g} "
             f"(no) to {self.upper:.6g} (yes), {self.resolution:.2%} wide, {len(self.trials)} trials.{end}"
+            f"{self._beside()}"
         )
+
+    def _beside(self) -> str:
+        """Return which words were first at the critical rate, and where the run's own rate stands."""
+        assert self.lower is not None
+        assert self.upper is not None
+        text = ""
+        first = next((t.first for t in self.trials if t.lr == self.upper), None)
+        if first is not None:
+            text = f" When that trial ended, the right word was the first choice of all words in {first} of "
+            text += f"{len(self.probes)} probes."
+        if self.own is None:
+            return text
+        if self.own >= self.upper:
+            where = f"{self.own / self.upper:.3g} times the critical one: high enough for that within these steps"
+        elif self.own <= self.lower:
+            where = f"{self.own / self.upper:.3g} times the critical one: too low for that within these steps"
+        else:
+            where = "within the bracket: these trials do not tell"
+        return f"{text} The run's own peak rate, {self.own:.4g}, is {where}."

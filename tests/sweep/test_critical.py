@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,23 @@ def test_divergence_above_the_crossing_is_seen_and_no_crossing(tmp_path: Path) -
     assert found.critical == pytest.approx(known, rel=RESOLUTION)
     assert [t.outcome for t in found.trials][-1] == "diverged"
     assert found.relapses
+
+
+def test_the_answer_says_where_the_runs_own_rate_stands_and_which_words_are_first(tmp_path: Path) -> None:
+    found = search(
+        Toy([3.0], quadratic(1.0)), lambda x: 1.0 - x[0].abs(), tmp_path, steps=6, low=0.05, high=20.0, points=6
+    )
+    assert found.own is not None
+    for own, says in (
+        (found.upper * 2, "is 2 times the critical one: high enough for that within these steps"),
+        (found.upper / 2, "is 0.5 times the critical one: too low for that within these steps"),
+        ((found.upper * found.lower) ** 0.5, "is within the bracket: these trials do not tell"),
+    ):
+        assert f"The run's own peak rate, {own:.4g}, {says}." in replace(found, own=own).sentence()
+    assert "third word may still be first" in found.text()
+    trials = [replace(t, first=1) if t.lr == found.upper else t for t in found.trials]
+    text = replace(found, trials=trials).sentence()
+    assert "the right word was the first choice of all words in 1 of 1 probes" in text
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,31 @@ def graded(seen):
     return Forecast("f", 0, "", 6, 16, 4, 0.5, 1e-3, rate_for_share(told, 0.5, 1e-3), told, 1).graded(seen)
 
 
+def test_a_flip_is_said_to_be_over_one_word_with_the_ranks_of_the_right_ones():
+    result = graded([2, 4, None])
+    assert "rank now" not in result.text(), "an older forecast has no ranks"
+    ranked = replace(result, ranks=[7.0, 9.0, 40.0]).graded([2, 4, None], [1.0, 3.0, 12.0])
+    assert "A flip is over that one competitor: a third word may still be first." in ranked.text()
+    first = next(line for line in ranked.text().splitlines() if line.startswith("| 9.0 |"))
+    cells = [cell.strip() for cell in first.strip("|").split("|")]
+    assert (cells[2], cells[-1]) == ("9", "3")
+    assert "Seen: 2 of 3 ahead of their competitor at some step." in ranked.text()
+    assert "the right word is the model's first choice of all words in 1." in ranked.text()
+    assert [(row["rank"], row["rank_seen"]) for row in ranked.rows()] == [(7.0, 1.0), (9.0, 3.0), (40.0, 12.0)]
+
+
+def test_a_rate_for_a_share_is_no_advice_to_lower_the_rate():
+    result = graded([])
+    for rates, says in (
+        ((1e-4, 0.5e-4, 2e-4), "is above that, so they flip before the end; that is no reason to lower it"),
+        ((1e-2, 0.5e-2, 2e-2), "is below that, so fewer flip by the end: a higher rate or a longer run"),
+        ((1e-3, 0.5e-3, 2e-3), "lies within that interval"),
+    ):
+        text = replace(result, rate_for_share=rates).text()
+        assert says in text
+        assert "should be" not in text
+
+
 def test_the_grade():
     result = graded([2, 4, None])
     assert result.coverage() == (3, 3)
@@ -156,6 +182,9 @@ def test_a_run_is_forecast_and_grades_itself(tmp_path: Path) -> None:
     assert len(flipped) >= 3
     assert result.median_error() < math.log(1.3)
     assert "intervals of 80% held" in result.text()
+    assert len(result.ranks) == len(result.ranks_seen) == len(result.probes)
+    assert result.ranks != result.ranks_seen
+    assert all(rank >= 1 for rank in [*result.ranks, *result.ranks_seen])
     events = EventAccumulator(str(next(tmp_path.rglob("events.out*"))))
     events.Reload()
     assert len(events.Images("sweep/forecast/figure")) == 2  # before the run, and after it
@@ -252,6 +281,12 @@ def test_the_verb(toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     printed = capsys.readouterr().out
     assert "| w-q |" in printed
     assert "leave no trace" in printed
+    assert "beside the 20 of the run itself" in printed
+    ending = printed.rstrip().splitlines()[-1]
+    assert ending.startswith("Next       lightning fit ")
+    assert ending.endswith(f"--trainer.callbacks+=ExposureForecast --trainer.callbacks.probes {probes} "
+                           "--trainer.callbacks.stretch 8")  # fmt: skip
+    assert "--output" not in ending
     made = json.loads((tmp_path / "deep" / "forecast.json").read_text())
     assert made["ahead"] == 20
     assert {p["outcome"] for p in made["probes"]} >= {"already ahead"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +13,12 @@ from typing_extensions import override
 
 from lightning_sft.sweep.forecast.law import ProbeForecast
 from lightning_sft.sweep.results import SweepResult
+
+#: what a flip is and is not, below each table
+GAP = (
+    "The gap is how far the right word's logit is above its competitor's; the probe flips where it passes 0. A flip is "
+    "over that one competitor: a third word may still be first. Rank 1 is the first of all words."
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,8 @@ class Forecast(SweepResult):
         probes: a forecast each.
         seen: after the run, the first step at which each was seen ahead; None: not by the end. Empty before.
         every: probes are read after so many steps.
+        ranks: of the right words in the vocabulary where the forecast was made, 1 is the first; empty if unknown.
+        ranks_seen: the same at the end of the run.
     """
 
     ahead: int
@@ -40,15 +49,17 @@ class Forecast(SweepResult):
     probes: list[ProbeForecast]
     every: int
     seen: list[int | None] = field(default_factory=list)
+    ranks: list[float] = field(default_factory=list)
+    ranks_seen: list[float] = field(default_factory=list)
 
     @property
     def end(self) -> int:
         """The last step of the run."""
         return self.step + self.ahead
 
-    def graded(self, seen: list[int | None]) -> Forecast:
-        """Return it with what the run has shown."""
-        return replace(self, seen=list(seen))
+    def graded(self, seen: list[int | None], ranks: Sequence[float] = ()) -> Forecast:
+        """Return it with what the run has shown: steps of flips, and the right words' ranks at its end."""
+        return replace(self, seen=list(seen), ranks_seen=list(ranks))
 
     @override
     def chosen(self) -> float | None:
@@ -62,7 +73,9 @@ class Forecast(SweepResult):
             rows = None
             if of.step is not None and self.rows_per_step is not None:
                 rows = round((of.step - self.step) * self.rows_per_step)
-            table.append({**cells, "rows": rows, "seen": self.seen[i] if self.seen else None})
+            ranks = {"rank": self.ranks[i] if self.ranks else None}
+            ranks["rank_seen"] = self.ranks_seen[i] if self.ranks_seen else None
+            table.append({**cells, "rows": rows, "seen": self.seen[i] if self.seen else None, **ranks})
         return table
 
     @override
@@ -126,12 +139,13 @@ class Forecast(SweepResult):
     @override
     def text(self) -> str:
         graded = bool(self.seen)
-        head = ["probe", "gap now", "flips at step", "80% interval", "rows until then"] + ["seen"] * graded
+        head = ["probe", "gap now"] + ["rank now"] * bool(self.ranks)
+        head += ["flips at step", "80% interval", "rows until then"]
+        head += ["seen"] * graded + ["rank at the end"] * bool(self.ranks_seen)
         lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
         for i, row in enumerate(self.rows()):
             lines.append(f"| {' | '.join(self._cells(i, row))} |")
-        gap = "The gap is how far the right word's logit is above its competitor's; the probe flips where it passes 0."
-        return "\n".join([*lines, "", gap, "", self.sentence()])
+        return "\n".join([*lines, "", GAP, "", self.sentence()])
 
     def _cells(self, i: int, row: dict[str, Any]) -> list[str]:
         of = self.probes[i]
@@ -144,8 +158,10 @@ class Forecast(SweepResult):
             words = {"flips": "{:.0f}", "flips by": "{:.0f} or earlier", "not by the end": "not by the end ({:.0f})"}
             when = words[of.outcome].format(of.step)
             interval = f"{of.low:.0f} to {of.high:.0f}"
-        cells = [of.probe, f"{of.start:+.2f}", when, interval, "-" if row["rows"] is None else str(row["rows"])]
-        return [*cells, ("no" if self.seen[i] is None else str(self.seen[i]))] if self.seen else cells
+        cells = [of.probe, f"{of.start:+.2f}", *([f"{self.ranks[i]:.0f}"] if self.ranks else []), when, interval]
+        cells.append("-" if row["rows"] is None else str(row["rows"]))
+        cells += ["no" if self.seen[i] is None else str(self.seen[i])] if self.seen else []
+        return [*cells, *([f"{self.ranks_seen[i]:.0f}"] if self.ranks_seen else [])]
 
     def sentence(self) -> str:
         """Return the answer in words."""
@@ -156,7 +172,8 @@ class Forecast(SweepResult):
         parts = [
             f"Of {len(self.probes)} probes: {ahead} ahead already, {flips} to flip by step {self.end}, "
             f"{len(told) - ahead - flips} not by then, {len(self.probes) - len(told)} that cannot be predicted. The "
-            f"forecast took {self.spent} optimizer steps, which leave no trace."
+            f"forecast took {self.spent} optimizer steps, beside the {self.ahead} of the run itself, and they leave no "
+            "trace."
         ]
         if bounds:
             parts.append(
@@ -167,19 +184,32 @@ class Forecast(SweepResult):
         if len(told) < len(self.probes):
             parts.append("For those that cannot be predicted: sweep, or forecast again later in the run.")
         if self.rate_for_share is not None:
-            rate, low, high = self.rate_for_share
-            parts.append(
-                f"For {self.share:.0%} of the probes to flip by the end, the peak rate should be {rate:.3g} "
-                f"({low:.3g} to {high:.3g}); it is {self.rate:.3g}."
-            )
+            parts.append(self._by_rate(*self.rate_for_share))
         if self.seen:
             parts.append(self._grade())
         return " ".join(parts)
 
+    def _by_rate(self, rate: float, low: float, high: float) -> str:
+        """Return from which peak rate on the share flips, and what that means for the run's own."""
+        if self.rate > high:
+            own = "is above that, so they flip before the end; that is no reason to lower it"
+        elif self.rate < low:
+            own = "is below that, so fewer flip by the end: a higher rate or a longer run would take more of them over"
+        else:
+            own = "lies within that interval: it may or may not be enough"
+        return (
+            f"For {self.share:.0%} of the probes to be ahead by the end, a peak rate of {rate:.3g} or more is enough "
+            f"by this forecast (80% interval {low:.3g} to {high:.3g}). The run's own, {self.rate:.3g}, {own}. Which "
+            "rate is best for the loss is another question."
+        )
+
     def _grade(self) -> str:
         error, (held, judged) = self.median_error(), self.coverage()
         seen = sum(s is not None for s in self.seen)
-        text = f"Seen: {seen} of {len(self.seen)} ahead at some step."
+        text = f"Seen: {seen} of {len(self.seen)} ahead of their competitor at some step."
+        if self.ranks_seen:
+            first = sum(rank == 1 for rank in self.ranks_seen)
+            text += f" At the end the right word is the model's first choice of all words in {first}."
         if error is not None:
             text += f" Steps were off by {math.expm1(error):.0%} in the median."
         if judged:

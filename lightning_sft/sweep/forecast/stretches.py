@@ -69,6 +69,7 @@ def take_stretches(session: Session, observers: Sequence[Observer], start: list[
         gaps = [start, *trial.readings.get("margin", [])]
         return Stretch(progress[: len(gaps)], gaps, trial.losses, trial.outcome == "finished" and len(gaps) > few)
 
+    session.expect(2 * few + fine_steps)
     own = stretch("own rates", [peak * share for share in shares[:few]], way[: few + 1])
     coarse = fine = own
     for reach in REACHES:
@@ -81,6 +82,7 @@ def take_stretches(session: Session, observers: Sequence[Observer], start: list[
         )
         if fine.complete and coarse.complete:
             break
+        session.expect(few + fine_steps)  # once more, on less of the way
     return Stretches(own, coarse, fine, way, peak, taken)
 
 
