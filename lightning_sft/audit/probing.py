@@ -154,7 +154,7 @@ def compare_probes(after: ProbePass, before: ProbePass | None = None, kept: Tens
             getattr(history, name).extend([then[i][name], now[i][name]])
         history.geometry_share = [None, split[i]]
         history.counterfactual_share = [None, cause[i]]
-        verdict = judge(history, finished=True)
+        verdict = judge(history, finished=True, rank=now[i]["rank"])
         outcomes.append(ProbeOutcome(probe, then[i], now[i], verdict, split[i], cause[i]))
     return outcomes
 

@@ -96,4 +96,6 @@ def outcome(found: ProbeOutcome) -> str:
         return ""
     if verdict.outcome == "loss did not fall" and found.after["loss"] < found.before["loss"]:
         return f"loss fell by less than {VerdictSettings.fall:g} nats"
-    return verdict.outcome if verdict.outcome == "flipped" else verdict.title
+    if verdict.outcome not in ("flipped", "never behind"):
+        return verdict.title
+    return verdict.outcome + (", but other words are ahead" if verdict.others_ahead else "")

@@ -91,6 +91,7 @@ class OrderParameterLogger(ProbeCallback):
         self.histories = {p.name: ProbeHistory() for p in self.probes}
         self.training_loss: list[float | None] = []  # mean of the micro-batches before each reading
         self._meters = [JumpMeter() for _ in self.probes]
+        self._ranks: list[float] = []  # at the last reading
         self._forget_tensors()
 
     @override
@@ -143,9 +144,10 @@ class OrderParameterLogger(ProbeCallback):
             if key == next(iter(self._tracks)):
                 values["p_correct"] = p.gather(1, encoded.correct[:, None])[:, 0]
                 values["p_competitor"] = p.gather(1, encoded.competitor[:, None])[:, 0]
+                ranks = synonym_rank(reading.logits, encoded.correct, encoded.competitor)
+                self._ranks = ranks.rank.tolist()
                 if not repeated:
-                    loss = synonym_rank(reading.logits, encoded.correct, encoded.competitor).loss
-                    self._remember(values, loss, moved)
+                    self._remember(values, ranks.loss, moved)
                 jumped = self._just_jumped(p)
                 if len(self.steps) > 1:
                     values["jump"] = jumped
@@ -196,9 +198,11 @@ class OrderParameterLogger(ProbeCallback):
         training = [loss for loss in self.training_loss if loss is not None]
         # nothing was trained on before the first reading; its place is taken by the first loss there is
         filled = [training[0] if loss is None else loss for loss in self.training_loss] if training else []
-        for name, history in self.histories.items():
+        for i, (name, history) in enumerate(self.histories.items()):
             others = [h.loss for other, h in self.histories.items() if other != name]
-            self.verdicts[name] = judge(history, [*others, *([filled] if filled else [])], self.verdict_settings)
+            losses = [*others, *([filled] if filled else [])]
+            rank = self._ranks[i] if self._ranks else None
+            self.verdicts[name] = judge(history, losses, self.verdict_settings, rank=rank)
 
     # ------------------------------------------------------------------ checkpoints
 

@@ -46,6 +46,8 @@ class Verdict:
         jumps: sudden changes of Phi.
         reason: one sentence with the figures behind the outcome.
         advice: what to try next; empty where nothing is wrong.
+        others_ahead: words ahead of the correct one at the end, of a probe that ended ahead of its competitor; None
+            where it did not, or where that is unknown.
     """
 
     outcome: str
@@ -54,12 +56,14 @@ class Verdict:
     jumps: tuple[Jump, ...]
     reason: str
     advice: str
+    others_ahead: int | None = None
 
     @property
     def title(self) -> str:
         """The outcome in a few words."""
-        if self.outcome == "flipped":
-            return f"flipped at step {self.flip_step}"
+        if self.outcome in ("flipped", "never behind"):
+            at = f" at step {self.flip_step}" if self.outcome == "flipped" else ""
+            return f"{self.outcome}{at}{f', {_words(self.others_ahead)} ahead' if self.others_ahead else ''}"
         return f"failed: {' and '.join(self.modes) or 'unclassified'}" if self.outcome == "failed" else self.outcome
 
 
@@ -80,6 +84,7 @@ def judge(
     settings: VerdictSettings | None = None,
     *,
     finished: bool = False,
+    rank: float | None = None,
 ) -> Verdict:
     """Name what happened to a probe.
 
@@ -90,6 +95,7 @@ def judge(
             had time enough, and a probe that is still behind has failed although its own loss still falls.
         settings: thresholds; None is the defaults.
         finished: the readings are of finished models, so that nothing was stopped early.
+        rank: of the correct token among all at the last reading, 1 being the first; None if unknown.
     """
     settings = settings or VerdictSettings()
     jumps = find_jumps(history, settings)
@@ -101,7 +107,8 @@ def judge(
     start, end = history.loss[0], history.loss[-1]
     losses = f"loss {start:.2f} -> {end:.2f} nats"
     if flipped is not None:
-        return _above(history, flipped, jumps, losses)
+        ahead = None if rank is None or not math.isfinite(rank) else round(rank) - 1
+        return _above(history, flipped, jumps, losses, ahead)
     fall = start - end
     odds = f"p {history.p_correct[-1]:.3f} against {history.p_competitor[-1]:.3f}"
     if fall <= settings.fall:
@@ -135,13 +142,21 @@ def judge(
     return Verdict("failed", tuple(modes), None, jumps, reason, _advice(modes))
 
 
-def _above(history: ProbeHistory, flipped: int, jumps: tuple[Jump, ...], losses: str) -> Verdict:
-    """Return the verdict on a probe whose correct token ended above its competitor."""
+def _words(count: int) -> str:
+    return "1 other word" if count == 1 else f"{count} other words"
+
+
+def _above(history: ProbeHistory, flipped: int, jumps: tuple[Jump, ...], losses: str, others: int | None) -> Verdict:
+    """Return the verdict on a probe whose correct token ended above its competitor, the one word that it names."""
     never = flipped == history.step[0]
     odds = f"p {history.p_correct[-1]:.3f} against {history.p_competitor[-1]:.3f}"
     negative = history.phi[-1] <= 0
     reason = f"{losses}; {odds}{f'; Phi is still {history.phi[-1]:+.3f}: the drag outweighs S' if negative else ''}"
-    return Verdict("never behind" if never else "flipped", (), flipped, jumps, reason, "")
+    advice = ""
+    if others:
+        reason += f"; ahead of the named word, but {_words(others)} {'is' if others == 1 else 'are'} ahead of it"
+        advice = "the right word is not the model's first choice yet: train longer, or raise the learning rate"
+    return Verdict("never behind" if never else "flipped", (), flipped, jumps, reason, advice, others)
 
 
 def _below_by_three_quarters(history: ProbeHistory, others: Sequence[Sequence[float]], loss: float) -> bool:

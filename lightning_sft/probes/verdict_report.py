@@ -20,7 +20,7 @@ COLUMNS = (
     "probe", "kind", "split", "correct", "competitor", "verdict", "flip_step", "first_positive_phi_step",
     "loss_start", "loss_end", "p_correct_end", "p_competitor_end", "phi_start", "phi_end", "signal_end",
     "drag_start", "drag_end", "jumps", "largest_jump_step", "largest_jump_geometry_share", "phantom_jumps",
-    "reason", "advice",
+    "reason", "advice", "others_ahead_end",
 )  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def verdict_row(probe: Probe, history: ProbeHistory, verdict: Verdict) -> dict[s
         history.loss[0], history.loss[-1], history.p_correct[-1], history.p_competitor[-1], history.phi[0],
         history.phi[-1], history.signal[-1], history.drag[0], history.drag[-1], len(verdict.jumps),
         largest.step if largest else None, largest.geometry_share if largest else None,
-        sum(bool(jump.phantom) for jump in verdict.jumps), verdict.reason, verdict.advice,
+        sum(bool(jump.phantom) for jump in verdict.jumps), verdict.reason, verdict.advice, verdict.others_ahead,
     )  # fmt: skip
     return dict(zip(COLUMNS, values, strict=True))
 

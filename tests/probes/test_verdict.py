@@ -39,6 +39,22 @@ def test_a_flip_is_the_first_reading_from_which_it_stays_above():
     assert verdict.advice == ""
 
 
+def test_a_flip_past_the_named_word_says_how_many_others_are_ahead():
+    overtook = history([-1.0, 0.5], [3.0, 2.5], every=10)
+    verdict = judge(overtook, rank=4.0)
+    assert (verdict.outcome, verdict.others_ahead) == ("flipped", 3)
+    assert verdict.title == "flipped at step 10, 3 other words ahead"
+    assert verdict.reason.endswith("; ahead of the named word, but 3 other words are ahead of it")
+    assert "train longer" in verdict.advice
+    assert judge(overtook, rank=2.0).title == "flipped at step 10, 1 other word ahead"
+    assert judge(history([0.5, 1.0], [2.9, 2.5]), rank=3.0).title == "never behind, 2 other words ahead"
+    for rank in (1.0, None, math.nan):
+        verdict = judge(overtook, rank=rank)
+        assert (verdict.title, verdict.advice) == ("flipped at step 10", "")
+    behind = judge(history([-1.0] * 40, settling()), rank=4.0)
+    assert (behind.title, behind.others_ahead) == ("failed: kinematic", None)
+
+
 def test_a_probe_that_began_ahead_was_never_behind():
     assert judge(history([0.5, 1.0], [0.9, 0.5])).outcome == "never behind"
 
