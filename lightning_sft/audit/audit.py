@@ -180,9 +180,14 @@ class _Work:
             contexts=worst_contexts(rows, now.tokens, earlier, settings.top, settings.min_fall, near, model.step),
             probes=self._probes(model, first),
             forgetting=self._forgetting(model, first),
-            verdicts=verdicts(reading, settings.trained, compared=first is not None),
+            verdicts=verdicts(reading, settings.trained, compared=first is not None, more=self._more()),
             special=read_special(rows, now.tokens, earlier, settings.min_fall),
         )
+
+    def _more(self) -> str:
+        """Return what lets one read more rows, in words."""
+        read, total = len(self.rows.chosen), self.rows.total
+        return f"--rows, here {read} of {total}" if read < total else f"these are all {total} of the set"
 
     def _first(self, found: FoundModel) -> _First:
         model, tokens = self._read(found)

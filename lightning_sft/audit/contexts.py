@@ -22,12 +22,13 @@ class Context:
         context: the end of the context, as text.
         correct: the right token, as text.
         competitor: the competitor, as text.
+        competitor_start: that under the first model, the same where the token failed silently; None without one.
         p_correct: probability of the right token.
         p_competitor: of the competitor.
         nll_start: NLL of the right token under the first model, nats; None without one.
         nll: under the second.
         p_correct_start: probability of the right token under the first model; None without one.
-        p_competitor_start: of the competitor under the first model; None without one.
+        p_competitor_start: of the first model's competitor under it; None without one.
         near_synonym: whether the competitor is a near-synonym.
         set: of the data.
         source: name of the row's source.
@@ -36,12 +37,14 @@ class Context:
         step: optimizer steps of the second model; None if unknown.
         correct_id: the right token.
         competitor_id: the competitor.
+        competitor_start_id: that under the first model; None without one.
         context_ids: ids before it, all of them.
     """
 
     context: str
     correct: str
     competitor: str
+    competitor_start: str | None
     p_correct: float
     p_competitor: float
     nll_start: float | None
@@ -56,6 +59,7 @@ class Context:
     step: int | None
     correct_id: int
     competitor_id: int
+    competitor_start_id: int | None
     context_ids: list[int]
 
     def line(self) -> dict[str, Any]:
@@ -72,7 +76,9 @@ def worst_contexts(
     near: Tensor,
     step: int | None,
 ) -> list[Context]:
-    """Return the tokens furthest behind their competitor: those that failed silently, or without a first model all.
+    """Return the tokens furthest behind their competitor, of all outranked ones or, with a first model, of some.
+
+    Those are the tokens that were outranked, got a lower loss and still are, by the same competitor or by another one.
 
     Args:
         rows: what was read.
@@ -88,17 +94,18 @@ def worst_contexts(
     for token in worst(now, before, most, min_fall).tolist():
         ids = rows.context(token)
         correct, competitor = int(rows.targets[token]), int(now.competitor[token])
+        first = None if before is None else int(before.competitor[token])
         contexts.append(
             Context(
                 context=_text(decode, ids[-TAIL:]),
                 correct=_text(decode, [correct]),
                 competitor=_text(decode, [competitor]),
+                competitor_start=None if first is None else _text(decode, [first]),
                 p_correct=float(now.logp[token].exp()),
                 p_competitor=float(now.competitor_logp[token].exp()),
                 nll_start=None if before is None else -float(before.logp[token]),
                 nll=-float(now.logp[token]),
                 p_correct_start=None if before is None else float(before.logp[token].exp()),
-                # the same competitor in both, as these failed silently
                 p_competitor_start=None if before is None else float(before.competitor_logp[token].exp()),
                 near_synonym=bool(near[token]),
                 set=rows.what,
@@ -108,6 +115,7 @@ def worst_contexts(
                 step=step,
                 correct_id=correct,
                 competitor_id=competitor,
+                competitor_start_id=first,
                 context_ids=ids,
             )
         )

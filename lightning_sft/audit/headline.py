@@ -77,7 +77,8 @@ def _said(audit: Audit, verdict: SilentVerdict) -> str:
         return "Overconfident: the first choice is wrong more often than its probability says"
     if verdict.outcome == "undecided":
         few = f"{_places(r)} look like it, too few to be sure"
-        return f"Cannot tell yet whether it fails silently: {few}. Read more rows"
+        more = "--rows" if audit.rows < audit.total_rows else "--data"
+        return f"Cannot tell yet whether it fails silently: {few}. Read more rows ({more})"
     if verdict.outcome == "nothing to judge":
         if as_trained and r.behind == 0:
             return "Cannot tell whether it fails silently: no token was outranked before, so none could"
@@ -90,6 +91,11 @@ def _said(audit: Audit, verdict: SilentVerdict) -> str:
         return "Not fine: the loss on the rows that it was trained on rose"
     if change >= 0 or high >= 0:
         return "Trained too little: the loss on the rows that it was trained on did not clearly fall"
+    if verdict.outcome == "still outranked":
+        others = f", {r.displaced:.1%} behind another word than before" if r.displaced > 0 else ""
+        return f"Still outranked: the loss fell, but {r.still_behind} of {_before(r)} still are{others}"
+    if round(r.outranked * r.tokens) > r.behind:
+        return f"Not fine: more tokens are outranked than before, as {r.lost:.1%} of the first choices were lost"
     return "Fine: no sign of silent failure"
 
 
@@ -100,7 +106,11 @@ def _few(r: SilentReading, *, trained: bool) -> str:
 
 
 def _places(r: SilentReading) -> str:
-    return f"{r.share:.1%} of {r.behind} tokens that were outranked before"
+    return f"{r.share:.1%} of {_before(r)}"
+
+
+def _before(r: SilentReading) -> str:
+    return f"{r.behind} tokens that were outranked before"
 
 
 def _part(share: float, of: int) -> float:

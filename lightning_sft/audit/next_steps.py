@@ -43,6 +43,8 @@ def next_steps(audit: Audit, folder: Path) -> list[Block]:
             Command(f"{_fit(audit)} --objective LabelSmoothing"),
             "Fewer epochs or a lower learning rate do the same.",
         ]
+    if failed[:1] == ["still outranked"]:
+        return [*blocks, *_further(audit, folder / CONTEXTS)]
     if failed or (few and audit.contexts):
         blocks += _at_the_places(audit, folder / CONTEXTS)
     return blocks
@@ -65,10 +67,22 @@ def first_step(audit: Audit, folder: Path) -> list[str]:
     return [f"{'' if i else 'Next':<11}{line}" for i, line in enumerate(lines)]
 
 
-def _at_the_places(audit: Audit, file: Path) -> list[Block]:
+def _further(audit: Audit, file: Path) -> list[Block]:
+    """Return how to push right words further, of which most are not the first choice yet."""
+    step, why = audit.after.step, "Most right words are not the first choice yet: train for more steps"
+    blocks: list[Block] = []
+    if step and audit.asked is not None and audit.asked.configs:
+        blocks = [f"{why} than {step}, or at a higher learning rate:", Command(f"{_fit(audit)} --max_steps {2 * step}")]
+    first = "" if blocks else f"{why}, or at a higher learning rate. "
+    if not audit.contexts:
+        return blocks or [first.strip()]
+    return [*blocks, *_at_the_places(audit, file, first)]
+
+
+def _at_the_places(audit: Audit, file: Path, first: str = "") -> list[Block]:
     weights = shlex.quote(f'{{"{file}": 4}}')
     return [
-        "Train again with a margin between the right words and their competitors, or weigh those places more"
+        f"{first}Train again with a margin between the right words and their competitors, or weigh those places more"
         f"{_which(audit)}; with another trainer, weigh the tokens that the file names.",
         Command(f"{_fit(audit)} --objective RunnerUpMargin --objective.pairs {shlex.quote(str(file))}"),
         Command(f"{_fit(audit)} --data.loss_weights.contexts {weights}"),

@@ -16,6 +16,10 @@ from lightning_sft.audit.summary import CONTEXTS, in_short
 from lightning_sft.data.types import MaskFrom
 from lightning_sft.metrics.silent import SilentReading
 
+INTERVALS = (
+    "Intervals are 95% bootstrap intervals over rows; those of silent failures are no narrower than the exact ones of "
+    "as many independent tokens."
+)
 SHOWN = 12  # contexts on the page; the rest is in the files beside it
 
 
@@ -50,17 +54,20 @@ def _contexts(audit: Audit) -> Section:
     blocks: list[Block] = []
     compared = audit.before is not None
     if not audit.contexts:
-        lower = f"got a loss lower by more than {audit.min_fall:g} nats and stayed behind the same competitor"
+        lower = f"got a loss lower by more than {audit.min_fall:g} nats and stayed outranked"
         none = lower if compared else "is outranked"
         return Section("Words that stayed outranked", [f"No token {none}."])
     first = "Those where the competitor leads by the largest difference in probability come first:"
     blocks.append(
         f"At each of these places the loss of the right word fell by more than {audit.min_fall:g} nats, and the model "
-        f"still prefers the same other word, its competitor. {first}"
+        "still prefers another word: the same one as before, which is a silent failure, or one that took its place. "
+        f"{first}"
         if compared
         else f"At each of these places the model prefers another word, the competitor. {first}"
     )
-    head = ["before the word", "right word", "competitor", "p right", "p competitor", "NLL of the right word"]
+    ahead = ["was behind", "is behind"] if compared else ["competitor"]
+    odds = ["p right", "p of the one ahead" if compared else "p competitor"]
+    head = ["before the word", "right word", *ahead, *odds, "NLL of the right word"]
     blocks.append(Table(head, [_context_row(c) for c in audit.contexts[:SHOWN]]))
     if len(audit.contexts) > SHOWN:
         blocks.append(f"{len(audit.contexts)} of them are in `{CONTEXTS}` beside this page.")
@@ -74,6 +81,7 @@ def _context_row(c: Context) -> list[str]:
     return [
         as_code("..." + c.context),
         as_token(c.correct),
+        *([] if c.competitor_start is None else [as_token(c.competitor_start)]),
         as_token(c.competitor),
         moved(c.p_correct_start, c.p_correct),
         moved(c.p_competitor_start, c.p_competitor),
@@ -106,6 +114,10 @@ def _numbers(audit: Audit) -> Section:
         if near is not None:
             share = f"{_share(near.share)}{_bounds(near.share_low, near.share_high)}"
             synonyms = [["outranked by a near-synonym", f"{lower}, still behind it", share, f"of {near.behind}"]]
+        else_behind = [
+            ["outranked", f"{lower}, behind another word than before", _share(r.displaced), f"of {r.behind}"],
+            ["outranked", "outranked, without such a loss", _share(r.unlearned), f"of {r.behind}"],
+        ]
         blocks.append(
             Table(
                 ["before", "now", "share", "tokens"],
@@ -113,6 +125,7 @@ def _numbers(audit: Audit) -> Section:
                     ["outranked", f"{lower}, still behind the same competitor (**silent failure**)",
                      f"{_share(r.share)}{_bounds(r.share_low, r.share_high)}", f"of {r.behind}"],
                     *synonyms,
+                    *else_behind,
                     ["outranked", "the first choice", _share(r.flipped), f"of {r.behind}"],
                     ["the first choice", "outranked", _share(r.lost), f"of {first}"],
                 ],
@@ -170,7 +183,7 @@ def _how(audit: Audit) -> Section:
         f"Rows: {some} of the set `{audit.set}`, {audit.silent.tokens} tokens; {trained}.",
         f"Which tokens of a row are looked at (those that training would learn) was taken from: {masks}.",
         f"Chat template: {_template(audit)}.{' Both models read the same token ids.' if audit.before else ''}",
-        *(["Intervals are 95% bootstrap intervals over rows."] if _has_intervals(audit) else []),
+        *([INTERVALS] if _has_intervals(audit) else []),
         *audit.notes,
         f"Written by lightning-sft {metadata.version('lightning-sft')}; nothing was trained.",
     ]  # fmt: skip
@@ -198,7 +211,8 @@ def _words(audit: Audit) -> Section:
         "Held-out text surprises even a perfect model, so only the excess over it is a fault there.",
         f"**Silent failure**: the loss of a token fell by more than {audit.min_fall:g} nats, and the same competitor "
         "is still ahead of it: greedy decoding writes the same wrong word as before. On rows that were trained on, "
-        "this is a failure.",
+        "this is a failure. Where another word has taken that one's place, the right word is no less outranked, and is "
+        "counted apart.",
     ]
     return Section("Words used here", [Listing(items if audit.before is not None else items[:4])])
 

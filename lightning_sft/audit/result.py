@@ -138,15 +138,16 @@ class Audit:
         return asdict(self)
 
 
-def verdicts(reading: SilentReading, trained: Trained, *, compared: bool) -> list[SilentVerdict]:
+def verdicts(reading: SilentReading, trained: Trained, *, compared: bool, more: str = "") -> list[SilentVerdict]:
     """Return the verdicts on the tokens of some rows.
 
     Args:
         reading: of all tokens.
         trained: whether the rows were trained on.
         compared: whether there is a first model.
+        more: what lets one look at more rows, see `judge`.
     """
-    as_trained = judge(reading, "trained tokens", trained=True) if compared else None
+    as_trained = judge(reading, "trained tokens", trained=True, more=more) if compared else None
     as_held_out = judge(reading, "tokens", trained=False)
     if trained == "yes":
         return [as_trained or as_held_out]

@@ -53,7 +53,7 @@ def read_special(
 
 
 def special_sentence(found: SpecialTokens, *, compared: bool) -> str:
-    """Return how special tokens fared beside all others; empty where none of them was outranked."""
+    """Return how special tokens fared beside all others; empty where none of them is, or still is, outranked."""
     special, words = found.special, found.words
     names = ", ".join(f"`{text}`" for text in found.texts)
     what = f"the end of the answer ({names})" if found.ends else f"special tokens ({names})"
@@ -61,11 +61,12 @@ def special_sentence(found: SpecialTokens, *, compared: bool) -> str:
         rest = "" if words is None else f"; all other tokens: {words.outranked:.1%} of {words.tokens}"
         wrong = f"outranked at {special.outranked:.1%} of {special.tokens} places{rest}"
         return f"{what[0].upper()}{what[1:]}: {wrong}." if special.outranked > 0 else ""
-    failed = special.failed
-    if not failed:
+    if not special.still_behind:
         return ""
-    rest = "" if words is None else f"; of all other tokens, {words.failed} of {words.behind}"
-    places = f"Of {special.behind} places where {what} was outranked before, {failed} failed silently{rest}."
+    rest = "" if words is None else f"; of all other tokens, {words.still_behind} of {words.behind}"
+    same = f", {special.failed} of them with a lower loss and behind the same token" if special.failed else ""
+    still = f"{special.still_behind} still are{same}{rest}"
+    places = f"Of {special.behind} places where {what} was outranked before, {still}."
     if not found.ends:
         return places
     return f"It does not stop where the data do. {places} There the model goes on where the data end the answer."

@@ -24,7 +24,7 @@ class NextStep:
         why: what speaks for it, in a sentence.
         command: what to type.
         measured: whether the trained model speaks for it, and not only what was read before training: this counts more.
-        only_longer: whether it is the same run, which goes on because it was too short to tell.
+        only_longer: whether it is the same run, which goes on.
         compares: whether it is a comparison, which takes many runs.
     """
 
@@ -77,7 +77,7 @@ def longer(trainer: Trainer) -> list[str]:
 
 
 def after_verdicts(
-    outcomes: Collection[str], folder: Path | None, contexts: str, more: Sequence[str] = ()
+    outcomes: Collection[str], folder: Path | None, contexts: str, more: Sequence[str] = (), model: str | None = None
 ) -> tuple[NextStep | None, str]:
     """Return what to try after the verdicts on silent failure, and as a line for a log; nothing where all is well.
 
@@ -86,11 +86,14 @@ def after_verdicts(
         folder: of the run; None without one.
         contexts: name of the file there that holds the worst contexts.
         more: options that let the run go on, see `longer`.
+        model: what the run's model began as, with which an audit compares it; None if unknown.
     """
     if "too early" in outcomes and "silent failure" not in outcomes:
         return _go_on(folder, more)
+    if "still outranked" in outcomes:
+        return _further(folder, more)
     if not {"silent failure", "overconfident"} & set(outcomes):
-        return None, ""
+        return None, _read_more(folder, model) if "undecided" in outcomes else ""
     if "silent failure" in outcomes:
         objective, pairs = "RunnerUpMargin", None if folder is None else folder / contexts
         why = "the loss fell while right words stay behind their competitors, and a margin between them may help"
@@ -114,6 +117,28 @@ def _go_on(folder: Path | None, more: Sequence[str]) -> tuple[NextStep | None, s
     why = "this was too short to tell whether it fails silently, and it goes on from its last step"
     command = shlex.join(["lightning", "fit", str(near(folder)), *more])
     return NextStep(why, command, measured=False, only_longer=True), _in_lines(why, command)
+
+
+def _further(folder: Path | None, more: Sequence[str]) -> tuple[NextStep | None, str]:
+    """Return what to try where the loss fell and most right words are not the first choice yet."""
+    if not more or folder is None or not (folder / RUN_SETTINGS).is_file():
+        return None, "To get the right words ahead, train longer or at a higher learning rate."
+    why = "most right words are not the first choice yet, and more steps, or a higher learning rate, push them further"
+    command = shlex.join(["lightning", "fit", str(near(folder)), *more])
+    return NextStep(why, command, measured=True, only_longer=True), _in_lines(why, command)
+
+
+def _read_more(folder: Path | None, model: str | None) -> str:
+    """Return how to read more training rows, of the finished model or in the next run."""
+    if folder is None or not (folder / RUN_SETTINGS).is_file():
+        return "To tell, watch more rows in the next run: SilentFailureMonitor(train_rows=...)."
+    again = "--trainer.callbacks+=SilentFailureMonitor --trainer.callbacks.train_rows=128"
+    if model is None:
+        command = f"lightning fit {shlex.quote(str(near(newest_settings(folder))))} {again}"
+        return _in_lines("too few training rows were watched to tell whether it fails silently", command)
+    why = f"an audit of this model reads more training rows; the next run watches more with {again}"
+    return _in_lines(why, shlex.join(["lightning", "audit", str(near(folder)), "--before", model, "--after", "last",
+                                      "--set", "train"]))  # fmt: skip
 
 
 def _in_lines(why: str, command: str) -> str:

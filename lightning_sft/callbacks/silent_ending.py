@@ -19,6 +19,7 @@ from lightning_sft.probes.contexts import contexts_table, write_contexts
 #: outcome -> what the last line says of a set with it
 _IN_SHORT: dict[SilentOutcome, str] = {
     "silent failure": "SILENT FAILURE on the {} tokens",
+    "still outranked": "STILL OUTRANKED on the {} tokens",
     "overconfident": "overconfident on the {} tokens",
     "too early": "too early to tell from the {} tokens",
     "undecided": "undecided on the {} tokens",
@@ -46,7 +47,7 @@ def tell_verdicts(
     folder = trainer.strategy.broadcast(folder)
     told = [verdict.sentence for verdict in verdicts.values()]
     outcomes = {verdict.outcome for verdict in verdicts.values()}
-    next_step, line = after_verdicts(outcomes, folder, file, longer(trainer))
+    next_step, line = after_verdicts(outcomes, folder, file, longer(trainer), _started_from(trainer))
     whole = "\n".join([*told, line] if line else told)
     rank_zero_info("\n".join(told) if next_step and ends_with_commands(trainer) else whole)
     log_text(trainer, "silent/verdict", whole, trainer.global_step)
@@ -55,6 +56,13 @@ def tell_verdicts(
     if folder is not None and trainer.is_global_zero:
         write_contexts(folder / file, contexts)
     return next_step, _in_one_line(verdicts, len(contexts), None if folder is None else folder / file)
+
+
+def _started_from(trainer: Trainer) -> str | None:
+    """Return what the run's model began as, as a verb takes it; None if unknown, or where no checkpoint is kept."""
+    hparams = getattr(trainer.lightning_module, "hparams", {})
+    name = hparams.get("model_name_or_path") if trainer.checkpoint_callbacks else None
+    return name if isinstance(name, str) else None
 
 
 def _in_one_line(verdicts: Mapping[str, SilentVerdict], contexts: int, file: Path | None) -> str:

@@ -38,8 +38,9 @@ class SilentFailureMonitor(Callback):
     - ``silent/<set>/outranked``, ``expected`` and ``excess``: the share of tokens that are not the first choice, what a
       calibrated model would show, and the difference;
     - ``silent/<set>/share``: of the tokens outranked at the start, those whose NLL fell by more than ``min_fall`` and
-      that are still outranked by the same competitor; ``flipped``: those that have overtaken it; ``lost``: of the first
-      choices at the start, those that are none any more;
+      that are still outranked by the same competitor; ``displaced``: likewise, by another one; ``unlearned``: those
+      still outranked whose NLL did not fall as far; ``flipped``: those that are the first choice now. These four sum
+      to 1. ``lost``: of the first choices at the start, those that are none any more;
     - by source and by named validation set, where there are several; and under ``silent/<set>/synonym/`` the tokens
       whose competitor at the start was a near-synonym.
 
@@ -253,8 +254,9 @@ class SilentFailureMonitor(Callback):
             if reading is not None:
                 name = names.get(watched.name, f"tokens of {watched.name}")
                 length = self._course.length(trainer, watched)
+                more = f"train_rows of SilentFailureMonitor, here {reading.rows}"
                 self.verdicts[watched.name] = judge(
-                    reading, name, trained=watched.trained, max_share=self.max_share, length=length
+                    reading, name, trained=watched.trained, max_share=self.max_share, length=length, more=more
                 )
         datamodule = getattr(trainer, "datamodule", None)
         lines = failed_contexts(

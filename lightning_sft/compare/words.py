@@ -109,7 +109,7 @@ def explanation(report: Report) -> list[str]:
     if any(key.startswith("silent/") for key in report.keys):
         lines.append(
             "Silent share: of the tokens that were outranked at the start, those whose loss fell and that are still "
-            "behind the same competitor."
+            "behind the same competitor; those behind another word than at the start are not among them."
         )
     for arm in report.arms:
         if arm.at_edge:

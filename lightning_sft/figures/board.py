@@ -89,8 +89,8 @@ def layout(parts: Parts) -> dict[str, Charts]:
         }
     if parts.silent:
         sections["Silent failure"] = {
-            f"{words}: stayed behind, overtook, fell back": _lines(
-                f"silent/{name}/share", f"silent/{name}/flipped", f"silent/{name}/lost"
+            f"{words}: stayed behind, behind another word, became first, fell back": _lines(
+                *(f"silent/{name}/{key}" for key in ("share", "displaced", "flipped", "lost"))
             )
             for name, words in (("train", "Trained rows"), ("val", "Held-out rows"))
         } | {"Outranked more often than its own confidence says": _lines("silent/train/excess", "silent/val/excess")}

@@ -28,6 +28,7 @@ from lightning_sft.metrics.capability_reading import (
     Histogram,
     Place,
 )
+from lightning_sft.metrics.exact_share import no_narrower
 from lightning_sft.metrics.row_bootstrap import row_bootstrap
 from lightning_sft.metrics.wide import wide
 
@@ -142,6 +143,8 @@ def _group(tokens: TokenTable, cut_offs: CutOffs) -> GroupReading:
     measured = torch.stack([p, -tokens.logp, tokens.is_top1])
     means = measured.mean(1).tolist()
     intervals = _intervals(measured, of_row, len(rows))
+    right, widened = float(tokens.is_top1.sum()), intervals[2]
+    widened = None if widened is None else no_narrower(widened, right, len(p), len(rows))
     return GroupReading(
         rows=len(rows),
         tokens=len(p),
@@ -150,7 +153,7 @@ def _group(tokens: TokenTable, cut_offs: CutOffs) -> GroupReading:
         nll=means[1],
         nll_interval=intervals[1],
         top1_share=means[2],
-        top1_share_interval=intervals[2],
+        top1_share_interval=widened,
         place=place_of(means[0], cut_offs),
         share_unlikely=float((p < UNLIKELY).double().mean()),
         share_known=float((p > KNOWN).double().mean()),

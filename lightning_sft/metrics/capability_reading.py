@@ -72,7 +72,7 @@ class GroupReading:
         nll: mean negative log-likelihood, nats per token.
         nll_interval: its interval.
         top1_share: share of tokens whose target is the first choice.
-        top1_share_interval: its interval.
+        top1_share_interval: its interval, no narrower than the exact one of as many independent tokens.
         place: on the continuum, by ``mean_p`` and the cut-offs.
         share_unlikely: share of tokens with p < 0.1.
         share_known: share of tokens with p > 0.55.

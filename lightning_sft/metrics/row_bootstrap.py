@@ -16,7 +16,8 @@ def row_bootstrap(
     """Return the 95% interval of sum(numerator) / sum(denominator) of each quantity, by percentiles.
 
     Rows are resampled whole, with a fixed seed of its own: nothing is drawn from a global random stream, and the same
-    rows give the same interval. Where all rows agree it is a single point, which is too narrow.
+    rows give the same interval. Where all rows agree it is a single point, which is too narrow; a share is
+    then widened by `no_narrower`.
 
     Args:
         numerators: (quantities, rows).

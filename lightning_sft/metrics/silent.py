@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_sft.held_out import MIN_ROWS
+from lightning_sft.metrics.exact_share import no_narrower
 from lightning_sft.metrics.row_bootstrap import row_bootstrap
 from lightning_sft.metrics.wide import wide
 from lightning_sft.scores import TokenScores
@@ -79,7 +80,9 @@ class TokenReading:
 class SilentReading:
     """One set of tokens, read now and, if a first reading is at hand, compared with it.
 
-    Shares are nan where they would be shares of nothing, and everything is nan where a token's score is.
+    Shares are nan where they would be shares of nothing, and everything is nan where a token's score is. What became of
+    the tokens outranked at the first reading is told by four shares, which sum to 1: ``flipped``, ``share``,
+    ``displaced`` and ``unlearned``.
 
     Attributes:
         tokens: tokens of the set.
@@ -95,9 +98,12 @@ class SilentReading:
         behind: number of tokens outranked at the first reading.
         share: of those, the share whose NLL has fallen by more than ``min_fall`` and that are still outranked by the
             same competitor: silent failure.
-        share_low: lower bound of the 95% bootstrap interval of ``share`` over rows; nan with fewer than 8 rows.
+        share_low: lower bound of the 95% interval of ``share``: by a bootstrap over rows, and no narrower than the
+            exact one of as many independent tokens, see `exact_interval`; nan with fewer than 8 rows.
         share_high: its upper bound.
         flipped: of those, the share whose target is the first choice now.
+        displaced: of those, the share whose NLL has fallen as far and that are outranked by another competitor now.
+        unlearned: of those, the share that are still outranked, by whichever, and whose NLL has not fallen as far.
         lost: of the tokens that were the first choice at the first reading, the share that are not any more.
         min_fall: nats by which a token's NLL must have fallen to count as learned.
     """
@@ -116,6 +122,8 @@ class SilentReading:
     share_low: float = math.nan
     share_high: float = math.nan
     flipped: float = math.nan
+    displaced: float = math.nan
+    unlearned: float = math.nan
     lost: float = math.nan
     min_fall: float = 0.1
 
@@ -124,11 +132,27 @@ class SilentReading:
         """How many tokens failed silently; 0 where it is unknown."""
         return 0 if math.isnan(self.share) else round(self.share * self.behind)
 
+    @property
+    def still_behind(self) -> int:
+        """How many of the tokens outranked at the first reading still are, by whichever; 0 where it is unknown."""
+        return 0 if math.isnan(self.flipped) else round((1 - self.flipped) * self.behind)
+
     def scalars(self) -> dict[str, float]:
         """Return the shares that are shares of something, by name: what goes into a log."""
-        names = ("outranked", "expected", "excess", "share", "flipped", "lost")
+        names = ("outranked", "expected", "excess", "share", "flipped", "displaced", "unlearned", "lost")
         values = asdict(self)
         return {name: values[name] for name in names if not math.isnan(values[name])}
+
+
+def learned_behind(before: TokenReading, now: TokenReading, min_fall: float = 0.1) -> Tensor:
+    """Return which tokens were outranked, got a lower loss and are still outranked, by whichever, (tokens,), bool.
+
+    Args:
+        before: the first reading.
+        now: the reading of the same tokens now.
+        min_fall: nats by which the NLL must have fallen.
+    """
+    return ~before.is_top1 & ~now.is_top1 & (now.logp - before.logp > min_fall)
 
 
 def failed_silently(before: TokenReading, now: TokenReading, min_fall: float = 0.1) -> Tensor:
@@ -139,8 +163,7 @@ def failed_silently(before: TokenReading, now: TokenReading, min_fall: float = 0
         now: the reading of the same tokens now.
         min_fall: nats by which the NLL must have fallen.
     """
-    fell = now.logp - before.logp > min_fall
-    return ~before.is_top1 & ~now.is_top1 & fell & (now.competitor == before.competitor)
+    return learned_behind(before, now, min_fall) & (now.competitor == before.competitor)
 
 
 def read_silent(
@@ -182,17 +205,19 @@ def read_silent(
         return SilentReading(**result)  # type: ignore[arg-type]  # ints and floats by name
     nothing += 0.0 if bool((before.logp + before.margin).isfinite().all()) else math.nan
     behind, failed = ~before.is_top1, failed_silently(before, now, min_fall)
+    learned = learned_behind(before, now, min_fall)
     result |= {
         "min_fall": min_fall,
         "nll_before": -float(before.logp.mean()),
         "behind": int(behind.sum()),
         "share": _share(failed, behind) + nothing,
         "flipped": _share(behind & now.is_top1, behind) + nothing,
+        "displaced": _share(learned & ~failed, behind) + nothing,
+        "unlearned": _share(behind & ~now.is_top1 & ~learned, behind) + nothing,
         "lost": _share(~behind & ~now.is_top1, ~behind) + nothing,
     }
     if intervals and not nothing:
-        bounds = bootstrap_interval(_by_row(wide(failed), place), _by_row(wide(behind), place))
-        result["share_low"], result["share_high"] = bounds
+        result["share_low"], result["share_high"] = _share_interval(failed, behind, place)
     return SilentReading(**result)  # type: ignore[arg-type]
 
 
@@ -211,6 +236,15 @@ def bootstrap_interval(numerator: NDArray[np.float64], denominator: NDArray[np.f
         return math.nan, math.nan
     (interval,) = row_bootstrap(numerator[None], denominator, RESAMPLES)
     return interval
+
+
+def _share_interval(part: Tensor, whole: Tensor, place: NDArray[np.int64]) -> tuple[float, float]:
+    """Return the 95% interval of a share of tokens; nan with fewer than 8 rows."""
+    parts, wholes = _by_row(wide(part), place), _by_row(wide(whole), place)
+    bounds = bootstrap_interval(parts, wholes)
+    if math.isnan(bounds[0]):
+        return bounds
+    return no_narrower(bounds, parts.sum(), int(wholes.sum()), int((wholes > 0).sum()))
 
 
 def _reach_of_chance(outranked: Tensor, expected: Tensor) -> float:
@@ -236,11 +270,11 @@ def worst(now: TokenReading, before: TokenReading | None = None, most: int = 100
 
     Args:
         now: what the model says now.
-        before: what it said at first: then only tokens that failed silently; None takes all that are outranked.
+        before: what it said at first: then only the tokens of `learned_behind`; None takes all that are outranked.
         most: how many.
-        min_fall: as in `failed_silently`.
+        min_fall: as in `learned_behind`.
     """
-    chosen = ~now.is_top1 if before is None else failed_silently(before, now, min_fall)
+    chosen = ~now.is_top1 if before is None else learned_behind(before, now, min_fall)
     lead = (now.competitor_logp.exp() - now.logp.exp()).masked_fill(~chosen, -math.inf)
     order = torch.argsort(lead, descending=True, stable=True)[: min(most, int(chosen.sum()))]
     return order[lead[order].isfinite()]

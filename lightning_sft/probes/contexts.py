@@ -24,7 +24,7 @@ def failed_contexts(
     most: int = 100,
     min_fall: float = 0.1,
 ) -> list[dict[str, Any]]:
-    """Return the contexts that failed silently, those of each set furthest behind first.
+    """Return the contexts whose loss fell and that are still outranked, those of each set furthest behind first.
 
     Args:
         watched: the sets, read twice.
@@ -35,8 +35,9 @@ def failed_contexts(
 
     Returns:
         For each context the fields of a probe (``context_ids``, ``correct_id``, ``competitor_id``, and for people
-        ``context``, its end, ``correct`` and ``competitor``) and the evidence: the probabilities of both now, the
-        correct token's NLL at the start and now, and where in the data it stands.
+        ``context``, its end, ``correct`` and ``competitor``) and the evidence: the competitor at the start, the same
+        where the token failed silently; the probabilities of the correct token and the competitor now; the correct
+        token's NLL at the start and now; and where in the data it stands.
     """
     lines = []
     for of in watched:
@@ -45,11 +46,12 @@ def failed_contexts(
             assert of.before is not None
             document, position = of.sample.document(token), int(of.sample.position[token])
             context, correct = document.ids[:position].tolist(), int(document.ids[position])
-            competitor = int(of.now.competitor[token])
+            competitor, first = int(of.now.competitor[token]), int(of.before.competitor[token])
             logp = float(of.now.logp[token])
             texts: dict[str, str] = {}
             if tokenizer is not None:
-                parts = {"context": context[-SHOWN:], "correct": [correct], "competitor": [competitor]}
+                one = {"correct": [correct], "competitor": [competitor], "competitor_start": [first]}
+                parts = {"context": context[-SHOWN:], **one}
                 texts = {name: str(tokenizer.decode(ids)) for name, ids in parts.items()}
             known = 0 <= document.source < len(source_names)
             lines.append(
@@ -67,6 +69,7 @@ def failed_contexts(
                     "step": of.step,
                     "correct_id": correct,
                     "competitor_id": competitor,
+                    "competitor_start_id": first,
                     "context_ids": context,
                 }
             )
@@ -80,15 +83,15 @@ def write_contexts(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 def contexts_table(lines: Sequence[Mapping[str, Any]]) -> str:
     """Return contexts as a Markdown table."""
-    rows = ["| context | right | stands first | p | NLL start | NLL now | set |", "|---|---|---|---|---|---|---|"]
+    head = "| context | right | stood first | stands first | p | NLL start | NLL now | set |"
+    rows = [head, "|---|---|---|---|---|---|---|---|"]
     for line in lines:
-        words = [_cell(str(line.get(name, line[f"{name}_id"]))) for name in ("correct", "competitor")]
+        names = ("correct", "competitor_start", "competitor")
+        words = " | ".join(_cell(str(line.get(name, line[f"{name}_id"]))) for name in names)
         text = _cell(str(line.get("context", line["context_ids"][-SHOWN:])))
         odds = f"{line['p_correct']:.3f} / {line['p_competitor']:.3f}"
         place = " ".join(str(line[name]) for name in ("set", "source", "row") if line[name] is not None)
-        rows.append(
-            f"| {text} | {words[0]} | {words[1]} | {odds} | {line['nll_start']:.2f} | {line['nll']:.2f} | {place} |"
-        )
+        rows.append(f"| {text} | {words} | {odds} | {line['nll_start']:.2f} | {line['nll']:.2f} | {place} |")
     return "\n".join(rows)
 
 

@@ -5,4 +5,5 @@ from __future__ import annotations
 #: fields of a line that say what was seen there, and where
 EVIDENCE = (
     "p_correct", "p_competitor", "nll_start", "nll", "near_synonym", "set", "source", "row", "position", "step",
+    "competitor_start", "competitor_start_id",
 )  # fmt: skip

@@ -111,7 +111,7 @@ class WatchedSet:
         return values
 
     def failures(self, most: int, min_fall: float) -> list[int]:
-        """Return the tokens that failed silently, by number, those furthest behind first."""
+        """Return the tokens whose loss fell and that are still outranked, by number, those furthest behind first."""
         if self.now is None or self.before is None:
             return []
         used = self._used().nonzero()[:, 0]

@@ -139,13 +139,13 @@ def _capability(run: Run) -> Part:
 
 
 def _silent_curves(runs: Sequence[Run]) -> Part:
-    keys = {"silent/train/share": "trained rows", "silent/val/share": "held-out rows"}
-    flipped = {"silent/train/flipped": "trained rows", "silent/val/flipped": "held-out rows"}
+    titles = {"share": "Stayed behind the same word although their loss fell",
+              "displaced": "Are behind another word although their loss fell",
+              "flipped": "Became the first choice"}  # fmt: skip
     return Part(charts=_kept([
-        _together(runs, keys, "Stayed behind although their loss fell", "share of outranked tokens",
-                  dashed="held-out rows", share=True),
-        _together(runs, flipped, "Overtook their competitor", "share of outranked tokens", dashed="held-out rows",
-                  share=True),
+        _together(runs, {f"silent/train/{key}": "trained rows", f"silent/val/{key}": "held-out rows"}, title,
+                  "share of outranked tokens", dashed="held-out rows", share=True)
+        for key, title in titles.items()
     ]))  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def _silent(run: Run) -> Part:
     contexts = without_what_all_share([str(c.get("context", "")) for c in run.contexts[:CONTEXTS]], ends=False)
     rows = [_context_row(text, c) for text, c in zip(contexts, run.contexts, strict=False)]
     if rows:
-        head = ["before the word", "right word", "stays ahead", "p right / ahead", "NLL", "where"]
+        head = ["before the word", "right word", "was ahead", "is ahead", "p right / ahead", "NLL", "where"]
         part.tables.append(Table(head, rows, wide=True))
         if len(run.contexts) > CONTEXTS:
             part.lines.append(f"The worst {CONTEXTS} of {len(run.contexts)} contexts; all of them: silent.jsonl.")
@@ -169,9 +169,10 @@ def _silent(run: Run) -> Part:
 
 def _context_row(text: str, context: Mapping[str, Any]) -> list[str]:
     c = context
+    names = ("correct", "competitor_start" if "competitor_start_id" in c else "competitor", "competitor")
     return [
         before_a_word(text),
-        *(word(str(c.get(name, c.get(f"{name}_id", "")))) for name in ("correct", "competitor")),
+        *(word(str(c.get(name, c.get(f"{name}_id", "")))) for name in names),
         f"{c.get('p_correct', 0):.3f} / {c.get('p_competitor', 0):.3f}",
         f"{c.get('nll_start', 0):.2f} \u2192 {c.get('nll', 0):.2f}",
         " ".join(str(c[name]) for name in ("set", "source", "row") if c.get(name) is not None),

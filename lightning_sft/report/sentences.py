@@ -11,6 +11,8 @@ from lightning_sft.units import adapter_kind
 
 #: of fewer answers than this, a share in per cent says more than there is
 _FEW = 50
+#: how verdicts begin that should be looked at
+_LOOK_AT = ("Silent failure", "Still outranked", "Overconfident")
 
 
 def in_short(run: Run) -> list[str]:
@@ -96,12 +98,13 @@ def _silent(run: Run) -> str:
     verdict = run.logs.text("silent/verdict")
     if verdict is not None:
         lines = verdict.splitlines()
-        return next((line for line in lines if line.startswith(("Silent failure", "Overconfident"))), lines[0])
-    share = run.logs.last_value("silent/train/share")
+        return next((line for line in lines if line.startswith(_LOOK_AT)), lines[0])
+    share, overtook = (run.logs.last_value(f"silent/train/{name}") for name in ("share", "flipped"))
     if share is not None:
+        first = "" if overtook is None else f", and {overtook:.1%} are the first choice now"
         return (
             f"So far {share:.1%} of the trained tokens that were outranked at the start have a lower loss and are "
-            "still behind the same competitor; the verdict comes at the end of the fit."
+            f"still behind the same competitor{first}; the verdict comes at the end of the fit."
         )
     return "Whether it failed silently was not watched (callback SilentFailureMonitor)."
 

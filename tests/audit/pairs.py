@@ -105,6 +105,8 @@ def expected_numbers(
         "excess": outranked.mean() - (1 - p).mean(),
         "behind": int(behind.sum()),
         "share": (behind & outranked & fell & same).sum() / behind.sum(),
+        "displaced": (behind & outranked & fell & ~same).sum() / behind.sum(),
+        "unlearned": (behind & outranked & ~fell).sum() / behind.sum(),
         "flipped": (behind & ~outranked).sum() / behind.sum(),
         "lost": (~behind & outranked).sum() / (~behind).sum() if (~behind).any() else None,
     }

@@ -1,4 +1,4 @@
-"""The page's three commands, on a toy with a planted failure: fit, read the verdict, fit again."""
+"""The page's commands, on a toy with a planted failure: fit, read the verdict, fit again, and once more for longer."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def test_the_loop_of_the_page_cures_the_failure(
 ) -> None:
     write_rows(Path("old.jsonl"), shift=0)
     tuned_folder(save_toy(tmp_path / "random"), Path("old.jsonl"), Path("my-model"), steps=120, lr=3e-3)
-    write_rows(Path("train.jsonl"), shift=1)
+    write_rows(Path("train.jsonl"), shift=1, count=32)
     for block in blocks("yaml", pages=[PAGE]):
         if block.marker:
             Path(block.marker.removeprefix("file=")).write_text(block.text)
@@ -30,13 +30,14 @@ def test_the_loop_of_the_page_cures_the_failure(
         main([*arguments, *(QUIET if arguments[0] == "fit" else ["--guard=none", "--device=cpu"])])
         said.append(" ".join((caplog.text + capsys.readouterr().out).split()))
         caplog.clear()
-    first, read, again = said
+    first, read, again, longer = said
     shown = [" ".join(block.text.split()) for block in blocks("text", pages=[PAGE])]
     assert shown[0] in first
     assert shown[1] in again
-    assert "Silent failure: of 22 trained tokens" in read
+    assert shown[2] in longer
+    assert "Silent failure: of 44 trained tokens" in read
     page = Path("audit/audit.md").read_text()
-    assert "- Silent failure: of 22 trained tokens" in page
+    assert "- Silent failure: of 44 trained tokens" in page
     assert "RunnerUpMargin" in page
     # the same places, found by the run itself and by the audit of what it left
     places = [

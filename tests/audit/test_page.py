@@ -63,10 +63,30 @@ def test_every_kind_of_block() -> None:
 MODEL = ReadModel("runs/long/path/model", None, None, "LlamaForCausalLM", "float32", "cpu", 0.1, 0.5, 0.4, 8, 0.25)
 READING = SilentReading(
     tokens=100, rows=20, nll=1.5, outranked=0.6, expected=0.5, excess=0.1, excess_low=0.05, excess_high=0.15,
-    nll_before=2.0, behind=70, share=0.4, share_low=0.3, share_high=0.5, flipped=0.2, lost=0.1,
+    nll_before=2.0, behind=70, share=0.4, share_low=0.3, share_high=0.5, flipped=0.2, displaced=0.3, unlearned=0.1,
+    lost=0.1,
 )  # fmt: skip
 CONTEXT = Context(
-    "she was very", " glad", " proud", 0.2, 0.4, 2.0, 1.6, 0.13, 0.45, True, "test", "rows", 3, 5, 20, 7, 8, [1, 2, 3]
+    "she was very",
+    " glad",
+    " proud",
+    " happy",
+    0.2,
+    0.4,
+    2.0,
+    1.6,
+    0.13,
+    0.45,
+    True,
+    "test",
+    "rows",
+    3,
+    5,
+    20,
+    7,
+    8,
+    9,
+    [1, 2, 3],
 )
 
 
@@ -96,9 +116,15 @@ def test_a_silent_failure_names_the_next_commands() -> None:
     assert "lightning fit RUN.yaml --objective RunnerUpMargin --objective.pairs out/" in page
     assert "--data.loss_weights.contexts '{\"out/contexts.jsonl\": 4}'" in page
     assert (
-        "| `...she was very` | `\u2423glad` | `\u2423proud` | 0.130 -> 0.200 | 0.450 -> 0.400 | 2.00 -> 1.60 |" in page
-    )
-    assert "| 40.0% (30.0% to 50.0%) | of 70 |" in page
+        "| `...she was very` | `\u2423glad` | `\u2423happy` | `\u2423proud` | 0.130 -> 0.200 | 0.450 -> 0.400 "
+        "| 2.00 -> 1.60 |"
+    ) in page
+    assert "| before the word | right word | was behind | is behind | p right | p of the one ahead |" in page
+    lower = "| outranked | loss lower by more than 0.1 nats,"
+    assert f"{lower} still behind the same competitor (**silent failure**) | 40.0% (30.0% to 50.0%) | of 70 |" in page
+    assert f"{lower} behind another word than before | 30.0% | of 70 |" in page
+    assert "| outranked | outranked, without such a loss | 10.0% | of 70 |" in page
+    assert "| outranked | the first choice | 20.0% | of 70 |" in page
 
 
 def test_the_terminal_gets_the_first_step_alone() -> None:
@@ -109,8 +135,7 @@ def test_the_terminal_gets_the_first_step_alone() -> None:
         "lightning fit runs/a/config.yaml --objective RunnerUpMargin --objective.pairs out/contexts.jsonl".split()
     )
     assert command.startswith(" " * 11)
-    fine = replace(READING, share=0.02, share_low=0.0, share_high=0.05)
-    assert first_step(made(silent=fine, contexts=[]), Path("out")) == []
+    assert first_step(made(silent=FINE, contexts=[]), Path("out")) == []
 
 
 def test_overconfidence_asks_for_something_else() -> None:
@@ -121,11 +146,34 @@ def test_overconfidence_asks_for_something_else() -> None:
 
 
 def test_nothing_wrong_has_no_next_step() -> None:
-    fine = replace(READING, share=0.02, share_low=0.0, share_high=0.05)
-    page = page_of(made(silent=fine, contexts=[]))
+    page = page_of(made(silent=FINE, contexts=[]))
     assert "No silent failure" in page
     assert "What to try next" not in page
-    assert "No token got a loss lower by more than 0.1 nats and stayed behind the same competitor." in page
+    assert "No token got a loss lower by more than 0.1 nats and stayed outranked." in page
+
+
+def test_most_tokens_still_outranked_asks_for_more_training() -> None:
+    audit = made(silent=BEHIND)
+    page = page_of(audit)
+    assert "- Still outranked: the loss fell, but most right tokens that were behind at the start still are." in page
+    step = (
+        "Most right words are not the first choice yet: train for more steps, or at a higher learning rate. Train again"
+    )
+    assert step in page
+    assert "lightning fit RUN.yaml --data.loss_weights.contexts" in page
+    run = replace(audit, after=replace(MODEL, step=40), asked=Asked([], ["runs/a/config.yaml"], None))
+    why, command = first_step(run, Path("out"))
+    assert why.endswith("Most right words are not the first choice yet: train for more steps than 40, or at a higher "
+                        "learning rate:")  # fmt: skip
+    assert command.split() == "lightning fit runs/a/config.yaml --max_steps 80".split()
+    assert "RunnerUpMargin" not in page_of(replace(run, contexts=[]))
+
+
+def test_an_undecided_verdict_names_the_option_that_reads_more_rows() -> None:
+    undecided = replace(FINE, share_high=0.2)
+    assert "Read more rows (--rows)" in headline(made(silent=undecided, total_rows=2000))
+    assert "Read more rows (--data)" in headline(made(silent=undecided))
+    assert " --rows null" in page_of(made(silent=undecided, total_rows=2000))
 
 
 def test_places_too_few_for_a_verdict_have_a_next_step() -> None:
@@ -164,7 +212,8 @@ def test_plain_rows_used_no_template() -> None:
     assert "Chat template: none was used." in page_of(made(masks={"the row itself, without a chat template": 20}))
 
 
-FINE = replace(READING, share=0.02, share_low=0.0, share_high=0.05)
+FINE = replace(READING, share=0.02, share_low=0.0, share_high=0.05, flipped=0.9, displaced=0.08, unlearned=0.0)
+BEHIND = replace(FINE, flipped=0.3, displaced=0.6, unlearned=0.08)
 SAME = replace(READING, share=0.5, share_low=math.nan, share_high=math.nan, flipped=0.0, lost=0.0, rows=3)
 GUARD = Forgetting("general", 2657, 4.392, 4.392, 8e-6, 0.001)
 
@@ -177,9 +226,13 @@ GUARD = Forgetting("general", 2657, 4.392, 4.392, 8e-6, 0.001)
         ({"trained": "no", "silent": replace(READING, excess_low=-0.1)}, "Fine: "),
         ({"before": None}, "Overconfident: "),
         ({"silent": FINE}, "Fine: no sign of silent failure (20 rows, 100 tokens)."),
+        ({"silent": replace(FINE, outranked=0.8, lost=0.9)}, "Not fine: more tokens are outranked than before, as 90."),
+        ({"silent": BEHIND}, "Still outranked: the loss fell, but 49 of 70 tokens that were outranked before still "
+         "are, 60.0% behind another word than before (20 rows"),
+        ({"silent": BEHIND, "nll_change": (0.2, 0.1, 0.3)}, "Not fine: the loss on the rows that it was trained on"),
         ({"silent": FINE, "nll_change": (-0.1, -0.3, 0.1)}, "Trained too little: the loss on the rows"),
         ({"silent": FINE, "nll_change": (0.2, 0.1, 0.3)}, "Not fine: the loss on the rows that it was trained on rose"),
-        ({"silent": replace(READING, share_low=0.05)}, "Cannot tell yet whether it fails silently: 40.0% of 70 tokens"),
+        ({"silent": replace(FINE, share=0.4, share_high=0.5)}, "Cannot tell yet whether it fails silently: 40.0% of"),
         ({"silent": replace(READING, behind=0, share=math.nan)}, "Cannot tell whether it fails silently: no token"),
         ({"silent": replace(READING, outranked=math.nan)}, "Cannot tell anything: scores are not finite"),
         ({"trained": "unknown"}, "Cannot tell whether it fails silently: it is not known whether"),
@@ -224,15 +277,18 @@ def test_the_next_commands_can_be_copied() -> None:
 
 
 def test_the_end_of_answers_is_counted_apart() -> None:
-    end = replace(READING, tokens=20, behind=20, share=0.9, outranked=0.95)
+    end = replace(READING, tokens=20, behind=20, share=0.9, flipped=0.05, outranked=0.95)
     words = replace(READING, tokens=80, behind=50, share=0.2, outranked=0.5)
     found = SpecialTokens(["<|im_end|>"], True, end, words)
     page = page_of(made(special=found))
     assert (
         "- It does not stop where the data do. Of 20 places where the end of the answer (`<|im_end|>`) was outranked "
-        "before, 18 failed silently; of all other tokens, 10 of 50."
+        "before, 19 still are, 18 of them with a lower loss and behind the same token; of all other tokens, 40 of 50."
     ) in page
-    assert "does not stop" not in page_of(made(special=replace(found, special=replace(end, share=0.0))))
+    displaced = page_of(made(special=replace(found, special=replace(end, share=0.0))))
+    assert "It does not stop where the data do. Of 20 places" in displaced, "whichever token is ahead"
+    assert "before, 19 still are; of all other tokens" in displaced
+    assert "does not stop" not in page_of(made(special=replace(found, special=replace(end, flipped=1.0))))
     assert "does not stop" not in page_of(made(special=replace(found, ends=False)))
     alone = page_of(made(before=None, special=found))
     assert (
@@ -253,6 +309,16 @@ def test_a_probe_says_its_words_and_whether_it_was_trained() -> None:
     assert "| `one` | held out | `...We would be` | `glad` | `happy` | loss fell by less than 0.05 nats |" in page
     assert "| `two` | not said | `...We would be` | `glad` | `happy` | loss did not fall |" in page
     assert f"- loss fell by less than 0.05 nats: {advice}" in page
+
+
+def test_a_probe_ahead_of_its_named_word_alone_is_no_plain_flip() -> None:
+    reading = dict.fromkeys(("p_correct", "p_competitor", "rank", "phi", "signal", "drag", "loss"), 0.1)
+    verdict = Verdict("flipped", (), 1, (), "", "train longer", others_ahead=3)
+    found = ProbeOutcome(Probe("We would be", "glad", "happy", name="one"), reading, reading, verdict, 0.0, 0.0)
+    first = replace(found, verdict=replace(verdict, advice="", others_ahead=0))
+    page = page_of(made(probes=[found, first]))
+    assert "Of 2 near-synonym probes: 1 x flipped, but other words are ahead; 1 x flipped." in page
+    assert "| `glad` | `happy` | flipped, but other words are ahead |" in page
 
 
 def test_intervals_are_spoken_of_only_where_there_are_some() -> None:

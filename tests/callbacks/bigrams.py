@@ -66,9 +66,18 @@ def tables() -> tuple[torch.Tensor, torch.Tensor]:
     return made[0], made[1]
 
 
-def save_planted(folder: Path) -> Path:
-    """Write the model as it is before training, and its tokenizer."""
-    bigram_model(tables()[0]).save_pretrained(folder)
+def table_of(logits: dict[str, dict[str, float]]) -> torch.Tensor:
+    """Logits after some context letters, by the letter; all others are 0."""
+    table = torch.zeros(VOCAB, VOCAB)
+    for letter, of in logits.items():
+        for answer, logit in of.items():
+            table[TOKEN(letter), TOKEN(answer)] = logit
+    return table
+
+
+def save_planted(folder: Path, table: torch.Tensor | None = None) -> Path:
+    """Write a model and its tokenizer; None is the model as it is before training."""
+    bigram_model(tables()[0] if table is None else table).save_pretrained(folder)
     toy_tokenizer().save_pretrained(folder)
     return folder
 
@@ -87,12 +96,12 @@ def write_planted(path: Path, rows: int = 24) -> Path:
 class Plant(Callback):
     """Writes the planted table into the model after an optimizer step."""
 
-    def __init__(self, step: int = 1) -> None:
-        self.step = step
+    def __init__(self, step: int = 1, table: torch.Tensor | None = None) -> None:
+        self.step, self.table = step, tables()[1] if table is None else table
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if trainer.global_step == self.step:
-            weight, planted = find_causal_lm(pl_module).lm_head.weight, head_weight(tables()[1])
+            weight, planted = find_causal_lm(pl_module).lm_head.weight, head_weight(self.table)
             if isinstance(weight, DTensor):
                 planted = distribute_tensor(planted, weight.device_mesh, weight.placements)
             with torch.no_grad():

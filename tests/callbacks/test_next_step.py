@@ -9,6 +9,7 @@ import pytest
 
 from lightning_sft.callbacks import RunStory
 from lightning_sft.callbacks.next_step import NextStep, after_verdicts, ends_with_commands, next_steps_of
+from lightning_sft.places import near
 
 BEFORE = NextStep("it knew the task", "lightning fit --config a.yaml --objective PowerFamily", measured=False)
 AFTER = NextStep("it failed silently", "lightning fit --config a.yaml --objective RunnerUpMargin", measured=True)
@@ -62,7 +63,7 @@ def test_it_is_said_without_a_checkpoint_too(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_follows_from_verdicts(tmp_path: Path) -> None:
-    assert after_verdicts({"fine", "undecided"}, tmp_path, "silent.jsonl") == (None, "")
+    assert after_verdicts({"no failure"}, tmp_path, "silent.jsonl") == (None, "")
     step, line = after_verdicts({"silent failure", "overconfident"}, tmp_path, "silent.jsonl")
     assert step is None, "no command has started this run"
     assert line == f"Next: SFTModule(..., objective=RunnerUpMargin(pairs='{tmp_path}/silent.jsonl'))"
@@ -92,6 +93,34 @@ def test_what_follows_from_verdicts(tmp_path: Path) -> None:
     step, _ = after_verdicts({"overconfident"}, run_folder, "silent.jsonl")
     assert step is not None
     assert step.command.endswith("--objective LabelSmoothing")
+
+
+def test_an_undecided_verdict_is_followed_by_what_reads_more_rows(tmp_path: Path) -> None:
+    step, line = after_verdicts({"no failure", "undecided"}, tmp_path, "silent.jsonl", model="base")
+    assert (step, line) == (None, "To tell, watch more rows in the next run: SilentFailureMonitor(train_rows=...).")
+    (tmp_path / "config.yaml").write_text("")
+    step, line = after_verdicts({"no failure", "undecided"}, tmp_path, "silent.jsonl", model="a base")
+    assert step is None, "the reading before training still speaks"
+    why, command = line.splitlines()
+    assert "--trainer.callbacks+=SilentFailureMonitor --trainer.callbacks.train_rows=128" in why
+    assert shlex.split(command.removeprefix("Next: lightning audit ")) == [
+        str(near(tmp_path)), "--before", "a base", "--after", "last", "--set", "train",
+    ]  # fmt: skip
+    _, line = after_verdicts({"undecided"}, tmp_path, "silent.jsonl")
+    assert line.endswith("config.yaml --trainer.callbacks+=SilentFailureMonitor --trainer.callbacks.train_rows=128")
+
+
+def test_most_tokens_still_outranked_lets_the_run_go_on(tmp_path: Path) -> None:
+    longer = ["--max_steps", "18"]
+    words = (None, "To get the right words ahead, train longer or at a higher learning rate.")
+    assert after_verdicts({"still outranked"}, tmp_path, "silent.jsonl", longer) == words, "no command has started it"
+    (tmp_path / "config.yaml").write_text("")
+    assert after_verdicts({"still outranked"}, tmp_path, "silent.jsonl") == words
+    step, line = after_verdicts({"still outranked", "overconfident"}, tmp_path, "silent.jsonl", longer)
+    assert step is not None
+    assert shlex.split(step.command) == ["lightning", "fit", str(near(tmp_path)), *longer]
+    assert line == f"To try next, since {step.why}:\nNext: {step.command}"
+    assert next_steps_of(run(BEFORE, step)) == [step], "the trained model speaks for it"
 
 
 def test_single_runs_of_a_comparison_give_no_advice_of_their_own() -> None:

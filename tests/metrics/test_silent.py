@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
+from lightning_sft.metrics.exact_share import exact_interval
 from lightning_sft.metrics.run_length import RunLength
 from lightning_sft.metrics.silent import TokenReading, bootstrap_interval, failed_silently, read_silent, worst
 from lightning_sft.metrics.silent_verdict import judge
@@ -21,7 +23,7 @@ def random_readings(tokens=400, vocab=7, seed=0):
 
 def test_a_reading_equals_a_loop_over_tokens_in_plain_python():
     before, now, targets = random_readings()
-    count = dict.fromkeys(("outranked", "behind", "failed", "flipped", "lost"), 0)
+    count = dict.fromkeys(("outranked", "behind", "failed", "displaced", "unlearned", "flipped", "lost"), 0)
     expected = 0.0
     for was, row, target in zip(before.numpy(), now.numpy(), targets.tolist(), strict=True):
         p_was, p = (np.exp(z) / np.exp(z).sum() for z in (was, row))
@@ -33,7 +35,10 @@ def test_a_reading_equals_a_loop_over_tokens_in_plain_python():
         count["flipped"] += lead_was > p_was[target] and lead <= p[target]
         count["lost"] += lead_was <= p_was[target] and lead > p[target]
         learned = math.log(p[target]) - math.log(p_was[target]) > 0.1
-        count["failed"] += lead_was > p_was[target] and lead > p[target] and learned and rival == rival_was
+        stays = lead_was > p_was[target] and lead > p[target]
+        count["failed"] += stays and learned and rival == rival_was
+        count["displaced"] += stays and learned and rival != rival_was
+        count["unlearned"] += stays and not learned
     readings = [TokenReading.of_logits(z, targets) for z in (before, now)]
     got = read_silent(readings[1], torch.arange(400) // 5, readings[0])
     n, behind = len(targets), count["behind"]
@@ -42,7 +47,12 @@ def test_a_reading_equals_a_loop_over_tokens_in_plain_python():
     assert got.expected == pytest.approx(expected / n, abs=1e-12)
     assert got.excess == pytest.approx((count["outranked"] - expected) / n, abs=1e-12)
     assert got.share == pytest.approx(count["failed"] / behind, abs=1e-12)
+    assert got.displaced == pytest.approx(count["displaced"] / behind, abs=1e-12)
+    assert got.unlearned == pytest.approx(count["unlearned"] / behind, abs=1e-12)
     assert got.flipped == pytest.approx(count["flipped"] / behind, abs=1e-12)
+    assert got.share + got.displaced + got.unlearned + got.flipped == pytest.approx(1, abs=1e-12)
+    assert min(count.values()) > 0
+    assert (got.failed, got.still_behind) == (count["failed"], behind - count["flipped"])
     assert got.lost == pytest.approx(count["lost"] / (n - behind), abs=1e-12)
     logp = now.log_softmax(1).gather(1, targets[:, None])[:, 0]
     assert got.nll == pytest.approx(-float(logp.mean()), abs=1e-12)
@@ -72,8 +82,10 @@ def test_each_outcome_counts_where_it_belongs():
     before, now = planted(names)
     reading = read_silent(now, torch.arange(len(names)) // 7, before)
     assert (reading.share, reading.flipped, reading.lost) == (1 / 5, 2 / 5, 1 / 2)
+    assert (reading.displaced, reading.unlearned) == (1 / 5, 1 / 5)
     assert reading.outranked == 4 / 7
-    assert (reading.share_low, reading.share_high) == (0.2, 0.2)  # the same in every row
+    # the same in every row, of which a bootstrap makes a single point
+    assert (reading.share_low, reading.share_high) == exact_interval(8, 40, 8)
     failed = failed_silently(before, now)
     assert [n for n, f in zip(names, failed.tolist(), strict=True) if f] == ["failed"] * 8
     assert read_silent(now, torch.arange(len(names)), before, min_fall=0.04).share == 2 / 5
@@ -134,6 +146,47 @@ def test_the_interval_covers_the_true_ratio_and_comes_out_the_same_each_time():
     assert bootstrap_interval(np.append(hits, none), np.append(tokens, none)) == (low, high)
 
 
+def test_an_interval_has_a_width_where_all_tokens_came_out_alike():
+    """Korn and Graubard's: Clopper and Pearson's of a token a row, and of fewer tokens where rows hold several."""
+    alone = binomtest(3, 20).proportion_ci(0.95)
+    assert exact_interval(3, 20, 20) == pytest.approx((alone.low, alone.high), abs=1e-9)
+    assert exact_interval(0, 18, 8) == (0.0, pytest.approx(0.22696, abs=1e-5))  # 18 x (2.1098 / 2.3646)^2 = 14.33
+    low, high = exact_interval(18, 18, 8)
+    assert (1 - low, high) == (pytest.approx(0.22696, abs=1e-5), 1.0)
+    row = torch.arange(18) % 8
+    for outcome, share in (("flipped", 0.0), ("failed", 1.0)):
+        before, now = planted([outcome] * 18)
+        reading = read_silent(now, row, before)
+        assert reading.share == share
+        assert (reading.share_low, reading.share_high) == exact_interval(18 * share, 18, 8)
+    before, now = planted(["flipped"] * 18)
+    verdict = judge(read_silent(now, row, before), "training tokens", trained=True, more="train_rows, here 8")
+    assert verdict.outcome == "undecided"
+    assert verdict.sentence.startswith("Undecided, watch more rows (train_rows, here 8): of 18 training tokens")
+    assert "95% interval of the first share 0.0% to 22.7%, bound 10%." in verdict.sentence
+
+
+def test_one_failure_is_no_surer_than_none():
+    highs = []
+    for failures in range(4):
+        before, now = planted(["failed"] * failures + ["flipped"] * (60 - failures))
+        highs.append(read_silent(now, torch.arange(60) % 8, before).share_high)
+    assert highs == sorted(highs)
+    assert highs[0] == pytest.approx(0.0823, abs=1e-4)
+
+
+@pytest.mark.parametrize(("rows", "share"), [(8, 0.03), (8, 0.1), (16, 0.03), (32, 0.1)])
+def test_a_failure_is_seldom_ruled_out_where_there_is_one(rows, share):
+    """The upper bound, on which "no failure" rests, over draws in which tokens of a row are more alike than others."""
+    random, outside, draws = np.random.default_rng(3), 0, 60
+    place = torch.arange(rows * 5) // 5
+    for _ in range(draws):
+        chance = random.beta(4 * share, 4 * (1 - share), rows).repeat(5)
+        before, now = planted(["failed" if hit else "flipped" for hit in random.random(rows * 5) < chance])
+        outside += read_silent(now, place, before).share_high < share
+    assert outside / draws <= 0.1  # of a bootstrap alone up to one in two
+
+
 def test_scores_that_are_not_finite_are_no_success():
     before, now = planted(["flipped"] * 9)
     now.margin[3], now.logp[3] = math.nan, math.nan
@@ -163,6 +216,68 @@ def test_verdicts_on_trained_tokens():
     assert "there are none" in judge(none, "training tokens", trained=True).sentence
 
 
+def test_a_third_word_in_the_competitor_s_place_is_no_success():
+    """The loss fell far, every right token is behind another word than at the start, and none is the first choice."""
+    row = torch.arange(80) // 2
+    before, now = planted(["another competitor"] * 80)
+    reading = read_silent(now, row, before)
+    assert (reading.share, reading.displaced, reading.flipped) == (0, 1, 0)
+    assert reading.share_high < 0.1
+    verdict = judge(reading, "training tokens", trained=True)
+    assert (verdict.outcome, verdict.failed) == ("still outranked", True)
+    assert verdict.sentence.startswith(
+        "Still outranked: the loss fell, but most right tokens that were behind at the start still are. Of 80 training "
+        "tokens that were outranked at the start, 0.0% have a loss lower by more than 0.1 nats and are still behind "
+        "the same competitor, 100.0% have such a loss and are behind another word than at the start, and 0.0% are the "
+        "first choice now (mean NLL of all 80 tokens in the 40 rows of this reading 3.00 -> 2.50); 95% interval of the "
+        "first share 0.0% to "
+    )
+    before, now = planted(["learned too little"] * 80)
+    verdict = judge(read_silent(now, row, before), "training tokens", trained=True)
+    assert verdict.outcome == "still outranked"
+    assert "100.0% have no such loss and are still behind" in verdict.sentence
+    assert "behind another word" not in verdict.sentence, "what became of none is left out"
+
+
+@pytest.mark.parametrize(
+    ("flipped", "outcome"), [(39, "still outranked"), (40, "no failure"), (80, "no failure"), (0, "still outranked")]
+)
+def test_no_failure_asks_for_half_of_the_tokens_to_have_overtaken(flipped, outcome):
+    before, now = planted(["flipped"] * flipped + ["another competitor"] * (80 - flipped))
+    verdict = judge(read_silent(now, torch.arange(80) // 2, before), "training tokens", trained=True)
+    assert verdict.outcome == outcome
+    assert ("are behind another word than at the start" in verdict.sentence) == (flipped < 80)
+
+
+def test_the_rest_of_the_tokens_is_told_beside_no_failure():
+    before, now = planted(
+        ["flipped"] * 60 + ["another competitor"] * 12 + ["learned too little"] * 8 + ["lost", "ahead"]
+    )
+    verdict = judge(read_silent(now, torch.arange(82) // 2, before), "training tokens", trained=True)
+    assert verdict.outcome == "no failure"
+    assert (
+        "15.0% have such a loss and are behind another word than at the start, 10.0% have no such loss and are still "
+        "behind, and 75.0% are the first choice now"
+    ) in verdict.sentence
+    assert verdict.sentence.endswith("; of the first choices at the start, 50.0% are not any more.")
+
+
+def test_tokens_still_outranked_in_a_run_whose_loss_still_falls_are_told_too_early():
+    before, now = planted(["another competitor"] * 60 + ["flipped"] * 20)
+    reading = read_silent(now, torch.arange(80) // 2, before)
+
+    def outcome(length):
+        return judge(reading, "training tokens", trained=True, length=length).outcome
+
+    straight, settled = (5.0, 4.0, 3.0), (5.0, 3.1, 3.0)
+    assert outcome(RunLength(6, 1.0, (0.0, 3.0, 6.0), straight)) == "too early", "though a quarter has overtaken"
+    assert outcome(RunLength(6, 1.0, (0.0, 3.0, 6.0), settled)) == "still outranked"
+    assert outcome(RunLength(18, 3.0, (0.0, 9.0, 18.0), straight)) == "still outranked"
+    assert outcome(RunLength(6, 0.5)) == "too early"
+    early = judge(reading, "training tokens", trained=True, length=RunLength(6, 0.5)).sentence
+    assert "75.0% have such a loss and are behind another word" in early
+
+
 def test_a_run_that_was_too_short_gets_no_verdict():
     row = torch.arange(40) // 2
     straight = RunLength(6, 1.0, (0.0, 3.0, 6.0), (5.0, 4.0, 3.0))
@@ -188,8 +303,10 @@ def test_the_worst_are_those_whose_competitor_leads_most_in_probability():
     before, now = planted(["failed", "flipped", "failed", "another competitor"])
     now.logp[:] = torch.tensor([-1.5, -0.1, -2.8, -1.0])
     now.margin[0], now.margin[2] = -1.4, -2.7  # p .22 and .91; .06 and .90
-    assert worst(now, before).tolist() == [2, 0]
+    assert worst(now, before).tolist() == [2, 0, 3], "behind the same competitor, or behind another one"
     assert worst(now, before, most=1).tolist() == [2]
+    behind, now_behind = planted(["learned too little", "flipped", "lost"])
+    assert worst(now_behind, behind).tolist() == []
     assert sorted(worst(now).tolist()) == [0, 2, 3]
 
 
