@@ -109,13 +109,16 @@ def time_left(plan: Plan, finished: Sequence[RunResult], workers: float) -> floa
 
 def progress_line(design: Design, spec: RunSpec, result: RunResult, plan: Plan, left: float) -> str:
     """Return a line about a finished run: what it gave, how far the comparison is, and the seconds that are left."""
-    if spec.kind == "search":
-        several = f", search replicate {spec.replicate + 1}" if design.search_replicates > 1 else ""
-        what = f"search: {spec.arm} at {spec.rate:.3g}{several}"
-    else:
-        what = f"replicate {spec.replicate + 1} of {design.replicates}: {spec.arm}"
     reading = result.readings.get(plan.score.key)
     gave = result.outcome if reading is None else f"{plan.score.words} {plan.score.show(reading)}"
     error = f" ({result.error})" if result.error else ""
     end = f"; about {duration(left)} left" if plan.jobs else ""
-    return f"[{plan.finished}/{plan.expected}] {what}: {gave}{error}{end}"
+    return f"[{plan.finished}/{plan.expected}] {label(design, spec)}: {gave}{error}{end}"
+
+
+def label(design: Design, spec: RunSpec) -> str:
+    """Return a run's name in lines about it."""
+    if spec.kind == "judged":
+        return f"replicate {spec.replicate + 1} of {design.replicates}: {spec.arm}"
+    several = f", search replicate {spec.replicate + 1}" if design.search_replicates > 1 else ""
+    return f"search: {spec.arm} at {spec.rate:.3g}{several}"

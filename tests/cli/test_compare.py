@@ -59,7 +59,11 @@ def designed(arguments: Sequence[str]) -> Design:
     return make_design(*parse(arguments))
 
 
-def test_a_comparison_from_settings_to_files(toy_folder: Path, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_comparison_from_settings_to_files(
+    toy_folder: Path, rows: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_sft.progress.DELAY", 0.0)
+    monkeypatch.setattr("lightning_sft.progress.EVERY", 0.0)
     command = [*settings(toy_folder, rows), *SMALL, "--objectives", "NLL,PowerFamily(1)"]
     run("compare", command)
     printed = capsys.readouterr()
@@ -95,7 +99,10 @@ def test_a_comparison_from_settings_to_files(toy_folder: Path, rows: Path, capsy
     assert "compare: 2 arms, 3 learning rates each, then 2 replicates at each arm's own rate: 10 runs" in printed.err
 
     best = min(found["arms"], key=lambda arm: arm["readings"]["val/nll"]["mean"]["mean"])
-    assert f"Train once with {best['name']}, which was best here, at its rate of {best['rate']:.3g}:" in printed.out
+    assert f"Train once with {best['name']}, which was best here, at its rate of {best['rate']:.3g} (" in printed.out
+    assert re.search(r"\(one run like it took [^)]+ here\):", printed.out)
+    assert "search: NLL at 0.0001: 1 of 2 steps (50%)" in printed.err
+    assert "replicate 2 of 2: NLL, validation: " in printed.err
     settings_of_best = yaml.safe_load((folder / "best.yaml").read_text())
     assert settings_of_best["model"]["optimizer"]["init_args"]["lr"] == best["rate"]
     (line,) = (line.strip() for line in printed.out.splitlines() if "lightning fit" in line)
@@ -391,6 +398,30 @@ def test_power_runs_nothing(toy_folder: Path, rows: Path, capsys: pytest.Capture
     assert "8 replicates and 2 arms" in printed
     assert "A difference of 0.02 needs 52 replicates" in printed
     assert not Path("comparisons").exists()
+
+
+def test_power_tells_also_where_the_comparison_could_not_run(
+    toy_folder: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for wrong in ("--data.val_split=null", "--points=2", "--model.model_name_or_path=nowhere/none"):
+        run("compare", [*settings(toy_folder, rows), "--objectives=NLL,EAFT,DFT", "--power", wrong])
+        printed = capsys.readouterr().out
+        assert "8 replicates and 3 arms" in printed
+        assert "The comparison itself would stop before its first run:" in printed
+
+
+def test_a_best_arm_with_rates_of_its_own_groups_says_why_there_is_no_file() -> None:
+    from types import SimpleNamespace
+
+    from lightning_sft.cli.compare.finish import _next
+
+    arm = SimpleNamespace(name="NLL", rate=1e-3)
+    report = SimpleNamespace(ranking=["NLL"], arm=lambda _: arm)
+    settings_of_arm = yaml.safe_dump({"model": {"parameter_rules": [{"match": "lora_B", "lr": 1e-2}]}, "trainer": {}})
+    design = SimpleNamespace(arm=lambda _: SimpleNamespace(config=settings_of_arm))
+    told = "\n".join(_next(design, None, {}, report, Path("folder")))  # type: ignore[arg-type]
+    assert "best.yaml is not written: parameter_rules" in told
+    assert "the first group's is 0.001" in told
 
 
 def test_objectives_become_settings() -> None:

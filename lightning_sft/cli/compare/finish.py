@@ -12,12 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from lightning_sft.cli.compare.output import write, write_best
-from lightning_sft.compare.design import Design
+from lightning_sft.compare.design import Design, RunSpec
 from lightning_sft.compare.plan import Plan, Results, make_plan
-from lightning_sft.compare.report import Report, make_report
+from lightning_sft.compare.report import ArmReport, Report, make_report
 from lightning_sft.compare.words import markdown, sentence, width_note
 from lightning_sft.report.plain_text import shown
 from lightning_sft.training.signals import WATCH, Stopped
+from lightning_sft.units import duration
 
 #: settings of a fit of the best arm, in the comparison's folder
 BEST = "best.yaml"
@@ -75,19 +76,33 @@ def finish(design: Design, plan: Plan, results: Results, folder: Path, wish: flo
     write(report, folder)
     text = f"{markdown(report)}\n\n{sentence(report)}"
     print(f"\n{shown(text)}\n\nWritten: {folder}/report.json, report.md, forest.png")
-    print("\n".join(_next(design, report, folder)))
+    print("\n".join(_next(design, plan, results, report, folder)))
     return report
 
 
-def _next(design: Design, report: Report, folder: Path) -> Iterator[str]:
+def _next(design: Design, plan: Plan, results: Results, report: Report, folder: Path) -> Iterator[str]:
     """Yield what one types after a comparison."""
     yield "\nNext       See the arms in TensorBoard, under HParams:"
     yield f"             {shlex.join(['tensorboard', '--logdir', str(folder / 'tensorboard')])}"
     best = write_best(design, report, folder / BEST)
     if best is not None:
         rate = "" if best.rate is None else f", at its rate of {best.rate:.3g}"
-        yield f"           Train once with {best.name}, which was best here{rate}:"
+        yield f"           Train once with {best.name}, which was best here{rate}{_cost(design, plan, results, best)}:"
         yield f"             {shlex.join(['lightning', 'fit', str(folder / BEST)])}"
+        return
+    arm = report.arm(report.ranking[0])
+    yield f"           {BEST} is not written: parameter_rules give groups of parameters rates of their own, and the"
+    yield f"           comparison scaled all of them by one factor. To train once with {arm.name}, which was best here,"
+    yield f"           multiply every lr of the settings by one factor, so that the first group's is {arm.rate:.3g}."
+
+
+def _cost(design: Design, plan: Plan, results: Results, best: ArmReport) -> str:
+    """Return what one run of the best arm took here; empty where none has finished."""
+    specs = [RunSpec("judged", i, best.name, plan.rates[best.name]) for i in range(design.replicates)]
+    found = [results[digest] for digest in map(design.digest_of, specs) if digest in results]
+    if not found:
+        return ""
+    return f" (one run like it took {duration(sum(r.wall_seconds for r in found) / len(found))} here)"
 
 
 def _favours_nll(*, searched: bool) -> str:

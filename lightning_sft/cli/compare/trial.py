@@ -28,12 +28,13 @@ from typing_extensions import override
 from lightning_sft.callbacks import FinalValidation, RunStory, RunSummary
 from lightning_sft.cli.compare.reading_less import reading_less
 from lightning_sft.cli.compare.readings import Readings, Recorder
+from lightning_sft.cli.compare.steps import RunSteps
 from lightning_sft.cli.failures import what_happened
 from lightning_sft.cli.lightning_cli import SFTCLI
 from lightning_sft.compare.design import Design, Draw, RunSpec
 from lightning_sft.compare.facts import depends_on
 from lightning_sft.compare.result import Outcome, RunResult
-from lightning_sft.compare.work import Runner
+from lightning_sft.compare.work import Runner, label
 from lightning_sft.data import SFTDataModule
 from lightning_sft.data.draws import draw_afresh
 from lightning_sft.errors import first_line
@@ -52,9 +53,11 @@ class _TrialCLI(SFTCLI):
         folder: of the run.
         draw: of its replicate.
         readings: takes what is logged.
+        what: names the run in lines about its progress.
     """
 
-    def __init__(self, args: list[str], folder: Path, draw: Draw, readings: Readings) -> None:
+    def __init__(self, args: list[str], folder: Path, draw: Draw, readings: Readings, what: str) -> None:
+        self._what = what
         self._trial_folder = folder
         self._draw = draw
         self._readings = readings
@@ -73,7 +76,8 @@ class _TrialCLI(SFTCLI):
         # what is judged is the run's end: the best checkpoint on the way would be chosen by the rows that judge
         dropped = (ModelCheckpoint, RunStory, RunSummary, FinalValidation)
         kept = [c for c in trainer.callbacks if type(c) not in dropped]  # type: ignore[attr-defined]
-        trainer.callbacks = [self._readings, *kept, FinalValidation(always=True)]  # type: ignore[attr-defined]
+        shown = [] if trainer.progress_bar_callback is not None else [RunSteps(self._what)]
+        trainer.callbacks = [self._readings, *shown, *kept, FinalValidation(always=True)]  # type: ignore[attr-defined]
         trainer.loggers = [Recorder(str(self._trial_folder), self._readings.take)]
         return trainer
 
@@ -113,7 +117,7 @@ def run_here(design: Design, spec: RunSpec, folder: Path) -> RunResult:
     lasts = sorted(folder.rglob(LAST))
     resume = [f"--ckpt_path={lasts[-1]}"] if lasts else []
     try:
-        cli = _TrialCLI(["fit", f"--config={folder / CONFIG}", *resume], folder, draw, readings)
+        cli = _TrialCLI(["fit", f"--config={folder / CONFIG}", *resume], folder, draw, readings, label(design, spec))
         data, trainer = cli.datamodule, cli.trainer
         device, steps = str(trainer.strategy.root_device), trainer.global_step
     except Exception as problem:  # whatever ends one run is a result of it, so that the others go on

@@ -87,8 +87,15 @@ def _run(asked: argparse.Namespace, rest: list[str]) -> None:
     from lightning_sft.cli.compare.prepare import make_design, starts_ranks
     from lightning_sft.cli.compare.trial import runner
 
-    design = make_design(asked, rest)
     folder = asked.folder / asked.name
+    try:
+        design = make_design(asked, rest)
+    except UserError as error:
+        if asked.power and (arms := arms_asked_for(asked)) > 1:
+            told = Resolution(asked.replicates, arms, asked.spread, asked.wish).text()
+            print(f"{told}\n\nThe comparison itself would stop before its first run:\n{error}")
+            return
+        raise
     if asked.power:
         print(resolution(design, read_results(folder / RUNS), asked.spread, asked.wish).text())
         return
@@ -102,6 +109,17 @@ def _run(asked: argparse.Namespace, rest: list[str]) -> None:
         with told_when_stopped(design, ledger.results):
             plan = work(design, ledger, run, say)
         finish(design, plan, ledger.results(), folder, asked.wish)
+
+
+def arms_asked_for(asked: argparse.Namespace) -> int:
+    """Return how many arms are named, whether or not they can be run.
+
+    Raises:
+        UserError: ``--objectives`` cannot be read.
+    """
+    from lightning_sft.cli.compare.arms import objective_arms
+
+    return len(objective_arms(asked.objectives) if asked.objectives else []) + len(asked.arm or [])
 
 
 def resolution(design: Design, results: Results, spread: float | None, wish: float | None) -> Resolution:
