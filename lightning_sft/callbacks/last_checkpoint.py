@@ -240,9 +240,12 @@ class LastCheckpoint(Checkpoint):
             print(f"{line}; {then}.", file=sys.stderr, flush=True)
 
     def _again(self) -> str:
-        """Return the command that goes on, or the option for it where the run's folder does not stand for the run."""
+        """Return the command that goes on; from Python, where the run's folder does not stand for it, the option."""
         run = run_of(self.path)
-        return "--ckpt_path last" if run is None else shlex.join(["lightning", "fit", str(near(run))])
+        if run is not None:
+            return shlex.join(["lightning", "fit", str(near(run))])
+        option = f"--ckpt_path {shlex.quote(str(near(self.path)))}"
+        return f"{WATCH.again} {option}" if WATCH.again else option
 
     def _is_requeue(self) -> bool:
         return self._requeue is not None and WATCH.requested == self._requeue

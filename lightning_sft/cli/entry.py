@@ -67,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     typed = arguments[1:]
     owns_signals = WATCH.install()
+    WATCH.again = _again(verb, typed)
     WATCH.saves = verb in _SAVING and not any(word.startswith(_ASKING) for word in arguments)
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, os.getcwd())  # a script's path lacks the folder where users keep classes of their own
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             run = _verb(verb)
         run(arguments)
         if WATCH.requested is not None:
-            WATCH.stop("when everything was done")
+            WATCH.stop("when everything was done", done=True)
     except Stopped as stopped:
         WATCH.end_ranks()
         if stopped.done and not WATCH.is_started_rank:

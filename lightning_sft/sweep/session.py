@@ -124,7 +124,8 @@ class Session:
         self._bar.close()
         self.runner.__exit__(kind, error, trace)
         if isinstance(error, KeyboardInterrupt | Stopped):
-            kept = "" if self.setting.folder is None else "; the finished trials are kept, the same command continues"
+            lost = "; its trials are lost, since the run has no folder to keep them in"
+            kept = lost if self.setting.folder is None else "; the finished trials are kept, the same command continues"
             rank_zero_info(f"Sweep {self.setting.name}: interrupted, the model is as it was before{kept}.")
 
     def expect(self, steps: int) -> None:

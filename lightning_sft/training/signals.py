@@ -41,6 +41,7 @@ class SignalWatch:
         ranks: gives the ids of the rank processes that this one started.
         only_waits: this process is no rank itself and only waits for them.
         saves: whether the command keeps what it has done so far in checkpoints; else there is nothing to say of them.
+        again: the command that was typed; empty where nobody typed one.
         speaks: whether a run says where it stops; not where it is one of many, and their verb says it.
     """
 
@@ -58,6 +59,7 @@ class SignalWatch:
         self.agreed = False
         self.only_waits = False
         self.saves = True
+        self.again = ""
         self.ranks: Callable[[], Iterable[int]] = tuple
 
     def install(self, *more: int) -> bool:
@@ -131,19 +133,21 @@ class SignalWatch:
             with suppress(ProcessLookupError):
                 os.kill(pid, signum)
 
-    def stop(self, where: str, *, speak: bool = True) -> NoReturn:
+    def stop(self, where: str, *, speak: bool = True, done: bool = False) -> NoReturn:
         """Say where the run stops, in one line, and end it.
 
         Args:
             where: completes "Stopped by SIGTERM ..."; empty where there is nothing to add.
             speak: on one rank.
+            done: nothing is left to go on with.
 
         Raises:
             Stopped: always.
         """
         signum = signal.SIGTERM if self.requested is None else self.requested
         if speak and self.speaks and not (self.is_started_rank and os.environ.get("LOCAL_RANK", "0") != "0"):
-            _say(f"Stopped by {signal.Signals(signum).name}{' ' * bool(where)}{where}.")
+            again = f" Begin again with {self.again}" if self.again and self.saves and not done else ""
+            _say(f"Stopped by {signal.Signals(signum).name}{' ' * bool(where)}{where}.{again}")
         raise Stopped(signum)
 
 

@@ -129,7 +129,9 @@ def test_nothing_to_finish(toy_folder, rows, send, monkeypatch, tmp_path, capfd)
     send(Encoder, "__call__", 5)
     assert fit(toy_folder, rows) == 143
     assert not list(Path().glob("lightning_logs/*"))
-    assert "Stopped by SIGTERM where no step was under way" in capfd.readouterr().err
+    err = capfd.readouterr().err
+    assert "Stopped by SIGTERM where no step was under way; there is nothing new to save. Begin again with " in err
+    assert f"Begin again with {shlex.join(['lightning', 'fit', *toy_arguments(toy_folder, rows, **SETTINGS)])}" in err
     assert fit(toy_folder, rows) == 0
     send(SFTModule, "validation_step", 1, signal.SIGINT)
     with pytest.raises(SystemExit) as end:
@@ -149,6 +151,30 @@ def test_a_stopped_comparison_says_how_much_of_it_is_done(toy_folder, rows, send
     said = [line for line in capfd.readouterr().err.splitlines() if "Stopped" in line or "go on" in line.lower()]
     assert said == [f"Stopped by SIGINT: 1 of 4 runs of compare done. Go on with {shlex.join(['lightning', *command])}"]
     assert WATCH.speaks
+
+
+def test_a_stopped_search_without_a_storage_goes_on_from_its_trials(toy_folder, rows, send, capfd) -> None:
+    """They lie in the run's folder; the same command finds them from the folder of its own."""
+    finder = [
+        "--trainer.callbacks+=CriticalLearningRateFinder", "--trainer.callbacks.criterion=val_nll",
+        "--trainer.callbacks.target=1.0", "--trainer.callbacks.steps=2", "--trainer.callbacks.points=4",
+        "--trainer.callbacks.resolution=5.0",
+    ]  # fmt: skip
+    command = [
+        "sweep",
+        "critical",
+        *toy_arguments(toy_folder, rows, **{**SETTINGS, "trainer__logger": "true"}),
+        *finder,
+    ]
+    send(TrialRunner, "run", 3)
+    with pytest.raises(SystemExit) as end:
+        main(command)
+    assert end.value.code == 143
+    err = capfd.readouterr().err
+    assert "Stopped by SIGTERM" in err
+    assert f"Go on with {shlex.join(['lightning', *command])}" in err
+    main(command)
+    assert "continues with 2 finished trials" in capfd.readouterr().err
 
 
 def test_before_a_sweep_the_run_is_kept(toy_folder, rows, send) -> None:

@@ -78,13 +78,13 @@ def search(arguments: list[str], asked: argparse.Namespace) -> None:
     for line in remarks:
         note(f"note: {line}")
     place = [] if asked.folder is None else [f"--output={asked.folder}"]
-    WATCH.speaks = asked.storage is None  # else a later search by the same command finds the trials
+    WATCH.speaks = False  # the verb says that a later search by the same command finds the trials
     try:
         _SearchCLI(["fit", *arguments, *place], asked)
     except SweepEnded:
         return
     except Stopped as stopped:
-        stopped.done = "" if asked.storage is None else "the trials so far are kept"
+        stopped.done = "the trials so far are kept"
         raise
     finally:
         WATCH.speaks = True
