@@ -81,7 +81,17 @@ def resumed_at(folder: Path) -> list[int]:
 
 def newest_settings(folder: Path) -> Path:
     """Return the settings of a run's last part: those that it went on with, or those that it began with."""
-    steps = resumed_at(folder)
+    return settings_at(folder, None)
+
+
+def settings_at(folder: Path, step: int | None) -> Path:
+    """Return the settings by which a run came to a step; None is its last one.
+
+    Args:
+        folder: of the run.
+        step: optimizer steps.
+    """
+    steps = [at for at in resumed_at(folder) if step is None or at < step]
     return folder / (RESUMED.format(steps[-1]) if steps else RUN_SETTINGS)
 
 

@@ -67,6 +67,16 @@ def _values(parameters: Iterator[nn.Parameter]) -> dict[bool, int]:
     return found
 
 
+def _adapter_values(scorer: Any) -> int:
+    """Return how many values an adapter adds to a model; 0 without one."""
+    model = getattr(scorer, "model", None)
+    prefix = getattr(model, "prefix", None) if getattr(model, "peft_config", None) else None
+    prefix = getattr(getattr(model, "base_model", None), "prefix", None) if prefix is None else prefix
+    if model is None or not isinstance(prefix, str) or not prefix:
+        return 0
+    return sum(_values(p for name, p in model.named_parameters() if prefix in name).values())
+
+
 def _model(module: LightningModule) -> Iterator[tuple[str, str]]:
     scorer, settings = getattr(module, "scorer", None), getattr(module, "settings", None)
     values = _values(module.parameters())
@@ -77,7 +87,9 @@ def _model(module: LightningModule) -> Iterator[tuple[str, str]]:
     dtype = "" if weights is None else f", {str(weights.dtype).removeprefix('torch.')}"
     quantised = getattr(settings, "quantization", None)
     name = getattr(settings, "name", None)
-    size = f"{count(sum(values.values()))} parameters{f', {quantised}' if quantised else dtype}"
+    total = sum(values.values())
+    adapter = _adapter_values(scorer)  # the model is what it is without them
+    size = f"{count(total - adapter)} parameters{f', {quantised}' if quantised else dtype}"
     yield "Model", f"{name} ({kind}), {size}" if name else f"{kind}, {size}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from lightning_sft.callbacks.capability_probe import CapabilityProbe
 from lightning_sft.callbacks.next_step import ends_with_commands
 from lightning_sft.callbacks.run_facts import name_of
 from lightning_sft.metrics.capability_reading import ENOUGH_ROWS
+from lightning_sft.metrics.opposite import why_opposite
 from lightning_sft.places import near
 
 #: what people look at first, in this order
@@ -91,8 +92,12 @@ class RunSummary(Callback):
             return
         width = max(_WIDTH, max(map(len, keys)) + 2)
         print(f"\n{'held out':<{width}}{'value':>14}")
+        once = same_loss(values, own)
         for key in keys:
-            print(f"{key:<{width}}{values[key]:>14.4f}", flush=True)
+            if not (once and key == f"{own}loss"):
+                print(f"{key:<{width}}{values[key]:>14.4f}", flush=True)
+        if once:
+            print(f"\n{own}loss is {own}nll under this objective, so it stands here once.")
         if "capability/content/mean_p" in values:
             print(_WITH_SPECIAL.format(f"{own}mean_p"))
         rows = _rows_of(trainer, own.rstrip("/"))
@@ -112,13 +117,20 @@ class RunSummary(Callback):
         known = self.before_objective and self.after_objective  # a run that took no step has not read the second
         other = bool(known) and self.before_objective != self.after_objective
         print(f"\n{'held out':<{_WIDTH}}" + "".join(f"{head:>14}" for head, _ in columns))
+        once = not other and all(same_loss(values) for _, values in columns)  # under NLL the loss is the NLL
         for key in sorted(self.after, key=_order):
+            if once and key == "val/loss":
+                continue
             shown = [values.get(key) for _, values in columns]
             if other and key.endswith("/loss"):  # in the units of another objective
                 shown[:-1] = [None] * (len(shown) - 1)
             print(f"{key:<{_WIDTH}}" + "".join(f"{'-':>14}" if x is None else f"{x:>14.4f}" for x in shown))
         if "val/mean_p" in self.after and any(_tells_special_apart(c) for c in callbacks_of(trainer)):
             print(_WITH_SPECIAL.format("val/mean_p"))
+        if once:
+            print("\nval/loss is val/nll under this objective, so it stands here once.")
+        if len(columns) > 1 and (why := why_opposite(self.before, self.after)) is not None:
+            print(f"\n{why}")
         if other and len(columns) > 1:
             print(f"val/loss was {self.before_objective}'s then and is {self.after_objective}'s now: not comparable.")
         if not self.took_steps:
@@ -144,6 +156,12 @@ class RunSummary(Callback):
         self.before, self.before_step = state_dict["before"], state_dict["before_step"]
         self.after, self.after_step = state_dict["after"], state_dict.get("after_step", 0)
         self.before_objective = state_dict.get("before_objective", "")
+
+
+def same_loss(values: Mapping[str, float], prefix: str = "val/") -> bool:
+    """Return whether a loss is shown by the very figure of the NLL."""
+    loss, nll = values.get(f"{prefix}loss"), values.get(f"{prefix}nll")
+    return loss is not None and nll is not None and f"{loss:.4f}" == f"{nll:.4f}"
 
 
 def _tells_special_apart(callback: Callback) -> bool:

@@ -235,6 +235,7 @@ class SFTCLI(ConfigurationWins, LightningCLI):
             callbacks.append(RunReport())
         if self.subcommand == "predict":
             callbacks += writers(callbacks, self._output)
+            kwargs["logger"] = False  # it logs nothing, and a logger would leave an empty file of curves
         trainer = super().instantiate_trainer(**{"callbacks": callbacks, **kwargs})
         WATCH.ranks, WATCH.only_waits = launched_ranks(trainer)
         folders = [Path(logger.log_dir) for logger in trainer.loggers if logger.log_dir]

@@ -109,7 +109,7 @@ def write_folder(
         else:
             _name_base(module, model)
     _for_generation(module)
-    config = None if checkpoint is None else run_config(Path(checkpoint))
+    config = None if checkpoint is None else run_config(Path(checkpoint), (saved or {}).get("global_step"))
     title = output.name if repository is None else repository.rpartition("/")[2]
     card = model_card(module, kind, title, saved, config, repository)
     place = next(folder for folder in output.absolute().parents if folder.is_dir())

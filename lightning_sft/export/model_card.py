@@ -13,7 +13,7 @@ import yaml  # type: ignore[import-untyped]
 
 from lightning_sft.checkpoints.runs import KEEPERS
 from lightning_sft.checkpoints.state import KEY
-from lightning_sft.places import CHECKPOINTS, PACKAGE_SCHEME, RUN_SETTINGS
+from lightning_sft.places import PACKAGE_SCHEME, run_of, settings_at
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -56,7 +56,7 @@ def model_card(
             base.
         title: the heading.
         checkpoint: the checkpoint, for steps and readings; None leaves them out.
-        config: config.yaml of the run, for the data; None leaves it out.
+        config: the run's settings, for the data; None leaves it out.
         repository: of the hub, where the folder goes there.
     """
     sections = [
@@ -71,12 +71,18 @@ def model_card(
     return "\n\n".join(sections) + "\n"
 
 
-def run_config(checkpoint: Path) -> dict[str, Any] | None:
-    """Return config.yaml of the run that a checkpoint lies in, or None if there is none."""
-    path = checkpoint.resolve().parent.parent / RUN_SETTINGS
-    if checkpoint.resolve().parent.name != CHECKPOINTS or not path.is_file():
+def run_config(checkpoint: Path, step: int | None = None) -> dict[str, Any] | None:
+    """Return the settings of the run that a checkpoint lies in, or None if there is none.
+
+    Args:
+        checkpoint: a file or a folder of shards.
+        step: its optimizer steps: a run that went on with other settings had those of its last part before that step.
+            None takes those of the run's last part.
+    """
+    folder = run_of(checkpoint.resolve())
+    if folder is None:
         return None
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config = yaml.safe_load(settings_at(folder, step).read_text(encoding="utf-8"))
     return config if isinstance(config, dict) else None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lightning_sft.metrics.opposite import why_opposite
 from lightning_sft.report import charts
 from lightning_sft.report.charts import Chart, Series, curves
 from lightning_sft.report.parts import Part, Section, Table
@@ -114,7 +115,8 @@ def _before_and_after(run: Run) -> Part:
         return Part()
     steps = sorted({step for key in ordered for step in (run.logs.curve(key)[0][0], run.logs.curve(key)[-1][0])})
     head = ["held out", "before" if steps[0] == 0 else f"step {steps[0]}", f"step {steps[-1]}", "change"]
-    return Part(tables=[Table(head, rows)])
+    then, now = ({key: run.logs.curve(key)[at][1] for key in ordered} for at in (0, -1))
+    return Part(tables=[Table(head, rows)], lines=[*filter(None, [why_opposite(then, now)])])
 
 
 def _capability(run: Run) -> Part:

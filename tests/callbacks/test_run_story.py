@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from transformers import AutoModelForCausalLM
 
 from lightning_sft.callbacks import RunProgress, RunSummary
 from lightning_sft.callbacks.run_clock import RunClock, validations_left
@@ -38,8 +39,11 @@ def test_a_fit_tells_its_story(
     folder = run_folder(Path("runs"))
 
     facts = out[: out.index("validation at step 0")]
+    whole = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(toy_folder).parameters())
+    assert f" of {count(whole)} parameters" not in facts, "what trains is a share of all, the adapter included"
     for fact in (
         f"Model      {toy_folder} (LlamaForCausalLM)",
+        f"(LlamaForCausalLM), {count(whole)} parameters, float32",
         "LoRA r 4, alpha 8",
         "Objective  PowerFamily(alpha=1.0)",
         "train 20 rows",
@@ -219,6 +223,28 @@ def test_losses_of_two_objectives_do_not_share_a_row(capsys: pytest.CaptureFixtu
     assert re.search(r"val/nll +2\.0000 +2\.0000", other)
     assert "NLL" in other.splitlines()[-1]
     assert "PowerFamily(alpha=1.0)" in other.splitlines()[-1]
+
+
+def test_a_loss_that_is_the_nll_stands_once_and_p_against_the_nll_is_explained(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    told = RunSummary()
+    readings = {"val/loss": torch.tensor(4.0), "val/nll": torch.tensor(4.0), "val/mean_p": torch.tensor(0.3)}
+    trainer = SimpleNamespace(
+        sanity_checking=False, state=SimpleNamespace(fn="fit"), loggers=[], log_dir=None, barebones=False,
+        is_global_zero=True, callbacks=[],
+    )  # fmt: skip
+    for step, factor in ((0, 1.0), (6, 0.5)):
+        trainer.global_step = step
+        trainer.callback_metrics = {key: value * factor for key, value in readings.items()}
+        told.on_validation_end(trainer, SimpleNamespace(objective=NLL()))  # type: ignore[arg-type]
+    told.took_steps = True
+    told.on_fit_end(trainer, SimpleNamespace())  # type: ignore[arg-type]
+    out = capsys.readouterr().out
+    assert re.search(r"val/nll +4\.0000 +2\.0000", out)
+    assert not re.search(r"^val/loss +\d", out, re.M)
+    assert "val/loss is val/nll under this objective, so it stands here once." in out
+    assert "val/mean_p fell although val/nll fell: fewer tokens are nearly impossible now" in out
 
 
 def test_a_run_that_had_ended_says_that_it_took_no_step(

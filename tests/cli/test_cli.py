@@ -152,6 +152,7 @@ def test_fit_then_resume_validate_test_and_predict(
     assert predictions[3]["reference"] == "word 3"
     assert run_folder() == folder, "reading a checkpoint opens no further run"
     assert {"val/nll", "train/loss"} <= scalars(folder).keys()
+    assert not (folder / "predict").exists(), "predict logs nothing, so it leaves no empty file of curves"
     assert "test/nll" in scalars(folder / "test"), "what reads a checkpoint writes beside the curves of the run"
     again = ["predict", *arguments, "--ckpt_path=last"]
     for more in ([], ["--trainer.callbacks+=PredictionWriter"]):

@@ -313,3 +313,15 @@ def test_frozen_weights_that_nobody_has_are_refused(trained: Trained, tmp_path: 
 def test_an_adapter_on_tied_embeddings_unties_them(job: str, tied: bool, exported: Exported) -> None:
     assert json.loads((exported[job][0] / "config.json").read_text())["tie_word_embeddings"] is tied
     assert toy_model("llama").config.tie_word_embeddings
+
+
+def test_the_card_has_the_settings_by_which_a_run_came_to_the_step(tmp_path: Path) -> None:
+    from lightning_sft.export.model_card import run_config
+
+    (tmp_path / "checkpoints").mkdir()
+    assert run_config(tmp_path / "checkpoints/last.ckpt") is None
+    for name, rows in (("config", "a"), ("config_resumed_at_step_3", "b"), ("config_resumed_at_step_9", "c")):
+        (tmp_path / f"{name}.yaml").write_text(f"data: {{train: {rows}.jsonl}}")
+    found = {step: run_config(tmp_path / "checkpoints/x.ckpt", step) for step in (2, 3, 4, 9, 12, None)}
+    trained_on = {step: str((config or {})["data"]["train"])[0] for step, config in found.items()}
+    assert trained_on == {2: "a", 3: "a", 4: "b", 9: "b", 12: "c", None: "c"}
