@@ -227,7 +227,7 @@ class Study(ABC):
             if design is None or cell.arm not in [arm.name for arm in design.arms]:
                 continue
             kind: Any = cell.kind
-            spec = RunSpec(kind, cell.replicate, cell.arm, cell.rate)
+            spec = RunSpec(kind, cell.replicate, cell.arm, cell.rate if stage.search.points else None)
             if cell.stage == stage.rates_of and cell.kind == "search":
                 found[cell.block][design.digest_of(spec)] = cell.run
             if cell.stage != stage.name:
@@ -336,11 +336,12 @@ class Study(ABC):
     def _cell(
         self, stage: AnyStage, block: AnyBlock, design: Design, spec: RunSpec, result: RunResult, commit: str | None
     ) -> Cell:
-        assert spec.rate is not None
+        settings = self.portable(design, spec, block)
+        given = float(settings["model"]["optimizer"]["init_args"]["lr"])  # of a stage that searches no rate
         return Cell(
-            self.name, stage.name, block.name, spec.kind, spec.replicate, spec.arm, spec.rate, design.draw(spec).seed,
-            commit, self.commit, self.portable(design, spec, block), dict(design.arm(spec.arm).facts), processor(),
-            result.plain(),
+            self.name, stage.name, block.name, spec.kind, spec.replicate, spec.arm,
+            given if spec.rate is None else spec.rate, design.draw(spec).seed, commit, self.commit, settings,
+            dict(design.arm(spec.arm).facts), processor(), result.plain(),
         )  # fmt: skip
 
     def portable(self, design: Design, spec: RunSpec, block: AnyBlock) -> dict[str, Any]:

@@ -18,9 +18,11 @@ from studies.phantoms.design import (
     BACKGROUND,
     BOUND,
     EMBEDDINGS,
+    FAST,
     FLIPPED,
     HALF,
     LEAST,
+    LEAST_JUMPED,
     MIXED,
     MOST,
     PLANTED,
@@ -34,7 +36,7 @@ from studies.phantoms.design import (
 from studies.phantoms.watch import MODES, OUTCOMES
 from studies.phantoms.watch import SILENT as SILENT_OUTCOMES
 
-MAIN, AMONG = STAGES["confirmatory"], STAGES["mixed"]
+MAIN, RUSHED, AMONG = STAGES["confirmatory"], STAGES["fast"], STAGES["mixed"]
 
 
 @dataclass(frozen=True)
@@ -216,15 +218,18 @@ AGAINST = {"H1": HALF, "H2": 0.0, "H3": TENTH}
 
 
 def hypotheses(cells: Sequence[Cell]) -> list[Verdict]:
-    """Return the verdicts; none is given before all judged cells of both stages are there."""
+    """Return the verdicts; none is given before all judged cells of the three stages are there."""
     alone, mixed = judged(cells, MAIN.name, ALONE.name), judged(cells, AMONG.name, MIXED.name)
+    fast = judged(cells, RUSHED.name, FAST.name)
     count = MAIN.replicates
+    jumped = _minus(fast, EMBEDDINGS, HALF)
     found = {
-        "H1": finding(_minus(alone, EMBEDDINGS, HALF), count),
+        "H1": finding(dict(enumerate(jumped.values())), len(jumped) if len(jumped) >= LEAST_JUMPED else count),
         "H2": finding(differences(alone, FLIPPED, LEAST, MOST), count),
         "H3": finding(_minus(mixed, SILENT, TENTH), count),
     }
     complete = all(len(alone.get(arm, {})) == count for arm in MAIN.arms)
+    complete &= all(len(fast.get(arm, {})) == RUSHED.replicates for arm in RUSHED.arms)
     complete &= all(len(mixed.get(arm, {})) == AMONG.replicates for arm in AMONG.arms)
     if not complete:
         return [Verdict(name, one, AGAINST[name], None, "not complete") for name, one in found.items()]
@@ -253,11 +258,14 @@ def _minus(runs: Runs, key: str, against: float) -> dict[int, float]:
 
 def _why_not_jumps(cells: Sequence[Cell], one: Finding) -> str:
     whys = []
-    told = plant(cells_of(cells, MAIN, ALONE, FULL, "judged"))
+    runs = cells_of(cells, RUSHED, FAST, FULL, "judged")
+    told = plant(runs)
     if not told.works:
         whys.append(f"of {told.jumps} planted changes {told.phantom} were called phantom")
+    if diverged := sum(cell.run.outcome != "finished" for cell in runs):
+        whys.append(f"{diverged} runs diverged")
     if not one.complete:
-        whys.append(f"{one.expected - len(one.values)} replicates have no jump, or diverged")
+        whys.append(f"only {len(one.values)} replicates have a jump")
     return "; ".join(whys)
 
 

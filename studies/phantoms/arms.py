@@ -13,6 +13,10 @@ from lightning_sft.objectives.base import RunFacts
 from lightning_sft.scores import TokenScores
 
 FULL = "full"
+#: rate that this arm has in place of the stage's
+FASTER_RATE = 3e-5
+#: all weights, at that rate
+FASTER = f"full, {FASTER_RATE:g}"
 RANKS = (1, 4, 16, 64)
 
 
@@ -33,7 +37,7 @@ def adapter_of(arm: str) -> dict[str, Any] | None:
 
     ``lora_alpha`` is twice the rank, so that the product of the two matrices is scaled alike at every rank.
     """
-    if arm == FULL:
+    if arm in (FULL, FASTER):
         return None
     rank = int(arm.rpartition(" ")[2])
     options = {"r": rank, "lora_alpha": 2 * rank, "lora_dropout": 0.0, "target_modules": "all-linear"}

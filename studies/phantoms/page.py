@@ -12,12 +12,14 @@ from studies.cells import Cell, require_one_version
 from studies.findings import judged, scores
 from studies.page_parts import code_words, missing_runs, processor_words, registered_words
 from studies.phantoms import analysis
-from studies.phantoms.analysis import AMONG, KINDS, MAIN, Outcome, Verdict
-from studies.phantoms.arms import FULL
+from studies.phantoms.analysis import AMONG, KINDS, MAIN, RUSHED, Outcome, Verdict
+from studies.phantoms.arms import FASTER_RATE, adapter_of
 from studies.phantoms.design import (
     ALONE,
     BOUND,
     CONTEXTS,
+    FAST,
+    FAST_RATE,
     FLIPPED,
     HYPOTHESES,
     JUMPS,
@@ -84,8 +86,9 @@ def sentences(cells: Sequence[Cell]) -> list[str]:
     )
     verdicts = analysis.hypotheses(cells)
     if any(v.verdict == "not complete" for v in verdicts):
-        want = sum(len(stage.arms) * stage.replicates for stage in (MAIN, AMONG))
-        have = len([c for c in cells if c.kind == "judged" and c.stage in (MAIN.name, AMONG.name)])
+        stages = (MAIN, RUSHED, AMONG)
+        want = sum(len(stage.arms) * stage.replicates for stage in stages)
+        have = len([c for c in cells if c.kind == "judged" and c.stage in [stage.name for stage in stages]])
         return [
             asked,
             f"Of {want} judged runs that answer this, {have} are there, so nothing is said here yet.",
@@ -94,8 +97,9 @@ def sentences(cells: Sequence[Cell]) -> list[str]:
     h1, h2, h3 = verdicts
     return [
         asked,
-        f"Under full fine-tuning the embeddings took part in {_held(h1)} of jumps (H1 {h1.verdict}), and {LEAST} minus "
-        f"{MOST} is {points(h2.finding.difference)} points of flipped contexts (H2 {h2.verdict}).",
+        f"Under full fine-tuning at a rate at which words jump the embeddings took part in {_held(h1)} of jumps (H1 "
+        f"{h1.verdict}), and {LEAST} minus {MOST} is {points(h2.finding.difference)} points of flipped contexts within "
+        f"the same bound on other text (H2 {h2.verdict}).",
         f"Among other sentences {_held(h3)} of contexts failed silently under NLL at the rate with the best held-out "
         f"NLL (H3 {h3.verdict}).",
     ]
@@ -143,10 +147,11 @@ def _hypotheses(cells: Sequence[Cell]) -> str:
 
 def _jumps(cells: Sequence[Cell]) -> str:
     rows = []
-    for name in ("pilot", MAIN.name):
+    for name in ("pilot", MAIN.name, RUSHED.name):
         stage = STAGES[name]
+        (block,) = stage.blocks
         for arm in stage.arms:
-            mine = analysis.cells_of(cells, stage, ALONE, arm, "judged")
+            mine = analysis.cells_of(cells, stage, block, arm, "judged")
             if len(mine) < stage.replicates:
                 rows.append([name, arm, _run_so_far(mine, stage.replicates), *["-"] * 5])
                 continue
@@ -157,7 +162,7 @@ def _jumps(cells: Sequence[Cell]) -> str:
                 [
                     name, arm, f"{mine[0].rate:.3g}", str(jumps), str(contexts), percent(took),
                     "-" if cause is None else f"{100 * cause:.1f}",
-                    f"{planted.phantom} of {planted.jumps}" if arm == FULL else "-",
+                    f"{planted.phantom} of {planted.jumps}" if adapter_of(arm) is None else "-",
                 ]
             )  # fmt: skip
     told = (
@@ -216,7 +221,7 @@ def _silent(cells: Sequence[Cell]) -> str:
         for arm in stage.arms:
             for kind, words in (("search", "all tried"), ("judged", "own")):
                 mine = analysis.cells_of(cells, stage, block, arm, kind)
-                if kind == "search" and stage.rates_of:
+                if kind == "search" and (stage.rates_of or not stage.search.points):
                     continue
                 read = [o for cell in mine for o in analysis.outcomes(cell.run)]
                 if not read:
@@ -254,7 +259,7 @@ def _run_so_far(mine: Sequence[Cell], expected: int) -> str:
 
 def _costs(cells: Sequence[Cell]) -> str:
     rows = []
-    for stage in (MAIN, AMONG):
+    for stage in (MAIN, RUSHED, AMONG):
         runs = judged(cells, stage.name, stage.blocks[0].name)
         for arm in stage.arms:
             done = runs.get(arm, {})
@@ -280,7 +285,8 @@ def _design(cells: Sequence[Cell], registration: Registration | None, root: Path
             f"decay. A run draws {CONTEXTS} contexts without a word in common: {half} of the package's library, and "
             f"{half} sentences of WordNet 3.0 up to a word that is replaced by a rarer near-synonym, which is right by "
             f"construction. {ALONE.name}: one batch of these contexts, loss on the answer's one token over the whole "
-            f"vocabulary, a reading at every step, constant rate. {MIXED.name}: the whole sentences, {TIMES} times "
+            f"vocabulary, a reading at every step, constant rate. {FAST.name}: the same at {FAST_RATE:g} and at "
+            f"{FASTER_RATE:g}, whatever it costs on other text. {MIXED.name}: the whole sentences, {TIMES} times "
             f"each, among {STEPS * ROWS} rows of other sentences, {ROWS} a step, linear decay.",
             "Arms: all weights, tied embeddings among them; LoRA on every linear layer at ranks 1, 4, 16 and 64, "
             "lora_alpha twice the rank, without dropout. In place of an arm with a plant, every run that trains the "

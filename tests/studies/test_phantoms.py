@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml  # type: ignore[import-untyped]
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_sft.cli.compare.trial import run_here
@@ -25,12 +26,13 @@ from studies.cells import Cell, read_cells
 from studies.command import least_runs
 from studies.cure.texts import Context, Pair
 from studies.phantoms import analysis
-from studies.phantoms.analysis import MAIN, Outcome
-from studies.phantoms.arms import ARMS, FULL, AnswersAlone, adapter_of, lora
+from studies.phantoms.analysis import MAIN, RUSHED, Outcome
+from studies.phantoms.arms import ARMS, FASTER, FASTER_RATE, FULL, AnswersAlone, adapter_of, lora
 from studies.phantoms.design import (
     ALONE,
     BACKGROUND,
     EMBEDDINGS,
+    FAST_RATE,
     FLIPPED,
     JUMPS,
     LEAST,
@@ -309,6 +311,15 @@ def test_a_pilot_finds_the_rates_that_registered_runs_are_made_at(
         assert f"r: {rank}\n" in configs[lora(rank)]
         assert f"lora_alpha: {2 * rank}\n" in configs[lora(rank)]
     asked.clear()
+    study.run_stage(RUSHED, "c0ffee")
+    assert [(spec.kind, spec.rate) for spec, _ in asked] == [("judged", None)] * 16
+    rates = {FULL: FAST_RATE, FASTER: FASTER_RATE}
+    for spec, config in asked:
+        assert yaml.safe_load(config)["model"]["optimizer"]["init_args"]["lr"] == rates[spec.arm]
+    assert {cell.arm: cell.rate for cell in read_cells(study.cells) if cell.stage == "fast"} == rates
+    study.run_stage(RUSHED, "c0ffee")
+    assert len(asked) == 16, "its cells are known again"
+    asked.clear()
     confirmatory = replace(MAIN, replicates=2, search=pilot.search)
     study.run_stage(confirmatory, "c0ffee")
     assert {spec.kind for spec, _ in asked} == {"judged"}
@@ -327,8 +338,8 @@ def test_a_pilot_finds_the_rates_that_registered_runs_are_made_at(
 
 
 def test_the_budget_is_kept(study: Study) -> None:
-    assert least_runs(STAGES["pilot"]) <= 40
-    assert least_runs(MAIN, [ALONE.name]) + least_runs(STAGES["mixed"]) <= 110
+    assert least_runs(STAGES["pilot"]) <= 50
+    assert least_runs(MAIN, [ALONE.name]) + least_runs(RUSHED) + least_runs(STAGES["mixed"]) <= 110
     for stage in STAGES.values():
         design = study.design(stage, stage.blocks[0], "c0ffee")
         assert [arm.name for arm in design.arms] == list(stage.arms)
@@ -352,13 +363,13 @@ def context(number: int, outcome: str, mode: int = 0, behind: bool = True, **mor
 def simulated(truth: World, seed: int = 0, plant: tuple[int, int] = (16, 0)) -> list[Cell]:
     rng = np.random.default_rng(seed)
     cells = []
-    for stage in (MAIN, STAGES["mixed"]):
+    for stage in (MAIN, RUSHED, STAGES["mixed"]):
         for arm in stage.arms:
             for r in range(stage.replicates):
                 took, flipped, silent, rise = (value + rng.normal(0, 0.002) * (i < 3) for i, value in
                                                enumerate(truth(arm)))  # fmt: skip
                 values = {EMBEDDINGS: took, FLIPPED: flipped, SILENT: silent, BACKGROUND: rise, JUMPS: 2.0, MOVED: 0.0}
-                if arm == FULL:
+                if arm in (FULL, FASTER):
                     values |= {PLANTED: float(plant[0]), PLANTED_PHANTOM: float(plant[1])}
                 for i, one in enumerate((context(10 * r, "failed", 1), context(10 * r + 1, "flipped"))):
                     values |= {f"context/{i:02d}/{key}": float(value) for key, value in one.items()}
@@ -395,14 +406,14 @@ def test_verdicts_of_planted_worlds() -> None:
 
 def test_nothing_is_decided_before_all_cells_are_there() -> None:
     cells = simulated(as_named)
-    for stage, arm in ((MAIN.name, lora(4)), ("mixed", lora(16)), ("mixed", FULL)):
+    for stage, arm in ((MAIN.name, lora(4)), (RUSHED.name, FULL), ("mixed", lora(16)), ("mixed", FULL)):
         fewer = [c for c in cells if (c.stage, c.arm, c.replicate) != (stage, arm, 3)]
         assert {v.verdict for v in analysis.hypotheses(fewer)} == {"not complete"}
         assert "nothing is said here yet" in sentences(fewer)[1]
 
 
 @pytest.mark.parametrize(
-    ("stage", "arm", "name"), [(MAIN.name, FULL, "H1"), (MAIN.name, LEAST, "H2"), ("mixed", FULL, "H3")]
+    ("stage", "arm", "name"), [(RUSHED.name, FULL, "H1"), (MAIN.name, LEAST, "H2"), ("mixed", FULL, "H3")]
 )
 def test_a_diverged_run_leaves_its_hypothesis_undecided(stage: str, arm: str, name: str) -> None:
     cells = simulated(as_named)
@@ -413,6 +424,23 @@ def test_a_diverged_run_leaves_its_hypothesis_undecided(stage: str, arm: str, na
     assert found[name].why
     others = {v.verdict for other, v in found.items() if other != name}
     assert others == {"supported"}
+
+
+def test_replicates_without_a_jump_are_left_out_while_enough_remain() -> None:
+    def without(count: int) -> list[Cell]:
+        bare = [replace(c, result=without_jump(c.run).plain()) if (c.stage, c.replicate) in gone else c for c in cells]
+        return bare if count else cells
+
+    def without_jump(run: RunResult) -> RunResult:
+        kept = {key: value for key, value in run.readings.items() if key != EMBEDDINGS}
+        return replace(run, curve=(Point(24, 100, 3.0, kept),))
+
+    cells = simulated(as_named)
+    for count, verdict in ((0, "supported"), (2, "supported"), (3, "undecided")):
+        gone = {(RUSHED.name, r) for r in range(1, 1 + count)}
+        first = analysis.hypotheses(without(count))[0]
+        assert (first.verdict, len(first.finding.values)) == (verdict, 8 - count)
+        assert first.why == ("only 5 replicates have a jump" if count == 3 else "")
 
 
 def test_a_context_counts_once_however_many_runs_it_was_in() -> None:
@@ -456,7 +484,7 @@ def page_of(folder: Path, cells: list[Cell], registration: Registration | None =
 
 def test_the_page_says_what_the_cells_say(tmp_path: Path) -> None:
     empty = page_of(tmp_path, [])
-    assert "Of 56 judged runs that answer this, 0 are there" in empty
+    assert "Of 72 judged runs that answer this, 0 are there" in empty
     assert "There is no figure yet" in empty
     assert not list(tmp_path.rglob("*.svg"))
     text = page_of(tmp_path, simulated(as_named), Registration("c0ffee", {"scripts": {}}))
