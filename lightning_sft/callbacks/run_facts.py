@@ -63,8 +63,15 @@ def _values(parameters: Iterator[nn.Parameter]) -> dict[bool, int]:
     """Return how many values are trained and how many are frozen; where ranks hold parts, of the whole."""
     found = {True: 0, False: 0}
     for p in parameters:
-        found[p.requires_grad] += int(getattr(p, "ds_numel", p.numel()))  # DeepSpeed's stage 3 leaves an empty shell
+        found[p.requires_grad] += _count(p)
     return found
+
+
+def _count(p: nn.Parameter) -> int:
+    """Return how many values a parameter stands for."""
+    if isinstance(packed := getattr(getattr(p, "quant_state", None), "shape", None), torch.Size):
+        return packed.numel()  # bitsandbytes keeps two values of 4 bits in a byte
+    return int(getattr(p, "ds_numel", p.numel()))  # DeepSpeed's stage 3 leaves an empty shell
 
 
 def _adapter_values(scorer: Any) -> int:

@@ -12,11 +12,12 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from lightning_sft.callbacks import RunProgress, RunSummary
 from lightning_sft.callbacks.run_clock import RunClock, validations_left
-from lightning_sft.callbacks.run_facts import _data, _plan, name_of
+from lightning_sft.callbacks.run_facts import _data, _plan, _values, name_of
 from lightning_sft.cli.entry import main
 from lightning_sft.objectives import NLL, PowerFamily, WeightedSum
 from lightning_sft.progress import progress, waiting
@@ -333,3 +334,10 @@ def test_a_table_of_an_evaluation_is_asked_for(capsys: pytest.CaptureFixture[str
         table.on_validation_end(trainer, SimpleNamespace())  # type: ignore[arg-type]
         assert capsys.readouterr().out.endswith(f"by source, set or bound: {said}\n")
     assert not table.after
+
+
+def test_values_of_four_bits_are_counted_one_by_one() -> None:
+    """As bitsandbytes keeps them: two in a byte, and the shape of the weight beside them."""
+    packed = nn.Parameter(torch.zeros(16, 1, dtype=torch.uint8), requires_grad=False)
+    packed.quant_state = SimpleNamespace(shape=torch.Size([4, 8]))  # type: ignore[attr-defined]
+    assert _values(iter([packed, nn.Parameter(torch.zeros(3))])) == {True: 3, False: 32}

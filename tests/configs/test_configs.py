@@ -129,10 +129,10 @@ def test_a_strategy_for_gpus_trains_like_one_device(name: str, toy_folder: Path,
     rows, losses = write_rows(tmp_path / "rows.jsonl"), []
     for strategy in ("single_device", name):
         given = [f"--config={CONFIGS / 'strategy' / strategy}.yaml", f"--model.model_name_or_path={toy_folder}"]
-        more = ["--trainer.accelerator=gpu", "--trainer.devices=1", f"--trainer.default_root_dir={strategy}"]
+        more = ["--trainer.accelerator=gpu", "--trainer.devices=1", f"--trainer.default_root_dir={tmp_path / strategy}"]
         more += ["--trainer.strategy.data_parallel_size=1"] * (strategy == "fsdp2")
         command = [sys.executable, "-m", "lightning_sft", "fit", *given, f"--data.train={rows}", *QUIET, *more]
         done = subprocess.run([*command, "--trainer.max_steps=3"], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
-        losses.append([value for _, value in scalars(run_folder(Path(strategy) / "lightning_logs"))["train/loss"]])
+        losses.append([value for _, value in scalars(run_folder(tmp_path / strategy / "lightning_logs"))["train/loss"]])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
