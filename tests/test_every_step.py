@@ -122,7 +122,8 @@ def test_every_step_on_rows_of_ones_own(person: Person) -> None:
 
     # verdicts: of the run, on what silent.jsonl holds of it, and of two finished models
     said = swapped.out + swapped.err
-    assert re.search(r"(Silent failure|No silent failure|Undecided|Too early|Cannot tell).*training tokens", said), said
+    verdicts = "Silent failure|Still outranked|No silent failure|Undecided|Too early|Cannot tell"
+    assert re.search(rf"({verdicts}).*training tokens", said), said
     person.types("audit", "sft.yaml", "--before", "./toy", "--after", str(folder / "model"), "--set", "val")
     audited = json.loads((here / "audit/audit.json").read_text())
     assert audited

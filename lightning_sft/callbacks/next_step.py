@@ -38,13 +38,14 @@ class NextStep:
 def next_steps_of(trainer: Trainer) -> list[NextStep]:
     """Return what a run suggests at its end, the first being what to do; a callback's is its attribute ``next_step``.
 
-    What the trained model speaks for stands alone. After a run that was too short to tell, going on comes first, and
-    then another objective that the reading before training speaks for; no comparison, whose runs would be as short.
+    What the trained model speaks for stands alone, but for going on, which leaves room for another objective. After a
+    run that was too short to tell, going on comes first, and then another objective that the reading before training
+    speaks for; no comparison, whose runs would be as short.
     """
     found = (getattr(callback, "next_step", None) for callback in callbacks_of(trainer))
     steps = [step for step in found if isinstance(step, NextStep)]
     if (measured := next((step for step in steps if step.measured), None)) is not None:
-        return [measured]
+        return [measured, *(step for step in steps if step is not measured and measured.only_longer)]
     if (longer_run := next((step for step in steps if step.only_longer), None)) is not None:
         return [longer_run, *(step for step in steps if not (step.only_longer or step.compares))]
     return steps[:1]

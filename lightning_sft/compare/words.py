@@ -63,6 +63,9 @@ def _difference(contrast: Contrast, score: Score, unit: str | None = None) -> st
 
 
 def _bracket(score: Score, ends: Sequence[float | None], *, signed: bool = True) -> str:
+    known = [v for v in ends if v is not None]
+    if len(known) == 2 and abs(known[1] - known[0]) <= 1e-9 * max(abs(v) for v in known):
+        return "[the same in every replicate, so no interval]"
     return f"[{', '.join(score.change(v, signed=signed) for v in ends)}]"
 
 

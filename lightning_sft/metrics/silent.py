@@ -91,8 +91,8 @@ class SilentReading:
         outranked: share of tokens whose target is not the first choice.
         expected: mean of 1 - p of the first choice: what ``outranked`` would be if the model were calibrated.
         excess: outranked - expected; positive: the model is surer of its first choices than it is right.
-        excess_low: lower bound of the 95% bootstrap interval of ``excess`` over rows; nan with fewer than 8 rows. Where
-            all tokens are outranked, or none, it reaches as far as a calibrated model's chance as well.
+        excess_low: lower bound of the 95% bootstrap interval of ``excess`` over rows, at least as far from it as a
+            calibrated model's chance reaches; nan with fewer than 8 rows.
         excess_high: its upper bound.
         nll_before: mean NLL at the first reading.
         behind: number of tokens outranked at the first reading.
@@ -198,9 +198,9 @@ def read_silent(
     }
     if intervals and not nothing:
         low, high = bootstrap_interval(_by_row(surplus, place), _by_row(torch.ones_like(surplus), place))
-        reach = _reach_of_chance(outranked, outranked - surplus)
-        result["excess_low"] = min(low, result["excess"] - reach) if reach else low
-        result["excess_high"] = max(high, result["excess"] + reach) if reach else high
+        reach = _reach_of_chance(outranked - surplus)
+        result["excess_low"] = min(low, result["excess"] - reach)
+        result["excess_high"] = max(high, result["excess"] + reach)
     if before is None:
         return SilentReading(**result)  # type: ignore[arg-type]  # ints and floats by name
     nothing += 0.0 if bool((before.logp + before.margin).isfinite().all()) else math.nan
@@ -247,14 +247,12 @@ def _share_interval(part: Tensor, whole: Tensor, place: NDArray[np.int64]) -> tu
     return no_narrower(bounds, parts.sum(), int(wholes.sum()), int((wholes > 0).sum()))
 
 
-def _reach_of_chance(outranked: Tensor, expected: Tensor) -> float:
-    """Return how far from 0 the excess of a calibrated model is in 95% of draws, where all tokens came out alike.
+def _reach_of_chance(expected: Tensor) -> float:
+    """Return how far from 0 the excess of a calibrated model is in 95% of draws, if tokens are independent.
 
-    Resampling tokens that are all outranked, or none of them, shows nothing of that chance. Elsewhere 0.
+    Resampling tokens that are (nearly) all outranked, or none of them, shows little of that chance.
     """
-    if 0 < float(outranked.mean()) < 1:
-        return 0.0
-    return 1.96 * math.sqrt(float((expected * (1 - expected)).clamp_min(0).sum())) / len(outranked)
+    return 1.96 * math.sqrt(float((expected * (1 - expected)).clamp_min(0).sum())) / len(expected)
 
 
 def _by_row(values: Tensor, place: NDArray[np.int64]) -> NDArray[np.float64]:

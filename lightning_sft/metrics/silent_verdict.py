@@ -102,7 +102,7 @@ def judge(
     if failed:
         return SilentVerdict("silent failure", f"Silent failure: {told}.")
     if behind:
-        fell = "the loss fell, but " if r.nll < r.nll_before else ""
+        fell = "the loss fell, but " if round(r.nll, 2) < round(r.nll_before, 2) else ""
         lead = f"Still outranked: {fell}most right tokens that were behind at the start still are."
         return SilentVerdict("still outranked", f"{lead} {told[0].upper()}{told[1:]}.")
     if r.share_high > max_share:

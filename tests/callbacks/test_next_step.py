@@ -120,7 +120,7 @@ def test_most_tokens_still_outranked_lets_the_run_go_on(tmp_path: Path) -> None:
     assert step is not None
     assert shlex.split(step.command) == ["lightning", "fit", str(near(tmp_path)), *longer]
     assert line == f"To try next, since {step.why}:\nNext: {step.command}"
-    assert next_steps_of(run(BEFORE, step)) == [step], "the trained model speaks for it"
+    assert next_steps_of(run(BEFORE, step)) == [step, BEFORE], "the trained model's word comes first"
 
 
 def test_single_runs_of_a_comparison_give_no_advice_of_their_own() -> None:

@@ -131,6 +131,19 @@ def test_tokens_that_all_come_out_alike_are_judged_by_the_chance_of_it():
     assert judge(sure, "validation tokens", trained=False).outcome == "overconfident"
 
 
+@pytest.mark.parametrize("hits", [0, 1, 2])
+def test_a_guess_or_two_that_hit_make_an_unsure_model_no_surer(hits):
+    """A bootstrap of tokens that nearly all missed is hardly wider than one of tokens that all did."""
+    logits = torch.randn(45, 259, generator=torch.Generator().manual_seed(0)) / 10
+    targets = logits.argmin(1)
+    targets[:hits] = logits[:hits].argmax(1)
+    reading = read_silent(TokenReading.of_logits(logits, targets), torch.arange(45) // 3)
+    chance = 1.96 * math.sqrt(reading.expected * (1 - reading.expected) / 45)
+    assert reading.excess_low <= reading.excess - 0.99 * chance
+    assert reading.excess_high >= reading.excess + 0.99 * chance
+    assert judge(reading, "validation tokens", trained=False).outcome == "no failure"
+
+
 def test_the_interval_covers_the_true_ratio_and_comes_out_the_same_each_time():
     random = np.random.default_rng(1)
     covered = 0
