@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_sft.advice.options import without
+from lightning_sft.advice.options import files_first, without
 from lightning_sft.audit.headline import is_almost_unchanged
 from lightning_sft.audit.render import Block, Command
 from lightning_sft.audit.result import Audit
@@ -119,7 +119,7 @@ def _again(audit: Audit, replaced: Sequence[str], by: str) -> list[Block]:
     """Return the command of this audit with some options replaced; without one, only what to change."""
     if audit.asked is None:
         return [Command(f"lightning audit ... {by}")]
-    return [Command(f"lightning audit {shlex.join(without(audit.asked.arguments, replaced))} {by}")]
+    return [Command(f"lightning audit {shlex.join(files_first(without(audit.asked.arguments, replaced)))} {by}")]
 
 
 def _fit(audit: Audit) -> str:

@@ -180,7 +180,7 @@ def _how(audit: Audit) -> Section:
     }[audit.trained]
     masks = ", ".join(f"{name} ({count} rows)" for name, count in audit.masks.items())
     items = [
-        f"Rows: {some} of the set `{audit.set}`, {audit.silent.tokens} tokens; {trained}.",
+        f"Rows: {some} of {_source(audit)}, {audit.silent.tokens} tokens; {trained}.",
         f"Which tokens of a row are looked at (those that training would learn) was taken from: {masks}.",
         f"Chat template: {_template(audit)}.{' Both models read the same token ids.' if audit.before else ''}",
         *([INTERVALS] if _has_intervals(audit) else []),
@@ -239,3 +239,13 @@ def _point_bounds(low: float, high: float) -> str:
 
 def _exact(model: ReadModel) -> str:
     return "-" if math.isnan(model.exact) else f"{model.exact:.1%} of {model.answers}"
+
+
+def _source(audit: Audit) -> str:
+    """Return where the rows are from: the file of ``--data``, whole, or a set of the settings."""
+    given = [] if audit.asked is None else audit.asked.arguments
+    for i, argument in enumerate(given):
+        name, equals, value = argument.partition("=")
+        if name == "--data" and (equals or given[i + 1 :]):
+            return f"the file {as_code(value if equals else given[i + 1])}"
+    return f"the set `{audit.set}` of the settings"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 
 from lightning_sft.audit.headline import is_almost_unchanged
@@ -23,6 +24,10 @@ def title(audit: Audit) -> str:
     return f"Audit of {short_name(audit.after.name)}{against}"
 
 
+#: in a verdict, what the first line here says with its interval
+_LOSS_AGAIN = re.compile(r" \(mean NLL of all [^()]*\)")
+
+
 def short_name(name: str) -> str:
     """Return the end of a path, and a hub name as it is."""
     parts = name.rstrip("/").split("/")
@@ -39,7 +44,8 @@ def in_short(audit: Audit) -> list[str]:
         condition = ""
         if asks:
             condition = "If it was trained on these rows: " if verdict is audit.verdicts[0] else "If it was not: "
-        lines.append(f"{condition}{verdict.sentence}")
+        said = verdict.sentence if audit.before is None else _LOSS_AGAIN.sub("", verdict.sentence)
+        lines.append(f"{condition}{said}")
     if audit.special is not None and (sentence := special_sentence(audit.special, compared=audit.before is not None)):
         lines.append(sentence)
     if audit.probes and audit.before is not None:

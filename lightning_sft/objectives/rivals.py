@@ -87,7 +87,7 @@ def _read(path: Path) -> list[tuple[int | str, int | str]]:
     if not found:
         raise UserError(
             f"RunnerUpMargin got pairs={str(path)!r}, which is empty. A run's silent.jsonl is empty where no right "
-            "word stayed behind its competitor while its loss fell. Give the file of another run or a list of pairs, "
+            "word stayed behind another one while its loss fell. Give the file of another run or a list of pairs, "
             "or leave `pairs` out: all tokens compete then."
         )
     return found

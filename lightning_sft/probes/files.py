@@ -90,7 +90,7 @@ def _require_some(entries: Sequence[object], path: Path) -> None:
         return
     if path.name == SILENT:
         raise UserError(
-            f"{str(path)!r} is empty: in that run no right word stayed behind its competitor while its loss fell, so "
+            f"{str(path)!r} is empty: in that run no right word stayed behind another one while its loss fell, so "
             "it has no context to probe. Give the silent.jsonl of another run, shipped probes (library:train), probes "
             "that `lightning mine-probes` finds in a text of yours, or a file that you write: docs/near_synonyms.md "
             "shows one."

@@ -113,6 +113,10 @@ def test_a_silent_failure_names_the_next_commands() -> None:
     loss = "- The loss fell: mean NLL of all 100 tokens 2.000 -> 1.500 nats per token"
     assert f"{loss} (-0.500, 95% interval -0.600 to -0.400)." in page
     assert "- Silent failure: of 70 trained tokens" in page
+    assert page.count("mean NLL of all 100 tokens") == 1, "the verdict does not say the loss once more"
+    assert "Rows: all rows of the set `test` of the settings, " in page
+    asked = Asked(["--before=a", "--after=b", "--data", "held_out.jsonl"], [], None)
+    assert "Rows: all rows of the file `held_out.jsonl`, " in page_of(made(asked=asked))
     assert "lightning fit RUN.yaml --objective RunnerUpMargin --objective.pairs out/" in page
     assert "--data.loss_weights.contexts '{\"out/contexts.jsonl\": 4}'" in page
     assert (
@@ -268,7 +272,7 @@ def test_the_next_commands_can_be_copied() -> None:
     arguments = ["--before=a b", "--after", "x", "--config", "run.yaml", "--rows=3", "--set", "train"]
     audit = made(silent=SAME, forgetting=GUARD, nll_change=(-0.15, math.nan, math.nan),
                  asked=Asked(arguments, ["run.yaml"], 2e-7))  # fmt: skip
-    kept = "lightning audit '--before=a b' --after x --config run.yaml"
+    kept = "lightning audit run.yaml '--before=a b' --after x"  # the file as one types it
     page = page_of(audit)
     assert "lightning fit run.yaml --lr 2e-06\n" in page
     assert f"{kept} --data ROWS.jsonl --trained yes\n" in page

@@ -94,7 +94,7 @@ def test_what_is_not_there_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("silent.jsonl", "", "is empty: in that run no right word stayed behind its competitor"),
+        ("silent.jsonl", "", "is empty: in that run no right word stayed behind another one"),
         ("own.jsonl", "\n", "holds no probe"),
         ("own.yaml", "", "holds no probe"),
         ("own.yaml", "[]", "holds no probe"),
