@@ -41,22 +41,28 @@ START, END = "<!-- tuners: written by make architectures -->", "<!-- end of tune
 
 INTRODUCTION = """# Architectures
 
-Every type that `AutoModelForCausalLM` of transformers {version} knows, built small and random and put through what a
-run does. `make architectures` writes this page; a test writes it anew and compares.
+Which model types can be trained, and what works with each. For the type of your model, look at `model_type` in its
+`config.json`, and find the row.
 
-{types} types: {built} train, {not_built} are refused by name or cannot be built here.
+Tested is every type that `AutoModelForCausalLM` of transformers {version} knows: a small model with random weights is
+built of it, and does what a run does. ("Works" means that of such a model; a large one of the type was not tried.) Of
+{types} types {built} train; {not_built} cannot, and their last column says why.
 
-- **loss**: loss and gradients are those of next tokens under the model's own logits, to 1e-5 in fp32; "own logits" are
-  scored where the chunked head cannot be used.
-- **flat, packed**: rows that lie end to end are kept apart, proven on a small copy with large weights; "with kernels"
-  needs boundaries told to kernels.
-- **LoRA**: share of the weights of linear layers and experts that `all-linear` adapts / `everything` adapts.
-- **router loss**: `output_router_logits: true` adds the load-balancing loss; "refused" where an architecture takes the
-  setting and has no such loss.
-- **answers**: prompts of different lengths are answered together, or one at a time where padding would matter.
+- **loss**. *equal*: loss and gradients are those of the model's own logits, to 1e-5 in fp32. *own logits*: this package
+  cannot compute its logits in chunks, so the model makes all of them at once, which takes more memory.
+- **flat, packed**. *yes*: rows can lie end to end without padding, and none sees another; this was tried on a small
+  copy with large weights. *with kernels*: only with kernels that are told where rows end. *no*: rows are padded.
+- **LoRA**: how much of the model's linear layers and experts the adapter reaches, as a share of their weights: under
+  `target_modules: all-linear`, and after the stroke under `everything`. One number: both reach the same. *refused*:
+  `all-linear` does not fit, and the beginning of the message follows.
+- **router loss**, of mixtures of experts. *yes*: `output_router_logits: true` adds the loss that balances the experts.
+  *refused*: the type has that setting and no such loss. Empty: it has no such setting.
+- **answers**. *together*: prompts of different lengths are answered in one batch. *one at a time*: padding would change
+  the answers.
 
-Sparse attention that chooses the top k positions (DeepSeek-V3.2, GLM-MoE-DSA, Doge) breaks ties by the layout of a
-batch: the same row may have other losses in another batch, and no 1e-5 is promised for it.
+DeepSeek-V3.2, GLM-MoE-DSA and Doge attend only to the k positions with the highest scores. Where scores are equal, the
+layout of the batch decides which are taken. So the same row may have another loss in another batch, and the 1e-5 of the
+column *loss* is not promised for them.
 """
 
 
