@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lightning_sft.metrics.opposite import why_opposite
+from lightning_sft.held_out import why_opposite
 from lightning_sft.report import charts
 from lightning_sft.report.charts import Chart, Series, curves
 from lightning_sft.report.parts import Part, Section, Table
@@ -105,17 +105,16 @@ def _before_and_after(run: Run) -> Part:
     keys = [key for key in run.logs.curves if key.startswith("val/")]
     ordered = [key for key in WORDS if key in keys] + sorted(key for key in keys if key not in WORDS)
     rows = []
+    then, now = ({key: run.logs.curve(key)[at][1] for key in ordered} for at in (0, -1))
     for key in ordered:
         curve = run.logs.curve(key)
-        first, last = curve[0][1], curve[-1][1]
-        shown = [number(first, key), number(last, key)]
-        change = signed(last - first, key) if len(curve) > 1 else ""
+        shown = [number(then[key], key), number(now[key], key)]
+        change = signed(now[key] - then[key], key) if len(curve) > 1 else ""
         rows.append([WORDS.get(key, key), *(shown if len(curve) > 1 else ["", shown[1]]), change])
     if not rows:
         return Part()
     steps = sorted({step for key in ordered for step in (run.logs.curve(key)[0][0], run.logs.curve(key)[-1][0])})
     head = ["held out", "before" if steps[0] == 0 else f"step {steps[0]}", f"step {steps[-1]}", "change"]
-    then, now = ({key: run.logs.curve(key)[at][1] for key in ordered} for at in (0, -1))
     return Part(tables=[Table(head, rows)], lines=[*filter(None, [why_opposite(then, now)])])
 
 
