@@ -140,13 +140,12 @@ def _capability(run: Run) -> Part:
 
 
 def _silent_curves(runs: Sequence[Run]) -> Part:
-    titles = {"share": "Stayed behind the same word although their loss fell",
-              "displaced": "Are behind another word although their loss fell",
-              "flipped": "Became the first choice"}  # fmt: skip
+    fell, sets = "although their loss fell", {"train": "trained rows", "val": "held-out rows"}
+    titles = (("share", f"Stayed behind the same word {fell}"), ("displaced", f"Are behind another word {fell}"),
+              ("flipped", "Became the first choice"))  # fmt: skip
     return Part(charts=_kept([
-        _together(runs, {f"silent/train/{key}": "trained rows", f"silent/val/{key}": "held-out rows"}, title,
-                  "share of outranked tokens", dashed="held-out rows", share=True)
-        for key, title in titles.items()
+        _together(runs, {f"silent/{of}/{key}": words for of, words in sets.items()}, title,
+                  "share of outranked tokens", dashed=sets["val"], share=True) for key, title in titles
     ]))  # fmt: skip
 
 
