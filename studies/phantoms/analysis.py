@@ -17,7 +17,10 @@ from studies.phantoms.design import (
     ALONE,
     BACKGROUND,
     BOUND,
+    CONTEXTS,
     EMBEDDINGS,
+    EQUAL,
+    FAILED,
     FAST,
     FLIPPED,
     HALF,
@@ -27,7 +30,7 @@ from studies.phantoms.design import (
     MOST,
     PLANTED,
     PLANTED_PHANTOM,
-    SILENT,
+    SCORE,
     STAGES,
     TENTH,
     Block,
@@ -214,7 +217,7 @@ class Verdict:
 
 #: the sign of the difference that each hypothesis names
 SIGNS = {"H1": -1, "H2": -1, "H3": 1}
-AGAINST = {"H1": HALF, "H2": 0.0, "H3": TENTH}
+AGAINST = {"H1": TENTH, "H2": 0.0, "H3": TENTH}
 
 
 def hypotheses(cells: Sequence[Cell]) -> list[Verdict]:
@@ -222,11 +225,11 @@ def hypotheses(cells: Sequence[Cell]) -> list[Verdict]:
     alone, mixed = judged(cells, MAIN.name, ALONE.name), judged(cells, AMONG.name, MIXED.name)
     fast = judged(cells, RUSHED.name, FAST.name)
     count = MAIN.replicates
-    jumped = _minus(fast, EMBEDDINGS, HALF)
+    jumped = _minus(fast, EMBEDDINGS, TENTH)
     found = {
         "H1": finding(dict(enumerate(jumped.values())), len(jumped) if len(jumped) >= LEAST_JUMPED else count),
         "H2": finding(differences(alone, FLIPPED, LEAST, MOST), count),
-        "H3": finding(_minus(mixed, SILENT, TENTH), count),
+        "H3": finding(_minus(mixed, FAILED, TENTH), count),
     }
     complete = all(len(alone.get(arm, {})) == count for arm in MAIN.arms)
     complete &= all(len(fast.get(arm, {})) == RUSHED.replicates for arm in RUSHED.arms)
@@ -237,7 +240,7 @@ def hypotheses(cells: Sequence[Cell]) -> list[Verdict]:
     adjusted = holm({name: 1.0 if one.p is None else one.p for name, one in found.items()})
     whys = {
         "H1": _why_not_jumps(cells, found["H1"]),
-        "H2": _why_not_equal(alone),
+        "H2": _why_not_equal(cells, alone),
         "H3": "" if found["H3"].complete else "a run diverged",
     }
     verdicts = []
@@ -265,10 +268,17 @@ def _why_not_jumps(cells: Sequence[Cell], one: Finding) -> str:
     if diverged := sum(cell.run.outcome != "finished" for cell in runs):
         whys.append(f"{diverged} runs diverged")
     if not one.complete:
-        whys.append(f"only {len(one.values)} replicates have a jump")
+        whys.append(f"{len(one.values)} of {len(runs)} replicates have a jump")
     return "; ".join(whys)
 
 
-def _why_not_equal(runs: Runs) -> str:
-    beyond = [arm for arm in (LEAST, MOST) if (rise := collateral(runs, arm)) is None or rise > BOUND]
-    return f"not at equal collateral: {'; '.join(beyond)}" if beyond else ""
+def _why_not_equal(cells: Sequence[Cell], runs: Runs) -> str:
+    rises = [collateral(runs, arm) or math.inf for arm in (LEAST, MOST)]
+    whys = [f"{arm} beyond the bound" for arm, rise in zip((LEAST, MOST), rises, strict=True) if rise > BOUND]
+    if not whys and abs(rises[0] - rises[1]) > EQUAL:
+        whys = [f"held-out NLL differs by {100 * abs(rises[0] - rises[1]):.1f}% of the start"]
+    for arm in (LEAST, MOST):
+        searched = [c for c in cells_of(cells, STAGES[MAIN.rates_of], ALONE, arm, "search")]
+        if searched and max(c.run.score(SCORE) for c in searched if not math.isnan(c.run.score(SCORE))) < 1 / CONTEXTS:
+            whys.append(f"{arm} flips no context at a rate within the bound")
+    return f"not at equal collateral: {'; '.join(whys)}" if whys else ""

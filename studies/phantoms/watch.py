@@ -21,7 +21,7 @@ from lightning_sft.models.instruments import model_to_read
 from lightning_sft.probes.forward import read_probes
 from lightning_sft.probes.history import Jump, ProbeHistory, find_jumps
 from lightning_sft.probes.probe import Probe
-from lightning_sft.probes.verdict import Verdict
+from lightning_sft.probes.verdict import Verdict, VerdictSettings
 from studies.held_out import HeldOutNLL
 from studies.phantoms.rows import ProbeRows, Taught
 
@@ -29,6 +29,12 @@ from studies.phantoms.rows import ProbeRows, Taught
 OUTCOMES = ("flipped", "never behind", "stopped early", "failed", "loss did not fall", "diverged")
 MODES: tuple[tuple[str, ...], ...] = ((), ("kinematic",), ("structural",), ("kinematic", "structural"))
 SILENT = ("stopped early", "failed")
+#: of jumps and verdicts; the package's defaults when this was written, and registered with this file
+SETTINGS = VerdictSettings(
+    tau=0.05, delta=0.005, fall=0.05, steep=0.5, jump_factor=10.0, jump_floor=0.02, phantom_share=0.05
+)
+#: shares of a jump's cause from which the embeddings are said to have taken part, beside `SETTINGS.phantom_share`
+CUTS = (0.01, 0.02, 0.1)
 #: stands for contexts that are drawn once the rows of the run are known
 _UNDRAWN = Probe("undrawn", "one", "other")
 
@@ -36,13 +42,14 @@ _UNDRAWN = Probe("undrawn", "one", "other")
 class Watch(HeldOutNLL, OrderParameterLogger):
     """Read the contexts that a run is taught, and log at its end what became of each of them.
 
-    Keys: ``phantoms/flipped`` and ``phantoms/silent``, shares of the contexts whose right word was behind at the start;
-    ``phantoms/jumps``, their number, and ``phantoms/embeddings``, the share of those in which the embeddings took part
-    (there only with jumps); ``phantoms/planted`` and ``phantoms/planted_phantom``, the changes above a jump's floor
-    that the plant made, and how many of these were called phantom or could not be told (there only where embeddings are
-    trained); ``phantoms/moved``, the largest change of an entry of the embeddings; ``phantoms/background``, held-out
-    NLL in relation to the start; ``phantoms/score``, what rates are selected by; and ``context/<i>/...``, see
-    `of_context`.
+    Keys: ``phantoms/flipped`` and ``phantoms/silent`` and, of the latter, ``phantoms/failed`` without those that
+    stopped early: shares of the contexts whose right word was behind at the start; ``phantoms/jumps``, the jumps of
+    these contexts, and ``phantoms/embeddings``, the share of those in which the embeddings took part, with
+    ``phantoms/embeddings_above_<cut>`` for other shares of the cause than 5% (there only with jumps);
+    ``phantoms/planted`` and ``phantoms/planted_phantom``, the changes above a jump's floor that the plant made, and how
+    many of these were called phantom or could not be told (there only where embeddings are trained);
+    ``phantoms/moved``, the largest change of an entry of the embeddings; ``phantoms/background``, held-out NLL in
+    relation to the start; ``phantoms/score``, what rates are selected by; and ``context/<i>/...``, see `of_context`.
 
     The plant comes after the last step: the embedding rows of each context's two answers change places, by hand, are
     read, and are put back. Where embeddings are tied the split alone calls that a readout jump once the right word
@@ -59,7 +66,7 @@ class Watch(HeldOutNLL, OrderParameterLogger):
     """
 
     def __init__(self, bound: float | None = None, every_n_steps: int = 1) -> None:
-        super().__init__([_UNDRAWN], every_n_steps, figures=False)
+        super().__init__([_UNDRAWN], every_n_steps, figures=False, verdict=SETTINGS)
         self.bound = bound
         self.taught: tuple[Taught, ...] = ()
         self._kept: list[Tensor] = []
@@ -115,21 +122,26 @@ class Watch(HeldOutNLL, OrderParameterLogger):
                 "LoRA rests on embeddings that stay bit by bit what they were: find what writes into them."
             )
         values = {"phantoms/moved": moved, "phantoms/background": self._nll[-1] / self._nll[0]}
-        behind, silent, flipped, fall = 0, 0, 0, 0.0
+        behind, silent, failed, flipped, fall = 0, 0, 0, 0, 0.0
         jumps: list[Jump] = []
         for i, (taught, probe) in enumerate(zip(self.taught, self.probes, strict=True)):
             history, verdict = self.histories[probe.name], self.verdicts[probe.name]
             values |= {f"context/{i:02d}/{k}": v for k, v in of_context(taught, history, verdict).items()}
-            jumps += verdict.jumps
             if is_behind(history):
+                jumps += verdict.jumps
                 behind += 1
+                failed += verdict.outcome == "failed"
                 silent += verdict.outcome in SILENT
                 flipped += verdict.outcome == "flipped"
                 fall += history.loss[0] - history.loss[-1]
         values["phantoms/jumps"] = len(jumps)
         if jumps:
             values["phantoms/embeddings"] = sum(jump.phantom is False for jump in jumps) / len(jumps)
-        values |= {"phantoms/flipped": flipped / max(behind, 1), "phantoms/silent": silent / max(behind, 1)}
+            for cut in CUTS:
+                above = sum(embeddings_share(jump) >= cut for jump in jumps)
+                values[f"phantoms/embeddings_above_{cut:g}"] = above / len(jumps)
+        for name, number in (("flipped", flipped), ("silent", silent), ("failed", failed)):
+            values[f"phantoms/{name}"] = number / max(behind, 1)
         nll, fall = (self._nll[0], self._nll[-1]), fall / max(behind, 1)
         values["phantoms/score"] = score(values["phantoms/flipped"], fall, *nll, self.bound)
         return values
@@ -189,6 +201,11 @@ def of_context(taught: Taught, history: ProbeHistory, verdict: Verdict) -> dict[
     if shares:
         values["share"] = statistics.fmean(shares)
     return {key: float(value) for key, value in values.items() if math.isfinite(value)}
+
+
+def embeddings_share(jump: Jump) -> float:
+    """Return the embeddings' share in a jump: the larger of the exact split's and the counterfactual's."""
+    return max(jump.geometry_share or 0.0, jump.counterfactual_share or 0.0)
 
 
 def is_behind(history: ProbeHistory) -> bool:

@@ -32,6 +32,7 @@ from studies.phantoms.design import (
     ALONE,
     BACKGROUND,
     EMBEDDINGS,
+    FAILED,
     FAST_RATE,
     FLIPPED,
     JUMPS,
@@ -180,7 +181,8 @@ def test_a_run_that_trains_all_weights(study: Study, folder: Path) -> None:
     behind = [o for o in found if o.behind]
     assert read[FLIPPED] == pytest.approx(sum(o.outcome == "flipped" for o in behind) / len(behind))
     assert read[FLIPPED] == 1.0, "a toy learns four answers at this rate"
-    assert read[JUMPS] == sum(o.jumps for o in found)
+    assert read[JUMPS] == sum(o.jumps for o in behind)
+    assert (EMBEDDINGS in read) == (f"{EMBEDDINGS}_above_0.01" in read) == (read[JUMPS] > 0)
     # the planted change of the geometry
     assert read[PLANTED] == 4
     assert read[PLANTED_PHANTOM] == 0
@@ -230,7 +232,7 @@ def test_under_lora_the_embeddings_stay_and_every_jump_is_a_phantom(
     assert read[MOVED] == 0.0
     assert PLANTED not in read
     assert read[JUMPS] > 4, "half of all changes are above the median"
-    assert read[EMBEDDINGS] == 0.0
+    assert {read[key] for key in read if key.startswith(EMBEDDINGS)} == {0.0}
 
 
 def test_embeddings_that_move_though_they_are_not_trained_end_the_run(
@@ -338,7 +340,7 @@ def test_a_pilot_finds_the_rates_that_registered_runs_are_made_at(
 
 
 def test_the_budget_is_kept(study: Study) -> None:
-    assert least_runs(STAGES["pilot"]) <= 50
+    assert least_runs(STAGES["pilot"]) <= 60
     assert least_runs(MAIN, [ALONE.name]) + least_runs(RUSHED) + least_runs(STAGES["mixed"]) <= 110
     for stage in STAGES.values():
         design = study.design(stage, stage.blocks[0], "c0ffee")
@@ -368,7 +370,15 @@ def simulated(truth: World, seed: int = 0, plant: tuple[int, int] = (16, 0)) -> 
             for r in range(stage.replicates):
                 took, flipped, silent, rise = (value + rng.normal(0, 0.002) * (i < 3) for i, value in
                                                enumerate(truth(arm)))  # fmt: skip
-                values = {EMBEDDINGS: took, FLIPPED: flipped, SILENT: silent, BACKGROUND: rise, JUMPS: 2.0, MOVED: 0.0}
+                values = {
+                    EMBEDDINGS: took,
+                    FLIPPED: flipped,
+                    SILENT: silent,
+                    FAILED: silent,
+                    BACKGROUND: rise,
+                    JUMPS: 2.0,
+                    MOVED: 0.0,
+                }
                 if arm in (FULL, FASTER):
                     values |= {PLANTED: float(plant[0]), PLANTED_PHANTOM: float(plant[1])}
                 for i, one in enumerate((context(10 * r, "failed", 1), context(10 * r + 1, "flipped"))):
@@ -386,7 +396,7 @@ def cell_of(stage: str, block: str, arm: str, replicate: int, values: dict[str, 
 
 
 def as_named(arm: str) -> tuple[float, float, float, float]:
-    return 0.3, {LEAST: 0.5, MOST: 0.8}.get(arm, 0.7), 0.4, 1.002
+    return 0.05, {LEAST: 0.5, MOST: 0.8}.get(arm, 0.7), 0.4, 1.002
 
 
 def test_verdicts_of_planted_worlds() -> None:
@@ -395,13 +405,22 @@ def test_verdicts_of_planted_worlds() -> None:
 
     assert verdicts(as_named) == ["supported"] * 3
     assert verdicts(lambda arm: (0.8, {LEAST: 0.9, MOST: 0.6}.get(arm, 0.7), 0.02, 1.0)) == ["contradicted"] * 3
-    assert verdicts(lambda arm: (0.5, 0.7, 0.1, 1.0)) == ["undecided"] * 3
+    assert verdicts(lambda arm: (0.1, 0.7, 0.1, 1.0)) == ["undecided"] * 3
     for plant in ((16, 1), (0, 0)):
         found = analysis.hypotheses(simulated(as_named, plant=plant))
         assert [v.verdict for v in found] == ["undecided", "supported", "supported"]
         assert found[0].why == f"of {8 * plant[0]} planted changes {8 * plant[1]} were called phantom"
     dear = analysis.hypotheses(simulated(lambda arm: (*as_named(arm)[:3], 1.02 if arm == MOST else 1.0)))
-    assert (dear[1].verdict, dear[1].why) == ("undecided", f"not at equal collateral: {MOST}")
+    assert (dear[1].verdict, dear[1].why) == ("undecided", f"not at equal collateral: {MOST} beyond the bound")
+    apart = analysis.hypotheses(simulated(lambda arm: (*as_named(arm)[:3], 1.009 if arm == MOST else 1.0)))
+    assert (apart[1].verdict, apart[1].why[:23]) == ("undecided", "not at equal collateral")
+    assert "differs by 0.9% of the start" in apart[1].why
+    still = [
+        cell_of("pilot", ALONE.name, arm, 0, {SCORE: 0.4 if arm == LEAST else 0.003}, kind="search", rate=1e-5)
+        for arm in (LEAST, MOST)
+    ]
+    unmoved = analysis.hypotheses([*simulated(as_named), *still])
+    assert unmoved[1].why == f"not at equal collateral: {MOST} flips no context at a rate within the bound"
 
 
 def test_nothing_is_decided_before_all_cells_are_there() -> None:
@@ -436,11 +455,11 @@ def test_replicates_without_a_jump_are_left_out_while_enough_remain() -> None:
         return replace(run, curve=(Point(24, 100, 3.0, kept),))
 
     cells = simulated(as_named)
-    for count, verdict in ((0, "supported"), (2, "supported"), (3, "undecided")):
+    for count, verdict in ((0, "supported"), (1, "supported"), (2, "undecided")):
         gone = {(RUSHED.name, r) for r in range(1, 1 + count)}
         first = analysis.hypotheses(without(count))[0]
         assert (first.verdict, len(first.finding.values)) == (verdict, 8 - count)
-        assert first.why == ("only 5 replicates have a jump" if count == 3 else "")
+        assert first.why == ("6 of 8 replicates have a jump" if count == 2 else "")
 
 
 def test_a_context_counts_once_however_many_runs_it_was_in() -> None:
@@ -488,7 +507,7 @@ def test_the_page_says_what_the_cells_say(tmp_path: Path) -> None:
     assert "There is no figure yet" in empty
     assert not list(tmp_path.rglob("*.svg"))
     text = page_of(tmp_path, simulated(as_named), Registration("c0ffee", {"scripts": {}}))
-    assert re.search(r"the embeddings took part in (29\.9|30\.0|30\.1) \[.*\]% of jumps \(H1 supported\)", text)
+    assert re.search(r"the output rows took part in (4\.9|5\.0|5\.1) \[.*\]% of jumps \(H1 supported\)", text)
     assert "(H2 supported)" in text
     assert "(H3 supported)" in text
     assert "| 0 of 128 |" in text
