@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             run = _verb(verb)
         run(arguments)
         if WATCH.requested is not None:
-            WATCH.stop("when everything was done", done=True)
+            WATCH.stop("when everything was done", lost=False)
     except Stopped as stopped:
         WATCH.end_ranks()
         if stopped.done and not WATCH.is_started_rank:

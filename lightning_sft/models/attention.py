@@ -98,7 +98,7 @@ def attention_per_document(
         if ends is None or longest is None:  # not handed on by this architecture: read back from the device
             ends = nn.functional.pad(attention_mask.flatten().cumsum(0), (1, 0)).to(query.device, torch.int32)
             longest = int(attention_mask.max())
-        if softcap is None and not (dropout and module.training) and kernel_serves(query):
+        if softcap is None and not (dropout and module.training) and kernel_serves(query, value):
             return _by_kernel(query, key, value, ends, int(longest), scaling, sliding_window), None
         mask = block_mask(ends, query.shape[2], sliding_window)
         return _attention(module, query, key, value, mask, dropout, scaling, softcap)
@@ -110,13 +110,15 @@ def attention_per_document(
     return torch.cat(parts, 1), None
 
 
-def kernel_serves(query: Tensor) -> bool:
-    """Return whether torch's kernel for sequences of several lengths takes a query on a GPU, (..., dim).
+def kernel_serves(query: Tensor, value: Tensor) -> bool:
+    """Return whether torch's kernel for sequences of several lengths takes queries and values on a GPU, (..., dim).
 
-    It is a flash attention: 16 bits, at most 256 dimensions, a multiple of 8, and a GPU of 2020 or later.
+    It is a flash attention: 16 bits, at most 256 dimensions, a multiple of 8, as many in values as in queries, and a
+    GPU of 2020 or later.
     """
     half, dim = query.dtype in (torch.bfloat16, torch.float16), query.shape[-1]
-    return half and dim <= 256 and dim % 8 == 0 and _kernel() is not None and _is_recent(query.device)
+    fits = dim <= 256 and dim % 8 == 0 and value.shape[-1] == dim  # latent attention has values of fewer dimensions
+    return half and fits and _kernel() is not None and _is_recent(query.device)
 
 
 @cache

@@ -223,7 +223,7 @@ class Session:
         if self.trainer.received_sigterm:
             raise SIGTERMException
         if stop_requested(self.trainer):
-            WATCH.stop("in a sweep", speak=self.trainer.is_global_zero)
+            WATCH.stop("in a sweep", speak=self.trainer.is_global_zero, lost=self.trainer.global_step == 0)
 
     def _rest(self, rates: Sequence[float] | None, order: int, depends: object) -> str:
         """Return a digest of what a trial depends on beyond the session, empty where that is nothing.

@@ -111,6 +111,7 @@ class TrialRunner:
         self._trial_batches: dict[int, TrialBatches] = {}
         self._by_hand: int | None = None  # micro-batches of a step of a module that optimizes manually
         self._snapshot: Snapshot | None = None
+        self._step = 0  # of the fit, which trials count on from
 
     @property
     def snapshot(self) -> Snapshot:
@@ -125,7 +126,7 @@ class TrialRunner:
                 "There is no sweep under DeepSpeed, which keeps weights and optimizer states in an engine of its own: "
                 "they could not be put back. Sweep on one device, under ddp or FSDP2, and take the rate along."
             )
-        self._snapshot = Snapshot(self.trainer, self.module, self.callbacks)
+        self._snapshot, self._step = Snapshot(self.trainer, self.module, self.callbacks), self.trainer.global_step
         if not self.module.automatic_optimization:
             try:
                 self._by_hand = steps_by_hand(self.trainer, self.module, self._given, self.callbacks)
@@ -228,7 +229,7 @@ class TrialRunner:
                 if trainer.received_sigterm:  # Lightning catches signals where no LastCheckpoint does
                     raise SIGTERMException
                 if stop_requested(trainer):
-                    WATCH.stop("in a sweep", speak=trainer.is_global_zero)
+                    WATCH.stop("in a sweep", speak=trainer.is_global_zero, lost=not self._step)
                 if watch.last_only and trial.steps < steps:
                     continue
                 values = _read(watch.observers, trainer, self.module)

@@ -133,20 +133,20 @@ class SignalWatch:
             with suppress(ProcessLookupError):
                 os.kill(pid, signum)
 
-    def stop(self, where: str, *, speak: bool = True, done: bool = False) -> NoReturn:
+    def stop(self, where: str, *, speak: bool = True, lost: bool = True) -> NoReturn:
         """Say where the run stops, in one line, and end it.
 
         Args:
             where: completes "Stopped by SIGTERM ..."; empty where there is nothing to add.
             speak: on one rank.
-            done: nothing is left to go on with.
+            lost: nothing is kept to go on from, so that the command that was typed begins again.
 
         Raises:
             Stopped: always.
         """
         signum = signal.SIGTERM if self.requested is None else self.requested
         if speak and self.speaks and not (self.is_started_rank and os.environ.get("LOCAL_RANK", "0") != "0"):
-            again = f" Begin again with {self.again}" if self.again and self.saves and not done else ""
+            again = f" Begin again with {self.again}" if self.again and self.saves and lost else ""
             _say(f"Stopped by {signal.Signals(signum).name}{' ' * bool(where)}{where}.{again}")
         raise Stopped(signum)
 

@@ -177,10 +177,13 @@ def test_a_stopped_search_without_a_storage_goes_on_from_its_trials(toy_folder, 
     assert "continues with 2 finished trials" in capfd.readouterr().err
 
 
-def test_before_a_sweep_the_run_is_kept(toy_folder, rows, send) -> None:
+def test_before_a_sweep_the_run_is_kept(toy_folder, rows, send, capfd) -> None:
     sweep = ["--trainer.callbacks+=LearningRateSweep", "--trainer.callbacks.at_step=2", "--trainer.callbacks.steps=4"]
     send(TrialRunner, "_prepare", 1)
     assert fit(toy_folder, rows, *sweep) == 143
+    said = capfd.readouterr().err
+    assert "Stopped by SIGTERM in a sweep." in said
+    assert "Begin again" not in said, "two steps are kept"
     assert stored()["global_step"] == 2
     assert fit(toy_folder, rows, *sweep, "--ckpt_path=last") == 0
     assert stored()["global_step"] == 8

@@ -303,10 +303,14 @@ def test_the_kernel_of_several_lengths(shares: bool, window: int | None, monkeyp
 def test_which_queries_the_kernel_of_several_lengths_takes(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(attention, "_is_recent", lambda device: True)
     monkeypatch.setattr(attention, "_kernel", lambda: (None, True))
-    served = {(dtype, dim): kernel_serves(torch.zeros(1, 2, 3, dim, dtype=dtype)) for dtype, dim in _QUERIES}
-    assert served == _QUERIES
+
+    def serves(dtype: torch.dtype, dim: int, of_value: int) -> bool:
+        return kernel_serves(torch.zeros(1, 2, 3, dim, dtype=dtype), torch.zeros(1, 2, 3, of_value, dtype=dtype))
+
+    assert {(dtype, dim): serves(dtype, dim, dim) for dtype, dim in _QUERIES} == _QUERIES
+    assert not serves(torch.bfloat16, 192, 128), "latent attention"
     monkeypatch.setattr(attention, "_kernel", lambda: None)  # a torch that has none
-    assert not kernel_serves(torch.zeros(1, 2, 3, 8, dtype=torch.bfloat16))
+    assert not serves(torch.bfloat16, 8, 8)
 
 
 _QUERIES = {
