@@ -114,8 +114,8 @@ def doubts_of(reading: CapabilityReading) -> list[str]:
     if group.rows < ENOUGH_ROWS:
         missing = ENOUGH_ROWS - group.rows
         found.append(
-            f"The reading rests on {group.rows} rows; {ENOUGH_ROWS} are needed to say where the model stands: "
-            f"{missing} are missing."
+            f"The reading rests on {group.rows} row{'s' * (group.rows != 1)}; {ENOUGH_ROWS} are needed to say where "
+            f"the model stands: {missing} {'is' if missing == 1 else 'are'} missing."
         )
     if group.mean_p_interval is not None:
         low, high = group.mean_p_interval

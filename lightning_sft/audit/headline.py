@@ -30,6 +30,12 @@ def is_almost_unchanged(audit: Audit) -> bool:
     return f.kl < SAME_KL and f.changed <= SAME_CHOICES and abs(audit.nll_change[0]) < SAME_LOSS
 
 
+def loss_rose(audit: Audit) -> bool:
+    """Return whether the loss of the rows rose, as far as rows can say."""
+    change, low, _ = audit.nll_change
+    return change > 0 and not low <= 0
+
+
 def headline(audit: Audit) -> str:
     """Return the verdict in a line, with how many rows and tokens it stands on."""
     r = audit.silent
@@ -86,8 +92,8 @@ def _said(audit: Audit, verdict: SilentVerdict) -> str:
         return f"Cannot tell whether it {what}: {_few(r, trained=as_trained)}"
     if not as_trained:
         return "Fine: the first choice is wrong no more often than its probability says"
-    change, low, high = audit.nll_change
-    if change > 0 and not low <= 0:
+    change, _, high = audit.nll_change
+    if loss_rose(audit):
         return "Not fine: the loss on the rows that it was trained on rose"
     if change >= 0 or high >= 0:
         return "Trained too little: the loss on the rows that it was trained on did not clearly fall"

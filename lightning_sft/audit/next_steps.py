@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_sft.advice.options import files_first, without
-from lightning_sft.audit.headline import is_almost_unchanged
+from lightning_sft.audit.headline import is_almost_unchanged, loss_rose
 from lightning_sft.audit.render import Block, Command
 from lightning_sft.audit.result import Audit
 from lightning_sft.audit.summary import CONTEXTS
 from lightning_sft.held_out import MIN_ROWS
 
-FASTER = 10  # times the learning rate that changed next to nothing
+#: a learning rate that changed next to nothing is multiplied by it, and one under which the loss rose divided
+FASTER = 10
 
 
 def next_steps(audit: Audit, folder: Path) -> list[Block]:
@@ -44,7 +45,9 @@ def next_steps(audit: Audit, folder: Path) -> list[Block]:
             "Fewer epochs or a lower learning rate do the same.",
         ]
     if failed[:1] == ["still outranked"]:
-        return [*blocks, *_further(audit, folder / CONTEXTS)]
+        if is_almost_unchanged(audit):  # a faster or longer run is said already
+            return blocks
+        return [*blocks, *(_slower(audit) if loss_rose(audit) else _further(audit, folder / CONTEXTS))]
     if failed or (few and audit.contexts):
         blocks += _at_the_places(audit, folder / CONTEXTS)
     return blocks
@@ -76,7 +79,7 @@ def _further(audit: Audit, file: Path) -> list[Block]:
     first = "" if blocks else f"{why}, or at a higher learning rate. "
     if not audit.contexts:
         return blocks or [first.strip()]
-    return [*blocks, *_at_the_places(audit, file, first)]
+    return [*blocks, *_at_the_places(audit, file, first)[:-1]]  # whose end says once more to push further
 
 
 def _at_the_places(audit: Audit, file: Path, first: str = "") -> list[Block]:
@@ -98,6 +101,12 @@ def _faster(audit: Audit) -> list[Block]:
         f"The model is almost unchanged: train it again with a higher learning rate (it was {lr:g}) or more steps:",
         Command(f"{_fit(audit)} --lr {FASTER * lr:g}"),
     ]
+
+
+def _slower(audit: Audit) -> list[Block]:
+    lr = None if audit.asked is None else audit.asked.lr
+    why = "The loss of these rows rose: train again at a lower learning rate"
+    return [f"{why}."] if lr is None else [f"{why} (it was {lr:g}):", Command(f"{_fit(audit)} --lr {lr / FASTER:g}")]
 
 
 def _more_rows(audit: Audit) -> list[Block]:

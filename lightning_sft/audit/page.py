@@ -172,7 +172,7 @@ def _how(audit: Audit) -> Section:
           f"{m.dtype} on {m.device}"]
          for name, m in zip(names, models, strict=True)],
     )  # fmt: skip
-    some = f"{audit.rows} of {audit.total_rows} rows, spread evenly" if audit.rows < audit.total_rows else "all rows"
+    some = f"{audit.rows} of {audit.total_rows} rows, spread evenly," if audit.rows < audit.total_rows else "all rows"
     trained = {
         "yes": "the model was trained on them (so says `--trained`, or the configuration)",
         "no": "the model was not trained on them (so says `--trained`, or the configuration)",

@@ -65,8 +65,10 @@ def special_sentence(found: SpecialTokens, *, compared: bool) -> str:
         return ""
     rest = "" if words is None else f"; of all other tokens, {words.still_behind} of {words.behind}"
     same = f", {special.failed} of them with a lower loss and behind the same token" if special.failed else ""
-    still = f"{special.still_behind} still are{same}{rest}"
+    still = f"{special.still_behind} still {'is' if special.still_behind == 1 else 'are'}{same}{rest}"
     places = f"Of {special.behind} places where {what} was outranked before, {still}."
     if not found.ends:
         return places
-    return f"It does not stop where the data do. {places} There the model goes on where the data end the answer."
+    always = "" if special.still_behind == special.tokens else " always"
+    lead = f"It does not{always} stop where the data do."
+    return f"{lead} {places} There the model goes on where the data end the answer."

@@ -16,16 +16,14 @@ from lightning_sft.probes.verdict import VerdictSettings
 CONTEXTS = "contexts.jsonl"
 STILL = 0.0005  # nats per token that are no change
 ROUGH = 100  # tokens below which calibration is a rough figure
+#: in a verdict, what the first line here says with its interval
+_LOSS_AGAIN = re.compile(r" \(mean NLL of all [^()]*\)")
 
 
 def title(audit: Audit) -> str:
     """Return the page's title."""
     against = "" if audit.before is None else f", compared with {short_name(audit.before.name)}"
     return f"Audit of {short_name(audit.after.name)}{against}"
-
-
-#: in a verdict, what the first line here says with its interval
-_LOSS_AGAIN = re.compile(r" \(mean NLL of all [^()]*\)")
 
 
 def short_name(name: str) -> str:

@@ -78,7 +78,14 @@ def longer(trainer: Trainer) -> list[str]:
 
 
 def after_verdicts(
-    outcomes: Collection[str], folder: Path | None, contexts: str, more: Sequence[str] = (), model: str | None = None
+    outcomes: Collection[str],
+    folder: Path | None,
+    contexts: str,
+    more: Sequence[str] = (),
+    model: str | None = None,
+    *,
+    watch_more: str = "",
+    loss_rose: bool = False,
 ) -> tuple[NextStep | None, str]:
     """Return what to try after the verdicts on silent failure, and as a line for a log; nothing where all is well.
 
@@ -88,13 +95,15 @@ def after_verdicts(
         contexts: name of the file there that holds the worst contexts.
         more: options that let the run go on, see `longer`.
         model: what the run's model began as, with which an audit compares it; None if unknown.
+        watch_more: how the next run watches more training rows, see `to_watch_more`; empty where this one watched all.
+        loss_rose: the trained tokens are still outranked, and their loss rose.
     """
     if "too early" in outcomes and "silent failure" not in outcomes:
         return _go_on(folder, more)
     if "still outranked" in outcomes:
-        return _further(folder, more)
+        return _further(folder, more, loss_rose)
     if not {"silent failure", "overconfident"} & set(outcomes):
-        return None, _read_more(folder, model) if "undecided" in outcomes else ""
+        return None, _read_more(folder, model, watch_more) if "undecided" in outcomes and watch_more else ""
     if "silent failure" in outcomes:
         objective, pairs = "RunnerUpMargin", None if folder is None else folder / contexts
         why = "the loss fell while right words stay behind their competitors, and a margin between them may help"
@@ -120,8 +129,10 @@ def _go_on(folder: Path | None, more: Sequence[str]) -> tuple[NextStep | None, s
     return NextStep(why, command, measured=False, only_longer=True), _in_lines(why, command)
 
 
-def _further(folder: Path | None, more: Sequence[str]) -> tuple[NextStep | None, str]:
-    """Return what to try where the loss fell and most right words are not the first choice yet."""
+def _further(folder: Path | None, more: Sequence[str], loss_rose: bool) -> tuple[NextStep | None, str]:
+    """Return what to try where most right words are not the first choice yet."""
+    if loss_rose:  # to go on would make it worse
+        return None, "The loss of the training rows rose: train again at a lower learning rate."
     if not more or folder is None or not (folder / RUN_SETTINGS).is_file():
         return None, "To get the right words ahead, train longer or at a higher learning rate."
     why = "most right words are not the first choice yet, and more steps, or a higher learning rate, push them further"
@@ -129,17 +140,18 @@ def _further(folder: Path | None, more: Sequence[str]) -> tuple[NextStep | None,
     return NextStep(why, command, measured=True, only_longer=True), _in_lines(why, command)
 
 
-def _read_more(folder: Path | None, model: str | None) -> str:
+def _read_more(folder: Path | None, model: str | None, watch_more: str) -> str:
     """Return how to read more training rows, of the finished model or in the next run."""
     if folder is None or not (folder / RUN_SETTINGS).is_file():
         return "To tell, watch more rows in the next run: SilentFailureMonitor(train_rows=...)."
-    again = "--trainer.callbacks+=SilentFailureMonitor --trainer.callbacks.train_rows=128"
-    if model is None:
-        command = f"lightning fit {shlex.quote(str(near(newest_settings(folder))))} {again}"
-        return _in_lines("too few training rows were watched to tell whether it fails silently", command)
-    why = f"an audit of this model reads more training rows; the next run watches more with {again}"
-    return _in_lines(why, shlex.join(["lightning", "audit", str(near(folder)), "--before", model, "--after", "last",
-                                      "--set", "train"]))  # fmt: skip
+    if model is not None:
+        why = f"an audit of this model reads more training rows; the next run watches more with {watch_more}"
+        return _in_lines(why, shlex.join(["lightning", "audit", str(near(folder)), "--before", model, "--after", "last",
+                                          "--set", "train"]))  # fmt: skip
+    if not watch_more.startswith("--"):
+        return f"To tell, watch more rows in the next run, with {watch_more}."
+    command = f"lightning fit {shlex.quote(str(near(newest_settings(folder))))} {watch_more}"
+    return _in_lines("too few training rows were watched to tell whether it fails silently", command)
 
 
 def _in_lines(why: str, command: str) -> str:

@@ -30,7 +30,11 @@ _SETS = {"train": "training", "val": "validation"}
 
 
 def tell_verdicts(
-    trainer: Trainer, verdicts: Mapping[str, SilentVerdict], contexts: Sequence[Mapping[str, Any]], file: str
+    trainer: Trainer,
+    verdicts: Mapping[str, SilentVerdict],
+    contexts: Sequence[Mapping[str, Any]],
+    file: str,
+    watch_more: str,
 ) -> tuple[NextStep | None, str]:
     """Tell and log the verdicts, and write the worst contexts into the run's folder; a collective.
 
@@ -39,6 +43,7 @@ def tell_verdicts(
         verdicts: by set.
         contexts: the worst ones.
         file: their name in the folder.
+        watch_more: how the next run watches more training rows, see `to_watch_more`.
 
     Returns:
         What to train next, and all of it in one line, to be said last.
@@ -47,7 +52,10 @@ def tell_verdicts(
     folder = trainer.strategy.broadcast(folder)
     told = [verdict.sentence for verdict in verdicts.values()]
     outcomes = {verdict.outcome for verdict in verdicts.values()}
-    next_step, line = after_verdicts(outcomes, folder, file, longer(trainer), _started_from(trainer))
+    rose = any(verdict.loss_rose for verdict in verdicts.values())
+    next_step, line = after_verdicts(
+        outcomes, folder, file, longer(trainer), _started_from(trainer), watch_more=watch_more, loss_rose=rose
+    )
     whole = "\n".join([*told, line] if line else told)
     rank_zero_info("\n".join(told) if next_step and ends_with_commands(trainer) else whole)
     log_text(trainer, "silent/verdict", whole, trainer.global_step)

@@ -16,15 +16,15 @@ from lightning_sft.callbacks.next_step import NextStep, ends_with_commands
 from lightning_sft.callbacks.silent_course import RunCourse
 from lightning_sft.callbacks.silent_ending import tell_verdicts
 from lightning_sft.callbacks.silent_reader import TokenReader
-from lightning_sft.callbacks.silent_rows import from_datamodule, from_loaders, tell_refused
+from lightning_sft.callbacks.silent_rows import from_datamodule, from_loaders, tell_refused, to_watch_more
 from lightning_sft.data import SFTDataModule
 from lightning_sft.errors import UserError
 from lightning_sft.metrics.silent_verdict import SilentVerdict, judge
 from lightning_sft.models.instruments import tokenizer_to_use
 from lightning_sft.probes.contexts import failed_contexts
+from lightning_sft.probes.files import SILENT
 from lightning_sft.probes.watched_set import WatchedSet
 
-FILE = "silent.jsonl"
 _SPENT = "learning rates spent"  # beside the names of sets in a checkpoint
 
 
@@ -249,24 +249,22 @@ class SilentFailureMonitor(Callback):
 
     def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
         names = {"train": "training tokens", "val": "validation tokens"}
+        watch_more = ""
         for watched in self.watched:
             reading = watched.reading(self.min_fall)
             if reading is not None:
                 name = names.get(watched.name, f"tokens of {watched.name}")
                 length = self._course.length(trainer, watched)
-                more = f"train_rows of SilentFailureMonitor, here {reading.rows}"
+                more = f"these are all {reading.rows} training rows"
+                if watched.trained and (watch_more := to_watch_more(trainer, reading.rows, asked_for=self.required)):
+                    more = f"train_rows of SilentFailureMonitor, here {reading.rows}"
                 self.verdicts[watched.name] = judge(
                     reading, name, trained=watched.trained, max_share=self.max_share, length=length, more=more
                 )
-        datamodule = getattr(trainer, "datamodule", None)
-        lines = failed_contexts(
-            self.watched,
-            self._tokenizer_of(pl_module),
-            getattr(datamodule, "source_names", ()),
-            self.contexts,
-            self.min_fall,
-        )
-        self.next_step, self._last_line = tell_verdicts(trainer, self.verdicts, lines, FILE)
+        sources = getattr(getattr(trainer, "datamodule", None), "source_names", ())
+        tokenizer = self._tokenizer_of(pl_module)
+        lines = failed_contexts(self.watched, tokenizer, sources, self.contexts, self.min_fall)
+        self.next_step, self._last_line = tell_verdicts(trainer, self.verdicts, lines, SILENT, watch_more)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

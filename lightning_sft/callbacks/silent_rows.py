@@ -53,6 +53,26 @@ def from_datamodule(data: SFTDataModule, train_rows: int | None, val_rows: int, 
     return [s for s in found if len(s.sample)]
 
 
+def to_watch_more(trainer: Trainer, rows: int, *, asked_for: bool) -> str:
+    """Return how the next run watches more training rows: options, or words where they would add a second monitor.
+
+    Args:
+        trainer: of the run.
+        rows: that this run watched.
+        asked_for: whether the settings have a monitor of their own.
+
+    Returns:
+        Empty where all training rows were watched.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if isinstance(data, SFTDataModule) and rows >= len(data.dataset("train")):
+        return ""
+    if asked_for:
+        return f"a train_rows of its SilentFailureMonitor above {rows}"
+    more = max(MOST_ROWS, 4 * rows)
+    return f"--trainer.callbacks+=SilentFailureMonitor --trainer.callbacks.train_rows={more}"
+
+
 def _rows(data: SFTDataModule, what: Any, numbers: Sequence[int]) -> list[SampledRow]:
     """Return rows of a set; of training rows, the tokens that are trained towards, and not away from."""
     weights = data.loss_weights.of_sources(data.source_names) if what == "train" else None

@@ -27,6 +27,8 @@ _FIRST = ("exact_match", "task_accuracy", "pass_at_1", "nll", "loss", "perplexit
 _SAME = {"top1_share": "token_accuracy"}
 #: below a table, where a capability reading gives another mean p beside it
 _WITH_SPECIAL = "\n{} counts special tokens, too, such as the end of an answer; the capability reading leaves them out."
+#: below a table without its loss; another objective's may have the NLL's figure, too, as where all is learned
+_ONCE = "\n{}loss has the figures of {}nll, so it stands here once."
 #: characters of a key
 _WIDTH = 24
 
@@ -97,7 +99,7 @@ class RunSummary(Callback):
             if not (once and key == f"{own}loss"):
                 print(f"{key:<{width}}{values[key]:>14.4f}", flush=True)
         if once:
-            print(f"\n{own}loss is {own}nll under this objective, so it stands here once.")
+            print(_ONCE.format(own, own))
         if "capability/content/mean_p" in values:
             print(_WITH_SPECIAL.format(f"{own}mean_p"))
         rows = _rows_of(trainer, own.rstrip("/"))
@@ -117,7 +119,7 @@ class RunSummary(Callback):
         known = self.before_objective and self.after_objective  # a run that took no step has not read the second
         other = bool(known) and self.before_objective != self.after_objective
         print(f"\n{'held out':<{_WIDTH}}" + "".join(f"{head:>14}" for head, _ in columns))
-        once = not other and all(same_loss(values) for _, values in columns)  # under NLL the loss is the NLL
+        once = not other and all(same_loss(values) for _, values in columns)
         for key in sorted(self.after, key=_order):
             if once and key == "val/loss":
                 continue
@@ -128,7 +130,7 @@ class RunSummary(Callback):
         if "val/mean_p" in self.after and any(_tells_special_apart(c) for c in callbacks_of(trainer)):
             print(_WITH_SPECIAL.format("val/mean_p"))
         if once:
-            print("\nval/loss is val/nll under this objective, so it stands here once.")
+            print(_ONCE.format("val/", "val/"))
         if len(columns) > 1 and (why := why_opposite(self.before, self.after)) is not None:
             print(f"\n{why}")
         if other and len(columns) > 1:

@@ -31,10 +31,12 @@ class SilentVerdict:
             of these; ``"undecided"``: too few trained tokens to tell; ``"nothing to judge"``: too few rows, no token
             that could fail, or scores that are not finite.
         sentence: for people.
+        loss_rose: the trained tokens' mean NLL is higher than at the start, of an outcome ``"still outranked"``.
     """
 
     outcome: SilentOutcome
     sentence: str
+    loss_rose: bool = False
 
     @property
     def failed(self) -> bool:
@@ -102,9 +104,10 @@ def judge(
     if failed:
         return SilentVerdict("silent failure", f"Silent failure: {told}.")
     if behind:
-        fell = "the loss fell, but " if round(r.nll, 2) < round(r.nll_before, 2) else ""
-        lead = f"Still outranked: {fell}most right tokens that were behind at the start still are."
-        return SilentVerdict("still outranked", f"{lead} {told[0].upper()}{told[1:]}.")
+        change = round(r.nll, 2) - round(r.nll_before, 2)
+        moved = "the loss fell, but " if change < 0 else "the loss rose, and " if change > 0 else ""
+        lead = f"Still outranked: {moved}most right tokens that were behind at the start still are."
+        return SilentVerdict("still outranked", f"{lead} {told[0].upper()}{told[1:]}.", loss_rose=change > 0)
     if r.share_high > max_share:
         where = f" ({more})" if more else ""
         return SilentVerdict("undecided", f"Undecided, watch more rows{where}: {told}.")
@@ -119,9 +122,10 @@ def _split(r: SilentReading, name: str) -> str:
         f"{r.displaced:.1%} have such a loss and are behind another word than at the start" if r.displaced > 0 else "",
         f"{r.unlearned:.1%} have no such loss and are still behind" if r.unlearned > 0 else "",
     ]
+    rows = "one row" if r.rows == 1 else f"{r.rows} rows"
     return (
         f"of {r.behind} {name} that were outranked at the start, {', '.join(filter(None, parts))}, and {r.flipped:.1%} "
-        f"are the first choice now (mean NLL of all {r.tokens} tokens in the {r.rows} rows of this reading "
+        f"are the first choice now (mean NLL of all {r.tokens} tokens in the {rows} of this reading "
         f"{r.nll_before:.2f} -> {r.nll:.2f})"
     )
 

@@ -171,12 +171,24 @@ def test_most_tokens_still_outranked_asks_for_more_training() -> None:
                         "learning rate:")  # fmt: skip
     assert command.split() == "lightning fit runs/a/config.yaml --max_steps 80".split()
     assert "RunnerUpMargin" not in page_of(replace(run, contexts=[]))
+    assert page_of(run).count("igher learning rate or more steps") + page_of(run).count("for more steps") == 1
+    worse = replace(run, nll_change=(0.2, 0.1, 0.3), asked=Asked([], ["runs/a/config.yaml"], 1e-3))
+    why, command = first_step(worse, Path("out"))
+    assert why.endswith("The loss of these rows rose: train again at a lower learning rate (it was 0.001):")
+    assert command.split() == "lightning fit runs/a/config.yaml --lr 0.0001".split()
+    assert "more steps" not in page_of(worse)
+    assert "a lower learning rate.\n" in page_of(replace(worse, asked=None))
+    same = page_of(replace(run, nll_change=(-0.01, -0.02, -0.01), silent=replace(SAME, share_low=0.0, share_high=0.05)))
+    assert "The model is almost unchanged: train it again" in same
+    assert "Most right words" not in same, "once is enough"
 
 
 def test_an_undecided_verdict_names_the_option_that_reads_more_rows() -> None:
     undecided = replace(FINE, share_high=0.2)
     assert "Read more rows (--rows)" in headline(made(silent=undecided, total_rows=2000))
     assert "Read more rows (--data)" in headline(made(silent=undecided))
+    some = page_of(made(silent=undecided, total_rows=2000))
+    assert "Rows: 20 of 2000 rows, spread evenly, of the set `test` of the settings, " in some
     assert " --rows null" in page_of(made(silent=undecided, total_rows=2000))
 
 
@@ -286,14 +298,19 @@ def test_the_end_of_answers_is_counted_apart() -> None:
     found = SpecialTokens(["<|im_end|>"], True, end, words)
     page = page_of(made(special=found))
     assert (
-        "- It does not stop where the data do. Of 20 places where the end of the answer (`<|im_end|>`) was outranked "
-        "before, 19 still are, 18 of them with a lower loss and behind the same token; of all other tokens, 40 of 50."
+        "- It does not always stop where the data do. Of 20 places where the end of the answer (`<|im_end|>`) was "
+        "outranked before, 19 still are, 18 of them with a lower loss and behind the same token; of all other tokens, "
+        "40 of 50."
     ) in page
     displaced = page_of(made(special=replace(found, special=replace(end, share=0.0))))
-    assert "It does not stop where the data do. Of 20 places" in displaced, "whichever token is ahead"
+    assert "It does not always stop where the data do. Of 20 places" in displaced, "whichever token is ahead"
     assert "before, 19 still are; of all other tokens" in displaced
-    assert "does not stop" not in page_of(made(special=replace(found, special=replace(end, flipped=1.0))))
-    assert "does not stop" not in page_of(made(special=replace(found, ends=False)))
+    never = page_of(made(special=replace(found, special=replace(end, flipped=0.0))))
+    assert "It does not stop where the data do. Of 20 places" in never
+    one = replace(end, flipped=0.95, share=0.05)
+    assert "before, 1 still is, " in page_of(made(special=replace(found, special=one)))
+    assert " stop where" not in page_of(made(special=replace(found, special=replace(end, flipped=1.0))))
+    assert " stop where" not in page_of(made(special=replace(found, ends=False)))
     alone = page_of(made(before=None, special=found))
     assert (
         "The end of the answer (`<|im_end|>`): outranked at 95.0% of 20 places; all other tokens: 50.0% of 80." in alone

@@ -9,6 +9,8 @@ import pytest
 
 from lightning_sft.callbacks import RunStory
 from lightning_sft.callbacks.next_step import NextStep, after_verdicts, ends_with_commands, next_steps_of
+from lightning_sft.callbacks.silent_rows import to_watch_more
+from lightning_sft.data import SFTDataModule
 from lightning_sft.places import near
 
 BEFORE = NextStep("it knew the task", "lightning fit --config a.yaml --objective PowerFamily", measured=False)
@@ -96,18 +98,37 @@ def test_what_follows_from_verdicts(tmp_path: Path) -> None:
 
 
 def test_an_undecided_verdict_is_followed_by_what_reads_more_rows(tmp_path: Path) -> None:
-    step, line = after_verdicts({"no failure", "undecided"}, tmp_path, "silent.jsonl", model="base")
-    assert (step, line) == (None, "To tell, watch more rows in the next run: SilentFailureMonitor(train_rows=...).")
+    options = to_watch_more(SimpleNamespace(datamodule=None), 32, asked_for=False)  # type: ignore[arg-type]
+    assert options == "--trainer.callbacks+=SilentFailureMonitor --trainer.callbacks.train_rows=128"
+
+    def told(outcomes: set[str], model: str | None = None, watch_more: str = options) -> str:
+        step, line = after_verdicts(outcomes, tmp_path, "silent.jsonl", model=model, watch_more=watch_more)
+        assert step is None, "the reading before training still speaks"
+        return line
+
+    plain = "To tell, watch more rows in the next run: SilentFailureMonitor(train_rows=...)."
+    assert told({"no failure", "undecided"}, "base") == plain
     (tmp_path / "config.yaml").write_text("")
-    step, line = after_verdicts({"no failure", "undecided"}, tmp_path, "silent.jsonl", model="a base")
-    assert step is None, "the reading before training still speaks"
-    why, command = line.splitlines()
-    assert "--trainer.callbacks+=SilentFailureMonitor --trainer.callbacks.train_rows=128" in why
+    why, command = told({"no failure", "undecided"}, "a base").splitlines()
+    assert options in why
     assert shlex.split(command.removeprefix("Next: lightning audit ")) == [
         str(near(tmp_path)), "--before", "a base", "--after", "last", "--set", "train",
     ]  # fmt: skip
-    _, line = after_verdicts({"undecided"}, tmp_path, "silent.jsonl")
-    assert line.endswith("config.yaml --trainer.callbacks+=SilentFailureMonitor --trainer.callbacks.train_rows=128")
+    assert told({"undecided"}).endswith(f"config.yaml {options}")
+    assert told({"undecided"}, "a base", watch_more="") == "", "all training rows were watched"
+
+
+def test_to_watch_more_is_more_and_no_second_monitor() -> None:
+    """Lightning refuses two callbacks of a kind whose state it would keep."""
+    trainer: Any = SimpleNamespace(datamodule=None)
+    assert to_watch_more(trainer, 128, asked_for=False).endswith("train_rows=512")
+    words = to_watch_more(trainer, 128, asked_for=True)
+    assert words == "a train_rows of its SilentFailureMonitor above 128"
+    data = SFTDataModule.__new__(SFTDataModule)
+    data.dataset = lambda what: range(20)  # type: ignore[assignment, method-assign]
+    trainer = SimpleNamespace(datamodule=data)
+    assert to_watch_more(trainer, 19, asked_for=False)
+    assert to_watch_more(trainer, 20, asked_for=False) == ""
 
 
 def test_most_tokens_still_outranked_lets_the_run_go_on(tmp_path: Path) -> None:
@@ -121,6 +142,8 @@ def test_most_tokens_still_outranked_lets_the_run_go_on(tmp_path: Path) -> None:
     assert shlex.split(step.command) == ["lightning", "fit", str(near(tmp_path)), *longer]
     assert line == f"To try next, since {step.why}:\nNext: {step.command}"
     assert next_steps_of(run(BEFORE, step)) == [step, BEFORE], "the trained model's word comes first"
+    worse = after_verdicts({"still outranked"}, tmp_path, "silent.jsonl", longer, loss_rose=True)
+    assert worse == (None, "The loss of the training rows rose: train again at a lower learning rate.")
 
 
 def test_single_runs_of_a_comparison_give_no_advice_of_their_own() -> None:

@@ -244,7 +244,7 @@ def test_a_loss_that_is_the_nll_stands_once_and_p_against_the_nll_is_explained(
     out = capsys.readouterr().out
     assert re.search(r"val/nll +4\.0000 +2\.0000", out)
     assert not re.search(r"^val/loss +\d", out, re.M)
-    assert "val/loss is val/nll under this objective, so it stands here once." in out
+    assert "val/loss has the figures of val/nll, so it stands here once." in out
     assert "val/mean_p fell although val/nll fell: fewer tokens are nearly impossible now" in out
 
 

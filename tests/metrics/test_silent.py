@@ -225,6 +225,8 @@ def test_verdicts_on_trained_tokens():
     assert judge(read_silent(now, row, before), "training tokens", trained=True).outcome == "nothing to judge"
     before, now = planted(["failed"] * 6)
     assert judge(read_silent(now, row[:6], before), "training tokens", trained=True).outcome == "nothing to judge"
+    alone = judge(read_silent(now, torch.zeros(6, dtype=torch.int64), before), "training tokens", trained=True)
+    assert "6 tokens in the one row of this reading" in alone.sentence
     none = read_silent(now.at(torch.zeros(6, dtype=torch.bool)), row[:0])
     assert "there are none" in judge(none, "training tokens", trained=True).sentence
 
@@ -250,6 +252,11 @@ def test_a_third_word_in_the_competitor_s_place_is_no_success():
     assert verdict.outcome == "still outranked"
     assert "100.0% have no such loss and are still behind" in verdict.sentence
     assert "behind another word" not in verdict.sentence, "what became of none is left out"
+    assert not verdict.loss_rose
+    worse = TokenReading(before.logp - 1, before.margin, before.competitor)
+    verdict = judge(read_silent(worse, row, before), "training tokens", trained=True)
+    assert (verdict.outcome, verdict.loss_rose) == ("still outranked", True)
+    assert verdict.sentence.startswith("Still outranked: the loss rose, and most right tokens")
 
 
 @pytest.mark.parametrize(
