@@ -131,7 +131,7 @@ class ExposureForecast(SweepCallback):
         self._last, self._ranks = trainer.global_step, ranks
         return Forecast(
             self.name, trainer.global_step, session.digest, ahead, spent, _rows_per_step(trainer), self.share, peak,
-            rate_for_share(told, self.share, peak), told, self._every, ranks=ranks,
+            rate_for_share(told, self.share, peak, trainer.global_step), told, self._every, ranks=ranks,
         )  # fmt: skip
 
     def _ahead(self, trainer: Trainer) -> int:

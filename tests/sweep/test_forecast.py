@@ -108,6 +108,8 @@ def test_the_rate_for_a_share():
     assert rate_for_share(told, 1.0, 1e-3)[0] == pytest.approx(2e-3)
     unknown = ProbeForecast("d", -1, "cannot predict this", why="x")
     assert rate_for_share([*told, unknown], 1.0, 1e-3) is None
+    later = [forecast(str(c), 0, *stretches(lambda p, c=c: p - c), WAY, at=100) for c in (3.0, 6.0, 24.0)]
+    assert rate_for_share(later, 2 / 3, 1e-3, 100) == pytest.approx((rate, low, high)), "steps behind it change nothing"
 
 
 def graded(seen):

@@ -157,7 +157,9 @@ def step_at(way: Sequence[float], progress: float) -> float:
     return 0.0
 
 
-def rate_for_share(forecasts: Sequence[ProbeForecast], share: float, peak: float) -> tuple[float, float, float] | None:
+def rate_for_share(
+    forecasts: Sequence[ProbeForecast], share: float, peak: float, at: int = 0
+) -> tuple[float, float, float] | None:
     """Return the peak rate at which a share of the probes flips by the end, with its interval.
 
     Progress is proportional to the rate, so the rate is the peak times the progress at the crossing of the probe that
@@ -167,6 +169,7 @@ def rate_for_share(forecasts: Sequence[ProbeForecast], share: float, peak: float
         forecasts: of all probes.
         share: of them.
         peak: rate of the run.
+        at: steps that the run has behind it, which no rate changes.
 
     Returns:
         Rate, low, high; None if too few of the probes have a forecast, or enough are ahead already.
@@ -179,4 +182,5 @@ def rate_for_share(forecasts: Sequence[ProbeForecast], share: float, peak: float
     assert of.step is not None
     assert of.low is not None
     assert of.high is not None
-    return peak * progress, peak * progress * of.low / of.step, peak * progress * of.high / of.step
+    rate, steps = peak * progress, of.step - at
+    return rate, rate * (of.low - at) / steps, rate * (of.high - at) / steps
