@@ -32,7 +32,7 @@ STORAGES = (
 
 def parser() -> VerbParser:
     """Return the parser of the verb."""
-    made = VerbParser("sweep", "{worker,status,critical} --storage URL [--KEY VALUE ...]", ABOUT)
+    made = VerbParser("sweep", "{worker,status,critical} [--storage URL] [--KEY VALUE ...]", ABOUT)
     add = made.add_argument
     add(
         "what",
@@ -40,7 +40,7 @@ def parser() -> VerbParser:
         choices=("worker", "status", "critical"),
         help="take part, see how far it is, or search for a critical rate",
     )
-    add("--storage", help=f"where the runs are shared out, which must be given: {STORAGES}")
+    add("--storage", help=f"where the runs are shared out, which worker and status must be given: {STORAGES}")
     add("--name", help="name of the comparison or the search. Default: compare, or what the search's settings say")
     where = "folder in which this worker keeps its files. Default: comparisons, or what the search's settings say"
     add("--output", "--folder", dest="folder", type=Path, help=where)
