@@ -59,7 +59,8 @@ def as_text(rows: Sequence[Mapping[str, Any]], *, frozen: bool) -> str:
     advice: dict[str, list[str]] = {}
     for row in rows:
         if row["advice"]:
-            advice.setdefault(f"{row['verdict']}: {row['advice']}", []).append(row["probe"])
+            against = "other words ahead" if row["others_ahead_end"] else row["verdict"]  # in one line, however many
+            advice.setdefault(f"{against}: {row['advice']}", []).append(row["probe"])
     lines += [f"What may help against {text} [{', '.join(names)}]" for text, names in advice.items()]
     return "\n".join(["Verdicts on the near-synonym probes", *lines, *([FROZEN] if frozen else []), NOTE])
 

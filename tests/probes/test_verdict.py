@@ -5,7 +5,9 @@ import math
 import pytest
 
 from lightning_sft.probes.history import ProbeHistory, find_jumps
+from lightning_sft.probes.probe import Probe
 from lightning_sft.probes.verdict import VerdictSettings, flip_step, judge
+from lightning_sft.probes.verdict_report import as_text, verdict_row
 
 
 def history(margins, losses, drags=None, shares=None, causes=None, every=1, scale=0.64):
@@ -51,6 +53,11 @@ def test_a_flip_past_the_named_word_says_how_many_others_are_ahead():
     for rank in (1.0, None, math.nan):
         verdict = judge(overtook, rank=rank)
         assert (verdict.title, verdict.advice) == ("flipped at step 10", "")
+    ranked = [(Probe("a", "x", "c"), 4.0), (Probe("a", "y", "c"), 2.0)]
+    rows = [verdict_row(probe, overtook, judge(overtook, rank=rank)) for probe, rank in ranked]
+    (line,) = [line for line in as_text(rows, frozen=False).splitlines() if line.startswith("What may help")]
+    assert line.startswith("What may help against other words ahead: the right word is not")
+    assert line.endswith(f"[{rows[0]['probe']}, {rows[1]['probe']}]"), "one line for all such probes"
     behind = judge(history([-1.0] * 40, settling()), rank=4.0)
     assert (behind.title, behind.others_ahead) == ("failed: kinematic", None)
 
