@@ -100,9 +100,17 @@ def _said(audit: Audit, verdict: SilentVerdict) -> str:
     if verdict.outcome == "still outranked":
         others = f", {r.displaced:.1%} behind another word than before" if r.displaced > 0 else ""
         return f"Still outranked: the loss fell, but {r.still_behind} of {_before(r)} still are{others}"
-    if round(r.outranked * r.tokens) > r.behind:
+    if _more_are_outranked(r):
         return f"Not fine: more tokens are outranked than before, as {r.lost:.1%} of the first choices were lost"
     return "Fine: no sign of silent failure"
+
+
+def _more_are_outranked(r: SilentReading) -> bool:
+    """Return whether more first choices were lost than won, by a one-sided sign test at 5%."""
+    from scipy.special import betainc  # half a second that a help text need not wait for
+
+    won, lost = (round(_part(share, of)) for share, of in ((r.flipped, r.behind), (r.lost, r.tokens - r.behind)))
+    return lost > won and float(betainc(lost, won + 1, 0.5)) <= 0.05
 
 
 def _few(r: SilentReading, *, trained: bool) -> str:

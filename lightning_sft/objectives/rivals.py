@@ -63,7 +63,7 @@ def _word(part: int | str, space: str, facts: RunFacts) -> int | None:
 
 
 def _read(path: Path) -> list[tuple[int | str, int | str]]:
-    """Return the pairs of a file of probes."""
+    """Return the pairs of a file of probes; a context whose competitor is another than at the start gives both."""
     if not path.is_file() or path.suffix != ".jsonl":
         raise UserError(
             f"RunnerUpMargin got pairs={str(path)!r}, which is no .jsonl file (looked from {Path.cwd()}). Give a file "
@@ -84,6 +84,9 @@ def _read(path: Path) -> list[tuple[int | str, int | str]]:
                     "competitor as words."
                 )
             found.append((pair[0], pair[1]))  # type: ignore[arg-type]  # the table refuses what is no id
+            first = given.get("competitor_start_id")
+            if first is not None and first not in pair:  # which a run from the start meets again
+                found.append((pair[0], first))  # type: ignore[arg-type]
     if not found:
         raise UserError(
             f"RunnerUpMargin got pairs={str(path)!r}, which is empty. A run's silent.jsonl is empty where no right "

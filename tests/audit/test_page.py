@@ -242,7 +242,10 @@ GUARD = Forgetting("general", 2657, 4.392, 4.392, 8e-6, 0.001)
         ({"trained": "no", "silent": replace(READING, excess_low=-0.1)}, "Fine: "),
         ({"before": None}, "Overconfident: "),
         ({"silent": FINE}, "Fine: no sign of silent failure (20 rows, 100 tokens)."),
-        ({"silent": replace(FINE, outranked=0.8, lost=0.9)}, "Not fine: more tokens are outranked than before, as 90."),
+        ({"silent": replace(FINE, behind=20, outranked=0.38, lost=0.45)},
+         "Not fine: more tokens are outranked than before, as 45."),  # 36 lost and 18 won
+        ({"silent": replace(FINE, behind=20, outranked=0.21, flipped=0.9, lost=0.2375)},
+         "Fine: no sign of silent failure (20 rows"),  # 19 lost and 18 won: by chance
         ({"silent": BEHIND}, "Still outranked: the loss fell, but 49 of 70 tokens that were outranked before still "
          "are, 60.0% behind another word than before (20 rows"),
         ({"silent": BEHIND, "nll_change": (0.2, 0.1, 0.3)}, "Not fine: the loss on the rows that it was trained on"),

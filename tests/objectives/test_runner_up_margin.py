@@ -113,6 +113,17 @@ def test_pairs_come_from_a_file_of_probes(tmp_path):
     assert objective.rivals[2].tolist() == [4, 5]
 
 
+def test_a_word_that_was_behind_another_at_the_start_competes_with_both(tmp_path):
+    moved = {"context_ids": [1], "correct_id": 3, "competitor_id": 5, "competitor_start_id": 7}
+    same = {"context_ids": [2], "correct_id": 8, "competitor_id": 9, "competitor_start_id": 9}
+    path = tmp_path / "silent.jsonl"
+    path.write_text(json.dumps(moved) + "\n" + json.dumps(same) + "\n")
+    objective = prepared(str(path))
+    assert objective.known.tolist() == [3, 5, 7, 8, 9]
+    assert objective.rivals[0].tolist() == [5, 7]
+    assert objective.rivals[3].tolist()[0] == 9
+
+
 def test_words_and_files_that_cannot_be_pairs_are_refused(tmp_path):
     with pytest.raises(UserError, match="does not have both as one token"):
         prepared([["shame", "remorse"]])
