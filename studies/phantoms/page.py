@@ -9,7 +9,7 @@ from pathlib import Path
 from lightning_sft.files import write_text
 from lightning_sft.sweep.intervals import Interval, interval
 from studies.cells import Cell, require_one_version
-from studies.findings import judged, scores
+from studies.findings import differences, judged, scores
 from studies.page_parts import code_words, missing_runs, processor_words, registered_words
 from studies.phantoms import analysis
 from studies.phantoms.analysis import AMONG, KINDS, MAIN, RUSHED, Outcome, Verdict
@@ -123,6 +123,8 @@ def percent(one: Interval | None) -> str:
         return "-"
     if one.low is None or one.high is None:
         return f"{100 * one.mean:.1f}"
+    if one.low == one.high:  # values that are all alike give no interval
+        return f"{100 * one.mean:.1f} in each"
     return f"{100 * one.mean:.1f} [{100 * max(one.low, 0.0):.1f}, {100 * min(one.high, 1.0):.1f}]"
 
 
@@ -242,7 +244,26 @@ def _lora(cells: Sequence[Cell]) -> str:
         "(one draw of contexts, exploratory)."
     )
     heading = ["arm", "smallest rate that flips half", "own rate", "flipped, %", "held-out NLL, % above the start"]
-    return f"## Does LoRA suffice?\n\n{told}\n\n{table(heading, rows)}"
+    parts = ["## Does LoRA suffice?", told, table(heading, rows), *_full_minus_lora(cells)]
+    return "\n\n".join(parts)
+
+
+def _full_minus_lora(cells: Sequence[Cell]) -> list[str]:
+    """Return what the hypotheses do not ask: how much more all weights flip than each LoRA; [] before all is there."""
+    runs = judged(cells, MAIN.name, ALONE.name)
+    if any(len(runs.get(arm, {})) < MAIN.replicates for arm in MAIN.arms):
+        return []
+    told = [
+        f"{arm}: {points(interval(list(differences(runs, FLIPPED, FULL, arm).values())))}"
+        for arm in MAIN.arms
+        if arm != FULL
+    ]
+    return [
+        "Beside the hypotheses, by replicate, all weights minus each of the others in points of flipped contexts, not "
+        f"adjusted for their number: {'; '.join(told)}. The last column says at what held-out NLL: where it is below 0 "
+        "the contexts' own kind of text, sentences of WordNet, got likelier, and the bound that rates were searched "
+        "under was not reached. An arm with a lower number there could have gone on to a higher rate."
+    ]
 
 
 # ---------------------------------------------------------------------- silent failure
