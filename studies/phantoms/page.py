@@ -98,9 +98,9 @@ def sentences(cells: Sequence[Cell]) -> list[str]:
     h1, h2, h3 = verdicts
     return [
         asked,
-        f"Under full fine-tuning at {FAST_RATE:g} the output rows took part in {_held(h1)} of jumps (H1 {h1.verdict}), "
-        f"and {LEAST} minus {MOST} is {points(h2.finding.difference)} points of flipped contexts, at a held-out NLL of "
-        f"{_rise(cells, LEAST)}% and {_rise(cells, MOST)}% above the start (H2 {h2.verdict}).",
+        f"Under full fine-tuning at {FAST_RATE:g} the output rows took part in {_held(h1)} of the jumps (H1 "
+        f"{h1.verdict}), and {LEAST} minus {MOST} is {points(h2.finding.difference)} points of flipped contexts, "
+        f"at a held-out NLL of {_rise(cells, LEAST)}% and {_rise(cells, MOST)}% against the start (H2 {h2.verdict}).",
         f"Among other sentences {_held(h3)} of contexts failed silently under NLL at the rate with the best held-out "
         f"NLL (H3 {h3.verdict}).",
     ]

@@ -507,7 +507,7 @@ def test_the_page_says_what_the_cells_say(tmp_path: Path) -> None:
     assert "There is no figure yet" in empty
     assert not list(tmp_path.rglob("*.svg"))
     text = page_of(tmp_path, simulated(as_named), Registration("c0ffee", {"scripts": {}}))
-    assert re.search(r"the output rows took part in (4\.9|5\.0|5\.1) \[.*\]% of jumps \(H1 supported\)", text)
+    assert re.search(r"the output rows took part in (4\.9|5\.0|5\.1) \[.*\]% of the jumps \(H1 supported\)", text)
     assert "(H2 supported)" in text
     assert "(H3 supported)" in text
     assert "| 0 of 128 |" in text
