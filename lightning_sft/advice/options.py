@@ -10,6 +10,20 @@ RATE: Final = ("--lr", "--model.optimizer.lr", "--model.optimizer.init_args.lr")
 OBJECTIVE: Final = ("--objective", "--model.objective")
 
 
+def value_of(arguments: Sequence[str], name: str) -> str | None:
+    """Return the value of an option, written ``--name value`` or ``--name=value``; None without one.
+
+    >>> value_of(["--set", "train", "--data=rows.jsonl"], "--data"), value_of(["--data"], "--data")
+    ('rows.jsonl', None)
+    """
+    left = iter(arguments)
+    for argument in left:
+        found, equals, value = argument.partition("=")
+        if found == name:
+            return value if equals else next(left, None)
+    return None
+
+
 def without(arguments: Sequence[str], names: Collection[str]) -> list[str]:
     """Return arguments without some options, written ``--name value`` or ``--name=value``."""
     kept: list[str] = []

@@ -22,8 +22,7 @@ def is_almost_unchanged(audit: Audit) -> bool:
     r, f = audit.silent, audit.forgetting
     if audit.before is None or audit.is_broken or math.isnan(audit.nll_change[0]):
         return False
-    moved = _part(r.flipped, r.behind) + _part(r.lost, r.tokens - r.behind)
-    if moved > SAME_CHOICES * r.tokens:
+    if sum(_won_and_lost(r)) > SAME_CHOICES * r.tokens:
         return False
     if f is None or f.kl is None or f.changed is None:
         return abs(audit.nll_change[0]) < SAME_LOSS_ALONE
@@ -56,8 +55,7 @@ def headline(audit: Audit) -> str:
 def _unchanged(audit: Audit) -> str:
     r, f = audit.silent, audit.forgetting
     label = "Trained too little: the model" if audit.trained == "yes" else "The model"
-    flips = _part(r.flipped, r.behind) + _part(r.lost, r.tokens - r.behind)
-    choices = f"another first choice at {flips:.0f} of {r.tokens} places"
+    choices = f"another first choice at {sum(_won_and_lost(r)):.0f} of {r.tokens} places"
     general = (
         "" if f is None or f.kl is None else f", and on other text nearly the same predictions (KL {f.kl:.1e} nats)"
     )
@@ -109,7 +107,7 @@ def _more_are_outranked(r: SilentReading) -> bool:
     """Return whether more first choices were lost than won, by a one-sided sign test at 5%."""
     from scipy.special import betainc  # half a second that a help text need not wait for
 
-    won, lost = (round(_part(share, of)) for share, of in ((r.flipped, r.behind), (r.lost, r.tokens - r.behind)))
+    won, lost = map(round, _won_and_lost(r))
     return lost > won and float(betainc(lost, won + 1, 0.5)) <= 0.05
 
 
@@ -127,8 +125,11 @@ def _before(r: SilentReading) -> str:
     return f"{r.behind} tokens that were outranked before"
 
 
-def _part(share: float, of: int) -> float:
-    return 0.0 if math.isnan(share) else share * of
+def _won_and_lost(r: SilentReading) -> tuple[float, float]:
+    """Return how many tokens became the first choice, and how many are one no more."""
+    shares = ((r.flipped, r.behind), (r.lost, r.tokens - r.behind))
+    won, lost = (0.0 if math.isnan(share) else share * of for share, of in shares)
+    return won, lost
 
 
 def _lower(text: str) -> str:

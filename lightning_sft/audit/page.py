@@ -6,6 +6,7 @@ import math
 from importlib import metadata
 from pathlib import Path
 
+from lightning_sft.advice.options import value_of
 from lightning_sft.audit.contexts import Context
 from lightning_sft.audit.headline import headline, is_almost_unchanged
 from lightning_sft.audit.next_steps import next_steps
@@ -243,9 +244,5 @@ def _exact(model: ReadModel) -> str:
 
 def _source(audit: Audit) -> str:
     """Return where the rows are from: the file of ``--data``, whole, or a set of the settings."""
-    given = [] if audit.asked is None else audit.asked.arguments
-    for i, argument in enumerate(given):
-        name, equals, value = argument.partition("=")
-        if name == "--data" and (equals or given[i + 1 :]):
-            return f"the file {as_code(value if equals else given[i + 1])}"
-    return f"the set `{audit.set}` of the settings"
+    file = None if audit.asked is None else value_of(audit.asked.arguments, "--data")
+    return f"the set `{audit.set}` of the settings" if file is None else f"the file {as_code(file)}"

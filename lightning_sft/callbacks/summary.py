@@ -17,9 +17,9 @@ from lightning_sft._lightning import callbacks_of
 from lightning_sft.callbacks.capability_probe import CapabilityProbe
 from lightning_sft.callbacks.next_step import ends_with_commands
 from lightning_sft.callbacks.run_facts import name_of
-from lightning_sft.held_out import why_opposite
 from lightning_sft.metrics.capability_reading import ENOUGH_ROWS
 from lightning_sft.places import near
+from lightning_sft.report.opposite import why_opposite
 
 #: what people look at first, in this order
 _FIRST = ("exact_match", "task_accuracy", "pass_at_1", "nll", "loss", "perplexity", "token_accuracy", "mean_p")

@@ -80,9 +80,9 @@ class TokenReading:
 class SilentReading:
     """One set of tokens, read now and, if a first reading is at hand, compared with it.
 
-    Shares are nan where they would be shares of nothing, and everything is nan where a token's score is. What became of
-    the tokens outranked at the first reading is told by four shares, which sum to 1: ``flipped``, ``share``,
-    ``displaced`` and ``unlearned``.
+    Shares are nan where they would be shares of nothing, and everything is nan where a token's score is. Four shares
+    tell what became of the tokens outranked at the first reading, and sum to 1: ``flipped``, ``share``, ``displaced``
+    and ``unlearned``.
 
     Attributes:
         tokens: tokens of the set.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lightning_sft.held_out import why_opposite
 from lightning_sft.report import charts
 from lightning_sft.report.charts import Chart, Series, curves
+from lightning_sft.report.opposite import why_opposite
 from lightning_sft.report.parts import Part, Section, Table
 from lightning_sft.report.run import Run
 from lightning_sft.report.sentences import advice_of, judged

@@ -110,7 +110,7 @@ def _held(one: Verdict) -> str:
     """Return the share that a hypothesis is about, with its interval over replicates."""
     difference = one.finding.difference
     if difference is None or difference.low is None or difference.high is None:
-        return f"{len(one.finding.values)} replicates' worth"
+        return "an unknown share"  # no replicate, or one alone
     if difference.low == difference.high == -one.against:
         return "none"
     moved = Interval(*(value + one.against for value in (difference.mean, difference.low, difference.high)))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_sft.held_out import why_opposite
+from lightning_sft.report.opposite import why_opposite
 
 
 @pytest.mark.parametrize(
