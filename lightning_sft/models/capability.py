@@ -18,7 +18,8 @@ HALF = (torch.bfloat16, torch.float16)
 WELL = 1.0
 #: Largest relative error of a product whose inputs are rounded to 16 bits and whose sums are kept in float32.
 ACCURATE = 2.0**-6
-_SHAPE = (256, 512, 1024)  # tokens, dim, outputs: 0.27 GFLOP, some milliseconds
+#: Tokens, dim and outputs of the product that is timed: some milliseconds of a core, far more than a GPU's launch.
+_SHAPE = {"cpu": (256, 512, 1024), "others": (2048, 2048, 2048)}
 _ROUNDS = 5
 
 
@@ -118,7 +119,7 @@ def _reports(dtype: torch.dtype, device: torch.device) -> bool:
 
 def _is_right(dtype: torch.dtype, device: torch.device) -> bool:
     """Return whether a product has the value of its rounded inputs' product."""
-    a, b = _matrices(dtype, device)
+    a, b = _matrices(_SHAPE["cpu"], dtype, device)
     try:
         got = torch.nn.functional.linear(a, b)
     except RuntimeError:
@@ -129,7 +130,7 @@ def _is_right(dtype: torch.dtype, device: torch.device) -> bool:
 
 def _seconds(dtype: torch.dtype, device: torch.device, rounds: int = _ROUNDS) -> float:
     """Return the shortest time of a product: of the processor's on a CPU, which may be busy, else on the clock."""
-    a, b = _matrices(dtype, device)
+    a, b = _matrices(_SHAPE.get(device.type, _SHAPE["others"]), dtype, device)
     clock: Callable[[], float] = time.process_time if device.type == "cpu" else time.perf_counter
     best = float("inf")
     for _ in range(rounds + 1):  # the first warms up
@@ -141,9 +142,11 @@ def _seconds(dtype: torch.dtype, device: torch.device, rounds: int = _ROUNDS) ->
     return max(best, 1e-9)
 
 
-def _matrices(dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _matrices(
+    shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return two matrices to multiply, drawn from a stream of their own."""
-    rows, dim, outputs = _SHAPE
+    rows, dim, outputs = shape
     stream = torch.Generator().manual_seed(0)
     a, b = (torch.randn(n, dim, generator=stream, device="cpu") for n in (rows, outputs))
     return a.to(device, dtype), b.to(device, dtype)

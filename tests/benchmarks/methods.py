@@ -78,7 +78,7 @@ def ours(make: Callable[[Data], Objective]) -> Method:
     """The fused head with an objective."""
 
     def run(data: Data) -> Tensor:
-        objective = make(data)
+        objective = make(data).to(data.hidden.device)
         reference = data.hidden.detach() if objective.reference != "none" else None
         row = torch.arange(len(data.targets), device=data.targets.device) // 64
         inputs = HeadInput(data.hidden, data.targets, row, reference_hidden=reference)
@@ -123,7 +123,8 @@ def delegated(make: Callable[[Data], Objective]) -> Method:
 
     def run(data: Data) -> Tensor:
         inputs = HeadInput(data.hidden, data.targets)
-        return delegated_head(inputs, Unembedding(data.weight), make(data)).loss_sum / len(data.targets)
+        objective = make(data).to(data.hidden.device)
+        return delegated_head(inputs, Unembedding(data.weight), objective).loss_sum / len(data.targets)
 
     return run
 

@@ -15,6 +15,7 @@ from peft import LoraConfig
 from lightning_sft import SFTModule
 from lightning_sft.models import capability as module
 from lightning_sft.models.capability import HALF, Capability, capability, emulated, fastest
+from tests.devices import RunIf
 from tests.running import run, toy_arguments, write_rows
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -70,6 +71,18 @@ def test_emulated_dtypes_are_told(can: Capability, asked: str, warning: str | No
     else:
         assert told is not None
         assert re.search(warning.replace("(", r"\("), told)
+
+
+def test_a_gpu_is_timed_on_a_product_that_outlasts_its_launch() -> None:
+    """A product of 0.3 GFLOP takes an H100 less time than its launch: bfloat16 then looked no faster than float32."""
+    rows, dim, outputs = module._SHAPE["others"]
+    launch, fastest_half = 10e-6, 1e15  # seconds; FLOP/s
+    assert 2 * rows * dim * outputs / fastest_half > launch
+
+
+@RunIf(min_cuda_gpus=1)
+def test_a_gpu_with_units_computes_16_bits_several_times_as_fast() -> None:
+    assert all(ratio < 0.5 for ratio in capability("cuda").ratios.values())
 
 
 @pytest.mark.parametrize(("ratio", "well"), [(0.3, True), (3.0, False)])
