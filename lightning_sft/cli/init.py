@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
     values = settings_of(rest)
     remarks = [*_the_model(values, output)]
     for key in ("data.train", "data.val"):
-        remarks += map_columns(key, values, rest, START.get(key))
+        remarks += map_columns(key, values, arguments, START.get(key))
     write_text(output, document(values, output.name))
     print("\n".join([*remarks, f"{output} is written. Next:"]))
     for verb in ("inspect", "advise", "fit"):

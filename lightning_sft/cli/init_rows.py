@@ -36,7 +36,8 @@ def map_columns(
         default: the path where none is given.
 
     Raises:
-        UserError: no row can be read, or nothing tells which column asks and which answers; says how to.
+        UserError: the file is not there, no row can be read, or nothing tells which column asks and which answers;
+            says how to.
     """
     asked = _source_arguments(values.get(key, default))
     path = asked.get("path")
@@ -46,13 +47,10 @@ def map_columns(
         files = data_files(path)
     except UserError as error:
         if key in values:
-            yield f"{key} is {path!r}, which was not looked at: {error}"
-        else:
-            there = sorted(
-                file.name for file in Path().iterdir() if suffix(file) in SUFFIXES and suffix(file) != ".txt"
-            )
-            here = f" Here are {', '.join(there[:8])}: --train FILE takes one." if there else ""
-            yield f"No rows were named: put yours into {path}, or change {key}.{here} Allowed: {DATA_KINDS}."
+            raise UserError(f"{key} is {path!r}. {error} Nothing was written.") from error
+        there = sorted(file.name for file in Path().iterdir() if suffix(file) in SUFFIXES and suffix(file) != ".txt")
+        here = f" Here are {', '.join(there[:8])}: --train FILE takes one." if there else ""
+        yield f"No rows were named: put yours into {path}, or change {key}.{here} Allowed: {DATA_KINDS}."
         return
     if not files:  # a name on the hub
         return

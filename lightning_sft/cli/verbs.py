@@ -83,7 +83,7 @@ OWN_VERBS: dict[str, Verb] = {
     "sweep": Verb(
         "lightning_sft.cli.compare.sweep",
         "main",
-        "workers of a comparison that several machines share, and its status",
+        "workers of a comparison that several machines share, its status, and a search for the critical rate",
     ),
     "configs": Verb("lightning_sft.cli.configs", "main", "list, show and copy the shipped configurations"),
     "estimate": Verb(

@@ -95,11 +95,24 @@ def test_init_asks_for_columns_that_tell_nothing(tmp_path: Path, capsys: pytest.
 
 
 def test_init_offers_the_columns_with_the_longest_texts(capsys: pytest.CaptureFixture[str]) -> None:
-    row = '{"id": "7", "Customer": "What is 1 + 1?", "date": "2026-01-01", "Agent": "It is two, I think."}\n'
+    row = '{"id": "7", "Customer": "What is 1 + 1?", "date": "2026-01-01T10:00:00Z", "Agent": "It is two."}\n'
     Path("odd.jsonl").write_text(row * 2)
     with pytest.raises(SystemExit):
-        main(["init", "--model=some/model", "--train", "odd.jsonl"])
-    assert "'{prompt: Customer, completion: Agent}'" in capsys.readouterr().err
+        main(["init", "--model=some/model", "--train", "odd.jsonl", "--output=mine.yaml"])
+    said = capsys.readouterr().err
+    assert "'{prompt: Customer, completion: Agent}'" in said
+    assert "--output=mine.yaml" in said
+
+
+def test_init_takes_a_message_of_text_for_a_prompt(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("odd.jsonl").write_text('{"message": "Where is my parcel?", "label": "shipping"}\n')
+    main(["init", "--model=some/model", "--train", "odd.jsonl"])
+    given = yaml.safe_load(Path("sft.yaml").read_text())["data"]["train"]["init_args"]
+    assert [example.reference for example in Source(**given).examples()] == ["shipping"]
+    Path("odd.jsonl").write_text('{"message": "Where is my parcel?", "kind": 3}\n')
+    with pytest.raises(SystemExit):
+        main(["init", "--model=some/model", "--train", "odd.jsonl", "--output=two.yaml"])
+    assert "'{prompt: message, completion: kind}'" in capsys.readouterr().err
 
 
 def test_init_looks_for_the_columns_that_were_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,11 +126,13 @@ def test_init_looks_for_the_columns_that_were_named(capsys: pytest.CaptureFixtur
     assert Path("sft.yaml").exists()
 
 
-def test_init_says_what_it_could_not_look_at(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("gone", ["--train=gone.jsonl", "--val=gone.jsonl"])
+def test_init_refuses_rows_that_are_not_there(gone: str, capsys: pytest.CaptureFixture[str]) -> None:
     write_rows(Path("rows.jsonl"))
-    main(["init", "--train=rows.jsonl", "--val=gone.jsonl"])
-    said = capsys.readouterr().out
-    assert "data.val is 'gone.jsonl', which was not looked at: There is no file" in said
+    with pytest.raises(SystemExit):
+        main(["init", "--train=rows.jsonl", gone])
+    assert "is 'gone.jsonl'. There is no file gone.jsonl" in capsys.readouterr().err
+    assert not Path("sft.yaml").exists()
 
 
 @pytest.mark.parametrize("option", ["--train", "--val"])
@@ -175,8 +190,9 @@ def test_init_says_what_it_took_by_itself(capsys: pytest.CaptureFixture[str]) ->
         assert word in said
     for word in ("No rows were named", "train.jsonl", "Here are mine.jsonl: --train FILE", ".parquet", "of the hub"):
         assert word in said
-    main(["init", "--model=some/model", "--train=mine.jsnl.jsonl", "--output=two.yaml"])
-    said = capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["init", "--model=some/model", "--train=mine.jsnl.jsonl", "--output=two.yaml"])
+    said = capsys.readouterr().err
     assert "No model" not in said
     assert "Did you mean 'mine.jsonl'?" in said
 
@@ -202,8 +218,9 @@ def test_init_says_what_is_in_a_folder(capsys: pytest.CaptureFixture[str]) -> No
     assert "rows/c.csv has other columns (question, answer) than rows/a.jsonl" in said
     Path("empty").mkdir()
     Path("empty/notes.md").write_text("")
-    main(["init", "--model=some/model", "--train=empty", "--output=two.yaml"])
-    said = capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["init", "--model=some/model", "--train=empty", "--output=two.yaml"])
+    said = capsys.readouterr().err
     assert "has no data files. It holds notes.md. Allowed: a file (.jsonl, " in said
 
 

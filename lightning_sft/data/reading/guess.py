@@ -20,7 +20,7 @@ from lightning_sft.data.types import BadRow, BadRowError, Record
 #: the first that a row has is taken
 ASKS = (
     "prompt", "question", "instruction", "query", "problem", "user", "human", "request", "task", "input", "inputs",
-    "source", "q",
+    "source", "q", "message",
 )  # fmt: skip
 ANSWERS = (
     "completion", "answer", "response", "output", "outputs", "solution", "reply", "assistant", "target", "targets",
@@ -114,15 +114,17 @@ def in_braces(columns: Mapping[str, str]) -> str:
 
 
 def an_example(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return how a mapping looks: of the two columns with the longest texts, in their order; no ids and no dates.
+    """Return how a mapping looks: of the two columns with the longest texts, in their order; ids and dates come last.
 
     Args:
         rows: some, of which nothing tells what asks and what answers.
     """
     texts = [str(name) for name, value in rows[0].items() if isinstance(value, str)]
-    lengths = {name: sum(len(text) for row in rows if isinstance(text := row.get(name), str)) for name in texts}
-    longest = sorted(lengths, key=lengths.__getitem__, reverse=True)[:2]
-    names = [name for name in lengths if name in longest] if len(longest) > 1 else ["question", "answer"]
+    columns = {name: "".join(text for row in rows if isinstance(text := row.get(name), str)) for name in texts}
+    longest = sorted(columns, key=lambda name: (_has_words(columns[name]), len(columns[name])), reverse=True)[:2]
+    names = [name for name in columns if name in longest]
+    others = [str(name) for name in rows[0] if name not in texts]
+    names = [*names, *others, "answer", "question"][:2] if names else ["question", "answer"]
     return dict(zip(("prompt", "completion"), names, strict=True))
 
 
@@ -155,6 +157,11 @@ def _is_chat(value: object) -> bool:
     """Return whether a value is a list of messages, by the keys of its first."""
     first = value[0] if isinstance(value, list) and value else None
     return isinstance(first, Mapping) and any(pair <= first.keys() for pair in ({"role", "content"}, {"from", "value"}))
+
+
+def _has_words(text: str) -> bool:
+    """Return whether a text is mostly letters, unlike dates, numbers and most ids."""
+    return 2 * sum(character.isalpha() for character in text) > len(text.replace(" ", ""))
 
 
 def _plain(name: object) -> str:

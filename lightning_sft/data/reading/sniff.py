@@ -26,6 +26,8 @@ _HOLDS: tuple[tuple[bytes, str, tuple[str, ...], str], ...] = (
 )
 #: columns whose names are easily mistyped
 _COLUMNS = ("messages", "conversations", "prompt", "completion", "instruction", "output")
+#: those of them that hold lists of messages
+_CHATS = ("messages", "conversations")
 
 
 def require_as_named(path: Path) -> None:
@@ -86,9 +88,10 @@ def columns_hint(row: Mapping[str, Any]) -> str:
         return "This is one message: a row is a whole conversation, {messages: [...]}."
     if names and all(name.isdecimal() for name in names) and all(isinstance(v, Mapping) for v in row.values()):
         return "This is a mapping of numbers to rows: write the rows as a list."
-    for name in names:
-        close = difflib.get_close_matches(name, _COLUMNS, n=1, cutoff=0.85)
-        if close and close[0] not in names:
+    for name, value in row.items():
+        close = difflib.get_close_matches(str(name), _COLUMNS, n=1, cutoff=0.85)
+        is_text = isinstance(value, str) and not value.lstrip().startswith("[")  # a list may stand as JSON
+        if close and close[0] not in names and not (close[0] in _CHATS and is_text):
             return (
                 f"Is {name!r} meant to be {close[0]!r}? Rename it, or map it: --train.columns '{{{close[0]}: {name}}}'."
             )
