@@ -21,9 +21,12 @@ def registered_words(registration: Registration | None, root: Path) -> str:
 
 
 def code_words(cells: Sequence[Cell]) -> str:
-    """Return which versions of the package ran the cells, by stage."""
-    versions = sorted({f"{cell.stage}: {cell.version}" for cell in cells})
-    return f"Cells were run by: {'; '.join(versions) or 'none yet'}."
+    """Return which versions of the package ran the cells, each with its stages."""
+    stages: dict[str, list[str]] = {}
+    for stage, version in sorted({(cell.stage, cell.version) for cell in cells}):
+        stages.setdefault(version, []).append(stage)
+    told = [f"{', '.join(names)}: {version}" for version, names in stages.items()]
+    return f"Cells were run by: {'; '.join(told) or 'none yet'}."
 
 
 def processor_words(cells: Sequence[Cell]) -> str:

@@ -7,17 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_sft.files import write_text
-from lightning_sft.sweep.intervals import Interval, interval
+from lightning_sft.sweep.intervals import Interval
 from studies.cells import Cell, require_one_version
-from studies.findings import differences, judged, scores
+from studies.findings import differences, judged
 from studies.page_parts import code_words, missing_runs, processor_words, registered_words
 from studies.phantoms import analysis
-from studies.phantoms.analysis import AMONG, KINDS, MAIN, RUSHED, Outcome, Verdict
-from studies.phantoms.arms import FASTER_RATE, FULL, adapter_of
+from studies.phantoms.analysis import AMONG, MAIN, RUSHED, Verdict
+from studies.phantoms.arms import FASTER_RATE, FULL
 from studies.phantoms.design import (
     ALONE,
     CONTEXTS,
-    EMBEDDINGS,
     FAST,
     FAST_RATE,
     FLIPPED,
@@ -27,17 +26,21 @@ from studies.phantoms.design import (
     MOST,
     REGISTERED,
     ROWS,
-    SEARCH_BOUND,
     STAGES,
     STEPS,
     TIMES,
 )
+from studies.phantoms.doubts import doubts_section
 from studies.phantoms.figure import draw
+from studies.phantoms.over_runs import rows_of, upper_end
+from studies.phantoms.sections import cut_shares, jumps_section, lora_section, percent, silent_section
 from studies.phantoms.watch import CUTS
 from studies.registration import Registration
 from studies.tables import NOT_RUN, p_text, pictures, points, table
 
 HEAD = "<!-- written by `python -m studies.phantoms page` from the cells in data/phantoms; edit nothing here -->"
+#: another limit from which on the output rows are said to have taken part in a jump; one of `CUTS`
+LOWER = 0.02
 WORTHLESS = (
     "**The instrument failed its control: planted changes of the geometry were called phantom. What stands below on "
     "phantoms is worthless.**"
@@ -65,9 +68,10 @@ def write_page(page: Path, figures: Path, cells: Sequence[Cell], registration: R
         " ".join(sentences(cells)),
         shown or "There is no figure yet: no stage of the registered runs is complete.",
         _hypotheses(cells),
-        _jumps(cells),
-        _lora(cells),
-        _silent(cells),
+        jumps_section(cells),
+        lora_section(cells),
+        silent_section(cells),
+        *doubts_section(cells),
         _costs(cells),
         _design(cells, registration, root),
         _not_done(cells),
@@ -81,9 +85,10 @@ def write_page(page: Path, figures: Path, cells: Sequence[Cell], registration: R
 def sentences(cells: Sequence[Cell]) -> list[str]:
     """Return three sentences for someone in a hurry; of what is not complete they say only that."""
     asked = (
-        "When the preference between a word and its near-synonym changes much in one step, is it the output rows that "
-        "changed or what is read with them, does LoRA flip what full fine-tuning flips, and how often does the loss "
-        "fall while the word stays behind?"
+        "When a word overtakes its near-synonym in a jump, did the output rows change or the hidden states that they "
+        "are "
+        "read with; does LoRA flip what full fine-tuning flips; and how often does the loss fall while the right word "
+        "stays behind?"
     )
     verdicts = analysis.hypotheses(cells)
     if any(v.verdict == "not complete" for v in verdicts):
@@ -96,14 +101,34 @@ def sentences(cells: Sequence[Cell]) -> list[str]:
             "Hypotheses, outcome and decision rule stand below.",
         ]
     h1, h2, h3 = verdicts
+    fast = rows_of(analysis.cells_of(cells, RUSHED, FAST, FULL, "judged"), replicates=True)
+    among = rows_of(analysis.cells_of(cells, AMONG, MIXED, FULL, "judged"), replicates=True)
     return [
         asked,
-        f"Under full fine-tuning at {FAST_RATE:g} the output rows took part in {_held(h1)} of the jumps (H1 "
-        f"{h1.verdict}), and {LEAST} minus {MOST} is {points(h2.finding.difference)} points of flipped contexts, "
-        f"at a held-out NLL of {_rise(cells, LEAST)}% and {_rise(cells, MOST)}% against the start (H2 {h2.verdict}).",
-        f"Among other sentences {_held(h3)} of contexts failed silently under NLL at the rate with the best held-out "
-        f"NLL (H3 {h3.verdict}).",
+        f"With the contexts alone and all weights trained at {FAST_RATE:g}, the output rows made up 5% or more of "
+        f"{_held(h1)} of {fast.count(lambda o: o.jumps)} jumps ({_more_of_jumps(cells)}H1 {h1.verdict}), but among "
+        f"sentences of {among.count(lambda o: o.embeddings)} of {among.count(lambda o: o.jumps)}; {LEAST} minus {MOST} "
+        f"is {points(h2.finding.difference)} points of flipped contexts (H2 {h2.verdict}), while all weights flip "
+        f"{_full_more(cells)} points more than any rank, at rates chosen under one bound on held-out NLL.",
+        f"Among other sentences, under NLL at the rate with the best held-out NLL, {_held(h3)} of the contexts that "
+        f"began behind stayed behind although their loss fell (H3 {h3.verdict}); pairs were picked for being near.",
     ]
+
+
+def _more_of_jumps(cells: Sequence[Cell]) -> str:
+    """Return how many jumps it was by a lower limit, and how much on average, in words; "" where cells do not say."""
+    mine = analysis.cells_of(cells, RUSHED, FAST, FULL, "judged")
+    cause, at_cuts = rows_of(mine, replicates=True).cause(), dict(zip(CUTS, cut_shares(mine), strict=False))
+    if cause is None or LOWER not in at_cuts:
+        return ""
+    return f"{100 * LOWER:g}% or more of {100 * at_cuts[LOWER]:.0f}%, on average {100 * cause:.1f}%; "
+
+
+def _full_more(cells: Sequence[Cell]) -> str:
+    """Return by how many points all weights flip more than LoRA, from the least to the most over ranks."""
+    runs = judged(cells, MAIN.name, ALONE.name)
+    more = [statistics.fmean(differences(runs, FLIPPED, FULL, arm).values()) for arm in MAIN.arms if arm != FULL]
+    return f"{100 * min(more):.0f} to {100 * max(more):.0f}"
 
 
 def _held(one: Verdict) -> str:
@@ -117,31 +142,14 @@ def _held(one: Verdict) -> str:
     return f"{percent(moved)}%"
 
 
-def percent(one: Interval | None) -> str:
-    """Return a share with its interval, in percent; no end of it lies where no share can be."""
-    if one is None:
-        return "-"
-    if one.low is None or one.high is None:
-        return f"{100 * one.mean:.1f}"
-    if one.low == one.high:  # values that are all alike give no interval
-        return f"{100 * one.mean:.1f} in each"
-    return f"{100 * one.mean:.1f} [{100 * max(one.low, 0.0):.1f}, {100 * min(one.high, 1.0):.1f}]"
-
-
 def judged_by_plant(cells: Sequence[Cell]) -> list[Cell]:
     """Return the runs whose plant H1 rests on."""
     return analysis.cells_of(cells, RUSHED, FAST, FULL, "judged")
 
 
-def _rise(cells: Sequence[Cell], arm: str) -> str:
-    """Return an arm's held-out NLL at the end, in percent above the start."""
-    rise = analysis.collateral(judged(cells, MAIN.name, ALONE.name), arm)
-    return NOT_RUN if rise is None else f"{100 * (rise - 1):+.1f}"
-
-
 def _hypotheses(cells: Sequence[Cell]) -> str:
     asked = {
-        "H1": "jumps with the output rows in them, less than 10%",
+        "H1": "jumps of which the output rows make up 5% or more, less than 10%",
         "H2": f"flipped contexts, {LEAST} less than {MOST}",
         "H3": "silent failures among sentences, those that stopped early apart, more than 10%",
     }
@@ -157,158 +165,20 @@ def _hypotheses(cells: Sequence[Cell]) -> str:
             [v.name, asked[v.name], shown, f"{p_text(v.p_holm)}", f"{v.verdict} ({v.why})" if v.why else v.verdict]
         )
     told = (
-        "Shares with 95% t-intervals over replicates, each of which draws its own contexts and rows. They do not cover "
-        "which rates the search found. When H1 was registered, two pilots had seen the output rows take part in none "
-        "of 16 jumps at 9.5e-6 and in a fifth of those at 3e-5."
+        "Shares with 95% t-intervals over replicates, each of which draws its own contexts and rows. They take the "
+        "rates "
+        "as given, and say nothing on other words: all draws are from one pool of pairs."
     )
+    first = analysis.hypotheses(cells)[0]
+    contexts = {o.number for row in rows_of(judged_by_plant(cells), replicates=True).runs for o in row if o.jumps}
+    if first.p_holm is not None and _held(first) == "none" and contexts:
+        told += (
+            f" For H1 every replicate has the share 0, for which there is no t-test: its p is that of the sign test. "
+            f"None among {len(contexts)} contexts with jumps leaves up to {100 * upper_end(len(contexts)):.1f}% "
+            "possible "
+            "(exact 95% interval, if contexts are independent)."
+        )
     return f"## Hypotheses\n\n{told}\n\n{table(['', 'question', 'found', 'p (Holm)', 'verdict'], rows)}"
-
-
-# ---------------------------------------------------------------------- jumps
-
-
-def _jumps(cells: Sequence[Cell]) -> str:
-    rows = []
-    for name in ("pilot", MAIN.name, RUSHED.name):
-        stage = STAGES[name]
-        (block,) = stage.blocks
-        for arm in stage.arms:
-            mine = analysis.cells_of(cells, stage, block, arm, "judged")
-            if len(mine) < stage.replicates:
-                rows.append([name, arm, _run_so_far(mine, stage.replicates), *["-"] * 6])
-                continue
-            read = [o for cell in mine for o in analysis.outcomes(cell.run) if o.behind]
-            jumps = sum(o.jumps for o in read)
-            contexts, took, cause = analysis.jump_share(read)
-            planted = analysis.plant(mine)
-            rows.append(
-                [
-                    name, arm, f"{mine[0].rate:.3g}", str(jumps), str(contexts), percent(took),
-                    "-" if cause is None else f"{100 * cause:.1f}",
-                    f"{planted.phantom} of {planted.jumps}" if adapter_of(arm) is None else "-",
-                    _at_cuts(mine),
-                ]
-            )  # fmt: skip
-    told = (
-        "A jump is a change of the order parameter in one step that is above ten times the context's median change, "
-        "and above .02. Nothing need be discontinuous for that: an even motion of the logits that carries a word past "
-        "its near-synonym within a few of 24 steps gives several. Contexts count whose right word began behind. The "
-        "embeddings, by which the output rows are meant and what they changed by in that step, took part where their "
-        "share is 5% or more by the exact split or by the "
-        "counterfactual, which keeps the rows of the step before under the present hidden states; a jump in which they "
-        "did not is a phantom. Intervals are over contexts, each counted once. **Under LoRA the embeddings stay bit by "
-        "bit what they were, which every run asserts, so every jump is a phantom by construction: these rows prove "
-        "nothing beyond that jumps need no change of the geometry. The statement on causes is that of full "
-        "fine-tuning.** The plant swaps the rows of each context's two words by hand after the last step, and is "
-        "judged as a jump wherever it changes the order parameter by more than .02; none of these may be called "
-        "phantom. It exchanges whole rows, so it shows that the instrument is not blind, not where its limit of 5% "
-        "lies: the last column gives the share of jumps at other limits."
-    )
-    heading = [
-        "stage", "arm", "rate", "jumps", "contexts with jumps", "embeddings took part, % of jumps",
-        "their mean share in the cause, %", "planted changes called phantom", "took part at 1 / 2 / 10%, % of jumps",
-    ]  # fmt: skip
-    return f"## Jumps\n\n{told}\n\n{table(heading, rows)}"
-
-
-def _at_cuts(mine: Sequence[Cell]) -> str:
-    """Return the share of jumps in which the embeddings took part at other limits, mean over runs with jumps."""
-    rows = [[c.run.readings.get(f"{EMBEDDINGS}_above_{cut:g}") for cut in CUTS] for c in mine]
-    known = [[value for value in row if value is not None] for row in rows]
-    whole = [row for row in known if len(row) == len(CUTS)]
-    return " / ".join(f"{100 * statistics.fmean(column):.0f}" for column in zip(*whole, strict=True)) or "-"
-
-
-# ---------------------------------------------------------------------- LoRA
-
-
-def _lora(cells: Sequence[Cell]) -> str:
-    pilot, rows = STAGES["pilot"], []
-    runs = judged(cells, MAIN.name, ALONE.name)
-    for arm in MAIN.arms:
-        mine = analysis.cells_of(cells, MAIN, ALONE, arm, "judged")
-        least = analysis.least_rate(cells, pilot, ALONE, arm)
-        searched = analysis.cells_of(cells, pilot, ALONE, arm, "search")
-        smallest = "-" if not searched else "none" if least is None else f"{least:.3g}"
-        if len(mine) < MAIN.replicates:
-            rows.append([arm, smallest, _run_so_far(mine, MAIN.replicates), "-", "-"])
-            continue
-        flipped = interval(list(scores(runs, arm, FLIPPED).values()))
-        rise = analysis.collateral(runs, arm)
-        assert rise is not None
-        rows.append([arm, smallest, f"{mine[0].rate:.3g}", percent(flipped), f"{100 * (rise - 1):+.2f}"])
-    told = (
-        f"Contexts alone, {STEPS} steps: the share of contexts that began behind whose right word is ahead at the end, "
-        f"each arm at the rate that flips most within a rise of held-out NLL of {100 * (SEARCH_BOUND - 1):.1f}%, with "
-        "intervals over replicates; and the smallest rate of the pilot's search at which half of the contexts flipped "
-        "(one draw of contexts, exploratory)."
-    )
-    heading = ["arm", "smallest rate that flips half", "own rate", "flipped, %", "held-out NLL, % above the start"]
-    parts = ["## Does LoRA suffice?", told, table(heading, rows), *_full_minus_lora(cells)]
-    return "\n\n".join(parts)
-
-
-def _full_minus_lora(cells: Sequence[Cell]) -> list[str]:
-    """Return what the hypotheses do not ask: how much more all weights flip than each LoRA; [] before all is there."""
-    runs = judged(cells, MAIN.name, ALONE.name)
-    if any(len(runs.get(arm, {})) < MAIN.replicates for arm in MAIN.arms):
-        return []
-    told = [
-        f"{arm}: {points(interval(list(differences(runs, FLIPPED, FULL, arm).values())))}"
-        for arm in MAIN.arms
-        if arm != FULL
-    ]
-    return [
-        "Beside the hypotheses, by replicate, all weights minus each of the others in points of flipped contexts, not "
-        f"adjusted for their number: {'; '.join(told)}. The last column says at what held-out NLL: where it is below 0 "
-        "the contexts' own kind of text, sentences of WordNet, got likelier, and the bound that rates were searched "
-        "under was not reached. An arm with a lower number there could have gone on to a higher rate."
-    ]
-
-
-# ---------------------------------------------------------------------- silent failure
-
-
-def _silent(cells: Sequence[Cell]) -> str:
-    rows = []
-    for name, stage in STAGES.items():
-        (block,) = stage.blocks
-        for arm in stage.arms:
-            for kind, words in (("search", "all tried"), ("judged", "own")):
-                mine = analysis.cells_of(cells, stage, block, arm, kind)
-                if kind == "search" and (stage.rates_of or not stage.search.points):
-                    continue
-                read = [o for cell in mine for o in analysis.outcomes(cell.run)]
-                if not read:
-                    rows.append([name, arm, words, NOT_RUN, *["-"] * (3 + len(KINDS))])
-                    continue
-                rows.append([name, arm, words, *_silent_row(mine, read)])
-    told = (
-        "Of the contexts whose right word was behind at the start, the share that is behind still at the end although "
-        "its loss fell by more than .05 nats; every run counts, also those at rates that were only tried. Intervals "
-        "are over contexts, each counted once however many runs it was in. The kinds are parts of that share: the "
-        "signal stayed small (kinematic), the drag worsened (structural), both, neither, or the loss was still falling "
-        "steeply (stopped early, which H3 leaves out). Nearly every loss falls, so what did not fail silently flipped. "
-        "By origin: the package's own contexts, which stand in the pilot alone, and sentences of WordNet. The share "
-        "over contexts differs from that over replicates where contexts began ahead or were drawn twice."
-    )
-    heading = [
-        "stage", "arm", "rates", "runs", "contexts", "silent, %", *(f"{kind}, %" for kind in KINDS), "shipped / "
-        "mined, %"
-    ]  # fmt: skip
-    return f"## How common is silent failure?\n\n{told}\n\n{table(heading, rows)}"
-
-
-def _silent_row(mine: Sequence[Cell], read: Sequence[Outcome]) -> list[str]:
-    found = analysis.shares(read)
-    origins = (analysis.shares(o for o in read if o.shipped == shipped).silent for shipped in (True, False))
-    each = " / ".join("-" if one is None else f"{100 * one.mean:.0f}" for one in origins)
-    kinds = [f"{100 * found.kinds.get(kind, 0.0):.1f}" for kind in KINDS]
-    return [str(len(mine)), str(found.contexts), percent(found.silent), *kinds, each]
-
-
-def _run_so_far(mine: Sequence[Cell], expected: int) -> str:
-    return f"{len(mine)} of {expected} run" if mine else NOT_RUN
 
 
 # ---------------------------------------------------------------------- costs, design, the rest
@@ -326,7 +196,14 @@ def _costs(cells: Sequence[Cell]) -> str:
             of = [statistics.fmean(values) for values in zip(*((r.seconds, r.wall_seconds, r.tokens)
                   for r in done.values()), strict=True)]  # fmt: skip
             rows.append([stage.name, arm, *(f"{value:.0f}" for value in of)])
-    told = "Seconds of training steps, and of the whole run with its readings; two runs side by side, one thread each."
+    told = (
+        "Seconds of training steps, and of the whole run with its readings; two runs side by side, one thread each. "
+        "The "
+        f"machine was busier in some hours than in others ({RUSHED.name} does the same work as {MAIN.name} with all "
+        "weights), so compare within a stage at most. Tokens include the end token of each row, which the contexts "
+        "alone "
+        "do not train."
+    )
     told += processor_words(cells)
     heading = ["stage", "arm", "seconds of steps", "seconds of the run", "tokens"]
     return f"## What it costs\n\n{told}\n\n{table(heading, rows)}"
@@ -338,14 +215,17 @@ def _design(cells: Sequence[Cell], registration: Registration | None, root: Path
         [
             "## Design",
             registered_words(registration, root),
-            f"One model (SmolLM2-135M-Instruct, float32, tied embeddings), {STEPS} steps of AdamW without weight "
-            f"decay. A run draws {CONTEXTS} contexts without a word in common: sentences of WordNet 3.0 up to a word "
+            f"One model (SmolLM2-135M-Instruct, float32, tied embeddings), {STEPS} steps of AdamW (betas .9 and .95, "
+            "no "
+            "weight decay), gradients clipped at a norm of 1. A run draws "
+            f"{CONTEXTS} contexts without a word in common: sentences of WordNet 3.0 up to a word "
             f"that is replaced by a rarer near-synonym, which is right by construction; in the pilot {half} of them, "
             f"and {half} of the package's library. {ALONE.name}: one batch of these contexts, loss on the answer's one "
             f"token over the whole vocabulary, a reading at every step, constant rate. {FAST.name}: the same at "
-            f"{FAST_RATE:g} and at {FASTER_RATE:g}, whatever it costs on other text. {MIXED.name}: the whole "
-            f"sentences, {TIMES} times each, among {STEPS * ROWS} rows of other sentences, {ROWS} a "
-            "step, linear decay.",
+            f"{FAST_RATE:g} and at {FASTER_RATE:g}, without a bound on what it costs on other text. {MIXED.name}: the "
+            f"whole sentences, {TIMES} times each, among {STEPS * ROWS - CONTEXTS * TIMES} rows of other sentences, "
+            f"{ROWS} rows a step; the rate rises over a tenth of the steps and falls linearly to 0; a reading every "
+            f"{MIXED.every} steps.",
             "Arms: all weights, tied embeddings among them; LoRA on every linear layer at ranks 1, 4, 16 and 64, "
             "lora_alpha twice the rank, without dropout. In place of an arm with a plant, every run that trains the "
             "embeddings ends with one, after its last step: it costs no run, and stands beside that run's own jumps.",
@@ -365,7 +245,8 @@ def _not_done(cells: Sequence[Cell]) -> str:
     lines = []
     for v in analysis.hypotheses(cells):
         if v.verdict in ("undecided", "contradicted"):
-            lines.append(f"- {v.name}: {v.verdict}{f' ({v.why})' if v.why else ''}.")
+            p = "" if v.p_holm is None else f", p {p_text(v.p_holm)}"
+            lines.append(f"- {v.name}: {v.verdict}{p}{f' ({v.why})' if v.why else ''}.")
     for name, stage in STAGES.items():
         lines += missing_runs(cells, stage)
         if diverged := sum(c.run.outcome != "finished" for c in cells if c.stage == name):

@@ -25,6 +25,7 @@ from studies import study as study_module
 from studies.cells import Cell, read_cells
 from studies.command import least_runs
 from studies.cure.texts import Context, Pair
+from studies.page_parts import code_words
 from studies.phantoms import analysis
 from studies.phantoms.analysis import MAIN, RUSHED, Outcome
 from studies.phantoms.arms import ARMS, FASTER, FASTER_RATE, FULL, AnswersAlone, adapter_of, lora
@@ -48,6 +49,7 @@ from studies.phantoms.design import (
     STAGES,
     plain,
 )  # fmt: skip
+from studies.phantoms.over_runs import Rows, kinds
 from studies.phantoms.page import WORTHLESS, sentences, write_page
 from studies.phantoms.rows import ProbeRows, Taught
 from studies.phantoms.runs import Study
@@ -507,17 +509,69 @@ def test_the_page_says_what_the_cells_say(tmp_path: Path) -> None:
     assert "There is no figure yet" in empty
     assert not list(tmp_path.rglob("*.svg"))
     text = page_of(tmp_path, simulated(as_named), Registration("c0ffee", {"scripts": {}}))
-    assert re.search(r"the output rows took part in (4\.9|5\.0|5\.1) \[.*\]% of the jumps \(H1 supported\)", text)
+    assert re.search(r"made up 5% or more of [45]\.\d \[.*\]% of 32 jumps \(H1 supported\)", text)
+    assert "among sentences of 16 of 32" in text
+    assert "all weights flip -10 to 20 points more than any rank" in text
+    assert "p is that of the sign test" not in text
+    assert "which were 0 of the 8 silent failures" in text
+    assert "16 different contexts" in text
     assert "(H2 supported)" in text
     assert "(H3 supported)" in text
     assert "| 0 of 128 |" in text
     assert text.count("](../assets/studies/phantoms/") == 2
     assert "Registered by the commit `c0ffee`" in text
-    assert "by construction: these rows prove nothing" in text
+    assert "by construction, and these rows show no more than" in text
     assert "reconstructed from the abstract" in text
     assert "pilot: 0 of 10 judged runs are there" in text
     assert WORTHLESS not in text
     assert WORTHLESS in page_of(tmp_path, simulated(as_named, plant=(16, 1)))
+
+
+def test_stages_that_one_version_ran_are_named_together() -> None:
+    cells = simulated(as_named)[:1]
+    other = {"package version": "1.0", "package code": "b"}
+    mixed = [replace(cells[0], stage=name, facts=facts) for name, facts in (("y", cells[0].facts), ("z", other))]
+    told = "package version 1.0, package code"
+    assert code_words([*cells, *mixed]) == f"Cells were run by: confirmatory, y: {told} a; z: {told} b."
+
+
+def test_a_share_that_is_0_in_every_replicate_is_said_to_have_a_sign_test_and_an_upper_end(tmp_path: Path) -> None:
+    cells = []
+    for cell in simulated(as_named):
+        readings = {k: 0.0 if k == EMBEDDINGS else v for k, v in cell.run.readings.items()}
+        run = replace(cell.run, curve=(replace(cell.run.curve[-1], values=readings),))
+        cells.append(replace(cell, result=run.plain()))
+    text = page_of(tmp_path, cells)
+    assert "made up 5% or more of none of 32 jumps" in text
+    assert "its p is that of the sign test" in text
+    assert "None among 16 contexts with jumps leaves up to 20.6% possible" in text  # 1 - .025 ** (1 / 16)
+
+
+def test_shares_are_means_over_runs_with_intervals_over_replicates_alone() -> None:
+    def one(number: int, outcome: str, **more: float) -> Outcome:
+        fields = {"shipped": False, "behind": True, "modes": (), "jumps": 0, "embeddings": 0, "share": None, **more}
+        return Outcome(number=number, outcome=outcome, **fields)  # type: ignore[arg-type]
+
+    some = (
+        (one(1, "failed", jumps=3, embeddings=3, share=0.5), one(2, "flipped", jumps=1, share=0.1)),
+        (one(1, "flipped"),),
+        (one(3, "failed", jumps=2, share=0.2), one(4, "failed"), one(5, "stopped early"), one(6, "flipped")),
+    )
+    rows = Rows(some, replicates=True)
+    silent = rows.share(lambda o: o.silent)
+    assert silent is not None
+    assert silent.mean == pytest.approx((0.5 + 0 + 0.75) / 3)
+    assert silent.low is not None
+    assert (rows.contexts, rows.seen, rows.count(lambda o: o.jumps)) == (6, 7, 6)
+    took = rows.took_part()
+    assert took is not None
+    assert took.mean == pytest.approx((3 / 4 + 0 / 2) / 2)
+    assert took.low is None, "two runs with jumps are too few for an interval"
+    assert rows.cause() == pytest.approx(((3 * 0.5 + 0.1) / 4 + 0.2) / 2)
+    searched = Rows(some, replicates=False).share(lambda o: o.silent)
+    assert searched is not None
+    assert searched.low is None, "runs of a search share one draw"
+    assert kinds(rows) == pytest.approx([0, 0, 0, (0.5 + 0 + 0.5) / 3, 0.25 / 3])
 
 
 def test_the_page_of_this_repository_is_what_its_cells_give(tmp_path: Path) -> None:
