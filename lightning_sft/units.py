@@ -40,6 +40,24 @@ def count(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def probability(p: float) -> str:
+    """Return a mean probability: three decimals, and of a small one two digits, so that it is not 0.000.
+
+    >>> probability(0.71828), probability(0.0561), probability(0.000241)
+    ('0.718', '0.056', '0.00024')
+    """
+    return f"{p:.3f}" if p >= 0.1 or p == 0 else f"{p:.2g}"
+
+
+def plural(number: int, noun: str) -> str:
+    """Return a number of things.
+
+    >>> plural(1, "row"), plural(2000, "row")
+    ('1 row', '2,000 rows')
+    """
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def adapter_kind(name: str) -> str:
     """Return an adapter as it is called, from the name of its configuration's class.
 

@@ -12,6 +12,7 @@ from lightning_sft.advice.rules import advise
 from lightning_sft.errors import UserError
 from lightning_sft.metrics.capability_reading import CapabilityReading
 from lightning_sft.objectives import Objective
+from lightning_sft.units import probability
 
 
 class AutoObjective:
@@ -55,7 +56,7 @@ class AutoObjective:
         advice = advise(reading)
         self.choice, self.reading = advice.pick, reading
         rank_zero_info(
-            f"model.objective: auto takes {advice.pick.short()}: mean p is {reading.judged.mean_p:.3f} "
+            f"model.objective: auto takes {advice.pick.short()}: mean p is {probability(reading.judged.mean_p)} "
             f"({reading.standing}). {advice.headline}{'' if advice.trap is None else ' ' + advice.trap}"
         )
         return advice.pick.build()

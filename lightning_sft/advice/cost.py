@@ -27,8 +27,10 @@ class Cost:
         seconds_per_step: their median.
         steps: optimizer steps of the fit; None if unknown.
         validations: complete validations of the fit.
+        validates_first: whether one of them is before the first step.
         seconds_per_validation: estimated from forward passes; None if unknown.
-        seconds: of the fit, without generated answers and saving; None if the number of steps is unknown.
+        seconds: of the steps and validations; None if the number of steps is unknown. Not in it: loading, what
+            monitors read, generated answers and saving.
         peak_memory: bytes, the largest so far: of the GPU, or of the process on a CPU.
         copy_memory: bytes of what trains and its optimizer state, of which a copy was held meanwhile.
         device: where it was measured.
@@ -38,6 +40,7 @@ class Cost:
     seconds_per_step: float
     steps: int | None
     validations: int
+    validates_first: bool
     seconds_per_validation: float | None
     seconds: float | None
     peak_memory: int
@@ -83,7 +86,12 @@ def time_steps(trainer: Trainer, module: LightningModule, steps: int, rate: floa
 
 
 def cost_of_fit(
-    trainer: Trainer, module: LightningModule, taken: Sequence[float], seconds_of_validation: float | None
+    trainer: Trainer,
+    module: LightningModule,
+    taken: Sequence[float],
+    seconds_of_validation: float | None,
+    *,
+    validates_first: bool = False,
 ) -> Cost:
     """Say what a fit will cost.
 
@@ -92,11 +100,13 @@ def cost_of_fit(
         module: its module.
         taken: seconds of some optimizer steps; one or more.
         seconds_of_validation: what a complete validation takes; None if unknown.
+        validates_first: whether the fit, unlike this one, validates completely before its first step.
     """
     per_step = statistics.median(taken)
     total = trainer.estimated_stepping_batches
     known = None if total == float("inf") else int(total)
-    validations = _validations(trainer, known)
+    validates_first = validates_first and trainer.enable_validation
+    validations = _validations(trainer, known) + validates_first
     whole = None if known is None else known * per_step + validations * (seconds_of_validation or 0.0)
     trained = [p for p in module.parameters() if p.requires_grad]
     return Cost(
@@ -104,6 +114,7 @@ def cost_of_fit(
         seconds_per_step=per_step,
         steps=known,
         validations=validations,
+        validates_first=validates_first,
         seconds_per_validation=seconds_of_validation,
         seconds=whole,
         peak_memory=_peak(module.device),
@@ -113,11 +124,11 @@ def cost_of_fit(
 
 
 def _validations(trainer: Trainer, steps: int | None) -> int:
-    """Return how many complete validations the fit will make, so far as its settings say."""
+    """Return how many complete validations the fit will make from its first step on, so far as its settings say."""
     every = trainer.val_check_batch
     if not trainer.enable_validation or steps is None or every in (None, 0) or every == float("inf"):
         return 0
-    return int(steps * trainer.accumulate_grad_batches // every)
+    return max(int(steps * trainer.accumulate_grad_batches // every), 1)  # where none is due, one ends the fit
 
 
 def _peak(device: torch.device) -> int:

@@ -17,7 +17,7 @@ from lightning_sft.advice.rate import EDGE, RateReading
 from lightning_sft.advice.rules import advise
 from lightning_sft.advice.setup import Setup
 from lightning_sft.metrics.capability_reading import CapabilityReading, GroupReading
-from lightning_sft.units import count, duration
+from lightning_sft.units import count, duration, plural, probability
 
 FORMAT = "lightning_sft.advice.v1"
 #: the tokens by which the place is judged, in tables
@@ -25,9 +25,9 @@ CONTENT = "answers' own tokens"
 #: the rules by which a curve suggests a rate, in words
 _RULES = {
     "steepest": "where the loss falls fastest",
-    "minimum_tenth": "a tenth of the rate at which it is lowest",
+    "minimum_tenth": "a tenth of the rate at which its running mean, which turns later, is lowest",
     "valley": "two thirds of the way along the longest stretch over which it falls",
-    EDGE: "where it begins to rise for good, which is no rate to take",
+    EDGE: "where the loss itself begins to rise for good, which is no rate to take",
 }
 
 
@@ -123,6 +123,8 @@ class Survey:
             blocks += ["## Learning rate", _rate(self.rate)]
         if self.cost is not None:
             blocks += ["## Cost", _cost(self.cost)]
+            if advice is not None and not advice.compare:
+                blocks.append(f"A comparison on your data, `lightning compare`: {_fits(len(advice.arms), self.cost)}")
         if self.memory is not None:
             blocks += ["## Memory of a device", _fenced(self.memory["text"])]
             blocks.append(
@@ -148,18 +150,25 @@ class Survey:
 
 
 def _comparison(advice: Advice, cost: Cost | None) -> str:
-    usual, look = Comparison.usual(len(advice.arms)), Comparison.first_look(len(advice.arms))
+    return (
+        f"It compares {_fits(len(advice.arms), cost)} The same command goes on where it was interrupted.\n\n"
+        f"To train once and compare nothing, under {advice.pick.short()}:"
+    )
+
+
+def _fits(arms: int, cost: Cost | None) -> str:
+    """Return what a comparison of so many objectives is made of, and what it costs, beginning with their number."""
+    usual, look = Comparison.usual(arms), Comparison.first_look(arms)
 
     def lasts(fits: int) -> str:
         seconds = None if cost is None else cost.seconds
         return "" if seconds is None else f", about {duration(fits * seconds)} of training on this machine"
 
     return (
-        f"It compares {usual.arms} objectives. Each searches for its own learning rate with {usual.trials} fits and is "
-        f"then judged by {usual.replicates} more, on rows and seeds of their own: {usual.fits} fits like this run"
-        f"{lasts(usual.fits)}, and more where a best rate lies at an end of the range. The same command goes on where "
-        f"it was interrupted. For a first look append `{FIRST_LOOK}`: {look.fits} fits{lasts(look.fits)}.\n\n"
-        f"To train once and compare nothing, under {advice.pick.short()}:"
+        f"{usual.arms} objectives. Each searches for its own learning rate with {usual.trials} fits and is then judged "
+        f"by {usual.replicates} more, on rows and seeds of their own: {usual.fits} fits like this run"
+        f"{lasts(usual.fits)}, and more where a best rate lies at an end of the range. For a first look append "
+        f"`{FIRST_LOOK}`: {look.fits} fits{lasts(look.fits)}."
     )
 
 
@@ -187,13 +196,15 @@ def _setup(setup: Setup) -> str:
 
 
 def _capability(reading: CapabilityReading) -> str:
-    of = "" if reading.rows_of_set is None else f" of {reading.rows_of_set}"
+    rows = plural(reading.all.rows, "row")
+    if reading.rows_of_set is not None:
+        rows = f"{reading.all.rows} of {plural(reading.rows_of_set, 'row')}"
     judged, apart = reading.judged, reading.content is not None and reading.special is not None
     whose = f'the row "{CONTENT}" of the table (special tokens left out)' if apart else "all tokens"
     lines = [
         f"**{reading.standing}**: mean p before training is {_with_bounds(judged)}, judged by {whose}. Weak is up to "
         f"{reading.cut_offs.weak:g}, strong from {reading.cut_offs.strong:g}; the cut-offs are ours. Read from "
-        f"{reading.all.rows}{of} rows; intervals are 95%, by a bootstrap over rows.",
+        f"{rows}; intervals are 95%, by a bootstrap over rows.",
         "",
         "| of | rows | tokens | mean p | NLL | first choice | p < 0.1 | p > 0.55 | exact match | calibration error |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -211,7 +222,7 @@ def _capability(reading: CapabilityReading) -> str:
         name = name.replace("|", r"\|")
         exact = "" if g.exact_match is None else f"{g.exact_match:.1%} ({g.exact_answers} of {g.answers})"
         lines.append(
-            f"| {name} | {g.rows} | {g.tokens} | {g.mean_p:.3f} | {g.nll:.2f} | {g.top1_share:.1%} | "
+            f"| {name} | {g.rows} | {g.tokens} | {probability(g.mean_p)} | {g.nll:.2f} | {g.top1_share:.1%} | "
             f"{g.share_unlikely:.1%} | {g.share_known:.1%} | {exact} | {g.calibration_error:.3f} |"
         )
     quantiles = ", ".join(f"{name} {value:.3g}" for name, value in judged.p_quantiles.items())
@@ -225,7 +236,8 @@ def _capability(reading: CapabilityReading) -> str:
 
 def _with_bounds(group: GroupReading) -> str:
     bounds = group.mean_p_interval
-    return f"{group.mean_p:.3f}" + ("" if bounds is None else f" [{bounds[0]:.3f}, {bounds[1]:.3f}]")
+    within = "" if bounds is None else f" [{probability(bounds[0])}, {probability(bounds[1])}]"
+    return f"{probability(group.mean_p)}{within}"
 
 
 def _rate(reading: RateReading) -> str:
@@ -241,7 +253,10 @@ def _rate(reading: RateReading) -> str:
             for name, rate in reading.suggestions.items()
         )
         tried = f" from {reading.rates[0]:.2g} to {reading.rates[-1]:.2g}" if reading.rates else ""
-        lines.append(f"What the curve of {len(reading.losses)} steps{tried} shows:\n\n{found}")
+        lines.append(
+            f"What the curve of {len(reading.losses)} losses at rates{tried} shows (a loss is read one step after its "
+            f"rate, so the last step has none):\n\n{found}"
+        )
     if reading.suggestion is not None:
         lines.append(f"How good such a rate is, {RATES_HERE.kind}: {RATES_HERE.what} {RATES_HERE.link}")
     return "\n\n".join(lines)
@@ -257,10 +272,12 @@ def _cost(cost: Cost) -> str:
     if cost.seconds is None:
         lines.append("- the number of steps is not known, so neither is the time of the fit")
     else:
-        validations = f", {cost.validations} validation{'s' * (cost.validations > 1)}" if cost.validations else ""
+        validations = f", {plural(cost.validations, 'validation')}" if cost.validations else ""
+        validations += ", the first of them before the first step" if cost.validates_first else ""
         lines.append(
-            f"- the whole fit, {cost.steps} steps{validations}: about {duration(cost.seconds)}{_parts(cost)}, without "
-            "generated answers and without saving"
+            f"- the whole fit, {plural(cost.steps or 0, 'step')}{validations}: about {duration(cost.seconds)}"
+            f"{_parts(cost)}. Not in it: loading the model, what monitors read before and after, the answers that "
+            "validations generate, and saving"
         )
     return "\n".join(lines)
 

@@ -100,7 +100,7 @@ def judge_rate(rate: float, test: RangeTest, before: float | None = None) -> Rat
     # smoothing moves the minimum to the right of where the loss itself turned
     turn = min(test.rates[best], test.suggestions.edge or test.rates[best])
     if rate >= turn and (best + 1 < len(finite) or len(finite) < len(test.losses)):
-        turns = f"The loss of the range test keeps falling until {turn:.2g} and rises beyond"
+        turns = f"The loss of the range test falls up to {turn:.2g} and rises beyond"
         if rate <= max(_EDGE, test.rates[1] / test.rates[0]) * turn:
             return reading(
                 "at the edge",
@@ -123,7 +123,7 @@ def judge_rate(rate: float, test: RangeTest, before: float | None = None) -> Rat
 
 def _why_sane(rate: float, turn: float, suggestions: dict[str, float]) -> str:
     """Return why a rate may stay, and what suggestions of other rates have to do with it."""
-    said = f"The loss falls there, and goes on falling until {turn:.2g}"
+    said = f"The loss falls there, and falls on up to {turn:.2g}"
     said += f", {_times(turn / rate)} times as much." if turn > rate else "."
     rules = [value for name, value in suggestions.items() if name != EDGE]  # the edge is no rate to take
     lower = sorted(value for value in rules if value < rate)

@@ -26,6 +26,7 @@ from lightning_sft.metrics.capability_reading import (
     GroupReading,
     Place,
 )
+from lightning_sft.units import plural, probability
 
 #: answers that must be right, and that must be wrong, before a share of right ones says much; ours
 ENOUGH_ANSWERS = 5
@@ -114,7 +115,7 @@ def doubts_of(reading: CapabilityReading) -> list[str]:
     if group.rows < ENOUGH_ROWS:
         missing = ENOUGH_ROWS - group.rows
         found.append(
-            f"The reading rests on {group.rows} row{'s' * (group.rows != 1)}; {ENOUGH_ROWS} are needed to say where "
+            f"The reading rests on {plural(group.rows, 'row')}; {ENOUGH_ROWS} are needed to say where "
             f"the model stands: {missing} {'is' if missing == 1 else 'are'} missing."
         )
     if group.mean_p_interval is not None:
@@ -122,8 +123,8 @@ def doubts_of(reading: CapabilityReading) -> list[str]:
         crossed = [cut for cut in (cut_offs.weak, cut_offs.strong) if low < cut < high]
         if crossed:
             found.append(
-                f"The interval of mean p, [{low:.3f}, {high:.3f}], holds the cut-off {crossed[0]:g}: the place is not "
-                "certain."
+                f"The interval of mean p, [{probability(low)}, {probability(high)}], holds the cut-off {crossed[0]:g}: "
+                "the place is not certain."
             )
     return found
 
@@ -207,7 +208,7 @@ def _general_limits(reading: CapabilityReading) -> list[str]:
     for name, group in reading.sources.items() if len(reading.sources) > 1 else ():
         if group.rows < ENOUGH_ROWS:
             limits.append(
-                f"Source {name!r}: {group.rows} rows were read, {ENOUGH_ROWS - group.rows} too few to judge it by "
+                f"Source {name!r}: {plural(group.rows, 'row')} read, {ENOUGH_ROWS - group.rows} too few to judge it by "
                 "itself. Read more rows (CapabilityProbe's `rows`), or all."
             )
     if (few := few_answers(reading.all)) is not None:

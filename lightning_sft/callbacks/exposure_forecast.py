@@ -26,6 +26,7 @@ from lightning_sft.sweep.observers import ProbeObserver
 from lightning_sft.sweep.prediction.checks import check_predictable
 from lightning_sft.sweep.rates import peak_rate
 from lightning_sft.sweep.session import Session
+from lightning_sft.units import plural
 
 #: shortest stretch from which a forecast is made
 LEAST = 8
@@ -164,7 +165,8 @@ class ExposureForecast(SweepCallback):
         self._look(trainer, pl_module)
         if trainer.global_step < self.result.end:
             rank_zero_warn(
-                f"The run ended after {trainer.global_step} of {self.result.end} steps, so the forecast is not graded."
+                f"The run ended after {trainer.global_step} of {plural(self.result.end, 'step')}, so the forecast is "
+                "not graded."
             )
             return
         self.result = self.result.graded(self.seen, self._ranks)

@@ -19,7 +19,7 @@ from lightning_sft.held_out import too_few
 from lightning_sft.models.beside_text import beside_text
 from lightning_sft.models.capability import capability, fastest
 from lightning_sft.training.schedules import warmup_length
-from lightning_sft.units import adapter_kind, count
+from lightning_sft.units import adapter_kind, count, plural
 
 _LONGEST = 160
 
@@ -126,10 +126,10 @@ def _data(trainer: Trainer, module: LightningModule) -> Iterator[tuple[str, str]
     reports: dict[str, Any] = getattr(getattr(trainer, "datamodule", None), "report", {})
     for i, (name, report) in enumerate(reports.items()):
         counted = count(int(report.trained.sum()))
-        packs = f", in {report.packs:,} packs" if report.packs else ""
+        packs = f", in {plural(report.packs, 'pack')}" if report.packs else ""
         # what is not the training set is scored by the same tokens, and trained on none
         tokens = f", {count(report.tokens)} tokens, {counted} of them {'trained' if name == 'train' else 'scored'}"
-        text = f"{name} {report.rows:,} rows{packs}{'' if name == 'predict' else tokens}"
+        text = f"{name} {plural(report.rows, 'row')}{packs}{'' if name == 'predict' else tokens}"
         yield "" if i else "Data", text
         changed = {"left out as too long": report.dropped, "shortened": report.truncated, "bad": len(report.rejected)}
         told = ", ".join(f"{number:,} {what}" for what, number in changed.items() if number)
@@ -146,13 +146,13 @@ def _plan(trainer: Trainer) -> Iterator[tuple[str, str]]:
     each, epoch = "", 0  # steps of an epoch
     if isinstance(size, int):
         accumulated = trainer.accumulate_grad_batches
-        unit = "packs" if getattr(datamodule, "packed", False) else "rows"
+        unit = "pack" if getattr(datamodule, "packed", False) else "row"
         factors = [str(size), *([str(accumulated)] if accumulated > 1 else []), *([str(ranks)] if ranks > 1 else [])]
         per_step = size * accumulated * ranks
         report = getattr(datamodule, "report", {}).get("train")
         # an epoch ends with its last batch, which may be smaller
         epoch = math.ceil((getattr(report, "packs", 0) or getattr(report, "rows", 0)) / per_step)
-        each = f", each of {per_step} {unit}" + (f" ({' x '.join(factors)})" if len(factors) > 1 else "")
+        each = f", each of {plural(per_step, unit)}" + (f" ({' x '.join(factors)})" if len(factors) > 1 else "")
     if total == math.inf:
         yield "Steps", f"as many as there is time for{each}"
         return
@@ -177,7 +177,7 @@ def _rate(trainer: Trainer, module: LightningModule) -> Iterator[tuple[str, str]
     warmup = ""
     if settings is not None and trainer.estimated_stepping_batches != math.inf:
         steps = warmup_length(trainer.estimated_stepping_batches, settings.warmup_steps, settings.warmup_ratio)
-        warmup = f", {steps} steps of warm-up" if steps else ""
+        warmup = f", {plural(steps, 'step')} of warm-up" if steps else ""
     kind = type(optimizer)
     optimizer_name = next((c.__name__ for c in kind.__mro__ if c.__module__.startswith("torch.optim")), kind.__name__)
     yield "Rate", f"{rate}, {named}{warmup}; {optimizer_name}"

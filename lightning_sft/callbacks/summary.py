@@ -20,6 +20,7 @@ from lightning_sft.callbacks.run_facts import name_of
 from lightning_sft.metrics.capability_reading import ENOUGH_ROWS
 from lightning_sft.places import near
 from lightning_sft.report.opposite import why_opposite
+from lightning_sft.units import plural
 
 #: what people look at first, in this order
 _FIRST = ("exact_match", "task_accuracy", "pass_at_1", "nll", "loss", "perplexity", "token_accuracy", "mean_p")
@@ -104,7 +105,7 @@ class RunSummary(Callback):
             print(_WITH_SPECIAL.format(f"{own}mean_p"))
         rows = _rows_of(trainer, own.rstrip("/"))
         if 0 < rows < ENOUGH_ROWS:
-            print(f"{rows} row{'s' * (rows != 1)}: few enough that others like them may give quite other values.")
+            print(f"{plural(rows, 'row')}: few enough that others like them may give quite other values.")
         if len(keys) < len(values):
             print(f"{len(values) - len(keys)} more readings, by source, set or bound: {_shown_by(trainer, folder)}")
 

@@ -29,6 +29,7 @@ from lightning_sft.metrics.capability_reading import FILE, save_reading
 from lightning_sft.report.plain_text import shown
 from lightning_sft.sweep.range_test import range_test
 from lightning_sft.sweep.session import SweepSettings
+from lightning_sft.units import plural
 
 PARTS = ("data", "capability", "cost", "rate", "memory")
 _TRAINED = {"capability", "cost", "rate"}  # parts that need a trainer
@@ -87,7 +88,10 @@ class _Surveyor(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.probe.enabled:
-            rank_zero_info(f"Reading what the model thinks of {self.config.rows or 'all'} rows ...")
+            report = getattr(trainer.datamodule, "report", {}).get("train")  # type: ignore[attr-defined]
+            rows = [rows for rows in (self.config.rows, report and report.rows) if rows is not None]
+            which = plural(min(rows), "row") if rows else "all rows"
+            rank_zero_info(f"Reading what the model thinks of {which} ...")
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -110,7 +114,9 @@ class _Surveyor(Callback):
             if len(taken) < self.config.steps:  # as where a range test diverges at once
                 rank_zero_info(f"Timing {self.config.steps} optimizer steps ...")
                 taken = time_steps(trainer, pl_module, self.config.steps, rate)
-            survey.cost = cost_of_fit(trainer, pl_module, taken, self._validation_seconds(trainer))
+            first = self.config.trainer.num_sanity_val_steps == -1
+            seconds = self._validation_seconds(trainer)
+            survey.cost = cost_of_fit(trainer, pl_module, taken, seconds, validates_first=first)
         raise Begun
 
     def _validation_seconds(self, trainer: Trainer) -> float | None:

@@ -11,6 +11,7 @@ from lightning_sft.cli.usage import VerbParser
 from lightning_sft.errors import UserError
 from lightning_sft.places import require_model_place
 from lightning_sft.progress import loading, note
+from lightning_sft.units import plural
 
 ABOUT = "Words of a held-out text behind which the model prefers a near-synonym become probes, the plainest first."
 
@@ -85,11 +86,13 @@ def main(arguments: Sequence[str]) -> None:
     )
     if not found:
         raise UserError(
-            f"No near-synonyms were found in {len(texts)} texts of {str(asked.data)!r}. Give more text, or lower "
-            "--min_overlap or --min_probability."
+            f"No near-synonyms were found in {plural(len(texts), 'text')} of {str(asked.data)!r}. Give more text, or "
+            "lower --min_overlap or --min_probability."
         )
     path = save_probes(named([m.probe for m in found]), asked.output)
-    print(f"{len(found)} probes in {path}; near-synonyms by {'embeddings' if wordnet is None else f'{wordnet}'}")
+    print(
+        f"{plural(len(found), 'probe')} in {path}; near-synonyms by {'embeddings' if wordnet is None else f'{wordnet}'}"
+    )
     for m in found[:10]:
         p = m.probe
         print(f"  {p.correct} ({m.p_correct:.3f}) behind {p.competitor} ({m.p_competitor:.3f}), O {m.overlap:.2f}")

@@ -12,7 +12,7 @@ from lightning_sft.compare.queue import DESIGN, JOB, RESULT, SEARCH, WORKER
 from lightning_sft.compare.result import RunResult
 from lightning_sft.compare.storage import open_storage, require_storage, retried, shown
 from lightning_sft.compare.work import time_left
-from lightning_sft.units import duration
+from lightning_sft.units import duration, plural
 
 
 def status(url: str, patience: float = 10.0) -> str:
@@ -43,12 +43,12 @@ def status(url: str, patience: float = 10.0) -> str:
 def _of_search(name: str, trials: list[Any]) -> str:
     done = {key for trial in trials for key in trial.user_attrs if key.startswith(RESULT)}
     running = [trial for trial in trials if trial.state.name == "RUNNING"]
-    lines = [f"{name}: a search for a learning rate; {len(done)} trials done."]
+    lines = [f"{name}: a search for a learning rate; {plural(len(done), 'trial')} done."]
     lines += [
         f"  running: {trial.user_attrs[JOB].split()[0]}, by {trial.user_attrs.get(WORKER, '?')}" for trial in running
     ]
     workers = Counter(t.user_attrs.get(WORKER, "?") for t in trials for key in t.user_attrs if key.startswith(RESULT))
-    return "\n".join([*lines, *(f"  {worker}: {count} trials" for worker, count in sorted(workers.items()))])
+    return "\n".join([*lines, *(f"  {worker}: {plural(count, 'trial')}" for worker, count in sorted(workers.items()))])
 
 
 def _of_one(name: str, attributes: dict[str, Any], trials: list[Any]) -> str:
@@ -65,10 +65,10 @@ def _of_one(name: str, attributes: dict[str, Any], trials: list[Any]) -> str:
     lines = [f"{name}: {plan.finished} of {plan.expected} runs done."]
     if plan.jobs and results:
         left = time_left(plan, list(results.values()), len(running))
-        lines[0] += f" About {duration(left)} left for {len(running) or 'one'} worker{'s' * (len(running) > 1)}."
+        lines[0] += f" About {duration(left)} left for {plural(len(running) or 1, 'worker')}."
     for trial in running:
         lines.append(f"  running: {trial.user_attrs[JOB]}, by {trial.user_attrs.get(WORKER, '?')}")
-    lines += [f"  {worker}: {count} runs" for worker, count in sorted(workers.items())]
+    lines += [f"  {worker}: {plural(count, 'run')}" for worker, count in sorted(workers.items())]
     bad = Counter(result.outcome for result in results.values() if result.outcome != "finished")
-    lines += [f"  {outcome}: {count} runs" for outcome, count in sorted(bad.items())]
+    lines += [f"  {outcome}: {plural(count, 'run')}" for outcome, count in sorted(bad.items())]
     return "\n".join(lines)

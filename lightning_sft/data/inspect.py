@@ -10,6 +10,7 @@ import numpy as np
 
 from lightning_sft.data.storage.dataset import Row, SetReport
 from lightning_sft.held_out import too_few
+from lightning_sft.units import plural
 
 if TYPE_CHECKING:
     from lightning_sft.data.datamodule import SFTDataModule
@@ -83,8 +84,9 @@ def training_weights(datamodule: SFTDataModule, row: Row) -> np.ndarray[Any, Any
 def _summary(what: str, report: SetReport) -> str:
     lengths = report.lengths
     low, middle, high, top = (int(np.percentile(lengths, q)) for q in (0, 50, 90, 100))
+    sources = ", ".join(f"{name} {rows}" for name, rows in report.source_rows.items())
     lines = [
-        f"{what}: {report.rows} rows ({', '.join(f'{name} {rows}' for name, rows in report.source_rows.items())})",
+        f"{what}: {plural(report.rows, 'row')} ({sources})",
         f"  tokens: {report.tokens}, of which {report.trained_share:.1%} trained",
         f"  length: shortest {low}, median {middle}, 90% up to {high}, longest {top}",
         f"  truncated {report.truncated}, dropped as too long {report.dropped}, skipped as bad {len(report.rejected)}",
@@ -92,7 +94,7 @@ def _summary(what: str, report: SetReport) -> str:
     if what == "val" and (few := too_few(report.rows)):
         lines.append(f"  few: {few}")
     if report.packs:
-        lines.append(f"  packed: {report.packs} packs, {report.pack_efficiency:.1%} full")
+        lines.append(f"  packed: {plural(report.packs, 'pack')}, {report.pack_efficiency:.1%} full")
     if what != "train":
         lines.append(f"  leaks: {_leaks(what, report)}")
     lines.append(f"  what is trained is known from: {_counted(report.masks)}")

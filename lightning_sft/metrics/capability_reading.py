@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from lightning_sft.errors import UserError
 from lightning_sft.files import to_json, write_text
+from lightning_sft.units import plural, probability
 
 Place = Literal["strong", "intermediate", "weak"]
 STRONG: Place = "strong"
@@ -208,16 +209,20 @@ class CapabilityReading:
         """
         group, judged = self.all, self.judged
         low_high = judged.mean_p_interval
-        bounds = " (too few rows for an interval)" if low_high is None else " [{:.3f}, {:.3f}]".format(*low_high)
+        bounds = " (too few rows for an interval)"
+        if low_high is not None:
+            bounds = f" [{probability(low_high[0])}, {probability(low_high[1])}]"
         apart = self.special is not None and self.content is not None
-        tokens = f", special tokens left out ({group.mean_p:.3f} with them)" if apart else ""
-        exact = "" if group.exact_match is None else f", {group.exact_answers} of {group.answers} answers exact"
+        tokens = f", special tokens left out ({probability(group.mean_p)} with them)" if apart else ""
+        exact = (
+            "" if group.exact_match is None else f", {group.exact_answers} of {plural(group.answers, 'answer')} exact"
+        )
         cut_offs = f"; up to {self.cut_offs.weak:g} we call weak, from {self.cut_offs.strong:g} strong" * explains
-        of_all = f" Of all {group.tokens} tokens in these {group.rows} rows: NLL {group.nll:.2f}"
+        of_all = f" Of all {plural(group.tokens, 'token')} in {plural(group.rows, 'row')}: NLL {group.nll:.2f}"
         whole = f"{of_all}, right first choice {group.top1_share:.1%}{exact}." * totals
         return (
-            f"{self.standing}. The right token has a probability of {judged.mean_p:.3f}{bounds} on average{tokens}"
-            f"{cut_offs}.{whole}"
+            f"{self.standing}. The right token has a probability of {probability(judged.mean_p)}{bounds} on average"
+            f"{tokens}{cut_offs}.{whole}"
         )
 
     def judged_of(self, source: str) -> GroupReading:

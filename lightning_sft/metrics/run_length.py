@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lightning_sft.units import plural
+
 #: a loss still falls steeply if its rate over the last quarter is above this share of its rate over the whole run
 STEEP = 0.5
 #: passes over the training rows that are enough by themselves; ours, and what most recipes take
@@ -48,7 +50,7 @@ class RunLength:
 
     def __str__(self) -> str:
         """Return the steps and epochs in words."""
-        steps = f"{self.steps:,} step{'s' * (self.steps != 1)}"
+        steps = f"{plural(self.steps, 'step')}"
         if math.isnan(self.epochs):
             return steps
         epochs = f"{self.epochs:.2g}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_sft.places import newest_settings
 from lightning_sft.report.run import Run, class_name
-from lightning_sft.units import adapter_kind
+from lightning_sft.units import adapter_kind, plural, probability
 
 #: of fewer answers than this, a share in per cent says more than there is
 _FEW = 50
@@ -28,9 +28,11 @@ def _learned(run: Run) -> str:
     if adapter:
         name = adapter_kind(str(adapter.get("class_path", ""))) or "an adapter"
         what += f" by {name}" + (f" of rank {rank}" if rank else "")
-    steps = f"{run.steps} of {run.planned}" if run.planned and run.steps < run.planned else f"{run.steps}"
+    steps = plural(run.steps, "step")
+    if run.planned and run.steps < run.planned:
+        steps = f"{run.steps} of {plural(run.planned, 'step')}"
     rate = run.learning_rate
-    what += f" under {run.objective} for {steps} steps" + ("" if rate is None else f" at a learning rate of {rate:g}")
+    what += f" under {run.objective} for {steps}" + ("" if rate is None else f" at a learning rate of {rate:g}")
     if run.is_under_way:
         what += " so far, and is under way"
     elif not run.is_complete:
@@ -42,7 +44,7 @@ def _learned(run: Run) -> str:
         _moved(run, "val/task_accuracy", "generated answers that are right", share=True, of=rows),
     ) if words]  # fmt: skip
     if changes and rows:
-        changes.append(f"these are {rows} held-out row{'s' * (rows != 1)}, and others may give quite other values")
+        changes.append(f"these are {plural(rows, 'held-out row')}, and others may give quite other values")
     if not changes:
         changes = [words for words in (_moved(run, "train/nll", "training NLL", "nats per token"),) if words]
     return f"{what}: {'; '.join(changes)}." if changes else f"{what}; nothing was logged that says whether it learned."
@@ -87,11 +89,10 @@ def _stood(run: Run) -> str:
     if not start:
         return "Where the model stood before training was not read (callback CapabilityProbe)."
     low, high = start.get("mean_p_interval") or (None, None)
-    bounds = "" if low is None else f" (95% interval {low:.2g} to {high:.2g})"
+    bounds = "" if low is None or high is None else f" (95% interval {probability(low)} to {probability(high)})"
     headline = (run.capability.get("advice") or {}).get("headline", "")
-    return (
-        f"Before training the right tokens had a mean probability of {start['mean_p']:.2g}{bounds}. {headline}".strip()
-    )
+    mean = probability(start["mean_p"])
+    return f"Before training the right tokens had a mean probability of {mean}{bounds}. {headline}".strip()
 
 
 def _silent(run: Run) -> str:

@@ -14,6 +14,7 @@ from typing_extensions import override
 from lightning_sft.files import to_json, write_text
 from lightning_sft.sweep.search import CrossingStatus
 from lightning_sft.sweep.suggest import Suggestions
+from lightning_sft.units import plural
 
 #: what crossing means where no probes are read
 AT_TARGET = "validation NLL at its target"
@@ -255,7 +256,7 @@ class CriticalRate(SweepResult):
         assert self.resolution is not None
         return (
             f"Critical rate {self.upper:.6g}, the smallest that was seen to do it: {what}. Bracket {self.lower:.6g} "
-            f"(no) to {self.upper:.6g} (yes), {self.resolution:.2%} wide, {len(self.trials)} trials.{end}"
+            f"(no) to {self.upper:.6g} (yes), {self.resolution:.2%} wide, {plural(len(self.trials), 'trial')}.{end}"
             f"{self._beside()}"
         )
 
@@ -267,7 +268,7 @@ class CriticalRate(SweepResult):
         first = next((t.first for t in self.trials if t.lr == self.upper), None)
         if first is not None:
             text = f" When that trial ended, the right word was the first choice of all words in {first} of "
-            text += f"{len(self.probes)} probes."
+            text += f"{plural(len(self.probes), 'probe')}."
         if self.own is None:
             return text
         if self.own >= self.upper:

@@ -17,6 +17,7 @@ from lightning_sft.compare.storage import shown
 from lightning_sft.errors import UserError
 from lightning_sft.sweep.store import TrialStore
 from lightning_sft.sweep.trial import Trial
+from lightning_sft.units import plural
 
 T = TypeVar("T")
 
@@ -63,7 +64,9 @@ class SharedTrialStore(TrialStore):
         old = {key: trial for key, trial in self._trials.items() if trainer.is_global_zero}
         self._first(lambda: self._hand_in(old))
         self.refresh()
-        rank_zero_info(f"Sweep {name}: shared with other workers in {shown(url)}; {len(self._trials)} trials are done.")
+        rank_zero_info(
+            f"Sweep {name}: shared with other workers in {shown(url)}; {plural(len(self._trials), 'trial')} done."
+        )
 
     def _first(self, action: Callable[[], T]) -> T | None:
         """Return what an action returns on the first rank; what it refuses there ends all."""

@@ -33,7 +33,7 @@ def test_the_rate_against_the_curve(rate: float, verdict: str) -> None:
 
 def test_a_sane_rate_above_the_suggestions_says_why_it_may_stay() -> None:
     why = judge_rate(0.05, FALLS).why
-    assert "falling until 0.1, 2.0 times as much" in why
+    assert "falls on up to 0.1, 2.0 times as much" in why
     assert "The rules below name lower rates (0.001 to 0.01)" in why, "all but the edge, which is 0.1"
     assert "nothing against 0.05" in why
     assert "Some of the rules below name lower rates (0.001)" in judge_rate(0.005, FALLS).why

@@ -118,7 +118,7 @@ def test_the_trap_names_both_ways_out() -> None:
 def test_a_source_with_few_rows_says_how_many_are_missing() -> None:
     reading = planted({"a": 0.8, "b": 0.8}, rows=8)
     limits = "\n".join(advise(reading).limits)
-    assert f"Source 'a': 8 rows were read, {ENOUGH_ROWS - 8} too few" in limits
+    assert f"Source 'a': 8 rows read, {ENOUGH_ROWS - 8} too few" in limits
     assert "Source" not in "\n".join(advise(planted({"a": 0.8, "b": 0.8})).limits)
 
 

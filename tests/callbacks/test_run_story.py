@@ -50,7 +50,7 @@ def test_a_fit_tells_its_story(
         "train 20 rows",
         "val 4 rows",
         "Steps      3, each of 5 rows, 0.75 epochs",
-        "Rate       0.001, linear, 1 steps of warm-up; AdamW",
+        "Rate       0.001, linear, 1 step of warm-up; AdamW",
         "Precision  32-true",
         "Batches    shuffled. Rows of a batch lie end to end, without padding.",
         "Device     cpu",

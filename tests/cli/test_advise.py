@@ -49,7 +49,7 @@ def test_the_whole_page(toy_folder, tmp_path, capsys, monkeypatch):
             weights.append({n: p.detach().clone() for n, p in model.scorer.causal_lm.named_parameters()})
 
     monkeypatch.setattr(Trainer, "fit", watched)
-    given = arguments(toy_folder, tmp_path)
+    given = arguments(toy_folder, tmp_path, trainer__num_sanity_val_steps=-1)
     page = page_of([*given, "--range_steps=12"], capsys)
     for title in ("The run", "Data", "Where the model stands", "Which objective", "Learning rate", "Cost", "Memory"):
         assert f"## {title}" in page
@@ -60,7 +60,11 @@ def test_the_whole_page(toy_folder, tmp_path, capsys, monkeypatch):
     assert content["data"]["train"]["rows"] == 36
     assert content["cost"]["steps"] == 50
     assert content["cost"]["measured_steps"] == 11, "the steps of the range test are those that are timed"
-    assert content["cost"]["validations"] == 5  # nine batches an epoch
+    assert content["cost"]["validations"] == 6  # nine batches an epoch, and one before the first step
+    assert "50 steps, 6 validations, the first of them before the first step: about " in page
+    assert "Not in it: loading the model, " in page
+    assert "A comparison on your data, `lightning compare`: 3 objectives. Each searches" in page
+    assert "11 losses at rates from 1e-06 to " in page
     assert content["memory"]["strategy"] == "single"
     assert 0 < content["memory"]["weights"] <= content["memory"]["peak"]
     assert content["memory"]["text"] in page

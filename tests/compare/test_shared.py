@@ -311,6 +311,6 @@ def test_status_names_what_runs_and_what_failed(tmp_path: Path) -> None:
     said = status(url)
     assert "toy: 1 of 18 runs done. About 17 min left for 1 worker." in said
     assert f"running: {job.key}, by " in said
-    assert "failed: 1 runs" in said
+    assert "failed: 1 run" in said
     own.leave(job)
     assert json.loads(own._study.user_attrs["design"])["name"] == "toy"

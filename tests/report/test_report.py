@@ -118,7 +118,7 @@ def test_a_whole_run(tmp_path: Path, fast: None) -> None:
     for said in (
         "a/model was trained under NLL for 10 steps at a learning rate of 0.001: held-out NLL fell from 3 to 0.5 nats",
         "answers that are exactly right rose from 0.0% to 50.0%",
-        "mean probability of 0.2 (95% interval 0.15 to 0.25). It half knows it.",
+        "mean probability of 0.200 (95% interval 0.150 to 0.250). It half knows it.",
         "Silent failure: of 9 tokens.",
         "PowerFamily(alpha=0.5)",
         "three (score 1.00)",

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lightning_sft.sweep.forecast.law import ProbeForecast
 from lightning_sft.sweep.results import SweepResult
+from lightning_sft.units import plural
 
 #: what a flip is and is not, below each table
 GAP = (
@@ -170,7 +171,7 @@ class Forecast(SweepResult):
         bounds = sum(p.outcome == "flips by" for p in told)
         flips = bounds + sum(p.outcome == "flips" for p in told)
         parts = [
-            f"Of {len(self.probes)} probes: {ahead} ahead already, {flips} to flip by step {self.end}, "
+            f"Of {plural(len(self.probes), 'probe')}: {ahead} ahead already, {flips} to flip by step {self.end}, "
             f"{len(told) - ahead - flips} not by then, {len(self.probes) - len(told)} that cannot be predicted. The "
             f"forecast took {self.spent} optimizer steps, beside the {self.ahead} of the run itself, and they leave no "
             "trace."

@@ -129,7 +129,7 @@ def test_the_command_line_reads_such_rows(toy_folder: Path, capsys: pytest.Captu
     run("inspect", [CONFIG, f"--model={toy_folder}", "--train=other.jsonl", "--val=other.csv", "--rows=1"])
     printed = capsys.readouterr()
     assert "1+1?" in printed.out
-    assert "val: 1 rows" in printed.out
+    assert "val: 1 row " in printed.out
     assert printed.err.count("question is read as prompt") == 2
     *_, empty, advise, fit = printed.out.splitlines()
     assert (empty, advise.split()[:3], fit.split()[:2]) == ("", ["Next", "lightning", "advise"], ["lightning", "fit"])
