@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 #: what is drawn: stage, log key, words
 PANELS = (
-    ("confirmatory", FLIPPED, "answers alone: flipped, %"),
-    ("confirmatory", SILENT, "answers alone: silent failure, %"),
-    ("mixed", SILENT, "among sentences: silent failure, %"),
+    ("confirmatory", FLIPPED, "answers alone:\nflipped, %"),
+    ("confirmatory", SILENT, "answers alone:\nsilent failure, %"),
+    ("mixed", SILENT, "among sentences:\nsilent failure, %"),
 )
 
 
@@ -49,6 +49,8 @@ def draw(cells: Sequence[Cell], folder: Path) -> list[Path]:
         drawn = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (words, found) in zip(drawn, panels, strict=True):
             draw_bars(axes, found, lambda arm: colours["second" if arm == FULL else "first"])
+            axes.set_xlim(0, 100)  # shares, to be compared between panels
+            axes.margins(y=0.12)
             axes.set_xlabel(words, color=colours["text"], fontsize=8)
 
     return draw_in_themes(folder, "phantoms", (7.2, 2.4), draw_panels) if panels else []
