@@ -52,9 +52,10 @@ class RunProgress(ProgressBar):
         self._batches = 0
         self._since = self._next = 0.0
         self._rate: float | None = None
-        self._began: float | None = None  # time of training when the first step began
+        self._began: float | None = None  # time of training from which steps are timed
         self._terminal = sys.stderr.isatty()
         self._total: int | None = None
+        self._warm = False
         self._clock = RunClock()
         self._due = self._told_at = 0.0
         self._loss: float | Tensor = math.nan
@@ -69,6 +70,11 @@ class RunProgress(ProgressBar):
     def enable(self) -> None:
         self._is_on = True
 
+    def restart_clock(self) -> None:
+        """Leave what was done since the last optimizer step, such as a sweep, out of the pace of the steps."""
+        self._warm = False
+        self._told_at = self._clock.training
+
     # ------------------------------------------------------------------ training
 
     @override
@@ -76,8 +82,8 @@ class RunProgress(ProgressBar):
         total = trainer.estimated_stepping_batches
         self._total = None if total == math.inf else int(total)
         self._step = self._first_step = trainer.global_step
-        self._began = None
-        self._rate = None
+        self._began = self._rate = None
+        self._warm = False  # whether a step has been made whose time is like that of the others
         self._due = 0.0  # the first step is told at once
 
     @override
@@ -98,6 +104,8 @@ class RunProgress(ProgressBar):
             return
         moved, self._step = trainer.global_step - self._step, trainer.global_step
         self._count(pl_module, outputs)
+        if not self._warm:  # the first step also warms up, and waits for what is read before it
+            self._warm, self._began, self._first_step = True, self._clock.training, self._step
         now = self._clock.training
         last = self._total is not None and self._step >= self._total
         if self._bar is not None:
@@ -133,8 +141,18 @@ class RunProgress(ProgressBar):
         share = f" ({self._step / self._total:.0%})" if self._total else ""
         left = self._left(trainer)
         parts = [f"{done}{share}", *self._readings(trainer, reset=True)]
-        parts += [] if left is None else [f"{duration(left)} left" if left else "done"]
+        if self._step == self._total:
+            parts.append(self._ending(trainer))
+        elif left is not None:
+            parts.append(f"{duration(left)} left")
         print(" | ".join(parts), flush=True)
+
+    def _ending(self, trainer: Trainer) -> str:
+        """Return what follows the last step."""
+        if not trainer.enable_validation or not sum(trainer.num_val_batches):
+            return "done"
+        took = self._clock.validation
+        return f"done but for the last validation{f', about {duration(took)}' if took >= 1 else ''}"
 
     def _readings(self, trainer: Trainer, *, reset: bool) -> list[str]:
         """Return loss, val/nll, learning rate, speeds, and what a module shows on bars."""
@@ -159,8 +177,8 @@ class RunProgress(ProgressBar):
     def _left(self, trainer: Trainer) -> float | None:
         """Return the seconds until the run ends, its validations included."""
         done = self._step - self._first_step
-        if self._total is None or self._began is None or (done < 2 and self._step < self._total):
-            return None  # the first step also warms up
+        if self._total is None or self._began is None or (not done and self._step < self._total):
+            return None
         steps = max(self._total - self._step, 0)
         return self._clock.left(self._began, done, steps, validations_left(trainer, self._step, self._total))
 

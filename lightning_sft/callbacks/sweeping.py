@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from lightning_sft._lightning import callbacks_of, state_key_of
+from lightning_sft.callbacks.run_progress import RunProgress
 from lightning_sft.callbacks.training_metrics import TrainingMetrics
 from lightning_sft.errors import UserError
 from lightning_sft.figures.loggers import log_figure, log_text
@@ -20,7 +21,7 @@ from lightning_sft.figures.sweeps import sweep_figure
 from lightning_sft.places import near
 from lightning_sft.report.plain_text import shown
 from lightning_sft.sweep.prediction.record import predicted_rate
-from lightning_sft.sweep.rates import set_peak_rate
+from lightning_sft.sweep.rates import peak_rate, set_peak_rate
 from lightning_sft.sweep.results import SweepResult
 from lightning_sft.sweep.search import check_divergence
 from lightning_sft.sweep.session import SweepSettings
@@ -97,13 +98,16 @@ class SweepCallback(Callback):
         self.result = self.sweep(trainer, pl_module, folder)
         self.done = True
         for callback in callbacks_of(trainer):
-            if isinstance(callback, TrainingMetrics):
+            if isinstance(callback, TrainingMetrics | RunProgress):
                 callback.restart_clock()
         self._report(trainer, self.result, folder)
         if self.only:
             raise SweepEnded
         if self.apply:
             self._apply(trainer, self.result)
+        elif self.result.chosen() is not None:
+            own = peak_rate(trainer)
+            rank_zero_info(f"The run keeps its own learning rate, {own:.4g}: the sweep's apply is false.\n")
 
     def setting(self, trainer: Trainer, steps: int, folder: Path | None, **facts: Any) -> SweepSettings:
         """Return the settings of a sweep.

@@ -25,12 +25,12 @@ def status(url: str, patience: float = 10.0) -> str:
     Raises:
         UserError: it does not exist, or cannot be reached.
     """
-    import optuna
-
     require_storage(url)
 
     def read() -> list[tuple[str, dict[str, Any], list[Any]]]:
-        storage = open_storage(url, beat=15.0)
+        storage = open_storage(url, beat=15.0)  # says so where Optuna is missing
+        import optuna
+
         studies = [optuna.load_study(study_name=n, storage=storage) for n in optuna.get_all_study_names(storage)]
         return [(s.study_name, s.user_attrs, s.get_trials(deepcopy=False)) for s in studies]
 

@@ -56,7 +56,9 @@ def range_figure(result: RangeTest, predicted: Predicted = None) -> Figure:
         words = {"edge": "too high from", "minimum_tenth": "minimum / 10"}.get(name, name)
         note(axes, rate, f"{words} {rate:.2g}", colour, line)
     chosen = result.chosen()
-    took = "no rate is suggested" if chosen is None else f"{result.choice.replace('_', ' ')}, {chosen:.2g}, is taken"
+    took = (
+        "no rate is suggested" if chosen is None else f"{result.choice.replace('_', ' ')}, {chosen:.2g}, is the choice"
+    )
     axes.set_title(f"Range test: {took}")
     axes.set_xlabel("learning rate (shaded: worth a run)")
     axes.set_ylabel(

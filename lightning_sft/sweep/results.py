@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -111,8 +112,11 @@ class RangeTest(SweepResult):
         lines = ["| suggestion | learning rate |", "| --- | --- |"]
         lines += [f"| {k.replace('_', ' ')} | {'-' if v is None else f'{v:.4g}'} |" for k, v in given.items()]
         chosen = self.chosen()
-        end = f"`{self.choice}` is taken: {chosen:.4g}." if chosen is not None else f"The curve gives no {self.choice}."
-        return "\n".join([*lines, "", f"Range test on the {self.reads}, {len(self.rates)} steps. {end}"])
+        end = f"The choice, {self.choice}: {'the curve gives none' if chosen is None else f'{chosen:.4g}'}."
+        why = " (it is read a step after its rate, so the last step has none)" if self.reads == "training loss" else ""
+        return "\n".join(
+            [*lines, "", f"Range test on the {self.reads} at {plural(len(self.rates), 'rate')}{why}. {end}"]
+        )
 
 
 @dataclass(frozen=True)
@@ -221,6 +225,8 @@ class CriticalRate(SweepResult):
 
     @override
     def text(self) -> str:
+        if not self.trials:
+            return self.sentence()
         lines = ["| learning rate | crossed | share | at step | trial |", "| --- | --- | --- | --- | --- |"]
         for t in self.trials:
             cells = (f"{t.lr:.6g}", "yes" if t.crossed else "no", f"{t.share:.2f}", t.step or "-", t.outcome)
@@ -267,11 +273,16 @@ class CriticalRate(SweepResult):
         text = ""
         first = next((t.first for t in self.trials if t.lr == self.upper), None)
         if first is not None:
-            text = f" When that trial ended, the right word was the first choice of all words in {first} of "
-            text += f"{plural(len(self.probes), 'probe')}."
+            text = f" At the end of the trial at {self.upper:.6g}, the right word was the first choice of all words in "
+            text += f"{first} of {plural(len(self.probes), 'probe')}."
         if self.own is None:
             return text
-        if self.own >= self.upper:
+        sure = max(t.lr for t in self.trials if t.crossed and t.lr < min(self.relapses, default=math.inf))
+        if self.own > sure and self.relapses:
+            where = (
+                f"{self.own / self.upper:.3g} times the critical one; as a higher rate failed, that may not be enough"
+            )
+        elif self.own >= self.upper:
             where = f"{self.own / self.upper:.3g} times the critical one: high enough for that within these steps"
         elif self.own <= self.lower:
             where = f"{self.own / self.upper:.3g} times the critical one: too low for that within these steps"

@@ -66,7 +66,7 @@ def test_a_fit_tells_its_story(
     )
     assert lines == [("1", "33"), ("2", "67"), ("3", "100")]
     assert re.search(r"^step 2 of 3 .* left$", out, re.M)
-    assert re.search(r"^step 3 of 3 .*done$", out, re.M)
+    assert re.search(r"^step 3 of 3 .*done but for the last validation", out, re.M)
 
     end = out[out.index("held out") :]
     assert f"Run        {folder}" in end

@@ -300,6 +300,16 @@ def test_leases_expire_by_standing_still(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not leases.expired(2, 6)
 
 
+def test_a_status_without_optuna_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    file = tmp_path / "there.log"
+    with pytest.raises(UserError, match=r"there\.log"):
+        status(f"journal:{file}")
+    file.touch()
+    with pytest.raises(UserError, match=r"--storage needs the package optuna"):
+        status(f"journal:{file}")
+
+
 def test_status_names_what_runs_and_what_failed(tmp_path: Path) -> None:
     url, of = KINDS[0].format(tmp_path), design("A", "B")
     own = ledger(url, tmp_path)

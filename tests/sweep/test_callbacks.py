@@ -103,7 +103,9 @@ def test_a_resumed_run_keeps_the_applied_rate_and_does_not_sweep_again(toy_folde
     assert all(torch.equal(weights[1][k], v) for k, v in weights[0].items())
 
 
-def test_a_strangers_module_is_swept_without_a_trace(tmp_path: Path) -> None:
+def test_a_strangers_module_is_swept_without_a_trace(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+
     def weights(*callbacks: Any) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
         module = Stranger(attention_dropout=0.1)
@@ -116,6 +118,9 @@ def test_a_strangers_module_is_swept_without_a_trace(tmp_path: Path) -> None:
     assert sweep.result is not None
     assert search.result is not None
     assert len(sweep.result.rows()) > 3
+    assert "The choice, valley: " in sweep.result.text()
+    assert "the last step has none" in sweep.result.text()
+    assert "The run keeps its own learning rate, " in caplog.text
     assert all(torch.equal(swept[k], v) for k, v in plain.items())
 
 

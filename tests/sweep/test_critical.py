@@ -135,6 +135,7 @@ def test_the_answer_says_where_the_runs_own_rate_stands_and_which_words_are_firs
     assert "third word may still be first" in found.text()
     trials = [replace(t, first=1) if t.lr == found.upper else t for t in found.trials]
     text = replace(found, trials=trials).sentence()
+    assert "as a higher rate failed, that may not be enough" in replace(found, own=21.0, relapses=[20.0]).sentence()
     assert "the right word was the first choice of all words in 1 of 1 probe." in text
 
 
