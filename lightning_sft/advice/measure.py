@@ -17,7 +17,7 @@ from lightning_sft.errors import UserError
 from lightning_sft.metrics.capability import TokenTable, read_capability
 from lightning_sft.metrics.capability_reading import CapabilityReading, CutOffs
 from lightning_sft.metrics.wide import wide_device
-from lightning_sft.models.generation import end_tokens
+from lightning_sft.models.generation import end_tokens, special_ids
 from lightning_sft.probes.forward import within_shards
 
 _COLUMNS = len(TokenTable._fields)
@@ -48,8 +48,7 @@ def measure(
     """
     if (why := why_unreadable(trainer)) is not None:
         raise UserError(why)
-    special = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
-    reader = BatchReader(model, KindsOfTokens(special, end_tokens(model, tokenizer)))
+    reader = BatchReader(model, KindsOfTokens(special_ids(model, tokenizer), end_tokens(model, tokenizer)))
     own: list[Tensor] = []
     count, rank = data_parallel_size_and_rank(trainer)
     mine = rows.batches[rank::count]

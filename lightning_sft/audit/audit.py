@@ -33,14 +33,17 @@ from lightning_sft.audit.result import (
     verdicts,
 )
 from lightning_sft.audit.rows import AuditRows, What
-from lightning_sft.audit.special import read_special
+from lightning_sft.audit.special import SpecialTokens, read_special
 from lightning_sft.audit.spool import Spool
 from lightning_sft.audit.tokens import TokenPass, read_tokens
 from lightning_sft.data import SFTDataModule
 from lightning_sft.errors import UserError
-from lightning_sft.metrics.silent import read_silent
+from lightning_sft.metrics.silent import SilentReading, read_silent
+from lightning_sft.metrics.silent_verdict import SilentVerdict
+from lightning_sft.metrics.silent_words import count
 from lightning_sft.models.access import input_embeddings
 from lightning_sft.models.finished import FinishedModel, FoundModel
+from lightning_sft.models.generation import special_ids
 from lightning_sft.probes.encode import EncodedProbes, encode_probes
 from lightning_sft.probes.files import load_probes
 from lightning_sft.progress import progress
@@ -162,6 +165,8 @@ class _Work:
         earlier = None if first is None else first.tokens.tokens
         near = (now if first is None else first.tokens).near
         reading = read_silent(now.tokens, rows.row, earlier, settings.min_fall)
+        ids = special_ids(model.causal_lm, rows.tokenizer)
+        special = read_special(rows, now.tokens, earlier, settings.min_fall, ids)
         return Audit(
             after=read_model(model, now),
             before=None if first is None else first.about,
@@ -180,14 +185,17 @@ class _Work:
             contexts=worst_contexts(rows, now.tokens, earlier, settings.top, settings.min_fall, near, model.step),
             probes=self._probes(model, first),
             forgetting=self._forgetting(model, first),
-            verdicts=verdicts(reading, settings.trained, compared=first is not None, more=self._more()),
-            special=read_special(rows, now.tokens, earlier, settings.min_fall),
+            verdicts=self._verdicts(reading, special, compared=first is not None),
+            special=special,
         )
 
-    def _more(self) -> str:
-        """Return what lets one read more rows, in words."""
+    def _verdicts(
+        self, reading: SilentReading, special: SpecialTokens | None, *, compared: bool
+    ) -> list[SilentVerdict]:
         read, total = len(self.rows.chosen), self.rows.total
-        return f"--rows, here {read} of {total}" if read < total else f"these are all {total} of the set"
+        more, all_read = f"--rows, here {read} of {total}", f"all {count(total, 'rows')} of the set"
+        some = {"more": more} if read < total else {"all_read": all_read}
+        return verdicts(reading, self.settings.trained, compared=compared, special=special, **some)
 
     def _first(self, found: FoundModel) -> _First:
         model, tokens = self._read(found)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+from lightning_sft.audit.render import as_code
 from lightning_sft.audit.result import Audit
 from lightning_sft.held_out import MIN_ROWS
 from lightning_sft.metrics.silent import SilentReading
 from lightning_sft.metrics.silent_verdict import SilentVerdict, too_few
+from lightning_sft.metrics.silent_words import LEFT_OUT, SPECIAL, are, count, was
 
 #: a model is almost unchanged where on text outside the task its predictions moved by less than this (nats per token),
 SAME_KL = 1e-3
@@ -15,6 +17,10 @@ SAME_KL = 1e-3
 SAME_CHOICES = 0.005
 #: and the loss of the rows moved by less than this (nats per token), without a guard set by less than the second
 SAME_LOSS, SAME_LOSS_ALONE = 0.5, 0.05
+#: it has forgotten where there its loss rose by this much or more (nats per token)
+FORGOTTEN = 0.1
+
+_FINE = "Fine: "
 
 
 def is_almost_unchanged(audit: Audit) -> bool:
@@ -35,27 +41,53 @@ def loss_rose(audit: Audit) -> bool:
     return change > 0 and not low <= 0
 
 
+def has_forgotten(audit: Audit) -> bool:
+    """Return whether the loss on the guard set rose by much; False without one, or where scores are not finite."""
+    f = audit.forgetting
+    return f is not None and f.nll_before is not None and f.nll - f.nll_before >= FORGOTTEN
+
+
 def headline(audit: Audit) -> str:
     """Return the verdict in a line, with how many rows and tokens it stands on."""
     r = audit.silent
-    rows = "1 row" if r.rows == 1 else f"{r.rows} rows"
-    read = f"{rows}, {r.tokens} tokens"
+    read = f"{count(r.rows, 'rows')}, {count(r.tokens, 'tokens')}"
     if is_almost_unchanged(audit):
         return f"{_unchanged(audit)} ({read})."
+    forgot = _forgot(audit)
     parts = [_said(audit, verdict) for verdict in audit.verdicts]
     if len(parts) == 1:
-        return f"{parts[0]} ({read})."
+        return f"{_together(parts[0], forgot, read)}."
     if len(set(parts)) == 1:
-        return f"{parts[0]} ({read}), whether or not it was trained on these rows."
+        return f"{_together(parts[0], forgot, read)}, whether or not it was trained on these rows."
     known = f"it is not known whether the model was trained on these rows ({read})"
     both = f"If it was: {_lower(parts[0])}. If it was not: {_lower(parts[1])}."
-    return f"Cannot tell whether it fails silently: {known}. {both}"
+    also = f" Either way {forgot}." if forgot else ""
+    return f"Cannot tell whether it fails silently: {known}. {both}{also}"
+
+
+def _together(part: str, forgot: str, read: str) -> str:
+    """Return a verdict with what was forgotten: a model that has forgotten is never called fine."""
+    if not forgot:
+        return f"{part} ({read})"
+    if part.startswith(_FINE):
+        return f"Not fine, {forgot}. On the rows: {part.removeprefix(_FINE)} ({read})"
+    return f"{part} ({read}). Besides, {forgot}"
+
+
+def _forgot(audit: Audit) -> str:
+    """Return what was forgotten; empty where it is little."""
+    f = audit.forgetting
+    if not has_forgotten(audit) or f is None or f.nll_before is None:
+        return ""
+    changed = "" if f.changed is None else f", and the first choice changed at {f.changed:.1%}"
+    tokens = f"{count(f.tokens, 'tokens')} of other text (guard set {as_code(f.name)})"
+    return f"it forgot: on {tokens} the loss rose by {f.nll - f.nll_before:.3f} nats per token{changed}"
 
 
 def _unchanged(audit: Audit) -> str:
     r, f = audit.silent, audit.forgetting
     label = "Trained too little: the model" if audit.trained == "yes" else "The model"
-    choices = f"another first choice at {sum(_won_and_lost(r)):.0f} of {r.tokens} places"
+    choices = f"another first choice at {sum(_won_and_lost(r)):.0f} of {count(r.tokens, 'places')}"
     general = (
         "" if f is None or f.kl is None else f", and on other text nearly the same predictions (KL {f.kl:.1e} nats)"
     )
@@ -71,25 +103,28 @@ def _unchanged(audit: Audit) -> str:
 
 def _said(audit: Audit, verdict: SilentVerdict) -> str:
     """Return one verdict in a few words, without a full stop."""
-    r = audit.silent
+    r = audit.plain if verdict.leaves_out else audit.silent
+    apart = f", {LEFT_OUT}" if verdict.leaves_out else ""
     as_trained = audit.before is not None and audit.trained != "no" and verdict is audit.verdicts[0]
     if audit.is_broken:
         return "Cannot tell anything: scores are not finite"
     if verdict.outcome == "silent failure":
-        return f"Silent failure: {_places(r)} have a lower loss, and the same wrong token is still ahead"
+        return f"Silent failure: {_places(r)}{apart} have a lower loss, and the same wrong token is still ahead"
     if verdict.outcome == "overconfident":
         return "Overconfident: the first choice is wrong more often than its probability says"
     if verdict.outcome == "undecided":
-        few = f"{_places(r)} look like it, too few to be sure"
-        more = "--rows" if audit.rows < audit.total_rows else "--data"
-        return f"Cannot tell yet whether it fails silently: {few}. Read more rows ({more})"
+        return f"Cannot tell {_undecided(audit, r, apart)}"
     if verdict.outcome == "nothing to judge":
         if as_trained and r.behind == 0:
             return "Cannot tell whether it fails silently: no token was outranked before, so none could"
+        plain = audit.special.plain if as_trained and audit.special else r
+        if not plain.behind:
+            none = f"no token was outranked before, {LEFT_OUT}" if plain.tokens else f"all are {SPECIAL}"
+            return f"Cannot tell whether it fails silently: {none}"
         what = "fails silently" if as_trained else "is overconfident"
-        return f"Cannot tell whether it {what}: {_few(r, trained=as_trained)}"
+        return f"Cannot tell whether it {what}: {_few(plain, trained=as_trained)}"
     if not as_trained:
-        return "Fine: the first choice is wrong no more often than its probability says"
+        return f"{_FINE}the first choice is wrong no more often than its probability says"
     change, _, high = audit.nll_change
     if loss_rose(audit):
         return "Not fine: the loss on the rows that it was trained on rose"
@@ -97,10 +132,32 @@ def _said(audit: Audit, verdict: SilentVerdict) -> str:
         return "Trained too little: the loss on the rows that it was trained on did not clearly fall"
     if verdict.outcome == "still outranked":
         others = f", {r.displaced:.1%} behind another word than before" if r.displaced > 0 else ""
-        return f"Still outranked: the loss fell, but {r.still_behind} of {_before(r)} still are{others}"
-    if _more_are_outranked(r):
-        return f"Not fine: more tokens are outranked than before, as {r.lost:.1%} of the first choices were lost"
-    return "Fine: no sign of silent failure"
+        moved = f"the loss fell, but {'that of these tokens rose: ' if verdict.loss_rose else ''}"
+        return f"Still outranked: {moved}{r.still_behind} of {_before(r)} still {are(r.still_behind)}{apart}{others}"
+    for tokens in (audit.plain, audit.silent):
+        if _more_are_outranked(tokens):
+            which = f", {LEFT_OUT}" if tokens is not audit.silent else ""
+            lost = f"as {tokens.lost:.1%} of the first choices were lost"
+            return f"Not fine: more tokens are outranked than before{which}, {lost}"
+    return f"{_FINE}no sign of silent failure{_exact(audit)}"
+
+
+def _undecided(audit: Audit, r: SilentReading, apart: str) -> str:
+    """Return why it is undecided, and what would help, if anything does."""
+    few = f"whether it fails silently: {_places(r)}{apart} look like it, too few to be sure"
+    if r.share == 0:
+        few = f"for certain: no token failed silently, but {_before(r)}{apart} {are(r.behind)} too few to rule it out"
+    if audit.rows < audit.total_rows:
+        return f"yet {few}. Read more rows (--rows)"
+    return few if audit.set == "train" else f"yet {few}. Read more rows (--data)"
+
+
+def _exact(audit: Audit) -> str:
+    """Return how many of the answers are exact, which may be few where no token failed silently."""
+    now = audit.after
+    if not now.answers:
+        return ""
+    return f"; greedy decoding writes {round(now.exact * now.answers)} of {count(now.answers, 'answers')} exactly"
 
 
 def _more_are_outranked(r: SilentReading) -> bool:
@@ -122,7 +179,7 @@ def _places(r: SilentReading) -> str:
 
 
 def _before(r: SilentReading) -> str:
-    return f"{r.behind} tokens that were outranked before"
+    return f"{count(r.behind, 'tokens')} that {was(r.behind)} outranked before"
 
 
 def _won_and_lost(r: SilentReading) -> tuple[float, float]:

@@ -7,14 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_sft.advice.options import files_first, without
-from lightning_sft.audit.headline import is_almost_unchanged, loss_rose
+from lightning_sft.audit.headline import has_forgotten, is_almost_unchanged, loss_rose
 from lightning_sft.audit.render import Block, Command
 from lightning_sft.audit.result import Audit
 from lightning_sft.audit.summary import CONTEXTS
 from lightning_sft.held_out import MIN_ROWS
+from lightning_sft.metrics.silent_words import count
 
 #: a learning rate that changed next to nothing is multiplied by it, and one under which the loss rose divided
 FASTER = 10
+#: below this share of exact answers more training is suggested, though nothing failed silently
+FEW_EXACT = 0.5
+_PUSH = "A higher learning rate or more steps help where the right word was simply not pushed far enough."
 
 
 def next_steps(audit: Audit, folder: Path) -> list[Block]:
@@ -47,9 +51,14 @@ def next_steps(audit: Audit, folder: Path) -> list[Block]:
     if failed[:1] == ["still outranked"]:
         if is_almost_unchanged(audit):  # a faster or longer run is said already
             return blocks
-        return [*blocks, *(_slower(audit) if loss_rose(audit) else _further(audit, folder / CONTEXTS))]
+        rose = loss_rose(audit) or audit.verdicts[0].loss_rose
+        return [*blocks, *(_slower(audit) if rose else _further(audit, folder / CONTEXTS))]
     if failed or (few and audit.contexts):
-        blocks += _at_the_places(audit, folder / CONTEXTS)
+        return [*blocks, *_at_the_places(audit, folder / CONTEXTS), _PUSH]
+    if has_forgotten(audit):
+        return [*blocks, *_gentler(audit)]
+    if outcomes[:1] == ["no failure"] and audit.before is not None and audit.trained == "yes":
+        blocks += _to_exact_answers(audit)
     return blocks
 
 
@@ -79,7 +88,7 @@ def _further(audit: Audit, file: Path) -> list[Block]:
     first = "" if blocks else f"{why}, or at a higher learning rate. "
     if not audit.contexts:
         return blocks or [first.strip()]
-    return [*blocks, *_at_the_places(audit, file, first)[:-1]]  # whose end says once more to push further
+    return [*blocks, *_at_the_places(audit, file, first)]
 
 
 def _at_the_places(audit: Audit, file: Path, first: str = "") -> list[Block]:
@@ -89,8 +98,28 @@ def _at_the_places(audit: Audit, file: Path, first: str = "") -> list[Block]:
         f"{_which(audit)}; with another trainer, weigh the tokens that the file names.",
         Command(f"{_fit(audit)} --objective RunnerUpMargin --objective.pairs {shlex.quote(str(file))}"),
         Command(f"{_fit(audit)} --data.loss_weights.contexts {weights}"),
-        "A higher learning rate or more steps help where the right word was simply not pushed far enough.",
     ]
+
+
+def _to_exact_answers(audit: Audit) -> list[Block]:
+    """Return what makes more answers exact, where most are not, though no token failed silently."""
+    now, step = audit.after, audit.after.step
+    if not now.answers or now.exact >= FEW_EXACT:
+        return []
+    exact = f"Only {round(now.exact * now.answers)} of {count(now.answers, 'answers')} would be written exactly"
+    why = f"{exact}: train for more steps"
+    if step and audit.asked is not None and audit.asked.configs:
+        return [f"{why} than {step}:", Command(f"{_fit(audit)} --max_steps {2 * step}")]
+    return [f"{why}."]
+
+
+def _gentler(audit: Audit) -> list[Block]:
+    """Return how to forget less."""
+    lr = None if audit.asked is None else audit.asked.lr
+    why = "It forgot other text: train again at a lower learning rate"
+    if lr is None:
+        return [f"{why}, or for fewer steps."]
+    return [f"{why} (it was {lr:g}), or for fewer steps:", Command(f"{_fit(audit)} --lr {lr / FASTER:g}")]
 
 
 def _faster(audit: Audit) -> list[Block]:
@@ -115,6 +144,8 @@ def _more_rows(audit: Audit) -> list[Block]:
             f"Read all {audit.total_rows} rows in place of {audit.rows}:",
             *_again(audit, ["--rows"], "--rows null"),
         ]
+    if audit.set == "train":  # there are no others that it was trained on
+        return []
     kind = {"yes": " that the model was trained on", "no": " that it was not trained on", "unknown": ""}[audit.trained]
     known = "" if audit.trained == "unknown" else f" --trained {audit.trained}"
     names = ["--rows", "--data", "--set", "--trained"]

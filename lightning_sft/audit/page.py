@@ -16,6 +16,7 @@ from lightning_sft.audit.result import Audit, ReadModel
 from lightning_sft.audit.summary import CONTEXTS, in_short
 from lightning_sft.data.types import MaskFrom
 from lightning_sft.metrics.silent import SilentReading
+from lightning_sft.metrics.silent_words import count
 
 INTERVALS = (
     "Intervals are 95% bootstrap intervals over rows; those of silent failures are no narrower than the exact ones of "
@@ -128,11 +129,29 @@ def _numbers(audit: Audit) -> Section:
                     *synonyms,
                     *else_behind,
                     ["outranked", "the first choice", _share(r.flipped), f"of {r.behind}"],
+                    *_plain_rows(audit, lower),
                     ["the first choice", "outranked", _share(r.lost), f"of {first}"],
                 ],
             )
         )  # fmt: skip
     return Section("Numbers", blocks)
+
+
+def _plain_rows(audit: Audit, lower: str) -> list[list[str]]:
+    """Return how the tokens fared that are not special; nothing where all of them are, or none is."""
+    w = audit.plain
+    if w is audit.silent:
+        return []
+    before, of = "outranked, no special token", f"of {w.behind}"
+    return [
+        [
+            before,
+            f"{lower}, still behind the same competitor",
+            f"{_share(w.share)}{_bounds(w.share_low, w.share_high)}",
+            of,
+        ],
+        [before, "the first choice", _share(w.flipped), of],
+    ]
 
 
 def _sources(audit: Audit) -> Section:
@@ -150,7 +169,9 @@ def _forgetting(audit: Audit) -> Section:
     assert f is not None
     if f.kl is None or f.changed is None or f.nll_before is None:
         rows = [["loss (mean NLL, nats per token)", _number(f.nll)]]
-        return Section("General text", [Table([f"guard set {as_code(f.name)}, {f.tokens} tokens", "value"], rows)])
+        return Section(
+            "General text", [Table([f"guard set {as_code(f.name)}, {count(f.tokens, 'tokens')}", "value"], rows)]
+        )
     rows = [
         ["loss (mean NLL, nats per token)", f"{_number(f.nll_before)} -> {_number(f.nll)}"],
         ["KL(before || after), nats per token", f"{f.kl:.2e}"],
@@ -160,7 +181,7 @@ def _forgetting(audit: Audit) -> Section:
         "The guard set is text outside the task, read by both models: every movement there is a side effect."
         + (" Here the model hardly changed at all, so this says nothing of forgetting." if is_almost_unchanged(audit)
            else ""),
-        Table([f"guard set {as_code(f.name)}, {f.tokens} tokens", "value"], rows),
+        Table([f"guard set {as_code(f.name)}, {count(f.tokens, 'tokens')}", "value"], rows),
     ])  # fmt: skip
 
 
@@ -181,7 +202,7 @@ def _how(audit: Audit) -> Section:
     }[audit.trained]
     masks = ", ".join(f"{name} ({count} rows)" for name, count in audit.masks.items())
     items = [
-        f"Rows: {some} of {_source(audit)}, {audit.silent.tokens} tokens; {trained}.",
+        f"Rows: {some} of {_source(audit)}, {count(audit.silent.tokens, 'tokens')}; {trained}.",
         f"Which tokens of a row are looked at (those that training would learn) was taken from: {masks}.",
         f"Chat template: {_template(audit)}.{' Both models read the same token ids.' if audit.before else ''}",
         *([INTERVALS] if _has_intervals(audit) else []),

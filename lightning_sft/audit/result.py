@@ -119,9 +119,20 @@ class Audit:
     asked: Asked | None = None
 
     @property
+    def plain(self) -> SilentReading:
+        """The tokens that are not special; all of them where none or each is."""
+        return self.silent if self.special is None else self.special.words or self.silent
+
+    @property
     def headline(self) -> float:
-        """What ``--fail-above`` looks at: the share of silent failures or, without a first model, the excess."""
-        return self.silent.excess if self.before is None else self.silent.share
+        """What ``--fail_above`` looks at: the share of silent failures or, without a first model, the excess.
+
+        Of all tokens or of those that are not special, whichever is larger.
+        """
+        if self.before is None:
+            return self.silent.excess
+        shares = (self.silent.share, self.plain.share)
+        return max((share for share in shares if not math.isnan(share)), default=math.nan)
 
     @property
     def headline_name(self) -> str:
@@ -138,16 +149,28 @@ class Audit:
         return asdict(self)
 
 
-def verdicts(reading: SilentReading, trained: Trained, *, compared: bool, more: str = "") -> list[SilentVerdict]:
+def verdicts(
+    reading: SilentReading,
+    trained: Trained,
+    *,
+    compared: bool,
+    special: SpecialTokens | None = None,
+    more: str = "",
+    all_read: str = "",
+) -> list[SilentVerdict]:
     """Return the verdicts on the tokens of some rows.
 
     Args:
         reading: of all tokens.
         trained: whether the rows were trained on.
         compared: whether there is a first model.
+        special: special tokens and the rest of them; None where none is special.
         more: what lets one look at more rows, see `judge`.
+        all_read: which rows were read where there are no more, see `judge`.
     """
-    as_trained = judge(reading, "trained tokens", trained=True, more=more) if compared else None
+    plain, as_trained = None if special is None else special.plain, None
+    if compared:
+        as_trained = judge(reading, "trained tokens", trained=True, plain=plain, more=more, all_read=all_read)
     as_held_out = judge(reading, "tokens", trained=False)
     if trained == "yes":
         return [as_trained or as_held_out]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from lightning_sft.audit.rows import AuditRows
 from lightning_sft.metrics.silent import SilentReading, TokenReading, read_silent
+from lightning_sft.metrics.silent_words import are, count, sentence
 
 NAMED = 3  # special tokens that are named
 
@@ -29,13 +32,27 @@ class SpecialTokens:
     special: SilentReading
     words: SilentReading | None
 
+    @property
+    def plain(self) -> SilentReading:
+        """The reading of all others, of no token where there are none."""
+        none = math.nan
+        return self.words or SilentReading(tokens=0, rows=0, nll=none, outranked=none, expected=none, excess=none)
+
 
 def read_special(
-    rows: AuditRows, now: TokenReading, before: TokenReading | None, min_fall: float
+    rows: AuditRows, now: TokenReading, before: TokenReading | None, min_fall: float, special: Sequence[int]
 ) -> SpecialTokens | None:
-    """Return the readings of special tokens and of all others; None where no special token is looked at."""
+    """Return the readings of special tokens, by their ids, and of all others; None where no special one is looked at.
+
+    Args:
+        rows: what was read.
+        now: the second model's reading.
+        before: the first one's; None without.
+        min_fall: nats by which a token's NLL must have fallen.
+        special: see `special_ids`.
+    """
     tokenizer = rows.tokenizer
-    chosen = torch.isin(rows.targets, torch.tensor(sorted(tokenizer.all_special_ids), dtype=torch.int64))
+    chosen = torch.isin(rows.targets, torch.tensor(special, dtype=torch.int64))
     if not bool(chosen.any()):
         return None
     ids, counts = rows.targets[chosen].unique(return_counts=True)
@@ -53,22 +70,25 @@ def read_special(
 
 
 def special_sentence(found: SpecialTokens, *, compared: bool) -> str:
-    """Return how special tokens fared beside all others; empty where none of them is, or still is, outranked."""
+    """Return how special tokens fared beside all others, the worse of the two first; empty where none is outranked."""
     special, words = found.special, found.words
     names = ", ".join(f"`{text}`" for text in found.texts)
     what = f"the end of the answer ({names})" if found.ends else f"special tokens ({names})"
     if not compared:
         rest = "" if words is None else f"; all other tokens: {words.outranked:.1%} of {words.tokens}"
-        wrong = f"outranked at {special.outranked:.1%} of {special.tokens} places{rest}"
-        return f"{what[0].upper()}{what[1:]}: {wrong}." if special.outranked > 0 else ""
+        wrong = f"outranked at {special.outranked:.1%} of {count(special.tokens, 'places')}{rest}"
+        return f"{sentence(what)}: {wrong}." if special.outranked > 0 else ""
     if not special.still_behind:
         return ""
-    rest = "" if words is None else f"; of all other tokens, {words.still_behind} of {words.behind}"
     same = f", {special.failed} of them with a lower loss and behind the same token" if special.failed else ""
-    still = f"{special.still_behind} still {'is' if special.still_behind == 1 else 'are'}{same}{rest}"
-    places = f"Of {special.behind} places where {what} was outranked before, {still}."
+    still = f"{special.still_behind} still {are(special.still_behind)}{same}"
+    places = f"of {count(special.behind, 'places')} where {what} was outranked before, {still}"
+    on = "there the model goes on where the data end the answer" if found.ends else ""
+    if words is not None and words.behind and words.flipped < special.flipped:
+        behind, others = words.still_behind, f"Of {count(words.behind, 'tokens')} that are not special"
+        return f"{others}, {behind} still {are(behind)} outranked; {places}{f' ({on})' if on else ''}."
+    rest = "" if words is None else f"; of all other tokens, {words.still_behind} of {words.behind}"
     if not found.ends:
-        return places
+        return f"{sentence(places)}{rest}."
     always = "" if special.still_behind == special.tokens else " always"
-    lead = f"It does not{always} stop where the data do."
-    return f"{lead} {places} There the model goes on where the data end the answer."
+    return f"It does not{always} stop where the data do. {sentence(places)}{rest}. {sentence(on)}."

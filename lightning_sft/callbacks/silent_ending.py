@@ -10,11 +10,14 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_sft.callbacks.next_step import NextStep, after_verdicts, ends_with_commands, longer
+from lightning_sft.callbacks.silent_rows import bound_of
 from lightning_sft.checkpoints.runs import run_folder
 from lightning_sft.figures.loggers import log_text
-from lightning_sft.metrics.silent_verdict import SilentOutcome, SilentVerdict
+from lightning_sft.metrics.run_length import RunLength
+from lightning_sft.metrics.silent_verdict import SilentOutcome, SilentVerdict, judge
 from lightning_sft.places import near
 from lightning_sft.probes.contexts import contexts_table, write_contexts
+from lightning_sft.probes.watched_set import WatchedSet
 
 #: outcome -> what the last line says of a set with it
 _IN_SHORT: dict[SilentOutcome, str] = {
@@ -27,6 +30,31 @@ _IN_SHORT: dict[SilentOutcome, str] = {
     "nothing to judge": "cannot tell from the {} tokens",
 }
 _SETS = {"train": "training", "val": "validation"}
+
+
+def verdict_on(watched: WatchedSet, min_fall: float, max_share: float, length: RunLength) -> SilentVerdict | None:
+    """Return the verdict on a watched set; None where none of its tokens was read.
+
+    Args:
+        watched: the set.
+        min_fall: nats by which a token's NLL must have fallen.
+        max_share: see `judge`.
+        length: of the run.
+    """
+    reading = watched.reading(min_fall)
+    if reading is None:
+        return None
+    bound, value = bound_of(watched)
+    return judge(
+        reading,
+        f"{_SETS[watched.name]} tokens" if watched.name in _SETS else f"tokens of {watched.name}",
+        trained=watched.trained,
+        plain=watched.plain_reading(min_fall),
+        max_share=max_share,
+        length=length,
+        more=f"{bound} of SilentFailureMonitor, here {value}" if bound else "",
+        all_read="" if bound else "all training rows",
+    )
 
 
 def tell_verdicts(

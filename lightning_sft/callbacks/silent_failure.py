@@ -14,12 +14,12 @@ from typing_extensions import override
 
 from lightning_sft.callbacks.next_step import NextStep, ends_with_commands
 from lightning_sft.callbacks.silent_course import RunCourse
-from lightning_sft.callbacks.silent_ending import tell_verdicts
+from lightning_sft.callbacks.silent_ending import tell_verdicts, verdict_on
 from lightning_sft.callbacks.silent_reader import TokenReader
 from lightning_sft.callbacks.silent_rows import from_datamodule, from_loaders, tell_refused, to_watch_more
 from lightning_sft.data import SFTDataModule
 from lightning_sft.errors import UserError
-from lightning_sft.metrics.silent_verdict import SilentVerdict, judge
+from lightning_sft.metrics.silent_verdict import SilentVerdict
 from lightning_sft.models.instruments import tokenizer_to_use
 from lightning_sft.probes.contexts import failed_contexts
 from lightning_sft.probes.files import SILENT
@@ -41,8 +41,9 @@ class SilentFailureMonitor(Callback):
       that are still outranked by the same competitor; ``displaced``: likewise, by another one; ``unlearned``: those
       still outranked whose NLL did not fall as far; ``flipped``: those that are the first choice now. These four sum
       to 1. ``lost``: of the first choices at the start, those that are none any more;
-    - by source and by named validation set, where there are several; and under ``silent/<set>/synonym/`` the tokens
-      whose competitor at the start was a near-synonym.
+    - by source and by named validation set, where there are several; under ``silent/<set>/content/`` the tokens that
+      are not special, where some are; under ``silent/<set>/synonym/`` those whose competitor at the start was a
+      near-synonym.
 
     At the end of the fit come a verdict in a sentence, the next command, and the worst contexts: as a table
     ``silent/contexts``, and in ``silent.jsonl`` in the run's folder, which the probe callbacks and the ``pairs`` of
@@ -141,6 +142,8 @@ class SilentFailureMonitor(Callback):
         if not isinstance(getattr(trainer, "datamodule", None), SFTDataModule):
             self.watched, refused = from_loaders(trainer, self.train_rows, self.val_rows, self.tokens)
             tell_refused(refused, must_watch=self.required and not self.watched)
+        for watched in self.watched:
+            reader.tell_apart(watched, self._tokenizer_of(pl_module))
         self._course.begin(trainer, float(self._restored.pop(_SPENT, 0.0)))
         if self._resume() or not self.watched:
             return
@@ -248,19 +251,14 @@ class SilentFailureMonitor(Callback):
     # ------------------------------------------------------------------ the end
 
     def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        names = {"train": "training tokens", "val": "validation tokens"}
         watch_more = ""
         for watched in self.watched:
-            reading = watched.reading(self.min_fall)
-            if reading is not None:
-                name = names.get(watched.name, f"tokens of {watched.name}")
-                length = self._course.length(trainer, watched)
-                more = f"these are all {reading.rows} training rows"
-                if watched.trained and (watch_more := to_watch_more(trainer, reading.rows, asked_for=self.required)):
-                    more = f"train_rows of SilentFailureMonitor, here {reading.rows}"
-                self.verdicts[watched.name] = judge(
-                    reading, name, trained=watched.trained, max_share=self.max_share, length=length, more=more
-                )
+            length = self._course.length(trainer, watched)
+            verdict = verdict_on(watched, self.min_fall, self.max_share, length)
+            if verdict is not None:
+                self.verdicts[watched.name] = verdict
+            if watched.trained:
+                watch_more = to_watch_more(watched, asked_for=self.required)
         sources = getattr(getattr(trainer, "datamodule", None), "source_names", ())
         tokenizer = self._tokenizer_of(pl_module)
         lines = failed_contexts(self.watched, tokenizer, sources, self.contexts, self.min_fall)

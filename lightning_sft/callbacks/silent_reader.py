@@ -16,6 +16,7 @@ from lightning_sft.data import SFTDataModule
 from lightning_sft.metrics.silent import TokenReading
 from lightning_sft.metrics.wide import wide_device
 from lightning_sft.models.access import backbone, input_embeddings
+from lightning_sft.models.generation import special_ids
 from lightning_sft.models.instruments import model_to_read
 from lightning_sft.models.scorer import TokenScorer
 from lightning_sft.models.trials import checked_head
@@ -78,6 +79,10 @@ class TokenReader:
             sharded = any(isinstance(p, DTensor) for p in self._model.parameters())
             self._scorer = TokenScorer(self._model, "reference" if sharded else checked_head("auto", self._model))
         return self._scorer
+
+    def tell_apart(self, watched: WatchedSet, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        """Tell a set's special tokens apart from the others; without a tokenizer none is known."""
+        watched.tell_apart([] if tokenizer is None else special_ids(self._model, tokenizer))
 
     def find_near_synonyms(
         self, watched: WatchedSet, tokenizer: PreTrainedTokenizerBase | None, min_overlap: float, wordnet: str

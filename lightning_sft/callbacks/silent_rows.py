@@ -40,8 +40,10 @@ def from_datamodule(data: SFTDataModule, train_rows: int | None, val_rows: int, 
     found = []
     train_rows = _train_rows(train_rows, len(data.dataset("val")) if "val" in data.sets else 0)
     if "train" in data.sets and train_rows:
-        sample = TokenSample(_rows(data, "train", choose(len(data.dataset("train")), train_rows)), tokens)
-        found.append(WatchedSet("train", sample, trained=True, groups=_sources(data, sample)))
+        total = len(data.dataset("train"))
+        sample = TokenSample(_rows(data, "train", choose(total, train_rows)), tokens)
+        groups = _sources(data, sample)
+        found.append(WatchedSet("train", sample, trained=True, groups=groups, is_whole=train_rows >= total))
     if "val" in data.sets and val_rows:
         named = {s.name: s.sources for s in data.named_sets.get("val", []) if s.name is not None}
         sources = data.dataset("val").sources
@@ -53,24 +55,28 @@ def from_datamodule(data: SFTDataModule, train_rows: int | None, val_rows: int, 
     return [s for s in found if len(s.sample)]
 
 
-def to_watch_more(trainer: Trainer, rows: int, *, asked_for: bool) -> str:
+def bound_of(watched: WatchedSet) -> tuple[str, int]:
+    """Return which setting keeps training tokens from being watched, and its value; an empty name where none does."""
+    if watched.sample.left_out:
+        return "tokens", len(watched.sample)
+    return ("", 0) if watched.is_whole else ("train_rows", len(watched.sample.rows))
+
+
+def to_watch_more(watched: WatchedSet, *, asked_for: bool) -> str:
     """Return how the next run watches more training rows: options, or words where they would add a second monitor.
 
     Args:
-        trainer: of the run.
-        rows: that this run watched.
+        watched: the training rows that this run watched.
         asked_for: whether the settings have a monitor of their own.
 
     Returns:
         Empty where all training rows were watched.
     """
-    data = getattr(trainer, "datamodule", None)
-    if isinstance(data, SFTDataModule) and rows >= len(data.dataset("train")):
-        return ""
-    if asked_for:
-        return f"a train_rows of its SilentFailureMonitor above {rows}"
-    more = max(MOST_ROWS, 4 * rows)
-    return f"--trainer.callbacks+=SilentFailureMonitor --trainer.callbacks.train_rows={more}"
+    name, value = bound_of(watched)
+    if not name or asked_for:
+        return f"{name} of its SilentFailureMonitor above {value}" if name else ""
+    more = max(MOST_ROWS, 4 * value)
+    return f"--trainer.callbacks+=SilentFailureMonitor --trainer.callbacks.{name}={more}"
 
 
 def _rows(data: SFTDataModule, what: Any, numbers: Sequence[int]) -> list[SampledRow]:
@@ -113,13 +119,14 @@ def from_loaders(
         if loader is None or not most:
             continue
         try:
-            sample, why = TokenSample(_rows_of(loader, most), tokens), "the rows looked at have no supervised token"
+            rows, is_whole = _rows_of(loader, most)
+            sample, why = TokenSample(rows, tokens), "the rows looked at have no supervised token"
         except UserError as error:
-            sample, why = TokenSample([]), str(error)
+            sample, is_whole, why = TokenSample([]), False, str(error)
         if not _is_everywhere(trainer, sample):
             refused.append(f"{name}: its rows differ from rank to rank, and are to be the same dataset on each")
         elif len(sample):
-            found.append(WatchedSet(name, sample, trained=name == "train"))
+            found.append(WatchedSet(name, sample, trained=name == "train", is_whole=is_whole))
         else:
             refused.append(f"{name}: {why}")
     return found, refused
@@ -146,7 +153,8 @@ def _is_everywhere(trainer: Trainer, sample: TokenSample) -> bool:
     return bool((all_gather(module)(own) == own).all())
 
 
-def _rows_of(loader: Any, most: int) -> list[SampledRow]:
+def _rows_of(loader: Any, most: int) -> tuple[list[SampledRow], bool]:
+    """Return at most so many documents of a loader's dataset, and whether these are all of them."""
     dataset: Any = getattr(loader, "dataset", None)
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise UserError(
@@ -159,6 +167,6 @@ def _rows_of(loader: Any, most: int) -> list[SampledRow]:
         for number in choose(len(dataset), most):
             item = dataset[number]
             rows += documents_of(loader.collate_fn(item if whole else [item]), number)
-            if len(rows) >= most:
+            if len(rows) > most:
                 break
-    return rows[:most]
+    return rows[:most], len(rows) <= most and len(dataset) <= most

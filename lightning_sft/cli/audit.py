@@ -15,7 +15,7 @@ from lightning_sft.audit.audit import AuditSettings, audit
 from lightning_sft.audit.headline import headline
 from lightning_sft.audit.next_steps import first_step
 from lightning_sft.audit.report import PAGE, new_place, write_report
-from lightning_sft.audit.result import Asked, Trained
+from lightning_sft.audit.result import Asked, Audit, Trained
 from lightning_sft.audit.rows import What
 from lightning_sft.audit.summary import CONTEXTS, in_short
 from lightning_sft.checkpoints.runs import find_checkpoint
@@ -60,7 +60,8 @@ class _AuditCLI(SettingsCLI):
         add("output", str | None, None, "folder to write, which must not exist yet. Default: audit, or audit-2 and so "
             "on where that exists")  # fmt: skip
         add("fail_above", float | None, None, f"exit with status {TOO_MANY} if the share of silent failures is above "
-            "this, such as 0.2; without --before, the excess of outranked tokens. Default: never")  # fmt: skip
+            "this, such as 0.2, or the verdict is still outranked; without --before, if the excess of outranked tokens "
+            "is above it. Default: never")  # fmt: skip
         add("min_fall", float, 0.1, "a token counts as learned if its loss fell by more than this many nats")
         add("probes", str | None, None, "near-synonym probes to read with both models: library (the shipped ones), or "
             "a file. Default: none")  # fmt: skip
@@ -108,9 +109,17 @@ def main(arguments: list[str]) -> None:
     print(f"\nPage       {place / PAGE}\nAlso       audit.md, audit.json and {CONTEXTS} in {place}")
     for line in first_step(found, place):
         print(line)
-    if config.fail_above is not None and (found.is_broken or found.headline > config.fail_above):
-        print(f"{found.headline_name} is {found.headline:.1%}, above {config.fail_above:.1%}", file=sys.stderr)
+    if config.fail_above is not None and (why := _too_many(found, config.fail_above)):
+        print(why, file=sys.stderr)
         sys.exit(TOO_MANY)
+
+
+def _too_many(found: Audit, most: float) -> str:
+    """Return why an audit fails under ``--fail_above``; empty where it does not."""
+    if found.is_broken or found.headline > most:
+        return f"{found.headline_name} is {found.headline:.1%}, above {most:.1%}"
+    behind = (verdict.outcome == "still outranked" for verdict in found.verdicts)
+    return "Most tokens that were outranked before still are" if any(behind) else ""
 
 
 def _asked(arguments: list[str], config: Any) -> Asked:

@@ -223,3 +223,9 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
     of_model = model.generation_config.eos_token_id if model.generation_config is not None else None
     many = of_model if isinstance(of_model, list) else [of_model]
     return sorted({i for i in [*many, tokenizer.eos_token_id] if i is not None})
+
+
+def special_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids of tokens that are no words of an answer: special ones, and those that end an answer."""
+    added = (i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return sorted({*added, *tokenizer.all_special_ids, *end_tokens(model, tokenizer)})

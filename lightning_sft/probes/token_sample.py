@@ -48,12 +48,14 @@ class TokenSample:
     Attributes:
         rows: the rows.
         row: row of each token in its set, (tokens,), int64; ``source`` and ``position`` in its document likewise.
+        left_out: how many tokens of the rows were more than ``most_tokens``.
     """
 
     def __init__(self, rows: Sequence[SampledRow], most_tokens: int | None = None) -> None:
         rows = sorted((r for r in rows if len(r.at)), key=lambda r: r.row)
         total = sum(len(r.at) for r in rows)
-        if most_tokens is not None and total > most_tokens:
+        self.left_out = 0 if most_tokens is None else max(0, total - most_tokens)
+        if most_tokens is not None and self.left_out:
             keep = torch.zeros(total, dtype=torch.bool)
             keep[torch.tensor(choose(total, most_tokens), dtype=torch.long)] = True
             parts = keep.split([len(r.at) for r in rows])

@@ -24,20 +24,28 @@ class WatchedSet:
         sample: the tokens.
         trained: whether they are trained on.
         groups: sources that are reported together, by the part of the log key that stands for them.
+        is_whole: whether the sample was drawn from all rows of the set.
 
     Attributes:
         before: the first reading; None where there is none.
         now: the last one.
         step: optimizer steps before the last one.
         course: at each reading, the learning rates spent before it and the mean NLL, nats, of the tokens that were
-            outranked at first; see `RunLength`.
+            outranked at first, special ones left out where there are others; see `RunLength`.
         near: whether the competitor of the first reading is a near-synonym of the target, (tokens,), bool.
+        special: whether the target is a special token, (tokens,), bool; see `tell_apart`.
     """
 
     def __init__(
-        self, name: str, sample: TokenSample, *, trained: bool, groups: Mapping[str, Sequence[int]] | None = None
+        self,
+        name: str,
+        sample: TokenSample,
+        *,
+        trained: bool,
+        groups: Mapping[str, Sequence[int]] | None = None,
+        is_whole: bool = False,
     ) -> None:
-        self.name, self.sample, self.trained = name, sample, trained
+        self.name, self.sample, self.trained, self.is_whole = name, sample, trained, is_whole
         none = torch.zeros(len(sample), dtype=torch.bool)
         self._groups = {
             key: torch.isin(sample.source, torch.tensor(list(of), dtype=torch.long))
@@ -47,8 +55,12 @@ class WatchedSet:
         self.now: TokenReading | None = None
         self.step = -1
         self.course: list[tuple[float, float]] = []
-        self.near = none
+        self.near, self.special = none, none
         self._known, self._seen = none, none
+
+    def tell_apart(self, special_ids: Sequence[int]) -> None:
+        """Tell special tokens, by their ids, apart from the others."""
+        self.special = torch.isin(self.sample.targets(), torch.tensor(list(special_ids), dtype=torch.long))
 
     def sums(self, device: torch.device | str) -> Tensor:
         """Return zeros to `add` readings to, (4, tokens), float64."""
@@ -67,7 +79,7 @@ class WatchedSet:
         self.before, self._known = self.now, self._seen
 
     def keep(self, spent: float) -> None:
-        """Keep the last reading's mean NLL of the tokens outranked at first.
+        """Keep the last reading's mean NLL of the tokens outranked at first: without special ones if there are others.
 
         Args:
             spent: learning rates of all steps before it, summed up.
@@ -75,6 +87,8 @@ class WatchedSet:
         if self.before is None or self.now is None:
             return
         behind = self._used() & ~self.before.is_top1
+        plain = behind & ~self.special
+        behind = plain if bool(plain.any()) else behind
         if bool(behind.any()):
             self.course.append((spent, -float(self.now.logp[behind].mean())))
 
@@ -96,6 +110,14 @@ class WatchedSet:
         before = None if self.before is None else self.before.at(used)
         return read_silent(self.now.at(used), self.sample.row[used], before, min_fall, intervals=intervals)
 
+    def plain_reading(self, min_fall: float, *, intervals: bool = True) -> SilentReading | None:
+        """Return the reading of the tokens that are not special, perhaps of none; None where no token is special."""
+        if self.now is None or not bool((self._used() & self.special).any()):
+            return None
+        used = self._used() & ~self.special
+        before = None if self.before is None else self.before.at(used)
+        return read_silent(self.now.at(used), self.sample.row[used], before, min_fall, intervals=intervals)
+
     def scalars(self, min_fall: float) -> dict[str, float]:
         """Return what is logged, by the log key below ``silent/``."""
         values: dict[str, float] = {}
@@ -103,6 +125,9 @@ class WatchedSet:
             reading = self.reading(min_fall, chosen, intervals=False)
             if reading is not None:
                 values |= {f"{self.name}/{key}{name}": value for name, value in reading.scalars().items()}
+        plain = self.plain_reading(min_fall, intervals=False)
+        if plain is not None:
+            values |= {f"{self.name}/content/{name}": value for name, value in plain.scalars().items()}
         close = self.reading(min_fall, self.near, intervals=False)
         if close is not None:
             # which competitor a token has depends on the token, so confidence says nothing about this choice of tokens

@@ -142,7 +142,8 @@ def _capability(run: Run) -> Part:
 def _silent_curves(runs: Sequence[Run]) -> Part:
     fell, sets = "although their loss fell", {"train": "trained rows", "val": "held-out rows"}
     titles = (("share", f"Stayed behind the same word {fell}"), ("displaced", f"Are behind another word {fell}"),
-              ("flipped", "Became the first choice"))  # fmt: skip
+              ("flipped", "Became the first choice"),
+              ("content/flipped", "Became the first choice, special tokens left out"))  # fmt: skip
     return Part(charts=_kept([
         _together(runs, {f"silent/{of}/{key}": words for of, words in sets.items()}, title,
                   "share of outranked tokens", dashed=sets["val"], share=True) for key, title in titles

@@ -100,9 +100,11 @@ def _silent(run: Run) -> str:
     if verdict is not None:
         lines = verdict.splitlines()
         return next((line for line in lines if line.startswith(_LOOK_AT)), lines[0])
-    share, overtook = (run.logs.last_value(f"silent/train/{name}") for name in ("share", "flipped"))
+    names = ("share", "flipped", "content/flipped")
+    share, overtook, plain = (run.logs.last_value(f"silent/train/{name}") for name in names)
     if share is not None:
         first = "" if overtook is None else f", and {overtook:.1%} are the first choice now"
+        first += "" if plain is None else f" ({plain:.1%} without special tokens, such as the end of an answer)"
         return (
             f"So far {share:.1%} of the trained tokens that were outranked at the start have a lower loss and are "
             f"still behind the same competitor{first}; the verdict comes at the end of the fit."

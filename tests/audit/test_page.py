@@ -139,7 +139,7 @@ def test_the_terminal_gets_the_first_step_alone() -> None:
         "lightning fit runs/a/config.yaml --objective RunnerUpMargin --objective.pairs out/contexts.jsonl".split()
     )
     assert command.startswith(" " * 11)
-    assert first_step(made(silent=FINE, contexts=[]), Path("out")) == []
+    assert first_step(made(silent=FINE, contexts=[], after=replace(MODEL, exact=0.5)), Path("out")) == []
 
 
 def test_overconfidence_asks_for_something_else() -> None:
@@ -150,7 +150,7 @@ def test_overconfidence_asks_for_something_else() -> None:
 
 
 def test_nothing_wrong_has_no_next_step() -> None:
-    page = page_of(made(silent=FINE, contexts=[]))
+    page = page_of(made(silent=FINE, contexts=[], after=replace(MODEL, exact=0.75)))
     assert "No silent failure" in page
     assert "What to try next" not in page
     assert "No token got a loss lower by more than 0.1 nats and stayed outranked." in page
@@ -241,17 +241,28 @@ GUARD = Forgetting("general", 2657, 4.392, 4.392, 8e-6, 0.001)
         ({"trained": "no"}, "Overconfident: "),
         ({"trained": "no", "silent": replace(READING, excess_low=-0.1)}, "Fine: "),
         ({"before": None}, "Overconfident: "),
-        ({"silent": FINE}, "Fine: no sign of silent failure (20 rows, 100 tokens)."),
+        ({"silent": FINE}, "Fine: no sign of silent failure; greedy decoding writes 2 of 8 answers exactly (20"),
+        ({"silent": FINE, "after": replace(MODEL, answers=0)}, "Fine: no sign of silent failure (20 rows"),
         ({"silent": replace(FINE, behind=20, outranked=0.38, lost=0.45)},
          "Not fine: more tokens are outranked than before, as 45."),  # 36 lost and 18 won
         ({"silent": replace(FINE, behind=20, outranked=0.21, flipped=0.9, lost=0.2375)},
-         "Fine: no sign of silent failure (20 rows"),  # 19 lost and 18 won: by chance
+         "Fine: no sign of silent failure; "),  # 19 lost and 18 won: by chance
         ({"silent": BEHIND}, "Still outranked: the loss fell, but 49 of 70 tokens that were outranked before still "
          "are, 60.0% behind another word than before (20 rows"),
         ({"silent": BEHIND, "nll_change": (0.2, 0.1, 0.3)}, "Not fine: the loss on the rows that it was trained on"),
         ({"silent": FINE, "nll_change": (-0.1, -0.3, 0.1)}, "Trained too little: the loss on the rows"),
         ({"silent": FINE, "nll_change": (0.2, 0.1, 0.3)}, "Not fine: the loss on the rows that it was trained on rose"),
         ({"silent": replace(FINE, share=0.4, share_high=0.5)}, "Cannot tell yet whether it fails silently: 40.0% of"),
+        ({"silent": replace(FINE, share=0.0, share_high=0.2)},
+         "Cannot tell yet for certain: no token failed silently, but 70 tokens that were outranked before are too few "
+         "to rule it out. Read more rows (--data) (20 rows"),
+        ({"silent": replace(FINE, share=0.0, share_high=0.2), "set": "train"},
+         "Cannot tell for certain: no token failed silently, but 70 tokens that were outranked before are too few to "
+         "rule it out (20 rows"),
+        ({"silent": FINE, "forgetting": replace(GUARD, nll=6.738, changed=1.0)},
+         "Not fine, it forgot: on 2657 tokens of other text (guard set `general`) the loss rose by 2.346 nats per "
+         "token, and the first choice changed at 100.0%. On the rows: no sign of silent failure; greedy decoding"),
+        ({"silent": FINE, "forgetting": replace(GUARD, nll=4.472, changed=0.1)}, "Fine: no sign"),
         ({"silent": replace(READING, behind=0, share=math.nan)}, "Cannot tell whether it fails silently: no token"),
         ({"silent": replace(READING, outranked=math.nan)}, "Cannot tell anything: scores are not finite"),
         ({"trained": "unknown"}, "Cannot tell whether it fails silently: it is not known whether"),
@@ -265,6 +276,68 @@ def test_the_first_line_is_a_verdict(changes: dict[str, Any], start: str) -> Non
     assert headline(audit).startswith(start)
     assert "100 tokens)" in headline(audit)
     assert f"## In short\n\n**{headline(audit)}**\n" in page_of(audit)
+
+
+def test_what_was_forgotten_stands_in_the_first_line() -> None:
+    forgot = replace(GUARD, nll=6.738, changed=1.0)
+    assert headline(made(forgetting=forgot)).endswith(
+        "(20 rows, 100 tokens). Besides, it forgot: on 2657 tokens of other text (guard set `general`) the loss rose "
+        "by 2.346 nats per token, and the first choice changed at 100.0%."
+    )
+    assert ". Either way it forgot: on 2657" in headline(made(forgetting=forgot, trained="unknown"))
+    held_out = {"trained": "no", "silent": replace(READING, excess_low=-0.1)}
+    assert headline(made(forgetting=forgot, **held_out)).startswith("Not fine, it forgot: ")
+    fine = made(silent=FINE, forgetting=forgot, contexts=[], asked=Asked([], ["run.yaml"], 1e-3))
+    assert "It forgot other text: train again at a lower learning rate (it was 0.001), or for fewer steps" in page_of(
+        fine
+    )
+    assert "lightning fit run.yaml --lr 0.0001\n" in page_of(fine)
+
+
+def test_special_tokens_carry_no_first_line() -> None:
+    """149 of 152 end tokens are learned, and 72 of 239 others; of the 200 others that were ahead 90 were lost."""
+    some = replace(FINE, rows=152, tokens=391, behind=391, flipped=221 / 391, displaced=170 / 391)
+    end = replace(FINE, rows=152, tokens=152, behind=152, share=0.0, share_high=0.03, flipped=149 / 152,
+                  displaced=3 / 152)  # fmt: skip
+    words = replace(FINE, rows=152, tokens=239, behind=239, flipped=72 / 239, displaced=167 / 239)
+    special = SpecialTokens(["<|im_end|>"], True, end, words)
+    told = verdicts(some, "yes", compared=True, special=special)
+    audit = made(silent=some, special=special, verdicts=told, after=replace(MODEL, answers=152, exact=0.0))
+    assert headline(audit) == (
+        "Still outranked: the loss fell, but 167 of 239 tokens that were outranked before still are, special tokens "
+        "left out, 69.9% behind another word than before (152 rows, 391 tokens)."
+    )
+    assert (
+        "- Of 239 tokens that are not special, 167 still are outranked; of 152 places where the end of the answer "
+        "(`<|im_end|>`) was outranked before, 3 still are (there the model goes on where the data end the answer)."
+    ) in page_of(audit)
+    lost = replace(words, behind=39, flipped=0.6, lost=0.45)
+    all_lost = replace(some, behind=191, flipped=0.9, lost=0.45)
+    special = replace(special, words=lost)
+    told = verdicts(all_lost, "yes", compared=True, special=special)
+    assert headline(made(silent=all_lost, special=special, verdicts=told)).startswith(
+        "Not fine: more tokens are outranked than before, special tokens left out, as 45.0% of the first choices"
+    )
+    alone = SpecialTokens(["<|im_end|>"], True, end, None)
+    told = verdicts(end, "yes", compared=True, special=alone)
+    assert headline(made(silent=end, special=alone, verdicts=told)).startswith(
+        "Cannot tell whether it fails silently: all are special tokens, such as the end of an answer (152"
+    )
+    assert "all 152 trained tokens are special tokens" in page_of(made(silent=end, special=alone, verdicts=told))
+
+
+def test_one_token_is_no_tokens() -> None:
+    one = replace(READING, rows=1, tokens=1, behind=1, share_low=math.nan, share_high=math.nan, excess_low=math.nan)
+    page = page_of(made(silent=one))
+    assert "(1 row, 1 token)" in headline(made(silent=one))
+    assert not re.search(r"\b1 (tokens|rows|places|answers)\b", page)
+
+
+def test_most_answers_inexact_asks_for_more_steps() -> None:
+    audit = made(silent=FINE, contexts=[], asked=Asked([], ["run.yaml"], None), after=replace(MODEL, step=40))
+    why, command = first_step(audit, Path("out"))
+    assert why.endswith("Only 2 of 8 answers would be written exactly: train for more steps than 40:")
+    assert command.split() == "lightning fit run.yaml --max_steps 80".split()
 
 
 def test_a_model_is_unchanged_only_where_nothing_moved() -> None:

@@ -6,12 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from lightning_sft.callbacks import RunStory
 from lightning_sft.callbacks.next_step import NextStep, after_verdicts, ends_with_commands, next_steps_of
 from lightning_sft.callbacks.silent_rows import to_watch_more
-from lightning_sft.data import SFTDataModule
 from lightning_sft.places import near
+from lightning_sft.probes.token_sample import SampledRow, TokenSample
+from lightning_sft.probes.watched_set import WatchedSet
 
 BEFORE = NextStep("it knew the task", "lightning fit --config a.yaml --objective PowerFamily", measured=False)
 AFTER = NextStep("it failed silently", "lightning fit --config a.yaml --objective RunnerUpMargin", measured=True)
@@ -98,7 +100,7 @@ def test_what_follows_from_verdicts(tmp_path: Path) -> None:
 
 
 def test_an_undecided_verdict_is_followed_by_what_reads_more_rows(tmp_path: Path) -> None:
-    options = to_watch_more(SimpleNamespace(datamodule=None), 32, asked_for=False)  # type: ignore[arg-type]
+    options = to_watch_more(watched(32), asked_for=False)
     assert options == "--trainer.callbacks+=SilentFailureMonitor --trainer.callbacks.train_rows=128"
 
     def told(outcomes: set[str], model: str | None = None, watch_more: str = options) -> str:
@@ -118,17 +120,27 @@ def test_an_undecided_verdict_is_followed_by_what_reads_more_rows(tmp_path: Path
     assert told({"undecided"}, "a base", watch_more="") == "", "all training rows were watched"
 
 
+def watched(rows: int, most_tokens: int | None = None, *, is_whole: bool = False) -> WatchedSet:
+    ids, at = torch.arange(4), torch.tensor([2, 3])
+    sample = TokenSample([SampledRow(ids, at, i) for i in range(rows)], most_tokens)
+    return WatchedSet("train", sample, trained=True, is_whole=is_whole)
+
+
 def test_to_watch_more_is_more_and_no_second_monitor() -> None:
     """Lightning refuses two callbacks of a kind whose state it would keep."""
-    trainer: Any = SimpleNamespace(datamodule=None)
-    assert to_watch_more(trainer, 128, asked_for=False).endswith("train_rows=512")
-    words = to_watch_more(trainer, 128, asked_for=True)
-    assert words == "a train_rows of its SilentFailureMonitor above 128"
-    data = SFTDataModule.__new__(SFTDataModule)
-    data.dataset = lambda what: range(20)  # type: ignore[assignment, method-assign]
-    trainer = SimpleNamespace(datamodule=data)
-    assert to_watch_more(trainer, 19, asked_for=False)
-    assert to_watch_more(trainer, 20, asked_for=False) == ""
+    assert to_watch_more(watched(128), asked_for=False).endswith("train_rows=512")
+    words = to_watch_more(watched(128), asked_for=True)
+    assert words == "train_rows of its SilentFailureMonitor above 128"
+    assert to_watch_more(watched(20, is_whole=True), asked_for=False) == ""
+    assert to_watch_more(watched(20, is_whole=True), asked_for=True) == ""
+
+
+def test_where_tokens_were_left_out_their_number_is_what_to_raise() -> None:
+    """More rows would be watched by as few tokens."""
+    for is_whole in (False, True):
+        few = watched(20, 30, is_whole=is_whole)
+        assert to_watch_more(few, asked_for=True) == "tokens of its SilentFailureMonitor above 30"
+        assert to_watch_more(few, asked_for=False).endswith("--trainer.callbacks.tokens=128")
 
 
 def test_most_tokens_still_outranked_lets_the_run_go_on(tmp_path: Path) -> None:

@@ -97,7 +97,8 @@ def test_log_keys_are_those_of_a_run(tmp_path: Path) -> None:
     forms = {re.sub("^silent/(train|val)/", "silent/<set>/", key) for key in watched}
     known = {key for key in table_column(REFERENCE / "log_keys.md", "") if key.startswith("silent/")}
     assert {"silent/<set>/outranked", "silent/<set>/excess", "silent/<set>/share", "silent/verdict"} <= forms
-    assert {re.sub("/synonym/.*", "/synonym/...", key) for key in forms} <= known
+    assert any("/content/" in key for key in forms)
+    assert {re.sub("/(synonym|content)/.*", r"/\1/...", key) for key in forms} <= known
     logged -= apart | watched
     plain = {re.sub(r"^(sweep|drift)/\w+/", r"\1/<name>/", FORMS.sub(r"\1/", key)) for key in logged}
     table = set(table_column(REFERENCE / "log_keys.md", "")) - known

@@ -175,8 +175,14 @@ def test_an_interval_has_a_width_where_all_tokens_came_out_alike():
     before, now = planted(["flipped"] * 18)
     verdict = judge(read_silent(now, row, before), "training tokens", trained=True, more="train_rows, here 8")
     assert verdict.outcome == "undecided"
-    assert verdict.sentence.startswith("Undecided, watch more rows (train_rows, here 8): of 18 training tokens")
+    assert verdict.sentence.startswith(
+        "Undecided: nothing is behind any more, but 18 tokens are too few to rule out 10%. Watch more rows "
+        "(train_rows, here 8). Of 18 training tokens"
+    )
     assert "95% interval of the first share 0.0% to 22.7%, bound 10%." in verdict.sentence
+    whole = judge(read_silent(now, row, before), "training tokens", trained=True, all_read="all training rows").sentence
+    assert "too few to rule out 10%. These are all training rows. Of 18" in whole
+    assert "atch more" not in whole, "there are no more"
 
 
 def test_one_failure_is_no_surer_than_none():
@@ -333,3 +339,72 @@ def test_the_worst_are_those_whose_competitor_leads_most_in_probability():
 def test_ties_belong_to_the_lowest_id_and_a_single_candidate_has_no_competitor():
     reading = TokenReading.of_logits(torch.tensor([[1.0, 3.0, 3.0, 3.0]]), torch.tensor([2]))
     assert (reading.competitor.tolist(), reading.margin.tolist(), reading.is_top1.tolist()) == ([1], [0.0], [True])
+
+
+def apart(plain, special, length=None):
+    """The verdict on tokens with these outcomes, the second of which are special."""
+    before, now = planted(plain + special)
+    row = torch.arange(len(plain + special)) % 20
+    is_plain = torch.arange(len(row)) < len(plain)
+    words = read_silent(now.at(is_plain), row[is_plain], before.at(is_plain))
+    return judge(read_silent(now, row, before), "training tokens", trained=True, plain=words, length=length)
+
+
+THIRD, FLIPPED, FAILED = "another competitor", "flipped", "failed"
+
+
+@pytest.mark.parametrize(
+    ("plain", "special", "outcome", "leaves_out"),
+    [
+        ([THIRD] * 70 + [FLIPPED] * 30, [FLIPPED] * 100, "still outranked", True),  # 65% of all are first choices
+        ([FLIPPED] * 100, [THIRD] * 100 + ["learned too little"] * 60, "no failure", True),  # 38% of all are
+        ([FAILED] * 20 + [FLIPPED] * 80, [FLIPPED] * 200, "silent failure", True),  # 6.7% of all failed
+        ([FLIPPED] * 100, [FAILED] * 60, "silent failure", False),  # the end of the answer is a token, too
+        ([FAILED] * 5 + [FLIPPED] * 95, [FLIPPED] * 200, "undecided", True),
+        ([FLIPPED] * 100, [FLIPPED] * 100, "no failure", False),
+        (["ahead"] * 20, [FLIPPED] * 100, "nothing to judge", False),
+        ([], [FLIPPED] * 100, "nothing to judge", False),
+    ],
+)
+def test_special_tokens_carry_no_verdict_that_all_is_well(plain, special, outcome, leaves_out):
+    verdict = apart(plain, special)
+    assert (verdict.outcome, verdict.leaves_out) == (outcome, leaves_out), verdict.sentence
+    assert ("special tokens left out, " in verdict.sentence.replace("left out. Of", "left out, Of")) >= leaves_out
+
+
+def test_both_figures_are_told_where_special_tokens_change_them():
+    told = apart([THIRD] * 70 + [FLIPPED] * 30, [FLIPPED] * 100)
+    assert told.sentence.startswith(
+        "Still outranked: the loss fell, but most right tokens that were behind at the start still are, special tokens "
+        "left out. Of 100 training tokens that were outranked at the start, special tokens left out, 0.0% have a loss "
+    )
+    assert (
+        "and 30.0% are the first choice now (mean NLL of all 100 that are not special in the 20 rows" in told.sentence
+    )
+    whole = (
+        "; with special tokens, such as the end of an answer, 65.0% of 200 are the first choice now, and 0.0% have a"
+    )
+    assert whole in told.sentence
+    assert "mean NLL of all 200 tokens" in told.sentence
+    assert "mean NLL of all 200 tokens" not in told.without_loss
+    assert "mean NLL of all 100 that are not special" in told.without_loss, "which no page says elsewhere"
+    ends = apart([FLIPPED] * 100, [FAILED] * 60).sentence
+    assert ends.startswith("Silent failure: of 160 training tokens that were outranked at the start, 37.5% have a loss")
+    assert "; special tokens, such as the end of an answer, left out, 100.0% of 100 are the first choice now" in ends
+    same = apart([FLIPPED] * 100, [FLIPPED] * 100).sentence
+    assert "special" not in same, "they change nothing"
+    alone = apart([], [FLIPPED] * 100).sentence
+    assert "all 100 training tokens are special tokens, such as the end of an answer. Seen: of 100" in alone
+
+
+def test_the_end_of_answers_gives_a_run_no_time():
+    """What too short a run is, is told by the tokens that are judged."""
+    short = RunLength(6, 1.0, (0.0, 3.0, 6.0), (5.0, 4.0, 3.0))
+    assert apart([THIRD] * 70 + [FLIPPED] * 30, [FLIPPED] * 100, short).outcome == "too early"
+
+
+def test_one_token_is_no_tokens():
+    before, now = planted(["failed"])
+    one = judge(read_silent(now, torch.zeros(1, dtype=torch.int64), before), "training tokens", trained=True).sentence
+    assert "of 1 training token that was outranked at the start" in one
+    assert "mean NLL of all 1 token in the one row" in one
