@@ -42,8 +42,8 @@ class CapabilityProbe(Callback):
 
     Keys: ``capability/mean_p`` with ``_low`` and ``_high`` (a 95% bootstrap interval over rows), ``capability/nll``,
     ``top1_share``, ``share_unlikely`` (p < 0.1), ``share_known`` (p > 0.55), ``entropy``, ``calibration_error``,
-    ``exact_match``; the same under ``capability/source/<name>/``, ``capability/content/`` (all but special
-    tokens, where there are both), ``capability/special/`` and ``capability/end/`` (tokens that end an answer). In
+    ``exact_match``; the same under ``capability/source/<name>/``, ``capability/content/`` (without special tokens, by
+    which the place is judged), ``capability/special/`` and ``capability/end/`` (tokens that end an answer). In
     TensorBoard the figure ``capability/figure`` and the text ``capability/advice``. All of it, with histograms and
     quantiles, is in ``capability.json`` beside the run, from which `Thresholded` takes percentiles; a run without a
     logger has no such file. In ``lightning validate`` the validation rows are read, for the keys alone.

@@ -122,7 +122,7 @@ def _settings(trainer: Trainer, module: LightningModule) -> dict[str, str | floa
         found["seed"] = int(seed)
     readings = [c.start for c in callbacks_of(trainer) if isinstance(c, CapabilityProbe) and c.start is not None]
     if readings:
-        found["capability"] = round(readings[0].all.mean_p, 4)
+        found["capability"] = float(f"{readings[0].judged.mean_p:.3g}")
     return {key: found[key] for key in SETTINGS if key in found}
 
 

@@ -101,7 +101,7 @@ class RunSummary(Callback):
                 print(f"{key:<{width}}{values[key]:>14.4f}", flush=True)
         if once:
             print(_ONCE.format(own, own))
-        if "capability/content/mean_p" in values:
+        if values.get("capability/content/mean_p") != values.get("capability/mean_p"):
             print(_WITH_SPECIAL.format(f"{own}mean_p"))
         rows = _rows_of(trainer, own.rstrip("/"))
         if 0 < rows < ENOUGH_ROWS:
@@ -170,7 +170,7 @@ def same_loss(values: Mapping[str, float], prefix: str = "val/") -> bool:
 def _tells_special_apart(callback: Callback) -> bool:
     """Return whether a callback has said what the mean p is without special tokens."""
     end = callback.end if isinstance(callback, CapabilityProbe) else None
-    return end is not None and end.special is not None and end.content is not None
+    return end is not None and end.leaves_out
 
 
 def _shown_by(trainer: Trainer, folder: str | None) -> str:

@@ -32,7 +32,7 @@ OUTCOMES = {
     "val/task_accuracy": "generated answers right",
     "silent/train/share": "silent failure, trained rows",
     "silent/val/excess": "overconfidence, held-out rows",
-    "capability/mean_p": "mean p after",
+    "capability/content/mean_p": "mean p after",
     "synonyms/flip": "probes flipped",
 }
 
@@ -78,14 +78,16 @@ def layout(parts: Parts) -> dict[str, Charts]:
     sections = {"Overview": overview, "Objective": _objective(parts)}
     if parts.capability:
         sections["Capability"] = {
-            "Where the model stands: mean p with its 95% interval": [
+            "Where the model stands: mean p with its 95% interval, special tokens left out": [
                 "Margin",
-                ["capability/mean_p", "capability/mean_p_low", "capability/mean_p_high"],
+                [f"capability/content/mean_p{bound}" for bound in ("", "_low", "_high")],
             ],
-            "Share of tokens known (p > 0.55) and unlikely (p < 0.1)": _lines(
-                "capability/share_known", "capability/share_unlikely"
+            "Share of tokens known (p > 0.55) and unlikely (p < 0.1), special tokens left out": _lines(
+                "capability/content/share_known", "capability/content/share_unlikely"
             ),
-            "First choices and whole answers that are right": _lines("capability/top1_share", "capability/exact_match"),
+            "First choices (special tokens left out) and whole answers that are right": _lines(
+                "capability/content/top1_share", "capability/exact_match"
+            ),
         }
     if parts.silent:
         sections["Silent failure"] = {

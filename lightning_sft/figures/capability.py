@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 def capability_figure(start: CapabilityReading, end: CapabilityReading | None = None) -> Figure:
     """Return four panels: the place on the continuum, histograms of p and of log10 p, and quantiles of p and entropy.
 
+    All are of the tokens by which the place is judged: without special tokens, where there are others.
+
     Args:
         start: before the first optimizer step.
         end: of the same tokens after the fit; None before it.
     """
     figure, colours = new_figure(7.4, 6.6), theme()
     panels = figure.subplot_mosaic([["place"] * 2, ["p", "p"], ["log", "quantiles"]], height_ratios=[0.75, 1.5, 1.5])
-    readings = [("before", start.all)] + ([] if end is None else [("after", end.all)])
+    readings = [("before", start.judged)] + ([] if end is None else [("after", end.judged)])
+    tokens = "tokens that are not special" if start.leaves_out else "tokens"
     _continuum(panels["place"], start, readings)
     for (name, group), colour in zip(readings, (colours.first, colours.second), strict=False):
         _steps(panels["p"], group.p_histogram, colour, f"{name}: mean {group.mean_p:.2g}")
@@ -39,7 +42,7 @@ def capability_figure(start: CapabilityReading, end: CapabilityReading | None = 
         axes.set_ylim(0, top)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     panels["log"].set(xlabel="log10 p (first bin: all below)", ylabel="share of tokens")
-    panels["quantiles"].set(xlabel="% of the tokens", ylabel="p; entropy in nats")
+    panels["quantiles"].set(xlabel=f"% of the {tokens}", ylabel="p; entropy in nats")
     panels["quantiles"].set_ylim(top=1.5 * panels["quantiles"].get_ylim()[1])  # room for the legend
     panels["quantiles"].legend(fontsize=9, ncols=2, loc="upper left", columnspacing=1, handlelength=1.5)
     return figure
@@ -64,7 +67,8 @@ def _continuum(axes: Axes, start: CapabilityReading, readings: list[tuple[str, G
                       va="center", ha=side, fontsize=10.5)  # fmt: skip
     axes.set(xlim=(0, 1), ylim=(len(readings) - 0.4, -0.6), yticks=[])
     axes.grid(visible=False)
-    axes.set_xlabel("mean p of the right token, 95% interval over rows", fontsize=10.5)
+    without = ", special tokens left out" if start.leaves_out else ""
+    axes.set_xlabel(f"mean p of the right token{without}, 95% interval over rows", fontsize=10.5)
 
 
 def _steps(axes: Axes, histogram: Histogram, colour: str, label: str) -> None:

@@ -174,6 +174,11 @@ class CapabilityReading:
         return self.content or self.all
 
     @property
+    def leaves_out(self) -> bool:
+        """Whether there are special tokens beside those by which the place is judged."""
+        return self.special is not None and self.content is not None
+
+    @property
     def place(self) -> Place:
         """Where the model stands on the continuum."""
         return self.judged.place
@@ -193,8 +198,8 @@ class CapabilityReading:
 
     def scalars(self) -> dict[str, float]:
         """Return the reading as log keys."""
-        content = self.content if self.special is not None else None  # else it would be all of them again
-        groups = {"": self.all, "content/": content, "special/": self.special, "end/": self.end}
+        # what the place is judged by has keys of its own in every run, so that curves of runs can be compared
+        groups = {"": self.all, "content/": self.judged, "special/": self.special, "end/": self.end}
         if len(self.sources) > 1:
             groups |= {f"source/{name}/": group for name, group in self.sources.items()}
         some = {prefix: group for prefix, group in groups.items() if group is not None}
@@ -212,7 +217,7 @@ class CapabilityReading:
         bounds = " (too few rows for an interval)"
         if low_high is not None:
             bounds = f" [{probability(low_high[0])}, {probability(low_high[1])}]"
-        apart = self.special is not None and self.content is not None
+        apart = self.leaves_out
         tokens = f", special tokens left out ({probability(group.mean_p)} with them)" if apart else ""
         exact = (
             "" if group.exact_match is None else f", {group.exact_answers} of {plural(group.answers, 'answer')} exact"

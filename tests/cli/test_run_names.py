@@ -103,7 +103,11 @@ def test_a_run_is_found_resumed_and_read_without_a_mark_on_its_curves(toy_folder
     assert start["objective"].string_value == "NLL"
     assert start["learning_rate"].number_value == 2e-5
     assert start["rows_per_step"].number_value == 4
-    assert 0 < start["capability"].number_value < 1
+    judged, whole = (scalars(folder)[f"capability/{key}mean_p"][0][1] for key in ("content/", ""))
+    told = start["capability"].number_value
+    assert told == float(f"{judged:.3g}") != float(f"{whole:.3g}"), "as the terminal and the report say it"
+    shown = {curve.value for c in layout.category for chart in c.chart for curve in chart.margin.series}
+    assert shown == {"capability/content/mean_p"}
     experiment = HParamsPluginData.FromString(hparams["_hparams_/experiment"]).experiment
     assert {m.name.tag for m in experiment.metric_infos} <= scalars(folder).keys()
     texts = [e.tensor_proto.string_val[0].decode() for e in tensors.Tensors("run/summary/text_summary")]

@@ -3,13 +3,16 @@
 import re
 
 import pytest
+import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from lightning_sft.errors import UserError
+from lightning_sft.figures.capability import capability_figure
 from lightning_sft.figures.probes import order_curves, rank_heat_map
 from lightning_sft.figures.style import DARK, LIGHT
 from lightning_sft.figures.sweeps import sweep_figure
+from lightning_sft.metrics.capability import END, PLAIN, TokenTable, read_capability
 from lightning_sft.probes.history import ProbeHistory
 from lightning_sft.probes.verdict import judge
 from lightning_sft.sweep.prediction.estimate import Estimate
@@ -109,3 +112,23 @@ def test_an_unknown_theme_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIGHTNING_SFT_FIGURES", "Dark")
     with pytest.raises(UserError, match=r"'Dark' in the environment\. Allowed: light, dark"):
         sweep_figure(RANGE)
+
+
+def test_the_capability_figure_leaves_special_tokens_out_as_the_terminal_does() -> None:
+    """Of these tokens the words are weak, and with the ends of the answers they would be intermediate."""
+    tokens = torch.zeros(40, 8, dtype=torch.float64)
+    is_end = torch.arange(40) % 4 == 3
+    p = torch.where(is_end, 0.9, 0.05).double()
+    tokens[:, 0], tokens[:, 2], tokens[:, 4] = p.log(), p, torch.arange(40) // 4
+    tokens[:, 6] = torch.where(is_end, END, PLAIN)
+    reading = read_capability(TokenTable.from_matrix(tokens))
+    assert (reading.place, reading.all.place) == ("weak", "intermediate")
+    assert reading.scalars()["capability/content/mean_p"] == pytest.approx(0.05)
+    said = words(capability_figure(reading, reading))
+    assert "before 0.05" in said
+    assert "after 0.05" in said
+    assert "0.26" not in said
+    assert "mean p of the right token, special tokens left out, 95% interval over rows" in said
+    plain = read_capability(TokenTable.from_matrix(tokens[~is_end]))
+    assert plain.scalars()["capability/content/mean_p"] == plain.scalars()["capability/mean_p"]
+    assert "special" not in words(capability_figure(plain))
