@@ -173,9 +173,9 @@ def _with_end_token(advice: Advice, end: GroupReading, reading: CapabilityReadin
         avoid=(*advice.avoid, MINUS_P),
         pick=swapped.get(advice.pick, advice.pick),
         trap=(
-            f"End-of-turn trap: {which} has mean p {end.mean_p:.2g}. An objective that weighs a token by its p never "
-            "teaches it, and the model would not stop. Keep a floor under the weight (PowerFamily, floor 0.1), or put "
-            "NLL on special tokens (SpecialTokens)."
+            f"End-of-turn trap: {which} has mean p {end.mean_p:.2g}. An objective that weighs a token by its p "
+            "hardly trains it: the lower that p, the later the model learns to stop, if it ever does. Keep a floor "
+            "under the weight (PowerFamily, floor 0.1), or put NLL on special tokens (SpecialTokens)."
         ),
         evidence=(*advice.evidence, evidence.END_TOKEN, evidence.END_TOKEN_HERE),
     )

@@ -98,7 +98,7 @@ class RunSummary(Callback):
         once = same_loss(values, own)
         for key in keys:
             if not (once and key == f"{own}loss"):
-                print(f"{key:<{width}}{values[key]:>14.4f}", flush=True)
+                print(f"{key:<{width}}{_shown(values[key])}", flush=True)
         if once:
             print(_ONCE.format(own, own))
         if values.get("capability/content/mean_p") != values.get("capability/mean_p"):
@@ -127,7 +127,7 @@ class RunSummary(Callback):
             shown = [values.get(key) for _, values in columns]
             if other and key.endswith("/loss"):  # in the units of another objective
                 shown[:-1] = [None] * (len(shown) - 1)
-            print(f"{key:<{_WIDTH}}" + "".join(f"{'-':>14}" if x is None else f"{x:>14.4f}" for x in shown))
+            print(f"{key:<{_WIDTH}}" + "".join(map(_shown, shown)))
         if "val/mean_p" in self.after and any(_tells_special_apart(c) for c in callbacks_of(trainer)):
             print(_WITH_SPECIAL.format("val/mean_p"))
         if once:
@@ -191,6 +191,13 @@ def _end_of(trainer: Trainer) -> tuple[str, str]:
     ends = {key: value for key, value in given.items() if value not in (None, -1)}
     further = " ".join(f"--{key} {2 * value}" for key, value in ends.items() if value)
     return " and ".join(f"{key}={value}" for key, value in ends.items()) or "its end", further
+
+
+def _shown(value: float | None) -> str:
+    """Return a value for a column; a perplexity may have more digits than one holds."""
+    if value is None:
+        return f"{'-':>14}"
+    return f"{value:>14.4f}" if abs(value) < 1e8 else f"{value:>14.4g}"
 
 
 def _order(key: str) -> tuple[int, str]:

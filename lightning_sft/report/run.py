@@ -15,7 +15,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from lightning_sft.errors import UserError
-from lightning_sft.places import RUN_SETTINGS, newest_settings, resumed_at
+from lightning_sft.places import RUN_SETTINGS, newest_settings, resumed_at, settings_at
 from lightning_sft.report.events import EVENTS, METRICS, Logs, read_logs
 
 #: a run that wrote nothing for so many seconds is not under way any more
@@ -34,6 +34,7 @@ class Run:
         label: shorter, for legends, and as different.
         config: its settings, nested, of its last part if it went on; empty without config.yaml.
         resumed: steps at which it went on.
+        objectives: its objectives in turn, each with the step from which on it was trained under it.
         logs: curves and texts.
         capability: content of capability.json; empty without.
         contexts: lines of silent.jsonl.
@@ -48,6 +49,7 @@ class Run:
     label: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     resumed: list[int] = field(default_factory=list)
+    objectives: list[tuple[int, str]] = field(default_factory=list)
     logs: Logs = field(default_factory=Logs)
     capability: dict[str, Any] = field(default_factory=dict)
     contexts: list[dict[str, Any]] = field(default_factory=list)
@@ -65,8 +67,8 @@ class Run:
 
     @property
     def objective(self) -> str:
-        """The objective's name with its numbers."""
-        return class_name(self.setting("model.objective"), "NLL")
+        """The objective's name with its numbers, of its last part."""
+        return _objective(self.config)
 
     @property
     def learning_rate(self) -> float | None:
@@ -120,6 +122,12 @@ def class_name(given: Any, default: str = "none") -> str:
              if isinstance(v, int | float | str) and not isinstance(v, bool) and v not in ("", 0)]  # fmt: skip
     name = str(given["class_path"]).rpartition(".")[2]
     return f"{name}({', '.join(shown)})" if shown else name
+
+
+def _objective(config: Mapping[str, Any]) -> str:
+    """Return the name of the objective of some settings, with its numbers."""
+    model = config.get("model")
+    return class_name(model.get("objective") if isinstance(model, Mapping) else None, "NLL")
 
 
 def open_runs(folders: Sequence[str]) -> list[Run]:
@@ -189,6 +197,11 @@ def _open(folder: Path, name: str) -> Run:
     run = Run(folder, name, logs=read_logs(folder))
     config = _structured(run, newest_settings(folder))
     run.config, run.resumed = config if isinstance(config, dict) else {}, resumed_at(folder)
+    for step in (0, *run.resumed):
+        part = _structured(run, settings_at(folder, step + 1))
+        name = _objective(part if isinstance(part, dict) else {})
+        if not run.objectives or name != run.objectives[-1][1]:
+            run.objectives.append((step, name))
     capability = _structured(run, folder / "capability.json")
     run.capability = capability if isinstance(capability, dict) else {}
     if (contexts := folder / "silent.jsonl").is_file():

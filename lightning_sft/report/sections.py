@@ -104,12 +104,12 @@ def _curves(runs: Sequence[Run]) -> Part:
 def _before_and_after(run: Run) -> Part:
     keys = [key for key in run.logs.curves if key.startswith("val/")]
     ordered = [key for key in WORDS if key in keys] + sorted(key for key in keys if key not in WORDS)
-    rows = []
-    then, now = ({key: run.logs.curve(key)[at][1] for key in ordered} for at in (0, -1))
+    rows, (then, now) = [], ({key: run.logs.curve(key)[at][1] for key in ordered} for at in (0, -1))
     for key in ordered:
         curve = run.logs.curve(key)
-        shown = [number(then[key], key), number(now[key], key)]
-        change = signed(now[key] - then[key], key) if len(curve) > 1 else ""
+        shown = [number(x[key], key) for x in (then, now)]
+        other = key.endswith("/loss") and curve[0][0] < run.objectives[-1][0]
+        change = "" if len(curve) < 2 else "another objective" if other else signed(now[key] - then[key], key)
         rows.append([WORDS.get(key, key), *(shown if len(curve) > 1 else ["", shown[1]]), change])
     if not rows:
         return Part()

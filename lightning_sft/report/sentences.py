@@ -32,7 +32,7 @@ def _learned(run: Run) -> str:
     if run.planned and run.steps < run.planned:
         steps = f"{run.steps} of {plural(run.planned, 'step')}"
     rate = run.learning_rate
-    what += f" under {run.objective} for {steps}" + ("" if rate is None else f" at a learning rate of {rate:g}")
+    what += f" {_under(run)} for {steps}" + ("" if rate is None else f" at a learning rate of {rate:g}")
     if run.is_under_way:
         what += " so far, and is under way"
     elif not run.is_complete:
@@ -48,6 +48,12 @@ def _learned(run: Run) -> str:
     if not changes:
         changes = [words for words in (_moved(run, "train/nll", "training NLL", "nats per token"),) if words]
     return f"{what}: {'; '.join(changes)}." if changes else f"{what}; nothing was logged that says whether it learned."
+
+
+def _under(run: Run) -> str:
+    """Return the objectives that a run was trained under, with the step at which each took the place of another."""
+    (_, first), *others = run.objectives or [(0, run.objective)]
+    return "under " + ", then ".join([first, *(f"from step {step} on under {name}" for step, name in others)])
 
 
 def _few_rows(run: Run) -> int | None:

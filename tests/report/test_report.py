@@ -158,6 +158,22 @@ def test_a_run_that_went_on_has_the_settings_of_its_last_part(tmp_path: Path, fa
     assert "After: The interval holds the cut-off 0.1." in seen
 
 
+def test_a_run_that_went_on_under_another_objective_says_so(tmp_path: Path, fast: None) -> None:
+    folder = make_run(tmp_path / "run", objective="DFT", last=30)
+    with SummaryWriter(str(folder)) as writer:
+        for step, loss in ((0, 0.9), (30, 2.3)):
+            writer.add_scalar("val/loss", loss, step)
+    text = (folder / "config.yaml").read_text()
+    (folder / "config_resumed_at_step_10.yaml").write_text(text)
+    (folder / "config_resumed_at_step_20.yaml").write_text(text.replace("DFT", "NLL"))
+    (run,) = open_runs([str(folder)])
+    assert run.objectives == [(0, "DFT"), (20, "NLL")]
+    seen = Texts(render([run])).text
+    assert "under DFT, then from step 20 on under NLL for 30 steps" in seen
+    assert "another objective" in seen
+    assert "+1.4" not in seen
+
+
 def test_the_advice_has_its_command_where_nothing_failed(tmp_path: Path, fast: None) -> None:
     run = make_run(tmp_path / "run")
     with SummaryWriter(str(run)) as writer:
