@@ -81,22 +81,25 @@ class Lines:
 
     def __init__(self, what: str, total: int | None, unit: str) -> None:
         self.what, self.total, self.unit = what, total, unit
-        self.done = 0
+        self.done = self.first = 0
         self.since = time.monotonic()
         self.due = self.since + DELAY
 
     def __call__(self, count: int) -> None:
         """Count some more."""
-        self.done += count
         now = time.monotonic()
+        if not self.first and count == 1:  # the first one also prepares all others, so it is not timed
+            self.first, self.since = 1, now
+        self.done += count
         if now < self.due:
             return
         self.due = now + EVERY
         if not self.total:
             print(f"{self.what}: {self.done:,} {self.unit}", file=sys.stderr, flush=True)
             return
-        left = (now - self.since) / max(self.done, 1) * max(self.total - self.done, 0)
-        told = f", {duration(left)} left" if self.done > 1 else ""  # the first one also prepares all others
+        timed = self.done - self.first
+        left = (now - self.since) / max(timed, 1) * max(self.total - self.done, 0)
+        told = f", {duration(left)} left" if timed else ""
         share = f"{self.done:,} of {self.total:,} {self.unit} ({self.done / self.total:.0%})"
         print(f"{self.what}: {share}{told}", file=sys.stderr, flush=True)
 

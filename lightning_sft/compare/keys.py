@@ -25,9 +25,14 @@ COLUMNS = (
     (re.compile(r"val/mean_p"), "mean p"),
     (re.compile(r"(val|capability)/calibration_error"), "calibration error"),
     (re.compile(r"silent/\w+/share"), "silent share"),
+    (re.compile(r"silent/\w+/displaced"), "behind another word"),
+    (re.compile(r"silent/\w+/unlearned"), "behind, loss not lower"),
     (re.compile(r"drift/.+/kl"), "drift"),
     (re.compile(r"val/stop_share"), "stop share"),
+    (re.compile(r"val/answer_tokens"), "tokens of an answer"),
 )
+#: last parts of keys that are written as numbers from 0 to 1, as everywhere else, though they are shares
+_PLAIN = ("mean_p", "calibration_error")
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Score:
         key: of the log.
         higher: whether more is better.
         bound: its worst value; None where there is no worst.
-        share: a share or probability, written in percent.
+        share: a share or probability.
     """
 
     key: str
@@ -47,22 +52,32 @@ class Score:
     share: bool
 
     def show(self, value: float | None) -> str:
-        """Return a value for people: a share in percent, anything else with four decimals; ``-`` for none."""
+        """Return a value for people: a share in percent, probabilities and losses as numbers; ``-`` for none."""
         if value is None or not math.isfinite(value):
             return "-"
-        return f"{100 * value:.1f}%" if self.share else f"{value:.4f}"
+        return f"{100 * value:.1f}%" if self.is_percent else f"{value:.{self._digits}f}"
 
     def change(self, value: float | None, *, signed: bool = True) -> str:
         """Return a difference for people: of shares in points of percent."""
         if value is None or not math.isfinite(value):
             return "-"
-        scaled, digits = (100 * value, 1) if self.share else (value, 4)
+        scaled, digits = (100 * value, 1) if self.is_percent else (value, self._digits)
         return f"{scaled:{'+' if signed else ''}.{digits}f}"
+
+    @property
+    def is_percent(self) -> bool:
+        """Whether it is written in percent, and a difference in points."""
+        return self.share and not self.key.endswith(_PLAIN)
+
+    @property
+    def _digits(self) -> int:
+        """Decimals of what is not in percent."""
+        return 1 if self.key.endswith("answer_tokens") else 3 if self.share else 4
 
     @property
     def unit(self) -> str:
         """What a difference is counted in."""
-        if self.share:
+        if self.is_percent:
             return f"points of {self.words}"
         return f"nats of {self.words}" if self.key.endswith(("nll", "kl")) else f"of {self.words}"
 

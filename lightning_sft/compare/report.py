@@ -73,13 +73,15 @@ class Report:
         digest: of its design.
         replicates: that were judged.
         score: the log key that selected rates and is judged.
-        start: readings before the first step, means over replicates.
+        start: readings before the first step, means over arms and replicates; not ``val/loss``, which is of another
+            objective in each arm.
         arms: in the order given; the first is what the others are compared with.
         left_out: arm -> why, of arms that failed in every run.
         wall_seconds: of all runs together.
         notes: what a reader has to know, in sentences.
         replicates_digests: a digest of the judged rows of each replicate.
         replicate: what differs from replicate to replicate, in words.
+        judged_rows: how many rows each replicate is judged by; empty if unknown.
         format: version of this record.
     """
 
@@ -95,6 +97,7 @@ class Report:
     replicates_digests: list[str] = field(default_factory=list)
     replicate: str = "seed, training rows and judged rows drawn afresh"
     format: int = FORMAT
+    judged_rows: list[int] = field(default_factory=list)
 
     def arm(self, name: str) -> ArmReport:
         """Return an arm by its name."""
@@ -152,12 +155,24 @@ def make_report(design: Design, plan: Plan, results: Results, notes: Sequence[st
         for arm, own in runs.items()
     ]
     starts = [r.start for own in runs.values() for r in own if r.start]
-    start = {key: statistics.fmean(s[key] for s in starts if key in s) for s in starts for key in s}
+    keys = {key for start in starts for key in start if not key.endswith("/loss")}
+    start = {key: statistics.fmean(s[key] for s in starts if key in s) for key in sorted(keys)}
     mine = {design.digest_of(spec) for spec in _specs(design, plan)}
     wall = sum(result.wall_seconds for digest, result in results.items() if digest in mine)
     rows = [r.rows.get("val", "") for r in runs[first]]
+    counts = [r.judged_rows for r in runs[first] if r.judged_rows is not None]
     return Report(
-        design.name, design.digest, design.replicates, plan.score, start, arms, failed, wall, list(notes), rows
+        name=design.name,
+        digest=design.digest,
+        replicates=design.replicates,
+        score=plan.score,
+        start=start,
+        arms=arms,
+        left_out=failed,
+        wall_seconds=wall,
+        notes=list(notes),
+        replicates_digests=rows,
+        judged_rows=counts,
     )
 
 

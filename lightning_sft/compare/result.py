@@ -47,6 +47,7 @@ class RunResult:
         rows: digests of the rows that it trained on and was judged by.
         device: that it ran on.
         depends_on: what decides it, by name, so that a later comparison can say why it does not take it.
+        judged_rows: how many rows it was judged by; None if unknown.
     """
 
     digest: str
@@ -62,6 +63,7 @@ class RunResult:
     rows: dict[str, str] = field(default_factory=dict)
     device: str = ""
     depends_on: dict[str, str] = field(default_factory=dict)
+    judged_rows: int | None = None
 
     @property
     def readings(self) -> dict[str, float]:

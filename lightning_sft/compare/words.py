@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from lightning_sft.compare.keys import Score, heading_of, score_of
@@ -11,7 +11,14 @@ from lightning_sft.compare.power import needed, resolvable
 from lightning_sft.compare.report import ArmReport, Report
 from lightning_sft.compare.statistics import Contrast
 from lightning_sft.files import to_json
-from lightning_sft.units import duration
+from lightning_sft.units import duration, plural
+
+#: in place of an interval of differences that are all the same, which has no width
+ALIKE = "[all alike]"
+#: an interval of a share that is wider says little
+_WIDE = 0.5
+#: tokens of an answer, on average, below which an arm writes nothing
+_EMPTY = 0.5
 
 
 def sentence(report: Report) -> str:
@@ -38,7 +45,18 @@ def sentence(report: Report) -> str:
     if drift is not None and drift in report.arm(name).readings:
         moved = _difference(contrast_of(report.arm(name), drift), score_of(drift), unit="nats")
         side = f", drift of {drift.split('/')[1]} text {moved} under {name}"
-    return f"{what}{side}; {end}"
+    told = [key for key in report.keys if key != report.score.key and _told_apart(report.arm(name), key)]
+    apart = ""
+    if verdicts[name].verdict == "undecided" and told:
+        by = score_of(told[0])
+        apart = f" (the table tells them apart by {by.words}: {_difference(contrast_of(report.arm(name), by.key), by)})"
+    return f"{what}{apart}{side}; {end}"
+
+
+def _told_apart(arm: ArmReport, key: str) -> bool:
+    """Return whether an arm's difference from the first holds by a log key, beyond chance."""
+    contrast = arm.readings[key].against_first if key in arm.readings else None
+    return contrast is not None and contrast.verdict != "undecided"
 
 
 def contrast_of(arm: ArmReport, key: str) -> Contrast:
@@ -59,33 +77,52 @@ def _gain(contrast: Contrast, score: Score, sign: int) -> str:
 def _difference(contrast: Contrast, score: Score, unit: str | None = None) -> str:
     """Return an arm's difference from the first, with its sign."""
     interval = contrast.difference
-    return f"{score.change(interval.mean)} {unit or score.unit} {_bracket(score, (interval.low, interval.high))}"
+    ends = _bracket(score, (interval.low, interval.high))
+    if ends == ALIKE:
+        ends = f"[the same in every replicate, so no interval; p = {contrast.p:.2g}]"
+    return f"{score.change(interval.mean)} {unit or score.unit} {ends}"
 
 
 def _bracket(score: Score, ends: Sequence[float | None], *, signed: bool = True) -> str:
     known = [v for v in ends if v is not None]
     if len(known) == 2 and abs(known[1] - known[0]) <= 1e-9 * max(abs(v) for v in known):
-        return "[the same in every replicate, so no interval]"
+        return ALIKE
+    if score.share:  # two shares differ by 1 at most
+        ends = [None if v is None else min(max(v, -1.0), 1.0) for v in ends]
     return f"[{', '.join(score.change(v, signed=signed) for v in ends)}]"
 
 
 def markdown(report: Report) -> str:
-    """Return the table, and below it what a reader has to know."""
+    """Return the table, an arm a row, and below it what a reader has to know."""
+    return "\n".join([*_lines(_rows(report)), "", *explanation(report)])
+
+
+def narrow(report: Report) -> str:
+    """Return the same with an arm a column, which a terminal has room for."""
+    return "\n".join([*_lines([list(row) for row in zip(*_rows(report), strict=True)]), "", *explanation(report)])
+
+
+def _lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    head, *others = rows
+    return [f"| {' | '.join(head)} |", "|" + " --- |" * len(head), *(f"| {' | '.join(row)} |" for row in others)]
+
+
+def _rows(report: Report) -> list[list[str]]:
+    """Return the cells of the table, its head first."""
     keys = report.keys
     timed = any(arm.seconds_to_reach for arm in report.arms)
-    reach = ["to the first arm's best"] if timed else []
-    head = ["arm", "learning rate", *(heading_of(key) for key in keys), *reach, "diverged"]
-    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    reach = ["as good as the first arm's best after"] if timed else []
+    rows = [["arm", "learning rate", *(heading_of(key) for key in keys), *reach, "diverged"]]
     if report.start:
         before = [_own(report, key).show(report.start.get(key)) for key in keys]
-        lines.append(f"| {' | '.join(['(before)', '', *before, *([''] if timed else []), ''])} |")
+        rows.append(["(before)", "", *before, *([""] if timed else []), ""])
     for number, arm in enumerate(report.arms):
         cells = [_cell(report, arm, key, first=number == 0) for key in keys]
         rate = "its own" if arm.rate is None else f"{arm.rate:.3g}"
         edge = f" (at the {arm.at_edge} end)" if arm.at_edge else ""
         lost = f"{arm.diverged} of {report.replicates}" + (f", {arm.failed} failed" if arm.failed else "")
-        lines.append(f"| {' | '.join([arm.name, f'{rate}{edge}', *cells, *([_reach(arm)] if timed else []), lost])} |")
-    return "\n".join([*lines, "", *explanation(report)])
+        rows.append([arm.name, f"{rate}{edge}", *cells, *([_reach(arm)] if timed else []), lost])
+    return rows
 
 
 def to_json_text(report: Report) -> str:
@@ -99,22 +136,31 @@ def explanation(report: Report) -> list[str]:
     trials = len(report.arms[0].search)
     how = f"found by {trials} trials of each arm on rows that are not judged, by {report.score.key}"
     lines = [
-        f"Means over {report.replicates} replicates ({report.replicate}; the same for all arms); in parentheses the "
-        f"difference from {report.arms[0].name} with its 95% t-interval over paired replicates; * where it holds at 5% "
-        "over all arms (Holm). Learning rates: "
+        f"Means over {report.replicates} replicates ({report.replicate}; the same for all arms){_judged_by(report)}; "
+        f"in parentheses the difference from {report.arms[0].name} with its 95% t-interval over paired replicates; * "
+        "where it holds at 5% over all arms (Holm). Learning rates: "
         f"{how if trials else 'those of the configuration'}."
     ]
     if any(arm.seconds_to_reach for arm in report.arms):
         lines.append(
-            f"To the first arm's best: training time and trained tokens until {report.score.words} was as good as "
-            f"{report.arms[0].name}'s best of the same replicate; the median."
+            "As good as the first arm's best: after that training time and so many trained tokens "
+            f"{report.score.words} was as good as {report.arms[0].name}'s best of the same replicate; the median."
         )
     if any(key.startswith("silent/") for key in report.keys):
         lines.append(
             "Silent share: of the tokens that were outranked at the start, those whose loss fell and that are still "
-            "behind the same competitor; those behind another word than at the start are not among them."
+            "behind the same competitor. Those behind another word by now, and those whose loss did not fall, stand "
+            "apart from it."
+        )
+    table = "\n".join(map(" ".join, _rows(report)))
+    if ALIKE in table:
+        lines.append(f"{ALIKE}: the same difference in every replicate, so there is no interval.")
+    if any(_width(report, arm) > _WIDE for arm in report.arms[1:]):
+        lines.append(
+            "An interval that covers half of what a share can be, or more, says little: give more --replicates."
         )
     for arm in report.arms:
+        lines += _empty(arm)
         if arm.at_edge:
             lines.append(
                 f"{arm.name}: its best rate is the {arm.at_edge}est that was tried; a better one may lie beyond "
@@ -128,6 +174,34 @@ def explanation(report: Report) -> list[str]:
             lines.append(f"{arm.name}: {arm.diverged} of {report.replicates} runs diverged and count as the worst.")
     lines += [f"{name} failed in every run and is left out: {error}" for name, error in report.left_out.items()]
     return [*lines, *report.notes]
+
+
+def _judged_by(report: Report) -> str:
+    """Return by how many rows a replicate is judged, behind a comma; empty where that is not known."""
+    if not report.judged_rows:
+        return ""
+    least, most = min(report.judged_rows), max(report.judged_rows)
+    return f", each judged by {plural(most, 'row')}" if least == most else f", each judged by {least} to {most} rows"
+
+
+def _width(report: Report, arm: ArmReport) -> float:
+    """Return the width of the widest interval of a share of an arm in the table."""
+    found = [arm.readings[key].against_first for key in report.keys if key in arm.readings and _own(report, key).share]
+    ends = [(c.difference.low, c.difference.high) for c in found if c is not None]
+    return max(
+        (min(high, 1.0) - max(low, -1.0) for low, high in ends if low is not None and high is not None), default=0.0
+    )
+
+
+def _empty(arm: ArmReport) -> Iterator[str]:
+    """Say where an arm writes nothing, so that other figures look better than it is."""
+    reading = arm.readings.get("val/answer_tokens")
+    number = 0 if reading is None else sum(value < _EMPTY for value in reading.values)
+    if reading is not None and number:
+        yield (
+            f"{arm.name}: in {number} of {plural(len(reading.values), 'replicate')} its answers are empty. Such "
+            "answers end by themselves, so the stop share says nothing good of it."
+        )
 
 
 def width_note(report: Report, wish: float | None) -> str | None:
@@ -189,4 +263,4 @@ def _reach(arm: ArmReport) -> str:
         return "never"
     seconds, tokens = (statistics.median(column) for column in zip(*pairs, strict=True))
     share = "" if len(pairs) == len(arm.seconds_to_reach) else f" ({len(pairs)} of {len(arm.seconds_to_reach)})"
-    return f"{duration(seconds)}, {tokens:,.0f} tokens{share}"
+    return f"{duration(seconds)} ({tokens:,.0f} trained tokens){share}"

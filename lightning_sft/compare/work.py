@@ -11,7 +11,7 @@ from lightning_sft.compare.ledger import Ledger
 from lightning_sft.compare.plan import EXACT, Plan, make_plan
 from lightning_sft.compare.result import RunResult
 from lightning_sft.errors import UserError
-from lightning_sft.units import duration
+from lightning_sft.units import duration, plural
 
 Runner = Callable[[RunSpec], RunResult]
 
@@ -111,6 +111,8 @@ def progress_line(design: Design, spec: RunSpec, result: RunResult, plan: Plan, 
     """Return a line about a finished run: what it gave, how far the comparison is, and the seconds that are left."""
     reading = result.readings.get(plan.score.key)
     gave = result.outcome if reading is None else f"{plan.score.words} {plan.score.show(reading)}"
+    if reading is not None and result.judged_rows is not None:
+        gave += f" over {plural(result.judged_rows, 'row')}"
     error = f" ({result.error})" if result.error else ""
     end = f"; about {duration(left)} left" if plan.jobs else ""
     return f"[{plan.finished}/{plan.expected}] {label(design, spec)}: {gave}{error}{end}"

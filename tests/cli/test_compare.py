@@ -81,7 +81,9 @@ def test_a_comparison_from_settings_to_files(
     assert len({value for arm in found["arms"] for _, value in arm["search"]}) == 6, "arms train under their objectives"
     assert len(set(found["replicates_digests"])) == 2, "each replicate is judged by rows of its own"
     assert found["sentence"] in printed.out
-    assert found["table"] in printed.out
+    assert "| arm | (before) | NLL | PowerFamily(1) |" in printed.out
+    assert "| arm | learning rate | NLL |" in found["table"]
+    assert found["judged_rows"] == [6, 6]
     assert (folder / "report.md").read_text().startswith(found["sentence"])
     assert (folder / "forest.png").read_bytes().startswith(b"\x89PNG")
     runs = sorted((folder / "runs").glob("*.json"))

@@ -16,7 +16,7 @@ from lightning_sft.compare.plan import make_plan
 from lightning_sft.compare.rates import RateSearch
 from lightning_sft.compare.report import make_report
 from lightning_sft.compare.result import RunResult
-from lightning_sft.compare.words import markdown, sentence, to_json_text, width_note
+from lightning_sft.compare.words import markdown, narrow, sentence, to_json_text, width_note
 from lightning_sft.compare.work import work
 from lightning_sft.errors import UserError
 from tests.compare.worlds import ARMS, Memory, design, world
@@ -54,12 +54,14 @@ def test_the_sentence_says_who_is_ahead_by_how_much() -> None:
     assert re.match(r"B beats A by \d+\.\d points", said)
     assert "points of exact match [" in said
     # a t-interval of differences that are all alike has no width, and says nothing
-    assert "drift of general text +0.0000 nats [the same in every replicate, so no interval] under " in said
+    assert "drift of general text +0.0000 nats [the same in every replicate, so no interval; p = 1] under " in said
     assert ", +0.0000]" not in markdown(report)
     assert "; 6 replicates, " in said
     table = markdown(report)
     assert "| B | 0.000316 |" in table
-    assert "2 s, 500 tokens" in table
+    assert "2 s (500 trained tokens)" in table
+    assert "| A | B | C |" in narrow(report), "an arm a column"
+    assert "| arm | A |" not in table
     assert "*)" in table
     assert report.ranking[0] == "B"
     c = report.arm("C").readings["val/exact_match"].against_first
@@ -67,6 +69,31 @@ def test_the_sentence_says_who_is_ahead_by_how_much() -> None:
     assert c.verdict == "undecided"
     assert sentence(compared(design("B", "A"))[0]).startswith("B beats A by ")
     assert "are not told apart" in sentence(compared(design("A", "C"))[0])
+
+
+def test_what_few_rows_and_empty_answers_look_like_is_said() -> None:
+    of = design("A", "B", replicates=2)
+    run = world(of)
+
+    def poor(spec: RunSpec) -> RunResult:
+        result = run(spec)
+        written = 0.0 if (spec.arm, spec.replicate) == ("B", 1) else 3.0
+        values = {**result.curve[-1].values, "val/mean_p": 0.9 - 0.8 * spec.replicate * (spec.arm == "B")}
+        last = replace(result.curve[-1], values={**values, "val/answer_tokens": written, "val/stop_share": 1.0})
+        first = replace(result.curve[0], values={**result.curve[0].values, "val/loss": 7.0})
+        return replace(result, curve=(first, last), judged_rows=8)
+
+    said: list[str] = []
+    ledger = Memory()
+    report = make_report(of, work(of, ledger, poor, said.append), ledger.kept)
+    table = markdown(report)
+    assert "each judged by 8 rows; " in table
+    assert "B: in 1 of 2 replicates its answers are empty." in table
+    assert "0.500 (-0.400 [-1.000, +1.000])" in table, "two probabilities differ by 1 at most"
+    assert "half of what a share can be, or more, says little" in table
+    assert "[all alike]: the same difference" in table
+    assert "val/loss" not in report.start, "it is of another objective in each arm"
+    assert all(re.search(r"exact match \d+\.\d% over 8 rows", line) for line in said if line.startswith("["))
 
 
 def test_the_record_is_strict_json() -> None:

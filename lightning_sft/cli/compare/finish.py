@@ -15,7 +15,7 @@ from lightning_sft.cli.compare.output import write, write_best
 from lightning_sft.compare.design import Design, RunSpec
 from lightning_sft.compare.plan import Plan, Results, make_plan
 from lightning_sft.compare.report import ArmReport, Report, make_report
-from lightning_sft.compare.words import markdown, sentence, width_note
+from lightning_sft.compare.words import contrast_of, narrow, sentence, width_note
 from lightning_sft.report.plain_text import shown
 from lightning_sft.training.signals import WATCH, Stopped
 from lightning_sft.units import duration
@@ -74,7 +74,7 @@ def finish(design: Design, plan: Plan, results: Results, folder: Path, wish: flo
     width = width_note(report, wish)
     report = replace(report, notes=[*report.notes, *([width] if width else [])])
     write(report, folder)
-    text = f"{markdown(report)}\n\n{sentence(report)}"
+    text = f"{narrow(report)}\n\n{sentence(report)}"
     print(f"\n{shown(text)}\n\nWritten: {folder}/report.json, report.md, forest.png")
     print("\n".join(_next(design, plan, results, report, folder)))
     return report
@@ -87,13 +87,22 @@ def _next(design: Design, plan: Plan, results: Results, report: Report, folder: 
     best = write_best(design, report, folder / BEST)
     if best is not None:
         rate = "" if best.rate is None else f", at its rate of {best.rate:.3g}"
-        yield f"           Train once with {best.name}, which was best here{rate}{_cost(design, plan, results, best)}:"
+        ahead = "was best here" if _is_best(report, best) else "was ahead here, though not beyond chance"
+        yield f"           Train once with {best.name}, which {ahead}{rate}{_cost(design, plan, results, best)}:"
         yield f"             {shlex.join(['lightning', 'fit', str(folder / BEST)])}"
         return
     arm = report.arm(report.ranking[0])
     yield f"           {BEST} is not written: parameter_rules give groups of parameters rates of their own, and the"
     yield f"           comparison scaled all of them by one factor. To train once with {arm.name}, which was best here,"
     yield f"           multiply every lr of the settings by one factor, so that the first group's is {arm.rate:.3g}."
+
+
+def _is_best(report: Report, best: ArmReport) -> bool:
+    """Return whether the best arm is told apart: from the first, or, where it is the first, from all others."""
+    first, *others = report.arms
+    if best.name == first.name:
+        return all(contrast_of(arm, report.score.key).verdict == "worse" for arm in others)
+    return contrast_of(best, report.score.key).verdict == "better"
 
 
 def _cost(design: Design, plan: Plan, results: Results, best: ArmReport) -> str:

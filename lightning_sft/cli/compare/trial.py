@@ -141,6 +141,7 @@ def run_here(design: Design, spec: RunSpec, folder: Path) -> RunResult:
         answer_tokens=_answer_tokens(data),
         rows=_rows(data),
         device=device,
+        judged_rows=_judged_rows(data),
     )
     if is_first_rank():
         for path in [p.parent for p in folder.rglob(LAST)]:
@@ -199,6 +200,11 @@ def _is_finite(readings: Readings) -> bool:
 def _answer_tokens(data: LightningDataModule | None) -> float | None:
     report = getattr(data, "report", {}).get("val")
     return float(report.trained.mean()) if report is not None and len(report.trained) else None
+
+
+def _judged_rows(data: LightningDataModule | None) -> int | None:
+    report = getattr(data, "report", {}).get("val")
+    return None if report is None else int(report.rows)
 
 
 def _rows(data: LightningDataModule | None) -> dict[str, str]:
