@@ -152,6 +152,7 @@ class RunSummary(Callback):
             "after": self.after,
             "after_step": self.after_step,
             "before_objective": self.before_objective,
+            "after_objective": self.after_objective,
         }
 
     @override

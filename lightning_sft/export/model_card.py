@@ -216,7 +216,11 @@ def _readings(checkpoint: dict[str, Any]) -> str:
     start = "before" if summary.get("before_step", 0) == 0 else f"step {summary['before_step']}"
     both = {start: summary.get("before", {}), "last validation": summary.get("after", {})}
     columns = {name: values for name, values in both.items() if values}
+    first, last = summary.get("before_objective"), summary.get("after_objective")
     parts = []
+    if first and last and first != last:  # a loss is in the units of its objective
+        columns = {n: {k: v for k, v in row.items() if n != start or k != "val/loss"} for n, row in columns.items()}
+        parts.append(f"The run began under {first} and went on under {last}: `val/loss` is the latter's.")
     if columns:
         keys = sorted({key for values in columns.values() for key in values})
         lines = [["held out", *columns], ["---"] * (1 + len(columns))]

@@ -315,6 +315,21 @@ def test_an_adapter_on_tied_embeddings_unties_them(job: str, tied: bool, exporte
     assert toy_model("llama").config.tie_word_embeddings
 
 
+def test_a_card_compares_no_losses_of_two_objectives() -> None:
+    from lightning_sft.export.model_card import _readings
+
+    def card(last: str) -> str:
+        summary = {"before": {"val/loss": 0.968, "val/nll": 9.15}, "before_step": 0, "before_objective": "DFT()"}
+        summary |= {"after": {"val/loss": 2.324, "val/nll": 2.324}, "after_step": 98, "after_objective": last}
+        return _readings({"callbacks": {"RunSummary": summary}})
+
+    swapped = card("NLL")
+    assert "The run began under DFT() and went on under NLL: `val/loss` is the latter's." in swapped
+    assert "| val/loss |  | 2.324 |" in swapped
+    assert "| val/nll | 9.15 | 2.324 |" in swapped
+    assert "| val/loss | 0.968 | 2.324 |" in card("DFT()")
+
+
 def test_the_card_has_the_settings_by_which_a_run_came_to_the_step(tmp_path: Path) -> None:
     from lightning_sft.export.model_card import run_config
 
