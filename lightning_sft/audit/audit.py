@@ -40,13 +40,13 @@ from lightning_sft.data import SFTDataModule
 from lightning_sft.errors import UserError
 from lightning_sft.metrics.silent import SilentReading, read_silent
 from lightning_sft.metrics.silent_verdict import SilentVerdict
-from lightning_sft.metrics.silent_words import count
 from lightning_sft.models.access import input_embeddings
 from lightning_sft.models.finished import FinishedModel, FoundModel
 from lightning_sft.models.generation import special_ids
 from lightning_sft.probes.encode import EncodedProbes, encode_probes
 from lightning_sft.probes.files import load_probes
 from lightning_sft.progress import progress
+from lightning_sft.units import plural
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class _Work:
         self, reading: SilentReading, special: SpecialTokens | None, *, compared: bool
     ) -> list[SilentVerdict]:
         read, total = len(self.rows.chosen), self.rows.total
-        more, all_read = f"--rows, here {read} of {total}", f"all {count(total, 'rows')} of the set"
+        more, all_read = f"--rows, here {read} of {total}", f"all {plural(total, 'row')} of the set"
         some = {"more": more} if read < total else {"all_read": all_read}
         return verdicts(reading, self.settings.trained, compared=compared, special=special, **some)
 

@@ -9,7 +9,8 @@ from lightning_sft.audit.result import Audit
 from lightning_sft.held_out import MIN_ROWS
 from lightning_sft.metrics.silent import SilentReading
 from lightning_sft.metrics.silent_verdict import SilentVerdict, too_few
-from lightning_sft.metrics.silent_words import LEFT_OUT, SPECIAL, are, count, was
+from lightning_sft.metrics.silent_words import LEFT_OUT, SPECIAL, are, was
+from lightning_sft.units import plural
 
 #: a model is almost unchanged where on text outside the task its predictions moved by less than this (nats per token),
 SAME_KL = 1e-3
@@ -50,7 +51,7 @@ def has_forgotten(audit: Audit) -> bool:
 def headline(audit: Audit) -> str:
     """Return the verdict in a line, with how many rows and tokens it stands on."""
     r = audit.silent
-    read = f"{count(r.rows, 'rows')}, {count(r.tokens, 'tokens')}"
+    read = f"{plural(r.rows, 'row')}, {plural(r.tokens, 'token')}"
     if is_almost_unchanged(audit):
         return f"{_unchanged(audit)} ({read})."
     forgot = _forgot(audit)
@@ -80,14 +81,14 @@ def _forgot(audit: Audit) -> str:
     if not has_forgotten(audit) or f is None or f.nll_before is None:
         return ""
     changed = "" if f.changed is None else f", and the first choice changed at {f.changed:.1%}"
-    tokens = f"{count(f.tokens, 'tokens')} of other text (guard set {as_code(f.name)})"
+    tokens = f"{plural(f.tokens, 'token')} of other text (guard set {as_code(f.name)})"
     return f"it forgot: on {tokens} the loss rose by {f.nll - f.nll_before:.3f} nats per token{changed}"
 
 
 def _unchanged(audit: Audit) -> str:
     r, f = audit.silent, audit.forgetting
     label = "Trained too little: the model" if audit.trained == "yes" else "The model"
-    choices = f"another first choice at {sum(_won_and_lost(r)):.0f} of {count(r.tokens, 'places')}"
+    choices = f"another first choice at {sum(_won_and_lost(r)):.0f} of {plural(r.tokens, 'place')}"
     general = (
         "" if f is None or f.kl is None else f", and on other text nearly the same predictions (KL {f.kl:.1e} nats)"
     )
@@ -157,7 +158,7 @@ def _exact(audit: Audit) -> str:
     now = audit.after
     if not now.answers:
         return ""
-    return f"; greedy decoding writes {round(now.exact * now.answers)} of {count(now.answers, 'answers')} exactly"
+    return f"; greedy decoding writes {round(now.exact * now.answers)} of {plural(now.answers, 'answer')} exactly"
 
 
 def _more_are_outranked(r: SilentReading) -> bool:
@@ -179,7 +180,7 @@ def _places(r: SilentReading) -> str:
 
 
 def _before(r: SilentReading) -> str:
-    return f"{count(r.behind, 'tokens')} that {was(r.behind)} outranked before"
+    return f"{plural(r.behind, 'token')} that {was(r.behind)} outranked before"
 
 
 def _won_and_lost(r: SilentReading) -> tuple[float, float]:

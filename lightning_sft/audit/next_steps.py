@@ -12,7 +12,7 @@ from lightning_sft.audit.render import Block, Command
 from lightning_sft.audit.result import Audit
 from lightning_sft.audit.summary import CONTEXTS
 from lightning_sft.held_out import MIN_ROWS
-from lightning_sft.metrics.silent_words import count
+from lightning_sft.units import plural
 
 #: a learning rate that changed next to nothing is multiplied by it, and one under which the loss rose divided
 FASTER = 10
@@ -106,7 +106,7 @@ def _to_exact_answers(audit: Audit) -> list[Block]:
     now, step = audit.after, audit.after.step
     if not now.answers or now.exact >= FEW_EXACT:
         return []
-    exact = f"Only {round(now.exact * now.answers)} of {count(now.answers, 'answers')} would be written exactly"
+    exact = f"Only {round(now.exact * now.answers)} of {plural(now.answers, 'answer')} would be written exactly"
     why = f"{exact}: train for more steps"
     if step and audit.asked is not None and audit.asked.configs:
         return [f"{why} than {step}:", Command(f"{_fit(audit)} --max_steps {2 * step}")]

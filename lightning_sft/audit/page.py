@@ -16,7 +16,7 @@ from lightning_sft.audit.result import Audit, ReadModel
 from lightning_sft.audit.summary import CONTEXTS, in_short
 from lightning_sft.data.types import MaskFrom
 from lightning_sft.metrics.silent import SilentReading
-from lightning_sft.metrics.silent_words import count
+from lightning_sft.units import plural
 
 INTERVALS = (
     "Intervals are 95% bootstrap intervals over rows; those of silent failures are no narrower than the exact ones of "
@@ -170,7 +170,7 @@ def _forgetting(audit: Audit) -> Section:
     if f.kl is None or f.changed is None or f.nll_before is None:
         rows = [["loss (mean NLL, nats per token)", _number(f.nll)]]
         return Section(
-            "General text", [Table([f"guard set {as_code(f.name)}, {count(f.tokens, 'tokens')}", "value"], rows)]
+            "General text", [Table([f"guard set {as_code(f.name)}, {plural(f.tokens, 'token')}", "value"], rows)]
         )
     rows = [
         ["loss (mean NLL, nats per token)", f"{_number(f.nll_before)} -> {_number(f.nll)}"],
@@ -181,7 +181,7 @@ def _forgetting(audit: Audit) -> Section:
         "The guard set is text outside the task, read by both models: every movement there is a side effect."
         + (" Here the model hardly changed at all, so this says nothing of forgetting." if is_almost_unchanged(audit)
            else ""),
-        Table([f"guard set {as_code(f.name)}, {count(f.tokens, 'tokens')}", "value"], rows),
+        Table([f"guard set {as_code(f.name)}, {plural(f.tokens, 'token')}", "value"], rows),
     ])  # fmt: skip
 
 
@@ -202,7 +202,7 @@ def _how(audit: Audit) -> Section:
     }[audit.trained]
     masks = ", ".join(f"{name} ({count} rows)" for name, count in audit.masks.items())
     items = [
-        f"Rows: {some} of {_source(audit)}, {count(audit.silent.tokens, 'tokens')}; {trained}.",
+        f"Rows: {some} of {_source(audit)}, {plural(audit.silent.tokens, 'token')}; {trained}.",
         f"Which tokens of a row are looked at (those that training would learn) was taken from: {masks}.",
         f"Chat template: {_template(audit)}.{' Both models read the same token ids.' if audit.before else ''}",
         *([INTERVALS] if _has_intervals(audit) else []),

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lightning_sft.audit.rows import AuditRows
 from lightning_sft.metrics.silent import SilentReading, TokenReading, read_silent
-from lightning_sft.metrics.silent_words import are, count, sentence
+from lightning_sft.metrics.silent_words import are, sentence
+from lightning_sft.units import plural
 
 NAMED = 3  # special tokens that are named
 
@@ -76,16 +77,16 @@ def special_sentence(found: SpecialTokens, *, compared: bool) -> str:
     what = f"the end of the answer ({names})" if found.ends else f"special tokens ({names})"
     if not compared:
         rest = "" if words is None else f"; all other tokens: {words.outranked:.1%} of {words.tokens}"
-        wrong = f"outranked at {special.outranked:.1%} of {count(special.tokens, 'places')}{rest}"
+        wrong = f"outranked at {special.outranked:.1%} of {plural(special.tokens, 'place')}{rest}"
         return f"{sentence(what)}: {wrong}." if special.outranked > 0 else ""
     if not special.still_behind:
         return ""
     same = f", {special.failed} of them with a lower loss and behind the same token" if special.failed else ""
     still = f"{special.still_behind} still {are(special.still_behind)}{same}"
-    places = f"of {count(special.behind, 'places')} where {what} was outranked before, {still}"
+    places = f"of {plural(special.behind, 'place')} where {what} was outranked before, {still}"
     on = "there the model goes on where the data end the answer" if found.ends else ""
     if words is not None and words.behind and words.flipped < special.flipped:
-        behind, others = words.still_behind, f"Of {count(words.behind, 'tokens')} that are not special"
+        behind, others = words.still_behind, f"Of {plural(words.behind, 'token')} that are not special"
         return f"{others}, {behind} still {are(behind)} outranked; {places}{f' ({on})' if on else ''}."
     rest = "" if words is None else f"; of all other tokens, {words.still_behind} of {words.behind}"
     if not found.ends:

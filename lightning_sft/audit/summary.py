@@ -10,8 +10,8 @@ from lightning_sft.audit.probing import ProbeOutcome
 from lightning_sft.audit.render import as_code
 from lightning_sft.audit.result import Audit
 from lightning_sft.audit.special import special_sentence
-from lightning_sft.metrics.silent_words import count
 from lightning_sft.probes.verdict import VerdictSettings
+from lightning_sft.units import plural
 
 CONTEXTS = "contexts.jsonl"
 STILL = 0.0005  # nats per token that are no change
@@ -48,7 +48,7 @@ def in_short(audit: Audit) -> list[str]:
     if audit.probes and audit.before is not None:
         outcomes = Counter(outcome(o) for o in audit.probes if o.verdict is not None)
         counts = "; ".join(f"{count} x {name}" for name, count in outcomes.most_common())
-        lines.append(f"Of {count(len(audit.probes), 'near-synonym probes')}: {counts}.")
+        lines.append(f"Of {plural(len(audit.probes), 'near-synonym probe')}: {counts}.")
     f = audit.forgetting
     if f is not None and f.changed is not None and f.nll_before is not None:
         rose = f.nll - f.nll_before
@@ -58,7 +58,7 @@ def in_short(audit: Audit) -> list[str]:
         empty = (
             " That says nothing of forgetting: the model hardly changed at all." if is_almost_unchanged(audit) else ""
         )
-        text = f"{count(f.tokens, 'tokens')} of text outside the task (guard set {as_code(f.name)})"
+        text = f"{plural(f.tokens, 'token')} of text outside the task (guard set {as_code(f.name)})"
         lines.append(f"Forgetting: on {text} the loss {loss}, and the first choice changed at {f.changed:.1%}.{empty}")
     lines.append(_calibration(audit))
     return lines
@@ -67,7 +67,7 @@ def in_short(audit: Audit) -> list[str]:
 def _loss(audit: Audit) -> str:
     change, low, high = audit.nll_change
     r = audit.silent
-    figures = f"mean NLL of all {count(r.tokens, 'tokens')} {r.nll_before:.3f} -> {r.nll:.3f} nats per token"
+    figures = f"mean NLL of all {plural(r.tokens, 'token')} {r.nll_before:.3f} -> {r.nll:.3f} nats per token"
     if math.isnan(change):
         return f"Loss: {figures}."
     what = "fell" if change < 0 else "rose"
@@ -86,7 +86,7 @@ def _calibration(audit: Audit) -> str:
     error = f"expected calibration error {now.calibration:.3f}"
     if audit.before is not None:
         error += f", before {audit.before.calibration:.3f}"
-    rough = f" A rough figure, from {count(audit.silent.tokens, 'tokens')}." if audit.silent.tokens < ROUGH else ""
+    rough = f" A rough figure, from {plural(audit.silent.tokens, 'token')}." if audit.silent.tokens < ROUGH else ""
     return f"Calibration: {sure} ({error}; 0 is perfect).{rough}"
 
 

@@ -7,25 +7,34 @@ import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 from lightning.pytorch import Trainer
 
 from lightning_sft._lightning import callbacks_of
 from lightning_sft.callbacks.run_clock import epochs_done
+from lightning_sft.checkpoints.runs import run_folder
+from lightning_sft.metrics.capability_reading import CapabilityReading
 from lightning_sft.metrics.run_length import PASSES
+from lightning_sft.metrics.silent_words import are
 from lightning_sft.places import RUN_SETTINGS, near, newest_settings
+from lightning_sft.units import plural
+
+#: below this share of exact training answers a run is asked to go on, though nothing failed silently
+FEW_EXACT = 0.5
 
 
 @dataclass(frozen=True)
 class NextStep:
-    """A run to try after this one.
+    """What to try after a run.
 
     Attributes:
-        why: what speaks for it, in a sentence.
-        command: what to type.
+        why: what speaks for it, in a sentence; all that there is to say, where there is no command.
+        command: what to type; empty where there is none.
         measured: whether the trained model speaks for it, and not only what was read before training: this counts more.
         only_longer: whether it is the same run, which goes on.
         compares: whether it is a comparison, which takes many runs.
+        reads: whether it only tells more of this run's model, or of the next one.
     """
 
     why: str
@@ -33,6 +42,15 @@ class NextStep:
     measured: bool
     only_longer: bool = False
     compares: bool = False
+    reads: bool = False
+
+    @property
+    def heading(self) -> str:
+        """What stands above the command in the list that closes a run."""
+        if not self.command:
+            return self.why
+        kind = "Go on" if self.only_longer else "Read more rows" if self.reads else "Train again"
+        return f"{kind}: {self.why}:"
 
 
 def next_steps_of(trainer: Trainer) -> list[NextStep]:
@@ -40,15 +58,41 @@ def next_steps_of(trainer: Trainer) -> list[NextStep]:
 
     What the trained model speaks for stands alone, but for going on, which leaves room for another objective. After a
     run that was too short to tell, going on comes first, and then another objective that the reading before training
-    speaks for; no comparison, whose runs would be as short.
+    speaks for; no comparison, whose runs would be as short. Where neither is so, and most answers are not exact yet,
+    going on comes first as well. What only reads more comes last.
     """
     found = (getattr(callback, "next_step", None) for callback in callbacks_of(trainer))
     steps = [step for step in found if isinstance(step, NextStep)]
+    return [*_runs(trainer, [step for step in steps if not step.reads]), *(step for step in steps if step.reads)]
+
+
+def _runs(trainer: Trainer, steps: Sequence[NextStep]) -> list[NextStep]:
     if (measured := next((step for step in steps if step.measured), None)) is not None:
         return [measured, *(step for step in steps if step is not measured and measured.only_longer)]
     if (longer_run := next((step for step in steps if step.only_longer), None)) is not None:
         return [longer_run, *(step for step in steps if not (step.only_longer or step.compares))]
-    return steps[:1]
+    inexact = _to_exact_answers(trainer)
+    return [*([] if inexact is None else [inexact]), *steps[:1]]
+
+
+def _to_exact_answers(trainer: Trainer) -> NextStep | None:
+    """Return how the run goes on where most training answers are not exact, and the loss of their tokens fell."""
+    for callback in callbacks_of(trainer):
+        start, end = getattr(callback, "start", None), getattr(callback, "end", None)
+        if isinstance(start, CapabilityReading) and isinstance(end, CapabilityReading):
+            few = end.all.exact_match is not None and end.all.exact_match < FEW_EXACT
+            folder, more = run_folder(trainer), longer(trainer)
+            if few and more and end.judged.nll < start.judged.nll and _has_settings(folder):
+                exact = end.all.exact_answers
+                why = f"{exact} of {plural(end.all.answers, 'training answer')} {are(exact)} exact so far"
+                command = shlex.join(["lightning", "fit", str(near(folder)), *more])
+                return NextStep(why, command, measured=False, only_longer=True)
+    return None
+
+
+def _has_settings(folder: Path | None) -> TypeGuard[Path]:
+    """Return whether a command has started the run of a folder."""
+    return folder is not None and (folder / RUN_SETTINGS).is_file()
 
 
 def ends_with_commands(trainer: Trainer) -> bool:
@@ -103,14 +147,14 @@ def after_verdicts(
     if "still outranked" in outcomes:
         return _further(folder, more, loss_rose)
     if not {"silent failure", "overconfident"} & set(outcomes):
-        return None, _read_more(folder, model, watch_more) if "undecided" in outcomes and watch_more else ""
+        return _read_more(folder, model, watch_more) if "undecided" in outcomes and watch_more else (None, "")
     if "silent failure" in outcomes:
         objective, pairs = "RunnerUpMargin", None if folder is None else folder / contexts
         why = "the loss fell while right words stay behind their competitors, and a margin between them may help"
     else:
         objective, pairs = "LabelSmoothing", None
         why = "the model is surer than it is right, and smoothed labels may help"
-    if folder is None or not (folder / RUN_SETTINGS).is_file():  # no command has started it
+    if not _has_settings(folder):
         given = "" if pairs is None else f"pairs={str(pairs)!r}"
         return None, f"Next: SFTModule(..., objective={objective}({given}))"
     command = f"lightning fit {shlex.quote(str(near(newest_settings(folder))))} --objective {objective}"
@@ -122,7 +166,7 @@ def _go_on(folder: Path | None, more: Sequence[str]) -> tuple[NextStep | None, s
     """Return how a run goes on that was too short to tell."""
     if not more:
         return None, ""
-    if folder is None or not (folder / RUN_SETTINGS).is_file():
+    if not _has_settings(folder):
         return None, "To tell, train longer."
     why = "this was too short to tell whether it fails silently, and it goes on from its last step"
     command = shlex.join(["lightning", "fit", str(near(folder)), *more])
@@ -132,26 +176,33 @@ def _go_on(folder: Path | None, more: Sequence[str]) -> tuple[NextStep | None, s
 def _further(folder: Path | None, more: Sequence[str], loss_rose: bool) -> tuple[NextStep | None, str]:
     """Return what to try where most right words are not the first choice yet."""
     if loss_rose:  # to go on would make it worse
-        return None, "The loss of the training rows rose: train again at a lower learning rate."
-    if not more or folder is None or not (folder / RUN_SETTINGS).is_file():
-        return None, "To get the right words ahead, train longer or at a higher learning rate."
+        return _in_words("The loss of the training rows rose: train again at a lower learning rate.", folder)
+    if not more or not _has_settings(folder):
+        return _in_words("To get the right words ahead, train longer or at a higher learning rate.", folder)
     why = "most right words are not the first choice yet, and more steps, or a higher learning rate, push them further"
     command = shlex.join(["lightning", "fit", str(near(folder)), *more])
     return NextStep(why, command, measured=True, only_longer=True), _in_lines(why, command)
 
 
-def _read_more(folder: Path | None, model: str | None, watch_more: str) -> str:
+def _read_more(folder: Path | None, model: str | None, watch_more: str) -> tuple[NextStep | None, str]:
     """Return how to read more training rows, of the finished model or in the next run."""
-    if folder is None or not (folder / RUN_SETTINGS).is_file():
-        return "To tell, watch more rows in the next run: SilentFailureMonitor(train_rows=...)."
+    if not _has_settings(folder):
+        return None, "To tell, watch more rows in the next run: SilentFailureMonitor(train_rows=...)."
     if model is not None:
         why = f"an audit of this model reads more training rows; the next run watches more with {watch_more}"
-        return _in_lines(why, shlex.join(["lightning", "audit", str(near(folder)), "--before", model, "--after", "last",
-                                          "--set", "train"]))  # fmt: skip
-    if not watch_more.startswith("--"):
-        return f"To tell, watch more rows in the next run, with {watch_more}."
-    command = f"lightning fit {shlex.quote(str(near(newest_settings(folder))))} {watch_more}"
-    return _in_lines("too few training rows were watched to tell whether it fails silently", command)
+        command = shlex.join(["lightning", "audit", str(near(folder)), "--before", model, "--after", "last",
+                              "--set", "train"])  # fmt: skip
+    elif watch_more.startswith("--"):
+        why = "too few training rows were watched to tell whether it fails silently"
+        command = f"lightning fit {shlex.quote(str(near(newest_settings(folder))))} {watch_more}"
+    else:
+        return _in_words(f"To tell, watch more rows in the next run, with {watch_more}.", folder, reads=True)
+    return NextStep(why, command, measured=False, reads=True), _in_lines(why, command)
+
+
+def _in_words(text: str, folder: Path | None, *, reads: bool = False) -> tuple[NextStep | None, str]:
+    """Return what has no command: for the list that closes a run which a command has started, and for a log."""
+    return NextStep(text, "", measured=not reads, reads=reads) if _has_settings(folder) else None, text
 
 
 def _in_lines(why: str, command: str) -> str:

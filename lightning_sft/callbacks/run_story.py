@@ -98,11 +98,12 @@ class RunStory(Callback):
         if self.next_commands is None:
             return
         again = next_steps_of(trainer)
-        listed: dict[str, Sequence[str]] = {f"Go on: {step.why}:": [step.command] for step in again if step.only_longer}
+        listed: dict[str, Sequence[str]] = {step.heading: [step.command] for step in again if step.only_longer}
         if best is not None:
             place = best.parent.parent if best.parent.name == CHECKPOINTS else best.parent
             listed |= self.next_commands(near(place), near(best))
-        listed |= {f"Train again: {step.why}:": [step.command] for step in again if not step.only_longer}
+        others = sorted((step for step in again if not step.only_longer), key=lambda step: not step.reads)
+        listed |= {step.heading: list(filter(None, [step.command])) for step in others}
         for i, (what, commands) in enumerate(listed.items()):
             yield f"{'' if i else 'Next':<{_WIDTH}}{what}"
             yield from (f"{'':<{_WIDTH + 2}}{command}" for command in commands)

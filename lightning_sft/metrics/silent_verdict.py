@@ -10,6 +10,7 @@ from lightning_sft.held_out import MIN_ROWS
 from lightning_sft.metrics.run_length import RunLength
 from lightning_sft.metrics.silent import SilentReading
 from lightning_sft.metrics.silent_words import LEFT_OUT, SPECIAL, Told, are, count, sentence
+from lightning_sft.units import plural
 
 SilentOutcome = Literal[
     "silent failure", "still outranked", "too early", "overconfident", "no failure", "undecided", "nothing to judge"
@@ -165,7 +166,7 @@ def _why_nothing(told: Told, max_share: float) -> str:
 def _undecided(told: Told, max_share: float, more: str, all_read: str) -> str:
     """Return why it is undecided, and what can be done about it, in sentences."""
     r = told.judged if told.differ(max_share) and told.judged.share_high > max_share else told.all
-    few = f"{count(r.behind, 'tokens')} {are(r.behind)} too few to rule out {max_share:.0%}"
+    few = f"{plural(r.behind, 'token')} {are(r.behind)} too few to rule out {max_share:.0%}"
     why = f"the interval holds the bound of {max_share:.0%}"
     if r.share == 0:
         nothing = "nothing" if told.all.flipped == 1 else "nothing but special tokens"

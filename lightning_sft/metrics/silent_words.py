@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from lightning_sft.metrics.silent import SilentReading
+from lightning_sft.units import plural
 
 #: tokens by which nothing is called well
 SPECIAL, LEFT_OUT = "special tokens, such as the end of an answer", "special tokens left out"
@@ -75,7 +76,7 @@ class Told:
         )
 
     def _loss(self, r: SilentReading) -> str:
-        tokens = count(r.tokens, "tokens") if r is self.all else f"{r.tokens} that are not special"
+        tokens = plural(r.tokens, "token") if r is self.all else f"{r.tokens} that are not special"
         rows = "one row" if r.rows == 1 else f"{r.rows} rows"
         return f"mean NLL of all {tokens} in the {rows} of this reading {r.nll_before:.2f} -> {r.nll:.2f}"
 

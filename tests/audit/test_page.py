@@ -260,7 +260,7 @@ GUARD = Forgetting("general", 2657, 4.392, 4.392, 8e-6, 0.001)
          "Cannot tell for certain: no token failed silently, but 70 tokens that were outranked before are too few to "
          "rule it out (20 rows"),
         ({"silent": FINE, "forgetting": replace(GUARD, nll=6.738, changed=1.0)},
-         "Not fine, it forgot: on 2657 tokens of other text (guard set `general`) the loss rose by 2.346 nats per "
+         "Not fine, it forgot: on 2,657 tokens of other text (guard set `general`) the loss rose by 2.346 nats per "
          "token, and the first choice changed at 100.0%. On the rows: no sign of silent failure; greedy decoding"),
         ({"silent": FINE, "forgetting": replace(GUARD, nll=4.472, changed=0.1)}, "Fine: no sign"),
         ({"silent": replace(READING, behind=0, share=math.nan)}, "Cannot tell whether it fails silently: no token"),
@@ -281,10 +281,10 @@ def test_the_first_line_is_a_verdict(changes: dict[str, Any], start: str) -> Non
 def test_what_was_forgotten_stands_in_the_first_line() -> None:
     forgot = replace(GUARD, nll=6.738, changed=1.0)
     assert headline(made(forgetting=forgot)).endswith(
-        "(20 rows, 100 tokens). Besides, it forgot: on 2657 tokens of other text (guard set `general`) the loss rose "
+        "(20 rows, 100 tokens). Besides, it forgot: on 2,657 tokens of other text (guard set `general`) the loss rose "
         "by 2.346 nats per token, and the first choice changed at 100.0%."
     )
-    assert ". Either way it forgot: on 2657" in headline(made(forgetting=forgot, trained="unknown"))
+    assert ". Either way it forgot: on 2,657" in headline(made(forgetting=forgot, trained="unknown"))
     held_out = {"trained": "no", "silent": replace(READING, excess_low=-0.1)}
     assert headline(made(forgetting=forgot, **held_out)).startswith("Not fine, it forgot: ")
     fine = made(silent=FINE, forgetting=forgot, contexts=[], asked=Asked([], ["run.yaml"], 1e-3))

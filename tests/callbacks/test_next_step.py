@@ -11,6 +11,8 @@ import torch
 from lightning_sft.callbacks import RunStory
 from lightning_sft.callbacks.next_step import NextStep, after_verdicts, ends_with_commands, next_steps_of
 from lightning_sft.callbacks.silent_rows import to_watch_more
+from lightning_sft.metrics.capability import EXACT, WRONG, TokenTable, read_capability
+from lightning_sft.metrics.capability_reading import CapabilityReading
 from lightning_sft.places import near
 from lightning_sft.probes.token_sample import SampledRow, TokenSample
 from lightning_sft.probes.watched_set import WatchedSet
@@ -105,7 +107,11 @@ def test_an_undecided_verdict_is_followed_by_what_reads_more_rows(tmp_path: Path
 
     def told(outcomes: set[str], model: str | None = None, watch_more: str = options) -> str:
         step, line = after_verdicts(outcomes, tmp_path, "silent.jsonl", model=model, watch_more=watch_more)
-        assert step is None, "the reading before training still speaks"
+        if step is None:
+            return line
+        assert (step.reads, step.measured) == (True, False), "the reading before training still speaks"
+        assert next_steps_of(run(step, BEFORE)) == [BEFORE, step]
+        assert line == (f"To try next, since {step.why}:\nNext: {step.command}" if step.command else step.why)
         return line
 
     plain = "To tell, watch more rows in the next run: SilentFailureMonitor(train_rows=...)."
@@ -117,6 +123,8 @@ def test_an_undecided_verdict_is_followed_by_what_reads_more_rows(tmp_path: Path
         str(near(tmp_path)), "--before", "a base", "--after", "last", "--set", "train",
     ]  # fmt: skip
     assert told({"undecided"}).endswith(f"config.yaml {options}")
+    words = "To tell, watch more rows in the next run, with train_rows of its SilentFailureMonitor above 8."
+    assert told({"undecided"}, watch_more="train_rows of its SilentFailureMonitor above 8") == words
     assert told({"undecided"}, "a base", watch_more="") == "", "all training rows were watched"
 
 
@@ -148,14 +156,57 @@ def test_most_tokens_still_outranked_lets_the_run_go_on(tmp_path: Path) -> None:
     words = (None, "To get the right words ahead, train longer or at a higher learning rate.")
     assert after_verdicts({"still outranked"}, tmp_path, "silent.jsonl", longer) == words, "no command has started it"
     (tmp_path / "config.yaml").write_text("")
-    assert after_verdicts({"still outranked"}, tmp_path, "silent.jsonl") == words
+    assert after_verdicts({"still outranked"}, tmp_path, "silent.jsonl") == (NextStep(words[1], "", True), words[1])
     step, line = after_verdicts({"still outranked", "overconfident"}, tmp_path, "silent.jsonl", longer)
     assert step is not None
     assert shlex.split(step.command) == ["lightning", "fit", str(near(tmp_path)), *longer]
     assert line == f"To try next, since {step.why}:\nNext: {step.command}"
     assert next_steps_of(run(BEFORE, step)) == [step, BEFORE], "the trained model's word comes first"
     worse = after_verdicts({"still outranked"}, tmp_path, "silent.jsonl", longer, loss_rose=True)
-    assert worse == (None, "The loss of the training rows rose: train again at a lower learning rate.")
+    why = "The loss of the training rows rose: train again at a lower learning rate."
+    assert worse == (NextStep(why, "", measured=True), why)
+
+
+def test_all_that_is_suggested_stands_in_the_list_that_closes_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_sft.callbacks.run_story.run_folder", lambda trainer: None)
+    read = NextStep("few rows were watched", "lightning audit RUN", measured=False, reads=True)
+    story, trainer = RunStory(), run(read, BEFORE)
+    story.next_commands = lambda folder, checkpoint: {}
+    assert list(story._closing(trainer)) == [
+        "Next       Read more rows: few rows were watched:",
+        "             lightning audit RUN",
+        "           Train again: it knew the task:",
+        f"             {BEFORE.command}",
+    ]
+    assert list(story._closing(run(NextStep("Train at a lower rate.", "", measured=True)))) == [
+        "Next       Train at a lower rate."
+    ]
+
+
+@pytest.mark.parametrize(("exact", "nll", "asks"), [(3, 0.5, True), (12, 0.5, False), (3, 5.0, False)])
+def test_where_nothing_failed_and_few_answers_are_exact_the_run_goes_on(
+    exact: int, nll: float, asks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    monkeypatch.setattr("lightning_sft.callbacks.next_step.run_folder", lambda trainer: tmp_path)
+    monkeypatch.setattr("lightning_sft.callbacks.next_step.longer", lambda trainer: ["--max_steps", "18"])
+
+    def reading(nll: float, exact: int) -> CapabilityReading:
+        tokens = torch.zeros(20, 8, dtype=torch.float64)
+        tokens[:, 0], tokens[:, 4] = -nll, torch.arange(20)
+        tokens[:, 7] = torch.where(torch.arange(20) < exact, EXACT, WRONG)
+        return read_capability(TokenTable.from_matrix(tokens))
+
+    trainer = run(BEFORE)
+    trainer.callbacks.append(SimpleNamespace(start=reading(2.0, 0), end=reading(nll, exact)))
+    found = next_steps_of(trainer)
+    assert found[-1] == BEFORE
+    assert (len(found) == 2) is asks
+    if asks:
+        assert found[0].why == "3 of 20 training answers are exact so far"
+        assert shlex.split(found[0].command) == ["lightning", "fit", str(near(tmp_path)), "--max_steps", "18"]
+    trainer.callbacks.append(SimpleNamespace(next_step=AFTER))
+    assert next_steps_of(trainer) == [AFTER]
 
 
 def test_single_runs_of_a_comparison_give_no_advice_of_their_own() -> None:
