@@ -13,7 +13,7 @@ from lightning_sft.advice.comparison import FIRST_LOOK, Comparison
 from lightning_sft.advice.cost import Cost
 from lightning_sft.advice.evidence import RATES_HERE
 from lightning_sft.advice.options import RATE, files_first, without, without_objective
-from lightning_sft.advice.rate import EDGE, RateReading
+from lightning_sft.advice.rate import RateReading
 from lightning_sft.advice.rules import advise
 from lightning_sft.advice.setup import Setup
 from lightning_sft.metrics.capability_reading import CapabilityReading, GroupReading
@@ -22,13 +22,6 @@ from lightning_sft.units import count, duration, plural, probability
 FORMAT = "lightning_sft.advice.v1"
 #: the tokens by which the place is judged, in tables
 CONTENT = "answers' own tokens"
-#: the rules by which a curve suggests a rate, in words
-_RULES = {
-    "steepest": "where the loss falls fastest",
-    "minimum_tenth": "a tenth of the rate at which its running mean, which turns later, is lowest",
-    "valley": "two thirds of the way along the longest stretch over which it falls",
-    EDGE: "where the loss itself begins to rise for good, which is no rate to take",
-}
 
 
 @dataclass
@@ -97,10 +90,10 @@ class Survey:
             blocks.append(f"**{self.rate.why}**")
         blocks += ["Run next:", f"```sh\n{self.command()}\n```"]
         advice, found = self.advice, self.rate
-        if found is not None and found.verdict == "at the edge" and found.suggestion is not None:
+        if found is not None and found.verdict in ("high", "at the edge") and found.suggestion is not None:
             blocks.append(
-                f"The learning rate stays at {found.rate:.2g}, which is at the edge of what the range test bears; the "
-                f"careful choice is `--lr {found.suggestion:.2g}`, see below."
+                f"The learning rate stays at {found.rate:.2g}, which is {found.verdict}; the careful choice is "
+                f"`--lr {found.suggestion:.2g}`, see below."
             )
         if advice is not None and advice.compare:
             blocks += [_comparison(advice, self.cost), f"```sh\n{self.fit()}\n```"]
@@ -246,18 +239,14 @@ def _rate(reading: RateReading) -> str:
         lines = [reading.why]
     elif reading.verdict == "unknown":
         lines = [f"**Whether {reading.rate:.2g} is sane is not known.** {reading.why}"]
-    if reading.suggestions:
-        taken = next((name for name, rate in reading.suggestions.items() if rate == reading.suggestion), None)
-        found = "\n".join(
-            f"- {_RULES[name]}: {rate:.2g}{' (the one to take in place of a rate that fails)' if name == taken else ''}"
-            for name, rate in reading.suggestions.items()
-        )
-        tried = f" from {reading.rates[0]:.2g} to {reading.rates[-1]:.2g}" if reading.rates else ""
+    if reading.lowest is not None and reading.suggestion is not None:
         lines.append(
-            f"What the curve of {len(reading.losses)} losses at rates{tried} shows (a loss is read one step after its "
-            f"rate, so the last step has none):\n\n{found}"
+            f"The curve is of the training loss at {len(reading.curve)} rates from {reading.rates[0]:.2g} to "
+            f"{reading.rates[len(reading.curve) - 1]:.2g}, each point the mean of a loss and its two neighbours:\n\n"
+            f"- it is lowest at {reading.lowest:.2g} ({min(reading.curve):.2f} nats per token), which is no rate to "
+            "train at\n"
+            f"- a tenth of that is {reading.suggestion:.2g}: a careful rate to begin with, not the best one"
         )
-    if reading.suggestion is not None:
         lines.append(f"How good such a rate is, {RATES_HERE.kind}: {RATES_HERE.what} {RATES_HERE.link}")
     return "\n\n".join(lines)
 

@@ -107,7 +107,7 @@ class _Surveyor(Callback):
             low, high = min(self.config.range_low, rate / 10), max(self.config.range_high, rate * 10)
             rank_zero_info(f"Trying {self.config.range_steps} learning rates from {low:.2g} to {high:.2g} ...")
             setting = SweepSettings("range", self.config.range_steps, None)
-            found = range_test(trainer, pl_module, setting, low=low, high=high, smoothing=0.8, observers=[clock])
+            found = range_test(trainer, pl_module, setting, low=low, high=high, observers=[clock])
             survey.rate = judge_rate(rate, found, None if reading is None else reading.all.nll)
             taken = clock.steps()
         if "cost" not in self.skipped:

@@ -1,6 +1,7 @@
 """A range test's curve judges the rate of a run."""
 
 import math
+import re
 
 import pytest
 
@@ -15,29 +16,45 @@ from lightning_sft.sweep.suggest import smoothed, suggest
 def curve(losses: list[float], low: float = 1e-6, high: float = 1.0) -> RangeTest:
     rates = geometric_grid(low, high, max(len(losses), 2))[: len(losses)]
     found = suggest(rates, losses)
-    return RangeTest("range", 0, "", "training loss", rates, losses, smoothed(losses, 0.0), found, "valley")
+    return RangeTest("range", 0, "", "training loss", rates, losses, smoothed(losses, 0.9), found, "valley")
 
 
-#: falls from 1e-4 on, is lowest at 1e-1 and rises at 1
-FALLS = curve([5.0, 4.99, 4.97, 4.5, 3.0, 2.0, 8.0])
+#: falls from 1e-4 on, is lowest at 1e-1, as its mean of three is, and rises beyond
+FALLS = curve([5.0, 5.0, 5.0, 4.99, 4.98, 4.97, 4.8, 4.2, 3.4, 2.4, 1.6, 2.4, 9.0])
 
 
 @pytest.mark.parametrize(
-    ("rate", "verdict"), [(1e-5, "very low"), (1e-3, "sane"), (0.05, "sane"), (0.3, "at the edge"), (3.0, "too high")]
+    ("rate", "verdict"),
+    [(1e-5, "very low"), (1e-3, "sane"), (0.05, "high"), (0.3, "at the edge"), (3.0, "too high")],
 )
 def test_the_rate_against_the_curve(rate: float, verdict: str) -> None:
     reading = judge_rate(rate, FALLS)
     assert reading.verdict == verdict, reading.why
+    assert reading.lowest == pytest.approx(0.1)
     assert reading.suggestion == pytest.approx(0.01)
 
 
-def test_a_sane_rate_above_the_suggestions_says_why_it_may_stay() -> None:
-    why = judge_rate(0.05, FALLS).why
-    assert "falls on up to 0.1, 2.0 times as much" in why
-    assert "The rules below name lower rates (0.001 to 0.01)" in why, "all but the edge, which is 0.1"
-    assert "nothing against 0.05" in why
-    assert "Some of the rules below name lower rates (0.001)" in judge_rate(0.005, FALLS).why
-    assert "name lower rates" not in judge_rate(5e-4, FALLS).why
+def test_all_that_is_said_is_of_one_curve() -> None:
+    """The exponential mean, which turns later, is lowest elsewhere; nothing may be said of it."""
+    assert suggest(FALLS.rates, FALLS.losses, 0.9).minimum_tenth != pytest.approx(0.01)
+    for rate in (1e-5, 1e-3, 0.05, 0.3, 3.0):
+        page = Survey(["--config=a.yaml"], rate=judge_rate(rate, FALLS)).markdown()
+        assert "lowest at 0.1 (" in page
+        assert set(re.findall(r"lowest at ([\d.e-]+\d)", page)) == {"0.1"}
+        assert "a tenth of that is 0.01: a careful rate to begin with, not the best one" in page
+        assert "mean of a loss and its two neighbours" in page
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.3])
+def test_beside_a_high_rate_that_stays_stands_a_careful_one(rate: float) -> None:
+    page = Survey(["--config=a.yaml"], rate=judge_rate(rate, FALLS)).markdown()
+    assert "the careful choice is `--lr 0.01`" in page
+
+
+def test_noise_that_does_not_fall_names_no_rate() -> None:
+    noise = [2.0, 2.6, 1.7, 2.4, 1.9, 2.7, 1.8, 2.3, 2.0, 2.5, 1.8, 2.2]
+    reading = judge_rate(1e-3, curve(noise))
+    assert (reading.verdict, reading.suggestion, reading.lowest) == ("unknown", None, None)
 
 
 def test_a_curve_that_falls_to_its_end_calls_no_rate_too_high() -> None:

@@ -64,7 +64,7 @@ def test_the_whole_page(toy_folder, tmp_path, capsys, monkeypatch):
     assert "50 steps, 6 validations, the first of them before the first step: about " in page
     assert "Not in it: loading the model, " in page
     assert "A comparison on your data, `lightning compare`: 3 objectives. Each searches" in page
-    assert "11 losses at rates from 1e-06 to " in page
+    assert "The curve is of the training loss at 11 rates from 1e-06 to " in page
     assert content["memory"]["strategy"] == "single"
     assert 0 < content["memory"]["weights"] <= content["memory"]["peak"]
     assert content["memory"]["text"] in page

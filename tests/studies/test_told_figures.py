@@ -2,16 +2,20 @@
 
 import re
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 from lightning_sft.advice.evidence import RATES_HERE, STRONG_END_HERE, WEAK_END_HERE, Evidence
+from lightning_sft.advice.rate import CAREFUL, lowest_rate
 from studies.cells import read_cells
 from studies.continuum import analysis
 from studies.continuum.design import STAGES, Block
 from studies.cure import analysis as cure_analysis
 from studies.cure import design as cure
-from studies.rates.analysis import losses
+from studies.rates import design as rates
+from studies.rates.analysis import losses, units
+from studies.rates.unit import TRAIN_TEST, at_rates
 from studies.tables import NOT_RUN, cell_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,13 +53,22 @@ def test_the_advice_cites_the_cells(level: str, evidence: Evidence, told: dict[s
 
 
 def test_what_a_range_test_is_worth_is_what_the_study_of_rates_found() -> None:
-    lost = {one.rule.name: one for one in losses(read_cells(ROOT / "docs/studies/data/rates"))}
+    cells = read_cells(ROOT / "docs/studies/data/rates")
+    lost = {one.rule.name: one for one in losses(cells)}
 
     def percent(share: float) -> str:
         return f"{100 * share:.1f}%"
 
-    advised = lost["advise"]
-    for share in (advised.mean, advised.full, advised.lora, lost["quarter run"].mean):
+    careful: dict[bool, list[float]] = {False: [], True: []}  # whether LoRA -> lost at the rate that `advise` names
+    for unit in units(cells, rates.MAIN):
+        test = at_rates(unit.readings, TRAIN_TEST)
+        lowest = lowest_rate(list(test), list(test.values()))
+        if lowest is not None:
+            careful[unit.block.lora].append(unit.lost(lowest / CAREFUL))
+    both = careful[False] + careful[True]
+    assert f"in {len(both)} runs" in RATES_HERE.what
+    assert max(both) < 1, "none diverged"
+    for share in (fmean(both), fmean(careful[False]), fmean(careful[True]), lost["quarter run"].mean):
         assert percent(share) in RATES_HERE.what
     page = (ROOT / "docs/sweeps.md").read_text(encoding="utf-8")
     told = page[page.index("**How good they are.**") : page.index("**The edge.**")]
