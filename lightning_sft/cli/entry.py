@@ -152,12 +152,12 @@ def _in_front(verb: str, arguments: list[str]) -> list[str]:
     if verb.startswith("-"):
         return arguments
     require_two_dashes(verb, arguments, takes_settings=takes_settings)
-    typed, arguments = arguments, spell_out_run(verb, tidy(arguments, takes_files=takes_settings))
     asked = next((i for i, word in enumerate(arguments) if word in ("-h", "--help")), None)
     if asked is not None and has_help(verb):
         word = next(iter(arguments[asked + 1 :]), "")
-        print(answer(verb, word.lstrip("-")))
+        print(answer(verb, "" if Path(word).exists() else word.lstrip("-").replace("-", "_")))
         sys.exit(0)
+    typed, arguments = arguments, spell_out_run(verb, tidy(arguments, takes_files=takes_settings))
     if takes_settings and (text := class_help(verb, arguments)) is not None:
         print(text)
         sys.exit(0)

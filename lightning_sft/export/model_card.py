@@ -177,7 +177,7 @@ def _training(module: SFTModule, checkpoint: dict[str, Any] | None) -> dict[str,
     hparams: dict[str, Any] = dict(module.hparams if checkpoint is None else checkpoint["hyper_parameters"])
     class_path = f"{type(module.objective).__module__}.{type(module.objective).__qualname__}"
     adapter = module.settings.adapter_config
-    steps = {} if checkpoint is None else {"steps": checkpoint["global_step"], "epoch": checkpoint["epoch"]}
+    steps = {} if checkpoint is None else {"steps": checkpoint["global_step"], **_epochs(checkpoint)}
     facts = {} if checkpoint is None else checkpoint.get(KEY, {}).get("facts", {})
     return {
         **steps,
@@ -186,6 +186,21 @@ def _training(module: SFTModule, checkpoint: dict[str, Any] | None) -> dict[str,
         **({} if adapter is None else {"adapter": _adapter(adapter, hparams.get("adapter"))}),
         **(_given({k: hparams.get(k) for k in SETTINGS})),
     }
+
+
+def _epochs(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return how often the data had been passed over; Lightning's own `epoch` counts from zero, and begun ones."""
+    loop = checkpoint.get("loops", {}).get("fit_loop", {})
+    try:
+        begun, progress = loop["epoch_progress"]["current"]["ready"], loop["epoch_loop.batch_progress"]
+        if progress["is_last_batch"]:
+            return {"epochs": begun}
+        done, ever = progress["current"]["completed"], progress["total"]["completed"]
+    except KeyError:  # of a checkpoint that holds no loops
+        return {}
+    if begun < 2 or ever <= done:
+        return {"epochs": "less than 1"}
+    return {"epochs": round(begun - 1 + done * (begun - 1) / (ever - done), 2)}
 
 
 def _adapter(config: PeftConfig, recipe: dict[str, Any] | None) -> dict[str, Any]:

@@ -317,3 +317,16 @@ def test_help_on_a_word_names_the_short_option(capsys: pytest.CaptureFixture[str
     said = capsys.readouterr().out
     assert said.startswith("  --lr\n      Short for --model.optimizer.lr.\n")
     assert "--model.lr_scheduler\n" in said
+
+
+def test_help_beside_a_run_is_the_help_of_the_verb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").touch()
+    for given in (["run", "--help"], ["--help", "run"], ["nowhere.yaml", "--help"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["validate", *given])
+        assert not stop.value.code
+        assert capsys.readouterr().out.startswith("usage: lightning validate"), given
