@@ -29,7 +29,7 @@ class FirstScreen(Callback):
 
     In the custom scalars tab sections of curves that belong together, Overview first, those that the run fills; in the
     HParams tab objective, learning rate, adapter, batch, seed and capability, with the last held-out values; and the
-    text ``run/summary``: the settings at the start, and at the end of fit also the table before and after, verdicts
+    text ``about/run``: the settings at the start, and at the end of fit also the table before and after, verdicts
     and advice. `SFTModule` brings it along; without a TensorBoard logger it does nothing.
 
     Args:
@@ -49,13 +49,13 @@ class FirstScreen(Callback):
         for logger in loggers:
             log_layout(logger, parts)
             log_settings(logger, settings, outcomes)
-        log_text(trainer, "run/summary", _settings_table(settings), trainer.global_step)
+        log_text(trainer, "about/run", _settings_table(settings), trainer.global_step)
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._loggers(trainer) and trainer.global_step:
             text = "\n\n".join([*_outcome(trainer), _settings_table(_settings(trainer, pl_module))])
-            log_text(trainer, "run/summary", text, trainer.global_step)
+            log_text(trainer, "about/run", text, trainer.global_step)
 
     def _loggers(self, trainer: Trainer) -> list[TensorBoardLogger]:
         fast: bool = trainer.fast_dev_run  # type: ignore[attr-defined]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TextIO
 
 from lightning_sft.chat.columns import layout
 from lightning_sft.chat.speakers import Speaker
 from lightning_sft.errors import UserError
+from lightning_sft.progress import note
+from lightning_sft.units import plural
 
 HELP = "/reset begins a new conversation, /exit or Ctrl-D ends. Ctrl-C stops an answer, which is then forgotten."
 
@@ -28,11 +31,20 @@ def ask(speakers: list[Speaker], text: str, options: dict[str, Any], output: Tex
     """
     before = [list(speaker.messages) for speaker in speakers]
     place = layout(output, [speaker.label for speaker in speakers])
+    cut = f"[cut at {plural(options.get('max_new_tokens', 256), 'token')}: --max_new_tokens takes more]"
+
+    def say_cut(label: str) -> None:
+        """Say it behind the answer in a terminal, and beside it where a program may read the answer."""
+        if output.isatty():
+            place.write(f" {cut}")
+        else:
+            note(f"{label}: {cut}")
+
     try:
         for index, speaker in enumerate(speakers):
             place.begin(index)
             try:
-                speaker.answer(text, place.write, options)
+                speaker.answer(text, place.write, options, partial(say_cut, speaker.label))
             finally:
                 place.end()
     except BaseException:

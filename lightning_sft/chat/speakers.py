@@ -79,20 +79,27 @@ class Speaker:
         except BadRowError as error:
             raise UserError(f"The chat template does not take this: {error}") from error
 
-    def answer(self, text: str, write: Callable[[str], None], options: dict[str, Any]) -> str:
+    def answer(
+        self,
+        text: str,
+        write: Callable[[str], None],
+        options: dict[str, Any],
+        when_cut: Callable[[], None] = lambda: None,
+    ) -> str:
         """Write the answer to a message piece by piece, and keep both in the conversation.
 
         Args:
             text: what the user says.
             write: gets the pieces.
             options: of `stream_answer`.
+            when_cut: see there.
 
         Raises:
             UserError: the conversation has grown too long, or the chat template does not take the message.
         """
         ids = self.prompt(text)
         with adapters_off(self.model.scorer) if self.without_adapters else nullcontext():
-            answer = stream_answer(self.model.causal_lm, self.model.tokenizer, ids, write, **options)
+            answer = stream_answer(self.model.causal_lm, self.model.tokenizer, ids, write, when_cut=when_cut, **options)
         self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
         return answer
 

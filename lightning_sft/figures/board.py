@@ -63,13 +63,14 @@ class Parts:
 
 
 def layout(parts: Parts) -> dict[str, Charts]:
-    """Return the sections of the custom scalars tab, those that the run fills."""
+    """Return the sections of the custom scalars tab, those that the run fills.
+
+    A chart of one title has the same curves in every run: TensorBoard shows it twice where two runs differ in them.
+    """
     probes = parts.probes or {}
-    held_out = _lines("val/nll", "train/nll") if parts.validates else _lines("train/nll")
-    overview: Charts = {"Is it learning? NLL, nats per token": held_out}
+    overview: Charts = {"Is it learning? NLL, nats per token": _lines("val/nll", "train/nll")}
     if parts.validates:
-        answers = ["val/exact_match", *(["val/task_accuracy"] if parts.generates else [])]
-        overview["Answers that are right, share"] = _lines(*answers)
+        overview["Answers that are right, share"] = _lines("val/exact_match", "val/task_accuracy")
     if parts.silent:
         overview["Silent failure, share of outranked tokens"] = _lines("silent/train/share", "silent/val/share")
     if parts.guards:
@@ -125,11 +126,10 @@ def layout(parts: Parts) -> dict[str, Charts]:
 
 
 def _objective(parts: Parts) -> Charts:
-    both = (lambda key: (f"train/{key}", f"val/{key}")) if parts.validates else (lambda key: (f"train/{key}",))
     charts: Charts = {
-        "Loss under the objective": _lines(*both("loss")),
-        "Mean p of the right token": _lines(*both("mean_p")),
-        "Right first choices, share of tokens": _lines(*both("token_accuracy")),
+        "Loss under the objective": _lines("train/loss", "val/loss"),
+        "Mean p of the right token": _lines("train/mean_p", "val/mean_p"),
+        "Right first choices, share of tokens": _lines("train/token_accuracy", "val/token_accuracy"),
     }
     if parts.state:  # else the chart would stay empty
         charts["State of the objective"] = ["Multiline", ["train/objective/.*"]]

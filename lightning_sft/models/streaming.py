@@ -37,6 +37,7 @@ def stream_answer(
     max_new_tokens: int = 256,
     do_sample: bool = False,
     seed: int = 0,
+    when_cut: Callable[[], None] = lambda: None,
     **shaping: Any,
 ) -> str:
     """Write the answer to a prompt word by word, and return it.
@@ -52,6 +53,7 @@ def stream_answer(
         max_new_tokens: longest answer.
         do_sample: draw each token; else the likeliest is taken.
         seed: of the samples.
+        when_cut: called behind an answer that did not end by itself, but where it was as long as it may be.
         shaping: further arguments of transformers' ``generate``, such as ``temperature`` and ``top_p``.
 
     Raises:
@@ -66,18 +68,23 @@ def stream_answer(
         write(text)
 
     generator: Any = model  # transformers types `generate` as a tensor
+    ends = end_tokens(model, tokenizer)
+    longest = max_new_tokens if last is None else min(max_new_tokens, last - len(prompt))
     devices = [model.device] if model.device.type == "cuda" else []
     with eval_mode(model), plain_decoding(model), torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        generator.generate(
+        written = generator.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_new_tokens if last is None else min(max_new_tokens, last - len(prompt)),
+            max_new_tokens=longest,
             use_cache=answering(model).cached,
-            eos_token_id=end_tokens(model, tokenizer),
+            eos_token_id=ends,
             pad_token_id=tokenizer.pad_token_id,
             streamer=_HandOn(tokenizer, hand_on),
             do_sample=do_sample,
             **shaping,
         )
+    new = written[0, len(prompt) :].tolist()
+    if len(new) >= longest and new[-1] not in ends:
+        when_cut()
     return "".join(pieces)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau, SequentialLR
 
@@ -35,6 +37,8 @@ _ENDLESS = ("constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_pl
 MONITOR = "val/nll"
 #: an interval that never comes: such schedulers are stepped after each validation, by `follow_validation`
 _NEVER = 1_000_000_000
+#: a rate of a resumed run that differs by less from the one it stood at is no jump
+_JUMP = 0.1
 _CONFIG_KEYS = ("interval", "frequency", "monitor", "strict", "name")
 
 
@@ -184,7 +188,8 @@ def go_on_along_own_curve(trainer: Trainer) -> None:
     A checkpoint brings the rate that its run's schedule had there, which was drawn for that run's number of steps: 0
     where a finished run is continued. A scheduler of functions, as all named ones are, takes these from the run and not
     from the checkpoint, so the rate can be computed; of an unchanged run it is the same to the last bit. Rates that
-    somebody has set since are left alone, and so are other schedulers, whose length comes with the checkpoint.
+    somebody has set since are left alone, and so are other schedulers, whose length comes with the checkpoint. A rate
+    that jumps is told.
     """
     for config in trainer.lr_scheduler_configs:
         scheduler = config.scheduler
@@ -192,6 +197,12 @@ def go_on_along_own_curve(trainer: Trainer) -> None:
             continue
         curves = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
         rates = [base * curve(scheduler.last_epoch) for base, curve in curves]
+        before = scheduler.get_last_lr()[0]
+        if not math.isclose(rates[0], before, rel_tol=_JUMP):
+            rank_zero_info(
+                f"The learning rate goes on at {rates[0]:.3g}, and not at {before:.3g}, where the run stood: its "
+                f"schedule is planned anew, for {trainer.estimated_stepping_batches:,.0f} steps."
+            )
         for i, group in enumerate(scheduler.optimizer.param_groups):
             if not isinstance(group["lr"], torch.Tensor) and group["lr"] == scheduler.get_last_lr()[i]:
                 group["lr"] = scheduler._last_lr[i] = rates[i]

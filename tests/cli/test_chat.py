@@ -65,14 +65,17 @@ def test_base_and_tuned_answer_what_they_are_asked(
     expected = [plain_answer(model, tokenizer, asked) for model in (base, tuned)]
     assert expected[0] != expected[1]
     assert out == f"[base]\n{expected[0]}\n\n[tuned]\n{expected[1]}\n\n"
-    assert err.splitlines()[-2:] == [f"base: {toy_folder}", f"tuned: {checkpoint_of(Path())}, step 4"]
+    said = [line for line in err.splitlines() if "[cut at" not in line]
+    assert said[-2:] == [f"base: {toy_folder}", f"tuned: {checkpoint_of(Path())}, step 4"]
 
 
 def test_a_model_folder_answers_alone(toy_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(toy_folder), AutoTokenizer.from_pretrained(toy_folder)
     main(["chat", f"--model={toy_folder}", "--prompt", ASKED, "--max_new_tokens=8"])
     expected = plain_answer(model.eval(), tokenizer, [{"role": "user", "content": ASKED}])
-    assert capsys.readouterr().out == f"{expected}\n"
+    printed = capsys.readouterr()
+    assert printed.out == f"{expected}\n"
+    assert "tuned: [cut at 8 tokens: --max_new_tokens takes more]" in printed.err
     main(["chat", f"--model={toy_folder}", f"--before={toy_folder}", "--prompt", ASKED, "--max_new_tokens=8"])
     assert capsys.readouterr().out == f"[base]\n{expected}\n\n[tuned]\n{expected}\n\n"
 

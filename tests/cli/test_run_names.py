@@ -94,9 +94,12 @@ def test_a_run_is_found_resumed_and_read_without_a_mark_on_its_curves(toy_folder
     named = {tag.removesuffix("$") for c in layout.category for chart in c.chart for tag in chart.multiline.tag}
     assert {"val/nll", "val/exact_match", "silent/train/share", "train/lr"} <= named
     assert "train/objective/.*" not in named, "NLL has no state"
+    runs = [layout_of(Parts(validates=True, generates=generates)) for generates in (False, True)]
+    assert runs[0] == runs[1], "charts of one title with other curves would stand twice"
     assert layout_of(Parts(state=True))["Objective"]["State of the objective"][1] == ["train/objective/.*"]
     unknown = named - scalars(folder).keys()
     unknown -= {"silent/train/lost", "silent/val/lost"}  # no word was the first choice at the start
+    unknown -= {"val/task_accuracy"}  # nothing says which answers are right; the chart is the same in all runs
     assert not unknown, "every curve of the layout is one that the run logs"
     hparams = tensors.PluginTagToContent("hparams")
     start = HParamsPluginData.FromString(hparams["_hparams_/session_start_info"]).session_start_info.hparams
@@ -110,6 +113,6 @@ def test_a_run_is_found_resumed_and_read_without_a_mark_on_its_curves(toy_folder
     assert shown == {"capability/content/mean_p"}
     experiment = HParamsPluginData.FromString(hparams["_hparams_/experiment"]).experiment
     assert {m.name.tag for m in experiment.metric_infos} <= scalars(folder).keys()
-    texts = [e.tensor_proto.string_val[0].decode() for e in tensors.Tensors("run/summary/text_summary")]
+    texts = [e.tensor_proto.string_val[0].decode() for e in tensors.Tensors("about/run/text_summary")]
     assert "| objective | NLL |" in texts[0]
     assert "| val/nll |" in texts[-1]

@@ -100,8 +100,10 @@ class KeepRates(Callback):
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_finished_run_that_is_continued_has_the_rates_of_the_longer_run(
-    name: ScheduleName, accumulate: int, toy_folder: Path, tmp_path: Path
+    name: ScheduleName, accumulate: int, toy_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
+
     def rates(steps: int, path: Path | None = None) -> list[float]:
         module = SFTModule(str(toy_folder), optimizer=sgd, lr_scheduler=name)
         keep = KeepRates()
@@ -114,6 +116,10 @@ def test_a_finished_run_that_is_continued_has_the_rates_of_the_longer_run(
     whole = rates(6)
     assert rates(3)[1:] < whole[1:3], "another curve, which ends at 0"
     assert rates(6, tmp_path / "3.ckpt") == whole[3:]
+    assert f"The learning rate goes on at {whole[3]:.3g}, and not at 0, where the run stood" in caplog.text
+    caplog.clear()
+    rates(6, tmp_path / "6.ckpt")
+    assert "learning rate goes on" not in caplog.text
 
 
 def test_a_rate_that_somebody_set_before_the_first_step_stays(toy_folder: Path, tmp_path: Path) -> None:
