@@ -54,6 +54,10 @@ class Advice:
         named = dict.fromkeys(c.short() for c in (NLL, *self.try_first, *self.avoid) if c.is_plain)
         return (*named,)[:MOST_ARMS]
 
+    def speaks_against(self, objective: Any) -> bool:
+        """Return whether an objective, as a module has it, is one of those to avoid."""
+        return str(objective) in {str(choice.build()) for choice in self.avoid}
+
     def command(self, options: str = CONFIG) -> str:
         """Return the one command to run next.
 

@@ -212,7 +212,9 @@ class CapabilityProbe(Callback):
             picked = getattr(getattr(pl_module, "auto", None), "choice", None) is not None
             if told is not None and not picked and ends_with_commands(trainer):
                 command = advice.command(told)
-                self.next_step, told = NextStep(_why(advice), command, measured=False, compares=advice.compare), None
+                against = advice.speaks_against(getattr(pl_module, "objective", None))
+                self.next_step = NextStep(_why(advice), command, False, compares=advice.compare, against=against)
+                told = None
             self._tell(self.start, told, advises=not picked)  # what was picked has been told, and why
         else:
             told = f"Capability on the same tokens after the fit: {self.end.in_short(explains=False)}"

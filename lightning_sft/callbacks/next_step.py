@@ -35,6 +35,7 @@ class NextStep:
         only_longer: whether it is the same run, which goes on.
         compares: whether it is a comparison, which takes many runs.
         reads: whether it only tells more of this run's model, or of the next one.
+        against: whether what was read before training speaks against the objective that this run had.
     """
 
     why: str
@@ -43,6 +44,7 @@ class NextStep:
     only_longer: bool = False
     compares: bool = False
     reads: bool = False
+    against: bool = False
 
     @property
     def heading(self) -> str:
@@ -59,7 +61,8 @@ def next_steps_of(trainer: Trainer) -> list[NextStep]:
     What the trained model speaks for stands alone, but for going on, which leaves room for another objective. After a
     run that was too short to tell, going on comes first, and then another objective that the reading before training
     speaks for; no comparison, whose runs would be as short. Where neither is so, and most answers are not exact yet,
-    going on comes first as well. What only reads more comes last.
+    going on comes first as well. What only reads more comes last. A run does not go on under an objective that the
+    reading before training speaks against.
     """
     found = (getattr(callback, "next_step", None) for callback in callbacks_of(trainer))
     steps = [step for step in found if isinstance(step, NextStep)]
@@ -67,6 +70,8 @@ def next_steps_of(trainer: Trainer) -> list[NextStep]:
 
 
 def _runs(trainer: Trainer, steps: Sequence[NextStep]) -> list[NextStep]:
+    if (other := next((step for step in steps if step.against), None)) is not None:
+        return [other, *(step for step in steps if step.measured and not step.only_longer)]
     if (measured := next((step for step in steps if step.measured), None)) is not None:
         return [measured, *(step for step in steps if step is not measured and measured.only_longer)]
     if (longer_run := next((step for step in steps if step.only_longer), None)) is not None:
@@ -140,10 +145,10 @@ def after_verdicts(
         more: options that let the run go on, see `longer`.
         model: what the run's model began as, with which an audit compares it; None if unknown.
         watch_more: how the next run watches more training rows, see `to_watch_more`; empty where this one watched all.
-        loss_rose: the trained tokens are still outranked, and their loss rose.
+        loss_rose: the loss of the trained tokens rose.
     """
     if "too early" in outcomes and "silent failure" not in outcomes:
-        return _go_on(folder, more)
+        return _slower(folder) if loss_rose else _go_on(folder, more)
     if "still outranked" in outcomes:
         return _further(folder, more, loss_rose)
     if not {"silent failure", "overconfident"} & set(outcomes):
@@ -173,10 +178,15 @@ def _go_on(folder: Path | None, more: Sequence[str]) -> tuple[NextStep | None, s
     return NextStep(why, command, measured=False, only_longer=True), _in_lines(why, command)
 
 
+def _slower(folder: Path | None) -> tuple[NextStep | None, str]:
+    """Return what to try where the loss rose, which to go on would make worse."""
+    return _in_words("The loss of the training rows rose: train again at a lower learning rate.", folder)
+
+
 def _further(folder: Path | None, more: Sequence[str], loss_rose: bool) -> tuple[NextStep | None, str]:
     """Return what to try where most right words are not the first choice yet."""
-    if loss_rose:  # to go on would make it worse
-        return _in_words("The loss of the training rows rose: train again at a lower learning rate.", folder)
+    if loss_rose:
+        return _slower(folder)
     if not more or not _has_settings(folder):
         return _in_words("To get the right words ahead, train longer or at a higher learning rate.", folder)
     why = "most right words are not the first choice yet, and more steps, or a higher learning rate, push them further"

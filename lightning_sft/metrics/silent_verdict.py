@@ -17,6 +17,8 @@ SilentOutcome = Literal[
 ]
 #: of the tokens outranked at the start, at least this share must have overtaken before all is called well
 OVERTAKEN = 0.5
+#: a mean NLL that is higher by so many nats than at the start speaks against more steps, however short the run was
+ROSE = 0.1
 #: how a verdict begins that gives none
 _FAILS, _SURE = "Cannot tell whether it fails silently", "Cannot tell whether it is overconfident"
 
@@ -35,7 +37,7 @@ class SilentVerdict:
         sentence: for people.
         without_loss: the same without the mean NLL of all tokens, for a page that gives it elsewhere.
         loss_rose: the mean NLL of the trained tokens, special ones left out, is higher than at the start, of an outcome
-            ``"still outranked"``.
+            ``"still outranked"``; of ``"too early"``, by `ROSE` or more.
         leaves_out: it rests on the tokens that are not special, and with the others its figures would be different.
     """
 
@@ -100,7 +102,8 @@ def _on_held_out(r: SilentReading, name: str) -> SilentVerdict:
     )
     if math.isnan(r.excess_low):
         return SilentVerdict("nothing to judge", f"{_SURE}: {too_few(r, trained=False)}. {odds}.")
-    odds += f" (95% interval of the difference {100 * r.excess_low:+.1f} to {100 * r.excess_high:+.1f})"
+    low, high = max(r.excess_low, -r.expected), min(r.excess_high, 1 - r.expected)  # no share lies outside 0 to 1
+    odds += f" (95% interval of the difference {100 * low:+.1f} to {100 * high:+.1f})"
     if r.excess_low > 0:
         return SilentVerdict("overconfident", f"Overconfident: {odds}.")
     return SilentVerdict("no failure", f"No sign of overconfidence: {odds}.")
@@ -120,7 +123,8 @@ def _on_trained(told: Told, max_share: float, length: RunLength | None, more: st
     overtook = r.flipped if r.behind else every.flipped
     if length is not None and (short := length.too_short(overtook, enough)):
         seen = told.split(r if r.behind else every)
-        return SilentVerdict("too early", f"Too early to tell silent failure: {short}. So far, after {length}, {seen}.")
+        early = f"Too early to tell silent failure: {short}. So far, after {length}, {seen}."
+        return SilentVerdict("too early", early, loss_rose=r.nll - r.nll_before > ROSE)
     apart = told.differ(max_share)
     if fails:
         of_all = fails[0] is not r

@@ -54,6 +54,26 @@ def test_a_run_that_was_too_short_goes_on_first(monkeypatch: pytest.MonkeyPatch)
     ]
 
 
+def test_a_run_does_not_go_on_under_an_objective_that_is_to_be_avoided() -> None:
+    on = NextStep("most are behind", "lightning fit RUN --max_steps 45", measured=True, only_longer=True)
+    other = NextStep("it does not know the task", "lightning fit a.yaml --objective NLL", measured=False, against=True)
+    assert next_steps_of(run(other, on)) == [other]
+    assert next_steps_of(run(other, AFTER)) == [other, AFTER]
+
+
+def test_a_run_whose_loss_rose_does_not_go_on(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("{}")
+    more = ["--max_steps", "42"]
+    for outcome in ("too early", "still outranked"):
+        step, line = after_verdicts([outcome], tmp_path, "silent.jsonl", more, loss_rose=True)
+        assert step is not None
+        assert step.command == ""
+        assert "lower learning rate" in line
+        step, line = after_verdicts([outcome], tmp_path, "silent.jsonl", more)
+        assert step is not None
+        assert "--max_steps 42" in step.command
+
+
 def test_it_is_said_without_a_checkpoint_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning_sft.callbacks.run_story.run_folder", lambda trainer: None)
     story, trainer = RunStory(), run(BEFORE, AFTER)

@@ -9,7 +9,14 @@ from scipy.stats import binomtest
 
 from lightning_sft.metrics.exact_share import exact_interval
 from lightning_sft.metrics.run_length import RunLength
-from lightning_sft.metrics.silent import TokenReading, bootstrap_interval, failed_silently, read_silent, worst
+from lightning_sft.metrics.silent import (
+    SilentReading,
+    TokenReading,
+    bootstrap_interval,
+    failed_silently,
+    read_silent,
+    worst,
+)
 from lightning_sft.metrics.silent_verdict import judge
 
 
@@ -97,6 +104,23 @@ def drawn_from_the_model(seed, rows=100):
     logits = torch.randn(rows * 10, 6, generator=generator, dtype=torch.float64) * 1.5
     targets = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
     return logits, targets, torch.arange(rows * 10) // 10
+
+
+def test_a_short_run_whose_loss_rose_says_so_and_no_interval_is_beyond_all_tokens() -> None:
+    seen = {"tokens": 20, "rows": 8, "outranked": 1.0, "expected": 0.023, "excess": 0.977, "behind": 20}
+    seen |= {
+        "excess_low": 0.913,
+        "excess_high": 1.042,
+        "share": 0.0,
+        "share_low": 0.0,
+        "share_high": 0.2,
+        "flipped": 0.0,
+    }
+    for nll, rose in ((92.08, True), (9.12, False), (8.0, False)):
+        r = SilentReading(nll=nll, nll_before=9.07, **seen)
+        verdict = judge(r, "training tokens", trained=True, length=RunLength(3, 0.2))
+        assert (verdict.outcome, verdict.loss_rose) == ("too early", rose)
+    assert "(95% interval of the difference +91.3 to +97.7)" in judge(r, "held-out tokens", trained=False).sentence
 
 
 def test_a_calibrated_model_has_no_excess_and_a_surer_one_has():
