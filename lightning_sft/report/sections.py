@@ -12,7 +12,7 @@ from lightning_sft.report.parts import Part, Section, Table
 from lightning_sft.report.run import Run
 from lightning_sft.report.sentences import advice_of, judged
 from lightning_sft.report.tables import before_a_word, one_line, rows_of, spoken, without_what_all_share, word
-from lightning_sft.report.words import SPEEDS, WORDS, number, signed
+from lightning_sft.report.words import SPEEDS, WORDS, data_count, data_words, number, says_no_more, signed
 from lightning_sft.units import duration
 
 #: how a line begins that says what the next command is for
@@ -105,7 +105,7 @@ def _before_and_after(run: Run) -> Part:
     keys = [key for key in run.logs.curves if key.startswith("val/")]
     ordered = [key for key in WORDS if key in keys] + sorted(key for key in keys if key not in WORDS)
     rows, (then, now) = [], ({key: run.logs.curve(key)[at][1] for key in ordered} for at in (0, -1))
-    for key in ordered:
+    for key in (key for key in ordered if not says_no_more(key, then, now)):
         curve = run.logs.curve(key)
         shown = [number(x[key], key) for x in (then, now)]
         other = key.endswith("/loss") and curve[0][0] < run.objectives[-1][0]
@@ -278,7 +278,7 @@ def _data(run: Run) -> Part:
     sets = list(dict.fromkeys(row[0] for row in rows[1:]))
     values = {(row[0], row[1]): row[2] for row in rows[1:] if len(row) > 2}
     counts = list(dict.fromkeys(row[1] for row in rows[1:]))
-    table = [[what.replace("_", " "), *(values.get((name, what), "-") for name in sets)] for what in counts]
+    table = [[data_words(what), *(data_count(what, values.get((name, what), "-")) for name in sets)] for what in counts]
     return Part(tables=[Table(["", *sets], table)] if table else [])
 
 
@@ -287,14 +287,12 @@ def _speed(runs: Sequence[Run]) -> Part:
 
 
 def _speed_table(run: Run) -> Part:
-    rows = []
+    rows, lines = [], []
     if run.logs.first is not None and run.logs.last is not None:
-        seconds = run.logs.last - run.logs.first
-        rows.append(["wall time between the first and the last entry", duration(seconds), ""])
+        lines = [f"From the first entry to the last: {duration(run.logs.last - run.logs.first)}."]
     for key in sorted(k for k in run.logs.curves if k.startswith("perf/")):
         values = sorted(value for _, value in run.logs.curve(key) if value == value)
         if values:
-            middle = values[len(values) // 2]
             name = SPEEDS.get(key, key.removeprefix("perf/").replace("_", " "))
-            rows.append([name, f"{middle:,.4g}", f"{values[-1]:,.4g}"])
-    return Part(tables=[Table(["", "median", "highest"], rows)] if rows else [])
+            rows.append([name, f"{values[len(values) // 2]:,.4g}", f"{values[-1]:,.4g}"])
+    return Part(lines=lines, tables=[Table(["", "median", "highest"], rows)] if rows else [])

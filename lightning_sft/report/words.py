@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 #: log key -> words, in the order of the table before and after
 WORDS = {
     "val/nll": "NLL, nats per token",
@@ -34,3 +36,40 @@ def signed(value: float, key: str) -> str:
     if key in SHARES:
         return f"{round(100 * value, 1) + 0.0:+.1f} points"  # + 0.0: no "-0.0"
     return f"{value:+.3g}"
+
+
+#: a perplexity from which on it has more digits than sense
+_MOST = 1e4
+#: what became of the rows of a set, in words
+DATA = {
+    "rejected": "rows left out as bad",
+    "dropped": "rows left out as too long",
+    "truncated": "rows shortened",
+    "leaked": "rows that an earlier set has, too",
+    "leaked_dropped": "of these, left out",
+    "trained_share": "trained tokens, of all",
+    "pack_efficiency": "packs, how full",
+}
+
+
+def data_words(name: str) -> str:
+    """Return a row of the data's table in words."""
+    return DATA.get(name, name.replace("_", " "))
+
+
+def data_count(name: str, value: str) -> str:
+    """Return a number of the data's table: a share in per cent."""
+    return f"{float(value):.1%}" if name in ("trained_share", "pack_efficiency") and value != "-" else value
+
+
+def says_no_more(key: str, then: dict[str, float], now: dict[str, float]) -> bool:
+    """Return whether a value says nothing beside the NLL: a loss that is the NLL, or a perplexity of many digits.
+
+    >>> says_no_more("val/loss", {"val/nll": 2.0, "val/loss": 2.0}, {"val/nll": 1.0, "val/loss": 1.0})
+    True
+    """
+    if "val/nll" not in then:
+        return False
+    if key == "val/loss":
+        return all(math.isclose(x[key], x["val/nll"], rel_tol=1e-6) for x in (then, now))
+    return key == "val/perplexity" and max(then[key], now[key]) >= _MOST

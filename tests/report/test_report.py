@@ -51,6 +51,8 @@ def make_run(folder: Path, objective: str = "NLL", last: int = 10, parts: bool =
         writer.add_scalar("train/nll", 3 / step, step)
     for step, nll in ((0, 3.0), (last, 0.5)):
         writer.add_scalar("val/nll", nll, step)
+        writer.add_scalar("val/loss", nll, step)
+        writer.add_scalar("val/perplexity", 1e5 if step == 0 else 1.6, step)
         writer.add_scalar("val/exact_match", step / 20, step)
     writer.add_scalar("perf/tokens_per_second", 100.0, last)
     (folder / "config.yaml").write_text(CONFIG % (objective, folder.name))
@@ -58,6 +60,8 @@ def make_run(folder: Path, objective: str = "NLL", last: int = 10, parts: bool =
         escaped = NASTY.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", "<br>")
         table = f"| prompt | reference | answer | score |\n| --- | --- | --- | --- |\n| {escaped} | 4 | %s | 1.00 |"
         writer.add_text("val/samples", table % "three", 0)
+        counts = "| set | what | value |\n| --- | --- | --- |\n| train | trained_share | 0.0624 |"
+        writer.add_text("data/report", f"{counts}\n| train | leaked_dropped | 2 |", last)
         writer.add_text("val/samples", table % "four", last)
         writer.add_text("silent/verdict", "Silent failure: of 9 tokens.\nNext: lightning fit --config c.yaml", last)
         writer.add_scalar("drift/general/kl", 0.1, last)
@@ -114,7 +118,7 @@ def test_a_whole_run(tmp_path: Path, fast: None) -> None:
     html = render(open_runs([str(make_run(tmp_path / "run"))]))
     seen = Texts(html)
     assert seen.headings == ["In short", "Before and after", "Capability", "Silent failure", "Drift", "Learning rate",
-                             "Samples", "Speed and memory", "Settings"]  # fmt: skip
+                             "Samples", "Data", "Speed and memory", "Settings"]  # fmt: skip
     for said in (
         "a/model was trained under NLL for 10 steps at a learning rate of 0.001: held-out NLL fell from 3 to 0.5 nats",
         "answers that are exactly right rose from 0.0% to 50.0%",
@@ -130,6 +134,11 @@ def test_a_whole_run(tmp_path: Path, fast: None) -> None:
         assert said in seen.text, said
     assert re.search(r"(?<!trained )tokens per second", seen.text) is None, "it is said which tokens are counted"
     assert "trained tokens per second" in seen.text
+    assert re.search(r"trained tokens, of all\s*6\.2%", seen.text)
+    assert re.search(r"of these, left out\s*2", seen.text)
+    assert "From the first entry to the last: " in seen.text
+    assert "loss under the objective" not in seen.text, "it is the NLL"
+    assert "perplexity" not in seen.text, "it has more digits than sense"
     assert "<script>alert" not in html
     assert "lightning fit --config c.yaml" in seen.text
     assert "lightning fit --config run/config.yaml" not in seen.text, "one thing to try: what the trained model needs"
