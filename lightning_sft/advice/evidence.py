@@ -96,9 +96,9 @@ MIXTURES = Evidence(
 )
 RATES_HERE = Evidence(
     "measured here",
-    "On small models (1.1 million parameters, four tasks, all weights and LoRA, 24 runs of 24 steps) such a test names a "
-    "tenth of its lowest rate in 19 runs, and that lost 18.3% of what the best rate gains (all weights 16.0%, LoRA "
-    "20.8%), mostly as too low for so short a run; the longer a run, the lower its best rate. Trying rates for a quarter "
-    "of the run each, and taking the one with the lowest validation NLL, lost 4.5%.",
+    "On small models (1.1 million parameters, four tasks, all weights and LoRA, 24 runs of 24 steps) such a test names "
+    "a tenth of its lowest rate in 19 runs, and that lost 18.3% of what the best rate gains (all weights 16.0%, LoRA "
+    "20.8%), mostly as too low for so short a run; the longer a run, the lower its best rate. Trying rates for a "
+    "quarter of the run each, and taking the one with the lowest validation NLL, lost 4.5%.",
     f"{DOCS}/studies/rates.md",
 )

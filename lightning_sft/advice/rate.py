@@ -130,7 +130,9 @@ def judge_rate(rate: float, test: RangeTest, before: float | None = None) -> Rat
     careful = lowest / CAREFUL
     turns = f"The curve of the range test is lowest at {lowest:.2g} and rises beyond"
     if turned and rate > max(_EDGE, step) * lowest:
-        why = f"{turns}; {rate:.2g} is {_times(rate / lowest)} times that. Expect an unstable run, or one that diverges."
+        why = (
+            f"{turns}; {rate:.2g} is {_times(rate / lowest)} times that. Expect an unstable run, or one that diverges."
+        )
         return reading("too high", why, lowest)
     if turned and rate >= lowest:
         why = (
@@ -153,7 +155,8 @@ def judge_rate(rate: float, test: RangeTest, before: float | None = None) -> Rat
     end = "" if turned else ", the highest that was tried"
     why = (
         f"The curve of the range test is lowest at {lowest:.2g}{end}, {_times(lowest / rate)} times as much. "
-        "Such a test says which rates break, not which is best: `lightning compare` finds the best one of each objective."
+        "Such a test says which rates break, not which is best: `lightning compare` finds the best one of each "
+        "objective."
     )
     return reading("sane", why, lowest)
 

@@ -11,6 +11,8 @@ from lightning_sft.compare.result import RunResult
 
 #: facts that name several things with a digest each
 _PARTS = ("package code", "named classes", "own code")
+#: facts that are digests, in words
+_DIGESTS = {"model": "the model's files", "data": "the data, or how they are read,"}
 
 
 def differences(there: Mapping[str, str], here: Mapping[str, str], there_is: str = "there") -> list[str]:
@@ -81,6 +83,8 @@ def _reason(design: Design, result: RunResult) -> str | None:
             said.append(f"the settings of {arm.name} were others")
         elif key == "seed and rows":
             said.append("their seeds or rows were others")
+        elif key in _DIGESTS:
+            said.append(f"{_DIGESTS[key]} were others")
         else:
             said.append(f"{key} was {old} and is {new}")
     code = [f"written by another version of {' and of '.join(parts)}"] if parts else []

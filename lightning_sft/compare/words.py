@@ -38,8 +38,11 @@ def sentence(report: Report) -> str:
         name = order[0]
         what = f"{first.name} beats {name} by {_gain(verdicts[name], report.score, sign=-1)}"
     else:
-        name = next(n for n in order if verdicts[n].verdict == "undecided")
+        alike = [n for n in order if verdicts[n].verdict == "undecided"]
+        name = alike[0]
         what = f"{name} and {first.name} are not told apart: {_difference(verdicts[name], report.score)}"
+        what += f"; nor {_are(alike[1:])} {_listed(alike[1:])} told apart from {first.name}" if alike[1:] else ""
+        what += f"; {_listed(worse)} {_are(worse)} worse" if worse else ""
     drift = next((key for key in report.keys if key.startswith("drift/")), None)
     side = ""
     if drift is not None and drift in report.arm(name).readings:
@@ -51,6 +54,14 @@ def sentence(report: Report) -> str:
         by = score_of(told[0])
         apart = f" (the table tells them apart by {by.words}: {_difference(contrast_of(report.arm(name), by.key), by)})"
     return f"{what}{apart}{side}; {end}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _are(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
 
 
 def _told_apart(arm: ArmReport, key: str) -> bool:

@@ -194,6 +194,7 @@ def test_runs_of_other_code_are_named_and_not_used(
     run("compare", command)
     said = capsys.readouterr().err
     assert "2 stored runs are not used: written by another version of the package code (head).\n" in said
+    assert "is replaced at the end. To keep it, stop this and give another --name.\n" in said
     both = "another version of the package code (head) and of the named classes (objectives).\n"
     assert f"2 stored runs are not used: written by {both}" in said
 

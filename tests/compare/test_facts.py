@@ -41,7 +41,8 @@ def test_runs_of_the_same_comparison_are_used() -> None:
             r"written by another version of the package code \(data, models\)",
         ),
         ("own code", "mine 1", r"written by another version of the own code \(mine\)"),
-        ("model", "b", "model was a and is b"),
+        ("model", "b", "the model's files were others."),
+        ("data", "b", "the data, or how they are read, were others."),
     ],
 )
 def test_a_reason_names_what_changed(fact: str, value: str, said: str) -> None:

@@ -68,7 +68,18 @@ def test_the_sentence_says_who_is_ahead_by_how_much() -> None:
     assert c is not None
     assert c.verdict == "undecided"
     assert sentence(compared(design("B", "A"))[0]).startswith("B beats A by ")
-    assert "are not told apart" in sentence(compared(design("A", "C"))[0])
+    assert "C and A are not told apart" in sentence(compared(design("A", "C"))[0])
+
+
+def test_the_sentence_names_every_arm_where_the_best_is_not_told_apart() -> None:
+    """C is as good as A; D is far worse, E is C again."""
+    arms = {"A": ARMS["A"], "C": ARMS["C"], "D": (ARMS["A"][0], ARMS["A"][1] - 0.4), "E": ARMS["C"]}
+    for names, end in [(("A", "C", "D"), "; D is worse"), (("A", "C", "E"), " told apart from A")]:
+        of = design(*names)
+        said = sentence(compared(of, world(of, arms))[0])
+        assert "A are not told apart" in said
+        assert end in said
+        assert all(f"{name} " in said for name in names)
 
 
 def test_what_few_rows_and_empty_answers_look_like_is_said() -> None:

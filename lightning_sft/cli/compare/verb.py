@@ -103,12 +103,23 @@ def _run(asked: argparse.Namespace, rest: list[str]) -> None:
         work_on(asked, design)
         return
     with FolderLedger(folder, retry_failed=asked.retry_failed).opened() as ledger:
-        for line in why_unused(design, ledger.results()):
+        unused = why_unused(design, ledger.results())
+        for line in [*unused, *_replaced(folder, unused)]:
             say(line)
         run = runner(design, folder / "work", apart=asked.isolate or starts_ranks(design))
         with told_when_stopped(design, ledger.results):
             plan = work(design, ledger, run, say)
         finish(design, plan, ledger.results(), folder, asked.wish)
+
+
+def _replaced(folder: Path, unused: Sequence[str]) -> list[str]:
+    """Return that the report of an earlier comparison will be replaced, where none of this one's runs are in it."""
+    if not unused or not (folder / "report.md").exists():
+        return []
+    return [
+        f"The report of the earlier comparison in {folder} is replaced at the end. To keep it, stop this and give "
+        "another --name."
+    ]
 
 
 def arms_asked_for(asked: argparse.Namespace) -> int:
