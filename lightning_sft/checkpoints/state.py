@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import random
 from collections.abc import Callable
 from typing import Any, cast
@@ -133,10 +134,36 @@ def check_resume(saved: dict[str, Any], here: dict[str, Any]) -> None:
     Raises:
         UserError: names what differs, with both values.
     """
-    differ = [f"{k} (checkpoint: {saved[k]}, this run: {v})" for k, v in here.items() if k in saved and saved[k] != v]
+    differ = [_differs(k, saved[k], v) for k, v in here.items() if k in saved and saved[k] != v]
     if differ:
         raise UserError(
             f"This run cannot continue the checkpoint: {', '.join(differ)} differ. The position in the data and the "
             "schedule depend on them. Resume with the checkpoint's values, or start a new run from its weights: "
             "`lightning-sft export` writes a model folder for --model.model_name_or_path."
         )
+
+
+def _differs(name: str, saved: object, here: object) -> str:
+    """Return what differs in a fact; of a class with arguments, such as an optimizer, those that do.
+
+    >>> _differs("optimizer", "AdamW(eps=1e-08, lr=0.1)", "AdamW(eps=1e-08, lr=0.2)")
+    'lr of the optimizer AdamW (checkpoint: 0.1, this run: 0.2)'
+    """
+    one, other = _arguments(str(saved)), _arguments(str(here))
+    if one is None or other is None or one[0] != other[0]:
+        return f"{name} (checkpoint: {saved}, this run: {here})"
+    keys = [key for key in {**one[1], **other[1]} if one[1].get(key) != other[1].get(key)]
+    return ", ".join(
+        f"{key} of the {name} {one[0]} (checkpoint: {one[1].get(key)}, this run: {other[1].get(key)})" for key in keys
+    )
+
+
+def _arguments(text: str) -> tuple[str, dict[str, str]] | None:
+    """Return the class and the arguments of ``Class(a=1, b=(2, 3))``; None of another text."""
+    try:
+        call = ast.parse(text, mode="eval").body
+    except SyntaxError:
+        return None
+    if not isinstance(call, ast.Call) or call.args or any(word.arg is None for word in call.keywords):
+        return None
+    return ast.unparse(call.func), {str(word.arg): ast.unparse(word.value) for word in call.keywords}

@@ -156,6 +156,7 @@ def _plain(arguments: list[str]) -> list[str]:
         name, equals, value = argument.partition("=")
         if name.startswith("--") and "." not in name:
             name = "--" + name.removeprefix("--").replace("-", "_")
+        name = "--data.test.columns" if name == "--data.columns" else name
         if name not in ("--data", "--after"):
             rest.append(f"{name}={value}" if equals else name)
             continue

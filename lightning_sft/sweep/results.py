@@ -258,7 +258,7 @@ class CriticalRate(SweepResult):
         end = ""
         if self.relapses:
             again = ", ".join(f"{r:.4g}" for r in self.relapses)
-            end = f" NOT MONOTONIC: it did not happen at the higher {again}; the smallest crossing is reported."
+            end = f" NOT MONOTONIC: it did not happen at the higher rate {again}; the smallest crossing is reported."
         assert self.resolution is not None
         return (
             f"Critical rate {self.upper:.6g}, the smallest that was seen to do it: {what}. Bracket {self.lower:.6g} "

@@ -75,7 +75,8 @@ def test_a_run_with_the_same_facts_goes_on() -> None:
     ("facts", "optimizer", "message"),
     [
         ({"batch_size": 8}, {}, r"batch_size \(checkpoint: 4, this run: 8\)"),
-        ({}, {"optimizer": "SGD(lr=2.0)"}, r"optimizer \(checkpoint: SGD\(lr=1.0\), this run: SGD\(lr=2.0\)\)"),
+        ({}, {"optimizer": "SGD(lr=2.0)"}, r"lr of the optimizer SGD \(checkpoint: 1.0, this run: 2.0\)"),
+        ({}, {"optimizer": "Adam(lr=1.0)"}, r"optimizer \(checkpoint: SGD\(lr=1.0\), this run: Adam\(lr=1.0\)\)"),
     ],
 )
 def test_another_fact_is_refused_once(facts: dict[str, Any], optimizer: dict[str, str], message: str) -> None:

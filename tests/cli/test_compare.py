@@ -20,7 +20,7 @@ from lightning_sft.cli.compare import identity, trial, verb
 from lightning_sft.cli.compare.arms import objective_arms, setting_arm
 from lightning_sft.cli.compare.identity import model_digest
 from lightning_sft.cli.compare.prepare import make_design, starts_ranks
-from lightning_sft.cli.compare.verb import parse
+from lightning_sft.cli.compare.verb import _replaced, parse
 from lightning_sft.compare.design import Design, RunSpec
 from lightning_sft.compare.facts import depends_on
 from lightning_sft.compare.ledger import write_result
@@ -194,7 +194,6 @@ def test_runs_of_other_code_are_named_and_not_used(
     run("compare", command)
     said = capsys.readouterr().err
     assert "2 stored runs are not used: written by another version of the package code (head).\n" in said
-    assert "is replaced at the end. To keep it, stop this and give another --name.\n" in said
     both = "another version of the package code (head) and of the named classes (objectives).\n"
     assert f"2 stored runs are not used: written by {both}" in said
 
@@ -483,3 +482,11 @@ def test_bad_input(case: str, toy_folder: Path, rows: Path) -> None:
 def test_a_model_that_is_not_there_is_named(name):
     with pytest.raises(UserError, match=re.escape(name)):
         model_digest(name, None)
+
+
+def test_the_report_of_an_earlier_comparison_is_said_to_be_replaced(tmp_path: Path) -> None:
+    assert _replaced(tmp_path, ["2 stored runs are not used: ..."]) == [], "there is none"
+    (tmp_path / "report.md").touch()
+    assert _replaced(tmp_path, []) == [], "of the same comparison"
+    (line,) = _replaced(tmp_path, ["2 stored runs are not used: ..."])
+    assert line.endswith("is replaced at the end. To keep it, stop this and give another --name.")

@@ -5,15 +5,18 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from lightning_sft.cli.audit import _plain
 from lightning_sft.cli.entry import main
 from lightning_sft.cli.front.about import ABOUT
 from lightning_sft.cli.front.check import check
 from lightning_sft.cli.front.listing import listing
 from lightning_sft.cli.front.words import WORDS, in_settings, tidy
 from lightning_sft.cli.verbs import EXAMPLES, LIGHTNING_VERBS, OWN_VERBS
+from lightning_sft.errors import UserError
 
 VERBS = [*LIGHTNING_VERBS, *OWN_VERBS]
 #: verbs that need nothing
@@ -203,3 +206,16 @@ def test_further_examples_are_of_their_verb(verb: str) -> None:
         names = {word.removeprefix("--") for word in arguments if word.startswith("--")}
         also = {name.split()[0] for name, _ in ABOUT[verb].also}
         assert names <= {*listing().verbs.get(verb, {}), *listing().settings, *WORDS, "model", "objective.alpha", *also}
+
+
+def test_columns_of_an_audit_are_those_of_its_rows(toy_folder: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"a": "x", "b": "y"}\n')
+    begun = ["--after", str(toy_folder), "--data", str(rows)]
+    for option in ("--data.columns", "--data.test.columns"):
+        assert check("audit", in_settings("audit", [*begun, option, "{prompt: a, completion: b}"])) == []
+        assert _plain([*begun, option, "{prompt: a}"])[-2:] == ["--data.test.columns", "{prompt: a}"]
+    with pytest.raises(UserError, match=r"data.train is not set. The rows of an audit's --data FILE are data.test"):
+        check("audit", in_settings("audit", [*begun, "--train.columns", "{prompt: a, completion: b}"]))
+    with pytest.raises(UserError, match=r"data.val.columns is given, and no rows that it is of: data.val is not set.$"):
+        check("fit", ["--model", str(toy_folder), "--train", str(rows), "--data.val.columns", "{prompt: a}"])

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from lightning_sft.cli.compare.critical import next_of
 from lightning_sft.errors import UserError
 from lightning_sft.figures.sweeps import sweep_figure
 from lightning_sft.sweep.critical import find_critical_rate
@@ -194,3 +195,13 @@ def test_the_quantile_over_probes_is_that_of_their_own_rates(quantile: float, kn
     for probe, rate in zip(found.probes, (0.9, 0.1, 0.3), strict=True):
         assert probe.start == pytest.approx(-rate)
         assert probe.lower < rate <= probe.upper
+
+
+def test_what_is_typed_after_a_search(tmp_path: Path) -> None:
+    found = search(Toy([0.0], lambda x: -x.sum()), lambda x: 0.5 - (x[0] - 1).abs(), tmp_path, steps=1)
+    given = ["--config=lr.yaml", "--lr", "1e-3", "--max_steps", "9"]
+    _, command = next_of(given, found, applies=False)
+    assert command.split() == ["lightning", "fit", "lr.yaml", "--max_steps", "9", "--lr", f"{found.upper:.6g}"]
+    _, command = next_of(given, found, applies=True)
+    assert command.split() == ["lightning", "fit", "lr.yaml", "--lr", "1e-3", "--max_steps", "9"]
+    assert next_of(given, replace(found, upper=None), applies=True) == []

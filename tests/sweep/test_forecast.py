@@ -156,6 +156,33 @@ def test_the_grade():
     assert len(sweep_figure(result).axes[0].lines) > 5
 
 
+def test_of_many_probes_the_ten_that_say_most_are_printed():
+    """Flips first, the earliest ahead, then those that do not by the end, then what cannot be told."""
+
+    def flip(i, step, outcome="flips"):
+        return ProbeForecast(f"p{i}", -0.1 * i, outcome, step, step, step, 0.0)
+
+    probes = [ProbeForecast(f"ahead{i}", 0.1, "already ahead", 0.0, 0.0, 0.0, 0.0) for i in range(20)]
+    probes += [ProbeForecast(f"unknown{i}", -0.2, "cannot predict this", why="x") for i in range(5)]
+    probes += [flip(i, 30.4 - i) for i in range(7)]
+    result = Forecast("f", 0, "", 60, 16, 8, 0.5, 1e-3, None, probes, 1)
+    text = result.text()
+    printed = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")][1:]
+    printed = [name for name in printed if name != "---"]
+    assert printed == [*(f"p{i}" for i in range(6, -1, -1)), "unknown0", "unknown1", "unknown2"]
+    assert "22 more stand in the JSON file." in text
+    assert len(result.rows()) == 32
+    assert "| 24 | 24 to 24 | 192 |" in text, "rows are those of the printed step"
+
+
+def test_intervals_that_hold_too_often_or_too_seldom_are_said_to():
+    probes = [ProbeForecast(str(i), -1.0, "flips", 5.0, 4.0, 6.0, 0.0) for i in range(56)]
+    result = Forecast("f", 0, "", 60, 16, 8, 0.5, 1e-3, None, probes, 1)
+    assert "the intervals are wider than they need be here" in result.graded([5] * 56).text()
+    assert "the intervals are too narrow here" in result.graded([5] * 20 + [20] * 36).text()
+    assert "the intervals are" not in result.graded([5] * 45 + [20] * 11).text()
+
+
 def learned(count=8):
     """Probes of letters that the text of the toy holds, against letters that it does not."""
     ids = TEXT[:40]

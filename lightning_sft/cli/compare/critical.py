@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
+from lightning_sft.advice.options import RATE, files_first, without
 from lightning_sft.callbacks import (
     CapabilityProbe,
     CriticalLearningRateFinder,
@@ -23,6 +27,7 @@ from lightning_sft.cli.front.words import tidy
 from lightning_sft.cli.lightning_cli import SFTCLI
 from lightning_sft.errors import UserError
 from lightning_sft.progress import note
+from lightning_sft.sweep.results import CriticalRate
 from lightning_sft.training.signals import WATCH, Stopped
 
 
@@ -55,6 +60,7 @@ class _SearchCLI(SFTCLI):
             check_name(asked.name)
             finder.name = asked.name
         finder.only = True
+        asked.finder = finder
         kept = finder.keep_callbacks
         needed = [c for c in callbacks if c is finder or isinstance(c, ProgressBar) or type(c).__name__ in kept]
         # what would read the model before its first step, or at an end that does not come
@@ -82,6 +88,9 @@ def search(arguments: list[str], asked: argparse.Namespace) -> None:
     try:
         _SearchCLI(["fit", *arguments, *place], asked)
     except SweepEnded:
+        found = asked.finder.result
+        if isinstance(found, CriticalRate) and (lines := next_of(arguments, found, applies=asked.finder.apply)):
+            rank_zero_info("\n".join(lines))
         return
     except Stopped as stopped:
         stopped.done = "the trials so far are kept"
@@ -91,3 +100,19 @@ def search(arguments: list[str], asked: argparse.Namespace) -> None:
     raise UserError(
         "The run ended before its search: it has fewer steps than at_step of the CriticalLearningRateFinder."
     )
+
+
+def next_of(arguments: Sequence[str], found: CriticalRate, *, applies: bool) -> list[str]:
+    """Return what one types after a search, line by line; nothing where it has found no rate.
+
+    Args:
+        arguments: of the verb, settings of ``fit``.
+        found: its result.
+        applies: whether the finder sets the rate that it finds.
+    """
+    if found.upper is None:
+        return []
+    rate = [] if applies else ["--lr", f"{found.upper:.6g}"]
+    which = "at the critical rate, which a search before the first step finds again" if applies else "at this rate"
+    kept = files_first(without(arguments, RATE if rate else []))
+    return [f"Next       Train {which}:", f"             {shlex.join(['lightning', 'fit', *kept, *rate])}"]

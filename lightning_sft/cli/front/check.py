@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -17,7 +17,7 @@ from lightning_sft.cli.front.names import not_offered
 from lightning_sft.cli.front.needs import require_needed
 from lightning_sft.cli.front.ranges import OPTIONS, SETTINGS, out_of_range
 from lightning_sft.cli.front.values import fits, is_inline, is_number, names_devices
-from lightning_sft.cli.front.words import REPORT, class_of_word, expand
+from lightning_sft.cli.front.words import REPORT, SETS, class_of_word, expand
 from lightning_sft.cli.verbs import LIGHTNING_VERBS
 from lightning_sft.errors import UserError
 
@@ -58,8 +58,19 @@ def check(verb: str, arguments: Sequence[str]) -> list[str]:
     keys = {one.key for one in given}
     # a class of the user's own may have a model by itself
     if not checker.foreign and not any(key == "print_config" or key.endswith("help") for key in keys):
+        _require_rows(verb, keys)
         require_needed(verb, keys)
     return checker.remarks
+
+
+def _require_rows(verb: str, keys: Collection[str]) -> None:
+    """Raise if a source's columns are given, and no rows that they are of."""
+    for key in (option.removeprefix("--") for option in SETS):
+        columns = f"{key}.columns"
+        if columns in keys and not {key, f"{key}.path", f"{key}.class_path"} & set(keys):
+            audits = " The rows of an audit's --data FILE are data.test: give --data.test.columns."
+            said = f"{columns} is given, and no rows that it is of: {key} is not set."
+            raise UserError(said + (audits if verb == "audit" else ""))
 
 
 @dataclass

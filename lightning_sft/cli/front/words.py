@@ -118,11 +118,15 @@ def tidy(arguments: Sequence[str], *, takes_files: bool) -> list[str]:
 
 
 def in_settings(verb: str, arguments: Sequence[str]) -> list[str]:
-    """Return arguments with the settings that a verb's own options stand for: ``audit --data FILE`` is data.test."""
+    """Return arguments with the settings that a verb's own options stand for: ``audit --data FILE`` is data.test.
+
+    Its ``--data.columns`` is that set's, too.
+    """
     if verb != "audit":
         return list(arguments)
     words = split(arguments)
-    return join([(f"{name}.test" if name == "--data" else name, values, joined) for name, values, joined in words])
+    test = {"--data": "--data.test", "--data.columns": "--data.test.columns"}
+    return join([(test.get(name, name), values, joined) for name, values, joined in words])
 
 
 def _is_flag(name: str) -> bool:

@@ -59,7 +59,7 @@ def detect_format(
     raise UserError(
         f"{said}Formats and their columns are: {known}. Map the columns, for example "
         f"`columns: {example}` beside the path of a Source. On the command line: --train FILE "
-        f"--train.columns '{example}'; rows to test on: --data.test FILE --data.test.columns '...'"
+        f"--train.columns '{example}'; for rows to test on, and those of an audit, --data.test.columns."
     )
 
 

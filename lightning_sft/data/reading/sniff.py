@@ -93,7 +93,8 @@ def columns_hint(row: Mapping[str, Any]) -> str:
         is_text = isinstance(value, str) and not value.lstrip().startswith("[")  # a list may stand as JSON
         if close and close[0] not in names and not (close[0] in _CHATS and is_text):
             return (
-                f"Is {name!r} meant to be {close[0]!r}? Rename it, or map it: --train.columns '{{{close[0]}: {name}}}'."
+                f"Is {name!r} meant to be {close[0]!r}? Rename it, or map it: --train.columns '{{{close[0]}: {name}}}'"
+                "; for rows to test on, and those of an audit, --data.test.columns."
             )
     return ""
 

@@ -15,6 +15,10 @@ from lightning_sft.sweep.forecast.law import ProbeForecast
 from lightning_sft.sweep.results import SweepResult
 from lightning_sft.units import plural
 
+#: the most probes in a printed table; the file has all
+MOST = 10
+#: of its flips an interval should hold so many
+INTERVAL = 0.8
 #: what a flip is and is not, below each table
 GAP = (
     "The gap is how far the right word's logit is above its competitor's; the probe flips where it passes 0. A flip is "
@@ -73,7 +77,7 @@ class Forecast(SweepResult):
             cells = {name: getattr(of, name) for name in ("probe", "start", "outcome", "step", "low", "high", "why")}
             rows = None
             if of.step is not None and self.rows_per_step is not None:
-                rows = round((of.step - self.step) * self.rows_per_step)
+                rows = (round(of.step) - self.step) * self.rows_per_step  # of the step as it is printed
             ranks = {"rank": self.ranks[i] if self.ranks else None}
             ranks["rank_seen"] = self.ranks_seen[i] if self.ranks_seen else None
             table.append({**cells, "rows": rows, "seen": self.seen[i] if self.seen else None, **ranks})
@@ -144,9 +148,25 @@ class Forecast(SweepResult):
         head += ["flips at step", "80% interval", "rows until then"]
         head += ["seen"] * graded + ["rank at the end"] * bool(self.ranks_seen)
         lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
-        for i, row in enumerate(self.rows()):
-            lines.append(f"| {' | '.join(self._cells(i, row))} |")
+        rows, chosen = self.rows(), self._first()
+        lines += [f"| {' | '.join(self._cells(i, rows[i]))} |" for i in chosen]
+        left = len(rows) - len(chosen)
+        lines += ["", f"{left} more {'stands' if left == 1 else 'stand'} in the JSON file."] if left else []
         return "\n".join([*lines, "", GAP, "", self.sentence()])
+
+    def _first(self) -> list[int]:
+        """Return the places of the rows to print: all of a few; of many the earliest to flip, then by their gap.
+
+        What will not flip or cannot be told comes behind, what is ahead already last.
+        """
+        many = len(self.probes) > MOST
+        order = {"flips": 0, "flips by": 0, "not by the end": 1, "cannot predict this": 2, "already ahead": 3}
+
+        def key(i: int) -> tuple[float, float, float]:
+            of = self.probes[i]
+            return (order[of.outcome], math.inf if of.step is None else of.step, -of.start)
+
+        return sorted(range(len(self.probes)), key=key)[:MOST] if many else [*range(len(self.probes))]
 
     def _cells(self, i: int, row: dict[str, Any]) -> list[str]:
         of = self.probes[i]
@@ -217,4 +237,8 @@ class Forecast(SweepResult):
             low = float(beta.ppf(0.025, held, judged - held + 1)) if held else 0.0
             high = float(beta.ppf(0.975, held + 1, judged - held)) if held < judged else 1.0
             text += f" {held} of {judged} intervals of 80% held (95% for the share: {low:.2f} to {high:.2f})."
+            if low > INTERVAL:
+                text += " More held than four in five: the intervals are wider than they need be here."
+            elif high < INTERVAL:
+                text += " Fewer held than four in five: the intervals are too narrow here."
         return text
