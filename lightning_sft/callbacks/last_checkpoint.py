@@ -235,12 +235,14 @@ class LastCheckpoint(Checkpoint):
             return
         signum = WATCH.requested or signal.SIGTERM
         line = f"Stopped by {signal.Signals(signum).name} after step {trainer.global_step}; {self.path} is written"
-        then = requeue() if self._is_requeue() else f"go on with {self._again()}"
+        then = requeue() if self._is_requeue() else f"go on with {self.goes_on_with()}"
         if WATCH.speaks:
             print(f"{line}; {then}.", file=sys.stderr, flush=True)
 
-    def _again(self) -> str:
-        """Return the command that goes on; from Python, where the run's folder does not stand for it, the option."""
+    def goes_on_with(self) -> str:
+        """Return the command that goes on from the checkpoint, or the option alone; empty before there is one."""
+        if not self.path.exists():
+            return ""
         run = run_of(self.path)
         if run is not None:
             return shlex.join(["lightning", "fit", str(near(run))])

@@ -81,6 +81,9 @@ def forecast(arguments: list[str]) -> None:
     write_text(output, result.to_json() + "\n")
     print(shown(result.text()))
     print(f"\nAll of it as JSON: {output}")
+    if cli.has_own and (apart := [f"--{name} {cli.config[name]}" for name in _OPTIONS if cli.config[name] is not None]):
+        whose = "Only this forecast has them; the run below forecasts by the ExposureForecast of its settings"
+        print(f"\n{whose}: {', '.join(apart)}.")
     print(listed(next_of(arguments, cli.config, has_own=cli.has_own)))
 
 

@@ -15,13 +15,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import Self
 
+from lightning_sft._lightning import callbacks_of
 from lightning_sft.progress import Lines
 from lightning_sft.sweep.batches import TrialBatches
 from lightning_sft.sweep.digest import digests, over_ranks
 from lightning_sft.sweep.fingerprint import fingerprint
 from lightning_sft.sweep.store import TrialStore
 from lightning_sft.sweep.trial import Observer, Trial, TrialRunner, Values
-from lightning_sft.training.signals import WATCH, Stopped, stop_requested
+from lightning_sft.training.signals import WATCH, Stopped, goes_on_with, stop_requested
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,8 @@ class Session:
         if self.trainer.received_sigterm:
             raise SIGTERMException
         if stop_requested(self.trainer):
-            WATCH.stop("in a sweep", speak=self.trainer.is_global_zero, lost=self.trainer.global_step == 0)
+            trainer, lost = self.trainer, self.trainer.global_step == 0
+            WATCH.stop("in a sweep", speak=trainer.is_global_zero, lost=lost, go_on=goes_on_with(callbacks_of(trainer)))
 
     def _rest(self, rates: Sequence[float] | None, order: int, depends: object) -> str:
         """Return a digest of what a trial depends on beyond the session, empty where that is nothing.

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import Self
 
+from lightning_sft._lightning import callbacks_of
 from lightning_sft.errors import UserError
 from lightning_sft.sweep.batches import TrialBatches, upcoming
 from lightning_sft.sweep.rates import set_peak_rate, set_rate_now
@@ -26,7 +27,7 @@ from lightning_sft.sweep.snapshot import Snapshot
 from lightning_sft.sweep.steps import TrialSteps, steps_by_hand, trial_loop
 from lightning_sft.sweep.watch import RateWatch
 from lightning_sft.training.nonfinite import LossWatch
-from lightning_sft.training.signals import WATCH, stop_requested
+from lightning_sft.training.signals import WATCH, goes_on_with, stop_requested
 
 Outcome = Literal["finished", "stopped", "diverged"]
 Values = dict[str, list[float]]
@@ -126,6 +127,7 @@ class TrialRunner:
                 "There is no sweep under DeepSpeed, which keeps weights and optimizer states in an engine of its own: "
                 "they could not be put back. Sweep on one device, under ddp or FSDP2, and take the rate along."
             )
+        self._of_run = callbacks_of(self.trainer)  # trials have others
         self._snapshot, self._step = Snapshot(self.trainer, self.module, self.callbacks), self.trainer.global_step
         if not self.module.automatic_optimization:
             try:
@@ -229,7 +231,8 @@ class TrialRunner:
                 if trainer.received_sigterm:  # Lightning catches signals where no LastCheckpoint does
                     raise SIGTERMException
                 if stop_requested(trainer):
-                    WATCH.stop("in a sweep", speak=trainer.is_global_zero, lost=not self._step)
+                    speak, go_on = trainer.is_global_zero, goes_on_with(self._of_run)
+                    WATCH.stop("in a sweep", speak=speak, lost=not self._step, go_on=go_on)
                 if watch.last_only and trial.steps < steps:
                     continue
                 values = _read(watch.observers, trainer, self.module)

@@ -133,13 +133,14 @@ class SignalWatch:
             with suppress(ProcessLookupError):
                 os.kill(pid, signum)
 
-    def stop(self, where: str, *, speak: bool = True, lost: bool = True) -> NoReturn:
+    def stop(self, where: str, *, speak: bool = True, lost: bool = True, go_on: str = "") -> NoReturn:
         """Say where the run stops, in one line, and end it.
 
         Args:
             where: completes "Stopped by SIGTERM ..."; empty where there is nothing to add.
             speak: on one rank.
             lost: nothing is kept to go on from, so that the command that was typed begins again.
+            go_on: the command that goes on from what is kept; empty where none is known.
 
         Raises:
             Stopped: always.
@@ -147,6 +148,7 @@ class SignalWatch:
         signum = signal.SIGTERM if self.requested is None else self.requested
         if speak and self.speaks and not (self.is_started_rank and os.environ.get("LOCAL_RANK", "0") != "0"):
             again = f" Begin again with {self.again}" if self.again and self.saves and lost else ""
+            again = f" Go on with {go_on}" if go_on and not lost else again
             _say(f"Stopped by {signal.Signals(signum).name}{' ' * bool(where)}{where}.{again}")
         raise Stopped(signum)
 
@@ -168,6 +170,11 @@ def stop_in_generation() -> None:
 
 #: of this process; a forked rank takes it over by `SignalWatch.install`
 WATCH = SignalWatch()
+
+
+def goes_on_with(callbacks: Iterable[Any]) -> str:
+    """Return the command by which a run with these callbacks goes on; empty where none of them keeps a checkpoint."""
+    return next((str(c.goes_on_with()) for c in callbacks if hasattr(c, "goes_on_with")), "")
 
 
 def stop_requested(trainer: Trainer) -> bool:

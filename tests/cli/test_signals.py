@@ -1,6 +1,7 @@
 """Signals: the step is finished, last.ckpt is written, the exit status is the signal's, one line says where."""
 
 import os
+import re
 import shlex
 import signal
 from collections.abc import Callable
@@ -184,6 +185,8 @@ def test_before_a_sweep_the_run_is_kept(toy_folder, rows, send, capfd) -> None:
     said = capfd.readouterr().err
     assert "Stopped by SIGTERM in a sweep." in said
     assert "Begin again" not in said, "two steps are kept"
+    (go_on,) = re.findall(r"Stopped by SIGTERM in a sweep\. Go on with lightning (.+)", said)
+    assert "--ckpt_path" in go_on or "lightning_logs" in go_on
     assert stored()["global_step"] == 2
     assert fit(toy_folder, rows, *sweep, "--ckpt_path=last") == 0
     assert stored()["global_step"] == 8

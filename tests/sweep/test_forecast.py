@@ -320,3 +320,10 @@ def test_the_verb(toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert made["ahead"] == 20
     assert {p["outcome"] for p in made["probes"]} >= {"already ahead"}
     assert not Path("lightning_logs").exists()
+    own_callback = ["--trainer.callbacks+=ExposureForecast", f"--trainer.callbacks.probes={probes}"]
+    main(["forecast", *given, *own_callback, "--stretch=9", f"--output={tmp_path}/two.json"])
+    printed = capsys.readouterr().out
+    assert (
+        "Only this forecast has them; the run below forecasts by the ExposureForecast of its settings: --stretch 9."
+        in printed
+    )
