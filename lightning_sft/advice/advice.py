@@ -11,8 +11,6 @@ from lightning_sft.metrics.capability_reading import Place
 
 #: stands in commands for the configuration of the reader
 CONFIG = "CONFIG"
-#: gives a comparison rows to judge by, where the reader's run has none
-JUDGED = "--data.val_split 0.1"
 #: arms of a comparison: each costs a search for its rate
 MOST_ARMS = 3
 
@@ -53,6 +51,13 @@ class Advice:
         # objectives that are made of others have no short name
         named = dict.fromkeys(c.short() for c in (NLL, *self.try_first, *self.avoid) if c.is_plain)
         return (*named,)[:MOST_ARMS]
+
+    @property
+    def reason(self) -> str:
+        """What speaks for the command, in a clause."""
+        if self.compare:
+            return "what the model knew before training does not tell which objective is best, and a comparison does"
+        return f"what the model knew before training speaks for {self.pick.short()}"
 
     def speaks_against(self, objective: Any) -> bool:
         """Return whether an objective, as a module has it, is one of those to avoid."""

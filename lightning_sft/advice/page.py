@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_sft.advice.advice import JUDGED, Advice
-from lightning_sft.advice.comparison import FIRST_LOOK, Comparison
+from lightning_sft.advice.advice import Advice
+from lightning_sft.advice.comparison import FIRST_LOOK, JUDGED, Comparison, too_few_to_compare
 from lightning_sft.advice.cost import Cost
 from lightning_sft.advice.evidence import RATES_HERE
 from lightning_sft.advice.options import RATE, files_first, without, without_objective
 from lightning_sft.advice.rate import RateReading
 from lightning_sft.advice.rules import advise
 from lightning_sft.advice.setup import Setup
+from lightning_sft.held_out import MIN_ROWS
 from lightning_sft.metrics.capability_reading import CapabilityReading, GroupReading
 from lightning_sft.units import count, duration, plural, probability
 
@@ -64,7 +65,7 @@ class Survey:
     def command(self) -> str:
         """Return the one command to run next."""
         advice = self.advice
-        if advice is None or not advice.compare:
+        if advice is None or not advice.compare or self.has_few:
             return self.fit()
         judged = "" if self._validates() else f" {JUDGED}"
         # every arm finds its own rate
@@ -78,6 +79,12 @@ class Survey:
         if advice is None:
             return f"lightning fit {shlex.join(options)}"
         return advice.fit(shlex.join(without_objective(options)))
+
+    @property
+    def has_few(self) -> bool:
+        """Whether the rows are too few to compare objectives on, as far as is known."""
+        train, val = ((self.counts or {}).get(what, {}).get("rows") for what in ("train", "val"))
+        return too_few_to_compare(train, val)
 
     def _validates(self) -> bool:
         """Return whether the run has validation rows, as far as is known."""
@@ -95,7 +102,12 @@ class Survey:
                 f"The learning rate stays at {found.rate:.2g}, which is {found.verdict}; the careful choice is "
                 f"`--lr {found.suggestion:.2g}`, see below."
             )
-        if advice is not None and advice.compare:
+        if advice is not None and advice.compare and self.has_few:
+            blocks.append(
+                "What the model knows does not tell which objective is best, and there are too few rows for a "
+                f"comparison: it needs {MIN_ROWS} or more to be judged by."
+            )
+        elif advice is not None and advice.compare:
             blocks += [_comparison(advice, self.cost), f"```sh\n{self.fit()}\n```"]
         if (rate := self.corrected) is not None:
             blocks += [
@@ -116,7 +128,7 @@ class Survey:
             blocks += ["## Learning rate", _rate(self.rate)]
         if self.cost is not None:
             blocks += ["## Cost", _cost(self.cost)]
-            if advice is not None and not advice.compare:
+            if advice is not None and not advice.compare and not self.has_few:
                 blocks.append(f"A comparison on your data, `lightning compare`: {_fits(len(advice.arms), self.cost)}")
         if self.memory is not None:
             blocks += ["## Memory of a device", _fenced(self.memory["text"])]

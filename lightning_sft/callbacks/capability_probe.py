@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from lightning_sft._lightning import callbacks_of, data_parallel_size_and_rank
-from lightning_sft.advice.advice import CONFIG, JUDGED, Advice
+from lightning_sft.advice.advice import CONFIG
+from lightning_sft.advice.comparison import JUDGED, too_few_to_compare
 from lightning_sft.advice.measure import measure, why_unreadable
 from lightning_sft.advice.rows import ReadingRows, rows_of_datamodule, rows_of_loader
 from lightning_sft.advice.rules import advise, doubts_of, few_answers
@@ -208,12 +209,12 @@ class CapabilityProbe(Callback):
             log_figure(trainer, "capability/figure", capability_figure(self.start, self.end), step)
         if self.end is None:
             log_text(trainer, "capability/advice", advice.markdown(options or CONFIG), step)
-            told = options if _is_news(self.start, pl_module) else None
+            told = options if _is_news(self.start, pl_module, trainer) else None
             picked = getattr(getattr(pl_module, "auto", None), "choice", None) is not None
             if told is not None and not picked and ends_with_commands(trainer):
                 command = advice.command(told)
                 against = advice.speaks_against(getattr(pl_module, "objective", None))
-                self.next_step = NextStep(_why(advice), command, False, compares=advice.compare, against=against)
+                self.next_step = NextStep(advice.reason, command, False, compares=advice.compare, against=against)
                 told = None
             self._tell(self.start, told, advises=not picked)  # what was picked has been told, and why
         else:
@@ -287,14 +288,9 @@ def _options(trainer: Trainer, compares: bool) -> str | None:
     return shlex.quote(str(config)) + (f" {JUDGED}" if lacks else "")
 
 
-def _why(advice: Advice) -> str:
-    """Return what speaks for the command of an advice."""
+def _is_news(reading: CapabilityReading, module: LightningModule, trainer: Trainer) -> bool:
+    """Return whether the advice is another objective than the run trains under, or a comparison that has the rows."""
+    advice, report = advise(reading), getattr(getattr(trainer, "datamodule", None), "report", {})
     if advice.compare:
-        return "what the model knew before training does not tell which objective is best, and a comparison does"
-    return f"what the model knew before training speaks for {advice.pick.short()}"
-
-
-def _is_news(reading: CapabilityReading, pl_module: LightningModule) -> bool:
-    """Return whether the advice is another objective than the run trains under, or a comparison."""
-    advice = advise(reading)
-    return advice.compare or str(advice.pick.build()) != str(getattr(pl_module, "objective", None))
+        return not too_few_to_compare(reading.rows_of_set, getattr(report.get("val"), "rows", None))
+    return str(advice.pick.build()) != str(getattr(module, "objective", None))

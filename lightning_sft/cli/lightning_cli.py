@@ -180,6 +180,7 @@ class SFTCLI(ConfigurationWins, LightningCLI):
                 "`lightning-sft export` writes a model folder for --model.model_name_or_path."
             )
         if self.subcommand != "fit":
+            run_folders.tell_other_settings(str(which), found, config)
             # ModelCheckpoint's remark that it will not continue the other run's list of best models
             warnings.filterwarnings("ignore", message="The dirpath has changed from")
         # The run goes on in its own folder, which naturally holds its checkpoints.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
 from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -14,11 +15,14 @@ from lightning_sft.checkpoints.read import read_checkpoint
 from lightning_sft.cli.front.words import join, split
 from lightning_sft.cli.verbs import LIGHTNING_VERBS
 from lightning_sft.errors import UserError
-from lightning_sft.places import CHECKPOINTS
+from lightning_sft.places import CHECKPOINT_WORDS, CHECKPOINTS, RUN_SETTINGS, near, newest_settings, run_of
+from lightning_sft.progress import note
 
 TENSORBOARD = "lightning.pytorch.loggers.TensorBoardLogger"
 CSV = "lightning.pytorch.loggers.CSVLogger"
 WANDB = "lightning.pytorch.loggers.WandbLogger"
+#: differences between a run's settings and those given that are named
+MOST_TOLD = 3
 #: loggers that keep a run in ``save_dir/name/version``
 VERSIONED = (TENSORBOARD, CSV)
 
@@ -180,3 +184,47 @@ def _root(trainer: Namespace, logger: Namespace) -> Path:
     place = Path(arguments.get("save_dir") or arguments.get("dir") or trainer.default_root_dir or ".")
     name = arguments.get("name") if logger.class_path in VERSIONED else arguments.get("project")
     return place / (name or (runs.LOGS if logger.class_path == WANDB else ""))
+
+
+def tell_other_settings(which: str, found: Path, config: Namespace) -> None:
+    """Say where the newest run, which ``last`` or ``best`` means, was made by other settings than those that are given.
+
+    Args:
+        which: as it was typed.
+        found: the checkpoint that it means.
+        config: of the verb, parsed and not instantiated.
+    """
+    run = run_of(found) if which in CHECKPOINT_WORDS else None
+    differ = [] if run is None else other_settings(run, config)
+    if run is not None and differ:
+        more = f"; and {len(differ) - MOST_TOLD} more" if len(differ) > MOST_TOLD else ""
+        note(
+            f"note: --ckpt_path {which} is of the newest run, {near(run)}, which was made by other settings: "
+            f"{'; '.join(differ[:MOST_TOLD])}{more}. Another run is read by its folder in place of the file."
+        )
+
+
+def other_settings(run: Path, config: Namespace) -> list[str]:
+    """Return in which settings of the model and its training rows a run and a configuration differ, with both values.
+
+    Args:
+        run: folder of the run, with its config.yaml.
+        config: of a verb, parsed and not instantiated.
+    """
+    if not (run / RUN_SETTINGS).is_file():
+        return []
+    theirs: Any = yaml.safe_load(newest_settings(run).read_text(encoding="utf-8")) or {}
+    ours: Any = config.clone().as_dict()
+    made = ({"model": of.get("model"), "data.train": (of.get("data") or {}).get("train")} for of in (theirs, ours))
+    there, here = (dict(_leaves(of)) for of in made)
+    both = [key for key in there if key in here and str(there[key]) != str(here[key])]
+    return [f"{key.replace('.init_args', '')} is {there[key]} there and {here[key]} here" for key in both]
+
+
+def _leaves(value: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what stands in nested mappings, by its key with dots."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{above}.{name}" if above else str(name))
+    else:
+        yield above, list(value) if isinstance(value, tuple) else value

@@ -5,12 +5,14 @@ import re
 
 import pytest
 
+from lightning_sft.advice.comparison import too_few_to_compare
 from lightning_sft.advice.evidence import RATES_HERE
 from lightning_sft.advice.page import Survey
 from lightning_sft.advice.rate import judge_rate
 from lightning_sft.sweep.results import RangeTest
 from lightning_sft.sweep.search import geometric_grid
 from lightning_sft.sweep.suggest import smoothed, suggest
+from tests.advice.test_rules import CASES
 
 
 def curve(losses: list[float], low: float = 1e-6, high: float = 1.0) -> RangeTest:
@@ -95,3 +97,17 @@ def test_beside_a_suggested_rate_stands_how_good_such_rates_are() -> None:
     assert RATES_HERE.what in told.markdown()
     told.rate = judge_rate(1e-3, curve([5.0, 5.01, 4.98, 5.0, 4.99]))
     assert RATES_HERE.what not in told.markdown()
+
+
+def test_a_comparison_is_offered_only_where_it_has_rows_to_learn_from_and_to_judge_by() -> None:
+    for train, val, few in [(2, 1, True), (19, 50, True), (200, 7, True), (79, None, True), (None, 3, True)]:
+        assert too_few_to_compare(train, val) == few
+    for train, val in [(20, 8), (80, None), (None, None), (None, 8)]:
+        assert not too_few_to_compare(train, val)
+    unsure = next(case for case in CASES.values() if case.compare)
+    told = Survey(["--config=a.yaml"], capability=unsure.reading, counts={"train": {"rows": 90}, "val": {"rows": 9}})
+    assert told.command().startswith("lightning compare")
+    told.counts = {"train": {"rows": 2}, "val": {"rows": 1}}
+    assert told.command().startswith("lightning fit")
+    assert "lightning compare" not in told.markdown().replace("`lightning compare` finds", "")
+    assert "there are too few rows for a comparison: it needs 8 or more to be judged by" in told.markdown()

@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_sft import SFTDataModule, SFTModule
 from lightning_sft.callbacks import LastCheckpoint
 from lightning_sft.checkpoints import runs
+from lightning_sft.cli.run_folders import tell_other_settings
 from lightning_sft.errors import UserError
 from tests.running import run, toy_arguments, write_rows
 
@@ -173,3 +176,29 @@ def test_a_damaged_last_names_the_newest_whole_one(toy_folder, rows, capsys) -> 
         Trainer(accelerator="cpu", logger=False, callbacks=[LastCheckpoint()]).fit(
             SFTModule(str(toy_folder)), SFTDataModule(str(rows)), ckpt_path=FOLDER / "last.ckpt"
         )
+
+
+def test_a_word_for_the_newest_run_says_where_that_run_was_made_otherwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 2e-5, "betas": [0.9, 0.999]}}
+    made = {"model": {"model_name_or_path": "toy", "optimizer": optimizer}, "data": {"train": "tiny.jsonl", "val": 3}}
+    (run / "config.yaml").write_text(yaml.safe_dump(made))
+    last = run / "checkpoints" / "last.ckpt"
+
+    def told(lr: float, train: str, which: str = "last") -> str:
+        arguments = Namespace(lr=lr, betas=(0.9, 0.999))
+        model = Namespace(model_name_or_path="toy", optimizer=Namespace(class_path="torch.optim.AdamW"))
+        model.optimizer.init_args = arguments
+        tell_other_settings(which, last, Namespace(model=model, data=Namespace(train=train, val=9)))
+        return capsys.readouterr().err
+
+    assert told(2e-5, "tiny.jsonl") == "", "what is read may differ"
+    assert told(3e-3, "rows.jsonl", str(run)) == "", "a run that is named is meant"
+    said = told(3e-3, "rows.jsonl")
+    assert "is of the newest run, " in said
+    assert (
+        "model.optimizer.lr is 2e-05 there and 0.003 here; data.train is tiny.jsonl there and rows.jsonl here" in said
+    )
