@@ -11,6 +11,7 @@ from lightning_sft.compare.power import needed, resolvable
 from lightning_sft.compare.report import ArmReport, Report
 from lightning_sft.compare.statistics import Contrast
 from lightning_sft.files import to_json
+from lightning_sft.held_out import MIN_ROWS
 from lightning_sft.units import duration, plural
 
 #: in place of an interval of differences that are all the same, which has no width
@@ -164,6 +165,11 @@ def explanation(report: Report) -> list[str]:
             "apart from it."
         )
     table = "\n".join(map(" ".join, _rows(report)))
+    if report.judged_rows and min(report.judged_rows) < MIN_ROWS:
+        few = plural(min(report.judged_rows), "row")
+        lines.append(
+            f"{few} to judge a replicate by: too few to trust. Hold out at least {MIN_ROWS}: --data.val_split."
+        )
     if ALIKE in table:
         lines.append(f"{ALIKE}: the same difference in every replicate, so there is no interval.")
     if any(_width(report, arm) > _WIDE for arm in report.arms[1:]):

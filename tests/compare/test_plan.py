@@ -99,6 +99,8 @@ def test_what_few_rows_and_empty_answers_look_like_is_said() -> None:
     report = make_report(of, work(of, ledger, poor, said.append), ledger.kept)
     table = markdown(report)
     assert "each judged by 8 rows; " in table
+    assert "too few to trust" not in table
+    assert "6 rows to judge a replicate by: too few to trust." in markdown(replace(report, judged_rows=[6, 9]))
     assert "B: in 1 of 2 replicates its answers are empty." in table
     assert "0.500 (-0.400 [-1.000, +1.000])" in table, "two probabilities differ by 1 at most"
     assert "half of what a share can be, or more, says little" in table
