@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from lightning_sft.advice.comparison import FIRST_LOOK, Comparison
+from lightning_sft.advice.cost import Cost
 from lightning_sft.advice.page import Survey
 from lightning_sft.advice.rate import judge_rate
 from lightning_sft.advice.rules import advise
@@ -63,7 +64,7 @@ def test_the_whole_page(toy_folder, tmp_path, capsys, monkeypatch):
     assert content["cost"]["validations"] == 6  # nine batches an epoch, and one before the first step
     assert "50 steps, 6 validations, the first of them before the first step: about " in page
     assert "Not in it: loading the model, " in page
-    assert "A comparison on your data, `lightning compare`: 3 objectives. Each searches" in page
+    assert "A comparison on your data, `lightning compare`" not in page, "four rows are too few to judge it by"
     assert "The curve is of the training loss at 11 rates from 1e-06 to " in page
     assert content["memory"]["strategy"] == "single"
     assert 0 < content["memory"]["weights"] <= content["memory"]["peak"]
@@ -165,6 +166,14 @@ def test_bad_options_are_named(toy_folder, tmp_path, capsys, option, message):
 def test_the_options_of_the_run_are_told_from_those_of_the_verb():
     given = ["--config", "a.yaml", "--skip", "rate", "--rows=5", "--model.lr", "1", "--output", "x", "--data.seed=3"]
     assert options_of_run(given) == ["--config", "a.yaml", "--model.lr", "1", "--data.seed=3"]
+
+
+def test_what_a_comparison_costs_stands_beside_the_cost_of_a_fit():
+    cost = Cost(3, 2.0, 10, 2, True, 5.0, 30.0, 2**30, 2**20, "cpu, 1 thread")
+    page = Survey([], capability=CASES["weak"].reading, cost=cost).markdown()
+    assert "10 steps, 2 validations, the first of them before the first step: about 30 s (20 s of training" in page
+    assert "A comparison on your data, `lightning compare`: 3 objectives. Each searches" in page
+    assert "45 fits like this run, about 22 min 30 s of training" in page
 
 
 def test_the_command_is_as_one_types_it():
