@@ -13,8 +13,6 @@ FIRST_LOOK = "--points 3 --refine 0 --replicates 3"
 #: the share of the training rows that judges a comparison of a run without validation rows, and the option for it
 JUDGED_SHARE = 0.1
 JUDGED = f"--data.val_split {JUDGED_SHARE}"
-#: with fewer training rows than this there is nothing to compare
-_FEWEST = 20
 
 
 def too_few_to_compare(train: float | None, val: float | None) -> bool:
@@ -25,7 +23,7 @@ def too_few_to_compare(train: float | None, val: float | None) -> bool:
         val: validation rows; None where there are none, and a share of the training rows judges.
     """
     judged = val if val is not None or train is None else JUDGED_SHARE * train
-    return (train is not None and train < _FEWEST) or (judged is not None and judged < MIN_ROWS)
+    return (train is not None and train < MIN_ROWS) or (judged is not None and judged < MIN_ROWS)
 
 
 @dataclass(frozen=True)

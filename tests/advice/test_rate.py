@@ -100,13 +100,15 @@ def test_beside_a_suggested_rate_stands_how_good_such_rates_are() -> None:
 
 
 def test_a_comparison_is_offered_only_where_it_has_rows_to_learn_from_and_to_judge_by() -> None:
-    for train, val, few in [(2, 1, True), (19, 50, True), (200, 7, True), (79, None, True), (None, 3, True)]:
+    for train, val, few in [(2, 1, True), (7, 50, True), (200, 7, True), (79, None, True), (None, 3, True)]:
         assert too_few_to_compare(train, val) == few
-    for train, val in [(20, 8), (80, None), (None, None), (None, 8)]:
+    for train, val in [(8, 8), (80, None), (None, None), (None, 8)]:
         assert not too_few_to_compare(train, val)
     unsure = next(case for case in CASES.values() if case.compare)
     told = Survey(["--config=a.yaml"], capability=unsure.reading, counts={"train": {"rows": 90}, "val": {"rows": 9}})
     assert told.command().startswith("lightning compare")
+    told.counts = {"train": {"rows": 90}}
+    assert "--data.val_split 0.1" in told.command(), "nine of them judge"
     told.counts = {"train": {"rows": 2}, "val": {"rows": 1}}
     assert told.command().startswith("lightning fit")
     assert "lightning compare" not in told.markdown().replace("`lightning compare` finds", "")

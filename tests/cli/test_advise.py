@@ -50,34 +50,34 @@ def test_the_whole_page(toy_folder, tmp_path, capsys, monkeypatch):
             weights.append({n: p.detach().clone() for n, p in model.scorer.causal_lm.named_parameters()})
 
     monkeypatch.setattr(Trainer, "fit", watched)
-    given = arguments(toy_folder, tmp_path, trainer__num_sanity_val_steps=-1)
+    given = arguments(toy_folder, tmp_path, trainer__num_sanity_val_steps=-1, data__val_split=8)
     page = page_of([*given, "--range_steps=12"], capsys)
     for title in ("The run", "Data", "Where the model stands", "Which objective", "Learning rate", "Cost", "Memory"):
         assert f"## {title}" in page
-    assert "36 rows" in page
+    assert "32 rows" in page
     assert "leaks: no row also stands in train" in page
     assert re.search(r"\*\*0.001 is (sane|very low)", page)
     content = json.loads(Path("advice/advice.json").read_text())
-    assert content["data"]["train"]["rows"] == 36
+    assert content["data"]["train"]["rows"] == 32
     assert content["cost"]["steps"] == 50
     assert content["cost"]["measured_steps"] == 11, "the steps of the range test are those that are timed"
-    assert content["cost"]["validations"] == 6  # nine batches an epoch, and one before the first step
-    assert "50 steps, 6 validations, the first of them before the first step: about " in page
+    assert content["cost"]["validations"] == 7  # eight batches an epoch, and one before the first step
+    assert "50 steps, 7 validations, the first of them before the first step: about " in page
     assert "Not in it: loading the model, " in page
     assert "A comparison on your data, `lightning compare`" not in page, "four rows are too few to judge it by"
     assert "The curve is of the training loss at 11 rates from 1e-06 to " in page
     assert content["memory"]["strategy"] == "single"
     assert 0 < content["memory"]["weights"] <= content["memory"]["peak"]
     assert content["memory"]["text"] in page
-    assert load_reading("advice/capability.json").all.rows == 36
+    assert load_reading("advice/capability.json").all.rows == 32
     assert content["command"] in page
     assert (content["setup"]["model"], content["setup"]["rows_of_step"]) == (str(toy_folder), 4)
-    assert content["setup"]["epochs"] == pytest.approx(50 * 4 / 36)
-    assert "50, which is 5.56 epochs of 36 rows" in page
+    assert content["setup"]["epochs"] == pytest.approx(50 * 4 / 32)
+    assert "50, which is 6.25 epochs of 32 rows" in page
     assert "4 rows (4 a batch)" in page
     assert [text.count("\u27e6") for text in content["examples"]] == [1, 1]
     assert all(f"```text\n{text}\n```" in page for text in content["examples"])
-    assert "say 0" in content["examples"][0]
+    assert re.search(r"say \d", content["examples"][0])
     # nothing but the page, and the weights are the folder's
     assert {p.name for p in tmp_path.iterdir()} == {"rows.jsonl", "advice"}
     from transformers import AutoModelForCausalLM

@@ -96,15 +96,16 @@ def test_a_run_that_picks_says_why_once(toy_folder: Path, tmp_path: Path, caplog
 def test_a_comparison_that_is_advised_has_rows_to_judge_by(
     toy_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = write_rows(tmp_path / "rows.jsonl", 12)  # too few for one objective
+    rows, judges = write_rows(tmp_path / "rows.jsonl", 12), write_rows(tmp_path / "val.jsonl", 8)
+    given = toy_arguments(toy_folder, rows, data__val_split=None, data__val=judges)  # too few for one objective
     with caplog.at_level("INFO"):
-        short = toy_arguments(toy_folder, rows, trainer__max_steps=1, data__val_split=None)
+        short = [*given, "--trainer.max_steps=1"]
         run("fit", short)
     assert suggested(capsys.readouterr().out) == [], "a comparison of runs as short would tell nothing either"
     with caplog.at_level("INFO"):
         run("fit", [*short, "--trainer.max_steps=9", "--model.optimizer=SGD", "--model.optimizer.lr=1e-6"])  # 3 epochs
     (said,) = suggested(capsys.readouterr().out)
-    run("advise", [*toy_arguments(toy_folder, rows, data__val_split=None), "--skip=cost,rate"])
+    run("advise", [*given, "--skip=cost,rate"])
     (page,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("lightning compare"))
     for line in (said, page):
         main([*shlex.split(line)[1:], "--power"])
