@@ -19,6 +19,8 @@ COLOURS = ("#2f86c1", "#e0702e", "#1d9e78", "#b862b0", "#a98c1c", "#7d8b99")
 BAND = "#2f86c1"
 #: points of a curve that are drawn at most, and up to which single readings are marked
 MOST_POINTS, FEW = 400, 40
+#: pixels of a chart, and of each line of its legend beyond the first
+_HEIGHT, _LEGEND = 230, 20
 #: labels of more signs stand one below the other
 _LONG = 22
 CONFIG: Spec = {
@@ -76,6 +78,7 @@ def curves(title: str, y: str, series: Iterable[Series], *, note: str = "", shar
     """Return curves over the optimizer steps; None without a point."""
     rows: list[dict[str, Any]] = []
     labels: list[str] = []
+    drawn: list[Series] = []
     dashes: list[list[int]] = []
     hues: list[str] = []
     for one in series:
@@ -83,6 +86,7 @@ def curves(title: str, y: str, series: Iterable[Series], *, note: str = "", shar
         if not points:
             continue
         labels.append(one.label)
+        drawn.append(one)
         dashes.append([5, 4] if one.dashed else [1, 0])
         hues.append(COLOURS[(len(hues) if one.colour is None else one.colour) % len(COLOURS)])
         few = len(points) <= FEW and not one.dashed
@@ -91,10 +95,15 @@ def curves(title: str, y: str, series: Iterable[Series], *, note: str = "", shar
         return None
     colour: Spec = {"field": "s", "type": "nominal", "sort": None, "scale": {"domain": labels, "range": hues},
                     "legend": None}  # fmt: skip
+    # of several runs a dashed curve has the colour of its run, and the note says what dashes mean
+    told = [(one.label, one.colour) for one in drawn if not one.dashed or one.colour is None]
+    told += [(one.label, one.colour) for one in drawn if one.dashed and one.colour not in {c for _, c in told}]
+    named = [label for label, _ in told]
+    columns = 1 if max(map(len, named)) > _LONG else 2
     if len(labels) > 1:
         # a stroke, which can be dashed; of a chart with dots, too, whose sign would be a dot
-        colour["legend"] = {"columns": 1 if max(map(len, labels)) > _LONG else 2, "symbolType": "stroke",
-                            "symbolSize": 500, "symbolStrokeWidth": 2}  # fmt: skip
+        colour["legend"] = {"columns": columns, "symbolType": "stroke", "symbolSize": 500, "symbolStrokeWidth": 2,
+                            **({"values": named} if len(named) < len(labels) else {})}  # fmt: skip
     scale = {"domain": [0, 1]} if share else {"zero": False}
     x = {"field": "x", "type": "quantitative", "title": "optimizer step", "axis": {"grid": False, "format": "~s"}}
     encoding = {
@@ -113,7 +122,9 @@ def curves(title: str, y: str, series: Iterable[Series], *, note: str = "", shar
     dots = {"mark": {"type": "point", "filled": True, "size": 45, "opacity": 1, "clip": True},
             "transform": [{"filter": "datum.few"}]}  # fmt: skip
     layers = [lines, dots] if any(row["few"] for row in rows) else [lines]
-    return Chart(title, note, _spec(rows, encoding=encoding, layer=layers))
+    # the legend stands within the height: the curves keep theirs
+    height = _HEIGHT + _LEGEND * (math.ceil(len(named) / columns) - 1 if len(labels) > 1 else 0)
+    return Chart(title, note, _spec(rows, encoding=encoding, layer=layers, height=height))
 
 
 def continuum(readings: Sequence[tuple[str, Mapping[str, Any]]], cut_offs: Mapping[str, float]) -> Chart:
@@ -264,6 +275,6 @@ def _rounded(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def _spec(rows: Sequence[Mapping[str, Any]], *, height: int = 230, **rest: Any) -> Spec:
+def _spec(rows: Sequence[Mapping[str, Any]], *, height: int = _HEIGHT, **rest: Any) -> Spec:
     return {"width": "container", "height": height, "autosize": {"type": "fit", "contains": "padding"},
             "data": {"values": list(rows)}, **rest}  # fmt: skip

@@ -64,7 +64,7 @@ def test_the_whole_page(toy_folder, tmp_path, capsys, monkeypatch):
     assert content["cost"]["validations"] == 7  # eight batches an epoch, and one before the first step
     assert "50 steps, 7 validations, the first of them before the first step: about " in page
     assert "Not in it: loading the model, " in page
-    assert "A comparison on your data, `lightning compare`" not in page, "four rows are too few to judge it by"
+    assert "A comparison on your data, `lightning compare`" in page, "eight rows judge it"
     assert "The curve is of the training loss at 11 rates from 1e-06 to " in page
     assert content["memory"]["strategy"] == "single"
     assert 0 < content["memory"]["weights"] <= content["memory"]["peak"]

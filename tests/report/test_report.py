@@ -283,6 +283,15 @@ def test_runs_side_by_side(tmp_path: Path, fast: None, monkeypatch: pytest.Monke
     }
     hues = first["encoding"]["color"]["scale"]
     assert len(set(hues["range"])) == 2, "a colour a run"
+    legend = first["encoding"]["color"]["legend"]
+    assert legend["values"] == ["NLL_lr0.001, held out", "DFT_lr0.001, held out"], "the note says what dashes mean"
+    one, three = (
+        curves("NLL", "nats", [Series("a run of a long name " * 2 + str(i), [(0, 1), (1, 2)]) for i in range(n)])
+        for n in (1, 3)
+    )
+    assert one is not None
+    assert three is not None
+    assert three.spec["height"] == one.spec["height"] + 40, "a legend of three lines takes nothing from the curves"
     with pytest.raises(UserError, match="twice"):
         open_runs(["NLL_lr0.001_2026-03-01_12-30-00"] * 2)
 
