@@ -96,6 +96,7 @@ def _inline(text: str) -> str:
     # text, fence, code, text, fence, code, ..., text
     parts = re.split(r"(`+)((?:(?!\1).)+)\1", html.escape(text, quote=False))
     plain = [re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", part) for part in parts[::3]]
+    plain = [part.replace("-&gt;", "&rarr;") for part in plain]  # of two signs a line may end between them
     codes = [f"<code>{re.sub('^ (.*) $', lambda m: m[1], part)}</code>" for part in parts[2::3]]
     return "".join(piece for pair in zip(plain, [*codes, ""], strict=True) for piece in pair)
 

@@ -10,6 +10,7 @@ from lightning_sft.audit.probing import ProbeOutcome
 from lightning_sft.audit.render import as_code
 from lightning_sft.audit.result import Audit
 from lightning_sft.audit.special import special_sentence
+from lightning_sft.places import CHECKPOINTS
 from lightning_sft.probes.verdict import VerdictSettings
 from lightning_sft.units import plural
 
@@ -25,9 +26,14 @@ def title(audit: Audit) -> str:
 
 
 def short_name(name: str) -> str:
-    """Return the end of a path, and a hub name as it is."""
+    """Return the end of a path, with the run of a checkpoint, and a hub name as it is.
+
+    >>> short_name("/home/me/lightning_logs/NLL_1/checkpoints/last.ckpt"), short_name("Qwen/Qwen3-0.6B")
+    ('NLL_1/checkpoints/last.ckpt', 'Qwen/Qwen3-0.6B')
+    """
     parts = name.rstrip("/").split("/")
-    return name if len(parts) <= 2 else "/".join(parts[-2:])
+    kept = 3 if parts[-2:-1] == [CHECKPOINTS] else 2
+    return name if len(parts) <= kept else "/".join(parts[-kept:])
 
 
 def in_short(audit: Audit) -> list[str]:

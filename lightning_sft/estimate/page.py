@@ -50,7 +50,11 @@ def verdict(held: DeviceMemory, gib: float | None, *, gpu: bool) -> str:
     if gib is not None:
         return f"{peak}: {'fits' if fits(held, gib, gpu=gpu) else 'does NOT fit'} into {gib:g} GiB."
     enough = next((size for size in USUAL if fits(held, size, gpu=gpu)), None)
-    what = "more than a device of 141 GiB has" if enough is None else f"fits into a device of {enough} GiB"
+    what = (
+        "more than a device of 141 GiB has"
+        if enough is None
+        else f"the smallest usual GPU that will do has {enough} GiB"
+    )
     return f"{peak}: {what}."
 
 

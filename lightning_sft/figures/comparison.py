@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from lightning_sft.compare.keys import heading_of, score_of
+from lightning_sft.compare.keys import Score, heading_of, score_of
 from lightning_sft.compare.report import ArmReport, Report
 from lightning_sft.figures.style import new_figure, styled, theme
 
@@ -53,7 +53,14 @@ def _panel(axes: Axes, report: Report, others: list[ArmReport], key: str) -> Non
     axes.grid(visible=False)
     axes.tick_params(axis="y", length=0)
     axes.set_title(heading_of(key))
-    axes.set_xlabel(f"{'points' if score.share else 'difference'}, {'more' if score.higher else 'less'} is better")
+    axes.set_xlabel(f"difference{_in_unit(score)}, {'more' if score.higher else 'less'} is better")
+
+
+def _in_unit(score: Score) -> str:
+    """Return the unit of a difference as an axis says it; empty for one that has none."""
+    if score.share:
+        return " in points"
+    return " in nats per token" if score.key.endswith(("nll", "kl")) else ""
 
 
 def _known(arm: ArmReport, key: str) -> bool:

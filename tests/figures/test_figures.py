@@ -7,8 +7,10 @@ import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from lightning_sft.compare.keys import score_of
 from lightning_sft.errors import UserError
 from lightning_sft.figures.capability import capability_figure
+from lightning_sft.figures.comparison import _in_unit
 from lightning_sft.figures.probes import order_curves, rank_heat_map
 from lightning_sft.figures.style import DARK, LIGHT
 from lightning_sft.figures.sweeps import sweep_figure
@@ -132,3 +134,9 @@ def test_the_capability_figure_leaves_special_tokens_out_as_the_terminal_does() 
     plain = read_capability(TokenTable.from_matrix(tokens[~is_end]))
     assert plain.scalars()["capability/content/mean_p"] == plain.scalars()["capability/mean_p"]
     assert "special" not in words(capability_figure(plain))
+
+
+def test_the_axis_of_a_comparison_says_its_unit() -> None:
+    assert _in_unit(score_of("val/nll")) == " in nats per token"
+    assert _in_unit(score_of("val/exact_match")) == " in points"
+    assert _in_unit(score_of("val/mean_p")) in ("", " in points")
