@@ -93,12 +93,13 @@ class Advice:
         lines += [] if options is None else [f"Next: {self.command(options)}"]
         return "\n".join(lines)
 
-    def markdown(self, options: str = CONFIG, *, command: bool = True) -> str:
+    def markdown(self, options: str = CONFIG, *, command: bool = True, wraps: bool = False) -> str:
         """Return the whole advice as Markdown.
 
         Args:
             options: those that name the reader's run, for the command.
             command: whether to end with the command.
+            wraps: whether the command may be wrapped, for TensorBoard, which cuts what is wider than its box.
         """
         lines = [f"**{self.headline}**", ""]
         lines += [f"- Try first: {_named(self.try_first, '`')}"]
@@ -107,7 +108,8 @@ class Advice:
         lines += ["", *self.why, "", "What this rests on:", ""]
         lines += [f"- {e.kind}: {e.what} {e.link}" for e in self.evidence]
         lines += ["", "What it does not say:", "", *(f"- {limit}" for limit in self.limits)]
-        lines += ["", "Run next:", "", "```sh", self.command(options), "```"] if command else []
+        run = [f"`{self.command(options)}`"] if wraps else ["```sh", self.command(options), "```"]
+        lines += ["", "Run next:", "", *run] if command else []
         return "\n".join(lines)
 
     def to_dict(self, options: str = CONFIG) -> dict[str, Any]:

@@ -208,7 +208,7 @@ class CapabilityProbe(Callback):
         if can_show(trainer):
             log_figure(trainer, "capability/figure", capability_figure(self.start, self.end), step)
         if self.end is None:
-            log_text(trainer, "capability/advice", advice.markdown(options or CONFIG), step)
+            log_text(trainer, "capability/advice", advice.markdown(options or CONFIG, wraps=True), step)
             told = options if _is_news(self.start, pl_module, trainer) else None
             picked = getattr(getattr(pl_module, "auto", None), "choice", None) is not None
             if told is not None and not picked and ends_with_commands(trainer):

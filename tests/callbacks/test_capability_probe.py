@@ -276,6 +276,8 @@ def test_figures_reach_tensorboard(toy_folder, tmp_path):
     events.Reload()
     assert [image.step for image in events.Images("capability/figure")] == [0, 4]
     assert "capability/advice/text_summary" in events.Tags()["tensors"]
+    (text,) = events.Tensors("capability/advice/text_summary")
+    assert b"```" not in text.tensor_proto.string_val[0], "TensorBoard does not wrap a block of code"
 
 
 @pytest.mark.parametrize("trained", [False, True])
