@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from lightning_sft.advice.evidence import RATES_HERE
 from studies.cells import Cell
 from studies.rates import analysis
 from studies.rates.analysis import losses, units
@@ -28,7 +29,7 @@ def sentences(cells: Sequence[Cell]) -> list[str]:
         asked,
         f"On small models the rate that our band recommends loses {shown[BAND]}% of what the best rate gains; "
         f"constants tuned on two other tasks of the same model {shown[TUNED]}%, the published formula by width "
-        f"{shown[FORMULA]}%, and what `lightning advise` suggests {shown[ADVISED]}%.",
+        f"{shown[FORMULA]}%, and what `lightning advise` suggested when this was registered {shown[ADVISED]}%.",
         decision(cells),
     ]
 
@@ -60,13 +61,16 @@ def remarks(cells: Sequence[Cell]) -> str:
     worst = {name: percent(by_name[name].worst) for name in (BAND, TUNED, ADVISED)}
     times = ", ".join(f"{task} {ratio:.1f}" for task, ratio in lora_times(cells).items())
     lines = [
-        f"- `lightning advise` and `LearningRateSweep` do not use the band. Beside the rate that it suggests, `advise` "
-        f"says what such rates lose here: {percent(by_name[ADVISED].mean)}%, and that runs to a quarter of the way "
-        "find better ones.",
+        "- `lightning advise` and `LearningRateSweep` do not use the band. The rule called `advise` here is the one "
+        "that "
+        f"it had when this was registered; it loses {percent(by_name[ADVISED].mean)}%. In runs of 60 steps the rate "
+        "that "
+        "it named failed, so `advise` names a lower one since, and says what that one loses in these runs: "
+        f"{RATES_HERE.what}",
         f"- The differences are wide because blocks differ: in its worst block the band loses {worst[BAND]}%, the "
-        f"pilot's constants {worst[TUNED]}%, the suggestion of `advise` {worst[ADVISED]}%. That the band has no bad "
+        f"pilot's constants {worst[TUNED]}%, the rule of `advise` {worst[ADVISED]}%. That the band has no bad "
         f"block was seen after the runs, and was not what was registered{_elsewhere(cells)}.",
-        f"- A tenth of the rate at the training loss's minimum, which is what `advise` takes, fails under LoRA "
+        f"- A tenth of the rate at the training loss's minimum, which is what `advise` took, fails under LoRA "
         f"({percent(by_name[ADVISED].lora)}% lost, all weights {percent(by_name[ADVISED].full)}%): its rate over the "
         f"best one is {lora_ratios(cells, ADVISED)} (geometric means of seeds).",
         f"- Ten times the rate for LoRA is no law on these models. Best rate under LoRA over that of all weights "
