@@ -57,7 +57,7 @@ class RunSummary(Callback):
         self.took_steps = False
 
     @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.took_steps = True  # a run that was resumed after its end does not come here
 
     @override

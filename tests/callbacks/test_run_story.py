@@ -248,20 +248,18 @@ def test_a_loss_that_is_the_nll_stands_once_and_p_against_the_nll_is_explained(
     assert "val/mean_p fell although val/nll fell: fewer tokens are nearly impossible now" in out
 
 
+@pytest.mark.parametrize(("end", "further"), [("max_steps=2", "--max_steps 4"), ("max_epochs=1", "--max_epochs 2")])
 def test_a_run_that_had_ended_says_that_it_took_no_step(
-    toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    end: str, further: str, toy_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = write_rows(tmp_path / "rows.jsonl")
     words = ["--trainer.accelerator=cpu", "--data.val_split=4", "--batch_size=5", "--output=runs"]
     fit = ["fit", "--model", str(toy_folder), "--train", str(rows), *words]
-    main([*fit, "--max_steps=2"])
+    main([*fit, f"--{end}"])
     assert "No step was taken" not in capsys.readouterr().out
     main(["fit", str(run_folder(Path("runs")))])
     out = capsys.readouterr().out
-    assert (
-        "No step was taken: the run had reached max_steps=2 before. Give more to train on, such as --max_steps 4."
-        in out
-    )
+    assert f"No step was taken: the run had reached {end} before. Give more to train on, such as {further}." in out
     assert "not comparable" not in out
 
 
