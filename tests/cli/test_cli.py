@@ -316,8 +316,7 @@ def test_another_learning_rate_on_resume_is_refused_and_not_ignored(
     run("fit", [*toy_arguments(toy_folder, rows), *base, "--model.optimizer.lr=0.001"])
     more = [*toy_arguments(toy_folder, rows, trainer__max_steps=5), "--ckpt_path=last"]
     message = message_of(["fit", *more, *base, "--model.optimizer.lr=0.5"], capsys)
-    assert "lr=0.001" in message
-    assert "lr=0.5" in message
+    assert "lr of the optimizer AdamW (checkpoint: 0.001, this run: 0.5)" in message
     assert "SGD(" in message_of(["fit", *more, "--model.optimizer=torch.optim.SGD"], capsys)
 
 
