@@ -232,7 +232,7 @@ def test_the_comparison_that_a_page_ends_with_runs_to_its_end(toy_folder, tmp_pa
     from lightning_sft.cli.compare.arms import objective_arms
 
     between = json.dumps([{"class_path": "CapabilityProbe", "init_args": {"weak": 1e-6, "strong": 0.9}}])
-    given = arguments(toy_folder, tmp_path, trainer__callbacks=between, trainer__max_steps=2)
+    given = arguments(toy_folder, tmp_path, trainer__callbacks=between, trainer__max_steps=2, data__val_split=8)
     page = page_of([*given, "--skip=rate", "--steps=1"], capsys)
     content = json.loads(Path("advice/advice.json").read_text())
     assert content["advice"]["place"] == "intermediate"
