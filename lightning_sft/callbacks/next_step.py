@@ -90,9 +90,14 @@ def _to_exact_answers(trainer: Trainer) -> NextStep | None:
             if few and more and end.judged.nll < start.judged.nll and _has_settings(folder):
                 exact = end.all.exact_answers
                 why = f"{exact} of {plural(end.all.answers, 'training answer')} {are(exact)} exact so far"
-                command = shlex.join(["lightning", "fit", str(near(folder)), *more])
+                command = _going_on(folder, more)
                 return NextStep(why, command, measured=False, only_longer=True)
     return None
+
+
+def _going_on(folder: Path, more: Sequence[str]) -> str:
+    """Return the command by which the run of a folder goes on."""
+    return shlex.join(["lightning", "fit", str(near(folder)), *more])
 
 
 def _has_settings(folder: Path | None) -> TypeGuard[Path]:
@@ -174,7 +179,7 @@ def _go_on(folder: Path | None, more: Sequence[str]) -> tuple[NextStep | None, s
     if not _has_settings(folder):
         return None, "To tell, train longer."
     why = "this was too short to tell whether it fails silently, and it goes on from its last step"
-    command = shlex.join(["lightning", "fit", str(near(folder)), *more])
+    command = _going_on(folder, more)
     return NextStep(why, command, measured=False, only_longer=True), _in_lines(why, command)
 
 
@@ -190,7 +195,7 @@ def _further(folder: Path | None, more: Sequence[str], loss_rose: bool) -> tuple
     if not more or not _has_settings(folder):
         return _in_words("To get the right words ahead, train longer or at a higher learning rate.", folder)
     why = "most right words are not the first choice yet, and more steps, or a higher learning rate, push them further"
-    command = shlex.join(["lightning", "fit", str(near(folder)), *more])
+    command = _going_on(folder, more)
     return NextStep(why, command, measured=True, only_longer=True), _in_lines(why, command)
 
 

@@ -255,7 +255,8 @@ def _rates_among(cells: Sequence[Cell]) -> list[str]:
             if rows.seen:
                 chosen = "yes" if own and own[0].rate == cell.rate else ""
                 nll = percent(nll_change([cell]), low=-float("inf"))
-                lines.append([arm, f"{cell.rate:.3g}", *_shares(rows)[:1], *_shares(rows)[-2:], nll, chosen])
+                silent, *_, flipped, fell_not = _shares(rows)
+                lines.append([arm, f"{cell.rate:.3g}", silent, flipped, fell_not, nll, chosen])
     if not lines:
         return []
     told = (
