@@ -58,6 +58,16 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
+def was(number: int) -> str:
+    """Return the verb of a number of things in the past."""
+    return "was" if number == 1 else "were"
+
+
+def are(number: int) -> str:
+    """Return the verb of a number of things."""
+    return "is" if number == 1 else "are"
+
+
 def adapter_kind(name: str) -> str:
     """Return an adapter as it is called, from the name of its configuration's class.
 

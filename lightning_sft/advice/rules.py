@@ -26,7 +26,7 @@ from lightning_sft.metrics.capability_reading import (
     GroupReading,
     Place,
 )
-from lightning_sft.units import plural, probability
+from lightning_sft.units import are, plural, probability
 
 #: answers that must be right, and that must be wrong, before a share of right ones says much; ours
 ENOUGH_ANSWERS = 5
@@ -116,7 +116,7 @@ def doubts_of(reading: CapabilityReading) -> list[str]:
         missing = ENOUGH_ROWS - group.rows
         found.append(
             f"The reading rests on {plural(group.rows, 'row')}; {ENOUGH_ROWS} are needed to say where "
-            f"the model stands: {missing} {'is' if missing == 1 else 'are'} missing."
+            f"the model stands: {missing} {are(missing)} missing."
         )
     if group.mean_p_interval is not None:
         low, high = group.mean_p_interval

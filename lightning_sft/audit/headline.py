@@ -9,8 +9,8 @@ from lightning_sft.audit.result import Audit
 from lightning_sft.held_out import MIN_ROWS
 from lightning_sft.metrics.silent import SilentReading
 from lightning_sft.metrics.silent_verdict import SilentVerdict, too_few
-from lightning_sft.metrics.silent_words import LEFT_OUT, SPECIAL, are, was
-from lightning_sft.units import plural
+from lightning_sft.metrics.silent_words import LEFT_OUT, SPECIAL
+from lightning_sft.units import are, plural, was
 
 #: a model is almost unchanged where on text outside the task its predictions moved by less than this (nats per token),
 SAME_KL = 1e-3

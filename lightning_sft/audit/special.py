@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lightning_sft.audit.rows import AuditRows
 from lightning_sft.metrics.silent import SilentReading, TokenReading, read_silent
-from lightning_sft.metrics.silent_words import are, sentence
-from lightning_sft.units import plural
+from lightning_sft.metrics.silent_words import sentence
+from lightning_sft.units import are, plural
 
 NAMED = 3  # special tokens that are named
 

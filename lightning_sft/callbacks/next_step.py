@@ -16,9 +16,8 @@ from lightning_sft.callbacks.run_clock import epochs_done
 from lightning_sft.checkpoints.runs import run_folder
 from lightning_sft.metrics.capability_reading import CapabilityReading
 from lightning_sft.metrics.run_length import PASSES
-from lightning_sft.metrics.silent_words import are
 from lightning_sft.places import RUN_SETTINGS, near, newest_settings
-from lightning_sft.units import plural
+from lightning_sft.units import are, plural
 
 #: below this share of exact training answers a run is asked to go on, though nothing failed silently
 FEW_EXACT = 0.5

@@ -12,7 +12,7 @@ from lightning_sft.compare.report import ArmReport, Report
 from lightning_sft.compare.statistics import Contrast
 from lightning_sft.files import to_json
 from lightning_sft.held_out import MIN_ROWS
-from lightning_sft.units import duration, plural
+from lightning_sft.units import are, duration, plural
 
 #: in place of an interval of differences that are all the same, which has no width
 ALIKE = "[all alike]"
@@ -42,8 +42,8 @@ def sentence(report: Report) -> str:
         alike = [n for n in order if verdicts[n].verdict == "undecided"]
         name = alike[0]
         what = f"{name} and {first.name} are not told apart: {_difference(verdicts[name], report.score)}"
-        what += f"; nor {_are(alike[1:])} {_listed(alike[1:])} told apart from {first.name}" if alike[1:] else ""
-        what += f"; {_listed(worse)} {_are(worse)} worse" if worse else ""
+        what += f"; nor {are(len(alike) - 1)} {_listed(alike[1:])} told apart from {first.name}" if alike[1:] else ""
+        what += f"; {_listed(worse)} {are(len(worse))} worse" if worse else ""
     drift = next((key for key in report.keys if key.startswith("drift/")), None)
     side = ""
     if drift is not None and drift in report.arm(name).readings:
@@ -59,10 +59,6 @@ def sentence(report: Report) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _are(names: Sequence[str]) -> str:
-    return "is" if len(names) == 1 else "are"
 
 
 def _told_apart(arm: ArmReport, key: str) -> bool:

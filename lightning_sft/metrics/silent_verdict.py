@@ -9,8 +9,8 @@ from typing import Literal
 from lightning_sft.held_out import MIN_ROWS
 from lightning_sft.metrics.run_length import RunLength
 from lightning_sft.metrics.silent import SilentReading
-from lightning_sft.metrics.silent_words import LEFT_OUT, SPECIAL, Told, are, count, sentence
-from lightning_sft.units import plural
+from lightning_sft.metrics.silent_words import LEFT_OUT, SPECIAL, Told, count, sentence
+from lightning_sft.units import are, plural
 
 SilentOutcome = Literal[
     "silent failure", "still outranked", "too early", "overconfident", "no failure", "undecided", "nothing to judge"

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from lightning_sft.metrics.silent import SilentReading
-from lightning_sft.units import plural
+from lightning_sft.units import plural, was
 
 #: tokens by which nothing is called well
 SPECIAL, LEFT_OUT = "special tokens, such as the end of an answer", "special tokens left out"
@@ -98,16 +98,6 @@ def count(number: int, things: str) -> str:
     ('1 token of other rows', '2 rows')
     """
     return f"{number} {re.sub(_PLURAL, '', things, count=1) if number == 1 else things}"
-
-
-def was(number: int) -> str:
-    """Return the verb of a number of things in the past."""
-    return "was" if number == 1 else "were"
-
-
-def are(number: int) -> str:
-    """Return the verb of a number of things."""
-    return "is" if number == 1 else "are"
 
 
 def sentence(text: str) -> str:
